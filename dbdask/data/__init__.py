@@ -1,0 +1,1 @@
+"""Examples: what a dataset offers to training, and how it is read."""

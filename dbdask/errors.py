@@ -1,0 +1,21 @@
+"""What can go wrong, as types that a caller can tell apart."""
+
+
+class ShardLost(RuntimeError):
+    """A parameter shard is gone: its worker left, was killed, or answers no ping."""
+
+
+class Stale(RuntimeError):
+    """A message of an older generation reached a shard, which refused it."""
+
+
+class DataError(ValueError):
+    """Values found wrong when the chunk that holds them was read."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, already there, of another run, or damaged."""
+
+
+class WorkerError(RuntimeError):
+    """A worker cannot take part: it is named together with the remedy."""

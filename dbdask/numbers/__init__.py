@@ -1,0 +1,1 @@
+"""Numbers: what computes, without Dask."""

@@ -1,0 +1,1 @@
+"""Verbs: one for each algorithm of the paper."""
