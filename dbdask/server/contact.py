@@ -1,0 +1,159 @@
+"""The only room that touches the inside of `distributed`: calls to actors and workers by address.
+
+An `Actor` waits through the scheduler's view of the world and may wait for ever; here every call
+goes over a direct connection, under a deadline, and ends in the answer or in `ShardLost`.
+"""
+
+import asyncio
+import pickle
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import cloudpickle
+from distributed.core import ConnectionPool, send_recv
+from distributed.protocol import to_serialize
+from distributed.worker import get_worker
+
+from dbdask.errors import ShardLost, WorkerError
+from dbdask.server.deadlines import deadline
+
+
+class ActorPlace(NamedTuple):
+    """Where an actor lives: enough to call it, without depending on its task."""
+
+    worker: str
+    key: str
+
+
+LOST = (OSError, KeyError, asyncio.TimeoutError)
+
+
+async def call_actor(
+    pool: ConnectionPool, place: ActorPlace, method: str, *arguments: Any, nbytes: int = 0
+) -> Any:
+    """Call a method of an actor; a passed deadline asks the actor's worker, it does not judge.
+
+    Parameters
+    ----------
+    pool
+        The connection pool of the calling worker or client.
+    place
+        The actor's address.
+    method, arguments
+        What to call; arrays among the arguments travel as they are.
+    nbytes
+        Bytes that travel with the call or its answer; they lengthen the deadline.
+
+    Raises
+    ------
+    ShardLost
+        The worker left, forgot the actor, or answers no ping.
+    """
+    work = asyncio.ensure_future(_call(pool, place, method, arguments))
+    try:
+        while True:
+            done, _ = await asyncio.wait({work}, timeout=deadline("answer", nbytes))
+            if done:
+                return work.result()
+            if not await answers_ping(pool, place):
+                raise ShardLost(f"{place.key} on {place.worker} answers no ping")
+    except LOST as error:
+        raise ShardLost(f"{place.key} on {place.worker} is gone: {error!r}") from error
+    finally:
+        work.cancel()
+
+
+async def _call(
+    pool: ConnectionPool, place: ActorPlace, method: str, arguments: tuple[Any, ...]
+) -> Any:
+    reply = await _talk(
+        pool,
+        place.worker,
+        op="actor_execute",
+        actor=place.key,
+        function=method,
+        args=[to_serialize(argument) for argument in arguments],
+        kwargs={},
+    )
+    if reply["status"] == "error":
+        raise unwrap(reply["exception"])
+    return unwrap(reply["result"])
+
+
+async def _talk(pool: ConnectionPool, address: str, **message: Any) -> Any:
+    """One message and its answer over a pooled connection."""
+    comm = await pool.connect(address, timeout=deadline("connect"))
+    try:
+        return await send_recv(comm, reply=True, **message)
+    finally:
+        pool.reuse(address, comm)
+
+
+def unwrap(value: Any) -> Any:
+    """Between workers of one process a message arrives still wrapped for serialisation."""
+    return getattr(value, "data", value) if type(value).__name__ == "Serialize" else value
+
+
+async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
+    """Whether the actor's worker answers, for this actor, within the ping deadline."""
+    try:
+        await asyncio.wait_for(_call(pool, place, "ping", ()), deadline("ping"))
+    except (*LOST, RuntimeError):
+        return False
+    return True
+
+
+async def worker_answers(pool: ConnectionPool, address: str) -> bool:
+    """Whether a worker answers at all within the ping deadline."""
+    try:
+        await asyncio.wait_for(_talk(pool, address, op="identity"), deadline("ping"))
+    except (*LOST, RuntimeError):
+        return False
+    return True
+
+
+async def run_on(
+    pool: ConnectionPool, address: str, function: Callable[..., Any], *arguments: Any, seconds: float
+) -> Any:
+    """Run a function on a worker's event loop (a coroutine function is awaited there).
+
+    Raises
+    ------
+    WorkerError
+        The worker does not answer within `seconds`, or cannot load the function.
+    """
+    message = {
+        "op": "run",
+        "function": cloudpickle.dumps(function),
+        "args": pickle.dumps(arguments),
+        "kwargs": pickle.dumps({}),
+        "wait": True,
+    }
+    try:
+        reply = await asyncio.wait_for(_talk(pool, address, **message), seconds)
+    except LOST as error:
+        raise WorkerError(f"worker {address} gave no answer in {seconds:g} s: {error!r}") from error
+    if reply["status"] != "OK":
+        raise unwrap(reply["exception"])
+    return unwrap(reply["result"])
+
+
+def blocking(
+    loop: asyncio.AbstractEventLoop, coroutine: Awaitable[Any]
+) -> "asyncio.Future[Any] | Any":
+    """Start a coroutine on a worker's loop from a task's thread; a concurrent future comes back."""
+    return asyncio.run_coroutine_threadsafe(_as_coroutine(coroutine), loop)
+
+
+async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def this_worker() -> Any:
+    """The worker that runs the calling task."""
+    return get_worker()
+
+
+def worker_loop(worker: Any) -> asyncio.AbstractEventLoop:
+    """The asyncio loop on which a worker serves its calls."""
+    return worker.loop.asyncio_loop

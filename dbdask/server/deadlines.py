@@ -1,0 +1,26 @@
+"""Every wait of the parameter server, in one place; settable in `dask.config` under `dbdask.`."""
+
+import dask.config
+from dask.utils import parse_timedelta
+
+DEFAULTS = {
+    "connect": "5s",
+    "ping": "10s",
+    "answer": "10s",
+    "placement": "60s",
+    "preflight": "60s",
+    "silence": "10s",
+    "portion-end": "30s",
+}
+"""connect: reaching a worker. ping: a worker that answers none for so long is lost. answer: after
+so long (plus the bytes at `BYTES_PER_SECOND`) a pending call asks by ping. placement: a shard's
+constructor. preflight: a worker opening data and checkpoint. silence: the least wait before a
+portion is given to a second worker. portion-end: the portions in flight, once told to end."""
+
+BYTES_PER_SECOND = 20e6
+
+
+def deadline(name: str, nbytes: int = 0) -> float:
+    """Seconds that the wait called `name` may take when `nbytes` travel with it."""
+    configured = dask.config.get(f"dbdask.{name}", DEFAULTS[name])
+    return float(parse_timedelta(configured)) + nbytes / BYTES_PER_SECOND

@@ -1,0 +1,53 @@
+"""Where a shard's first state comes from; each source is small and makes the vectors in place."""
+
+import pickle
+from dataclasses import dataclass
+
+import numpy as np
+
+from dbdask.numbers import checkpoint
+from dbdask.numbers.ledger import Ledger
+from dbdask.numbers.optimizers import Optimizer
+from dbdask.server.shard import ShardState
+
+
+@dataclass(frozen=True)
+class FromModel:
+    """The model's own initial parameters for a seed."""
+
+    model: bytes
+    seed: int
+
+    def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
+        parameters = pickle.loads(self.model).initial_parameters(self.seed, start, stop)
+        vectors = {"parameters": np.array(parameters, dtype=np.float32)}
+        for name in optimizer.slots:
+            vectors[name] = optimizer.initial_slot(name, stop - start)
+        return ShardState(vectors, 0, Ledger())
+
+
+@dataclass(frozen=True)
+class FromSnapshot:
+    """A slice of a committed snapshot, whatever number of shards wrote it."""
+
+    path: str
+    group: str
+    applied: int
+    rows: tuple[tuple[int, int, int], ...]
+    first_open_epoch: int
+
+    def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
+        names = checkpoint.vector_names(self.path, self.group)
+        vectors = {
+            name: checkpoint.read_slice(self.path, self.group, name, start, stop) for name in names
+        }
+        ledger = Ledger.from_rows(list(self.rows), self.first_open_epoch)
+        return ShardState(vectors, self.applied, ledger)
+
+
+@dataclass(frozen=True)
+class FromNeighbour:
+    """Nothing yet: the state is taken over from the shard whose place this one takes."""
+
+    def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
+        return ShardState({"parameters": np.zeros(stop - start, np.float32)}, 0, Ledger())

@@ -1,0 +1,223 @@
+"""A parameter shard: a slice of the flat vector that stores itself and applies its own updates.
+
+A plain class: Dask makes an actor of it, and a test needs no cluster. Its methods are coroutines
+that hand the arithmetic to the shard's own one-thread executor. So no call waits behind another
+actor of the same worker, calls on one shard happen one after the other, and no fetch sees half an
+update.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dbdask.errors import Stale
+from dbdask.numbers import checkpoint
+from dbdask.numbers.ledger import Ledger
+from dbdask.numbers.optimizers import Optimizer
+
+
+REMEMBERED = 64  # commands whose answers are kept for a repeat
+
+
+class Acknowledgement(NamedTuple):
+    """What a shard answers to a push."""
+
+    version: int  # updates applied so far
+    staleness: int  # updates applied between the push's fetch and the push; -1 for a repeat
+    pause: bool  # the replica hands its portion back after this push
+
+
+class Progress(NamedTuple):
+    """What a shard knows of a portion."""
+
+    last_step: int
+    pause: bool
+
+
+@dataclass
+class ShardState:
+    """All that moves with a shard: vectors of one length, how many updates, and the ledger."""
+
+    vectors: dict[str, np.ndarray]
+    applied: int
+    ledger: Ledger
+
+
+class ParameterShard:
+    """Elements `start` to `stop` of the flat vector, with their optimiser state and ledger.
+
+    Parameters
+    ----------
+    start, stop
+        The slice, in elements of the flat vector.
+    optimizer
+        The update rule, which runs here.
+    generation
+        Messages of another generation are refused with `Stale`.
+    initial
+        Makes the first state on this worker, so that no vector travels.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        stop: int,
+        optimizer: Optimizer,
+        generation: int,
+        initial: Callable[[int, int, Optimizer], ShardState],
+    ) -> None:
+        self.start, self.stop = start, stop
+        self.optimizer = optimizer
+        self.generation = generation
+        self.state = initial(start, stop, optimizer)
+        self.copies: dict[int, ShardState] = {}
+        self.pausing = False
+        self._commands: dict[int, asyncio.Future[Any]] = {}
+        self._forgotten = -1
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="dbdask-shard")
+
+    async def _serve(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, function, *arguments)
+
+    def _check(self, generation: int) -> None:
+        if generation != self.generation:
+            raise Stale(f"generation {generation}, the shard is at {self.generation}")
+
+    async def ping(self) -> int:
+        """Answer at once, whatever the shard computes."""
+        return self.generation
+
+    # What replicas call
+
+    async def progress(self, generation: int, epoch: int, portion: int) -> Progress:
+        """Return the last step applied of a portion, and whether the run is pausing."""
+        return await self._serve(self._progress, generation, epoch, portion)
+
+    def _progress(self, generation: int, epoch: int, portion: int) -> Progress:
+        self._check(generation)
+        return Progress(self.state.ledger.last(epoch, portion), self.pausing)
+
+    async def fetch(self, generation: int) -> tuple[np.ndarray, int]:
+        """Return a consistent copy of the slice and the number of updates in it."""
+        return await self._serve(self._fetch, generation)
+
+    def _fetch(self, generation: int) -> tuple[np.ndarray, int]:
+        self._check(generation)
+        return self.state.vectors["parameters"].copy(), self.state.applied
+
+    async def push(
+        self,
+        generation: int,
+        identity: tuple[int, int, int],
+        gradient: np.ndarray,
+        fetched: int,
+    ) -> Acknowledgement:
+        """Apply a gradient once; a repeat of its identity (epoch, portion, step) changes nothing."""
+        return await self._serve(self._push, generation, identity, gradient, fetched)
+
+    def _push(
+        self, generation: int, identity: tuple[int, int, int], gradient: np.ndarray, fetched: int
+    ) -> Acknowledgement:
+        self._check(generation)
+        if not self.state.ledger.admit(*identity):
+            return Acknowledgement(self.state.applied, -1, self.pausing)
+        staleness = self.state.applied - fetched
+        vectors = self.state.vectors
+        slots = {name: vectors[name] for name in self.optimizer.slots}
+        self.optimizer.update(vectors["parameters"], gradient, slots, self.state.applied)
+        self.state.applied += 1
+        return Acknowledgement(self.state.applied, staleness, self.pausing)
+
+    async def fetch_copy(self, number: int) -> np.ndarray:
+        """Return the parameters of a snapshot copy (it is never written again)."""
+        return self.copies[number].vectors["parameters"]
+
+    # What the verb commands; each command carries a running number and is done once
+
+    async def command(self, number: int, name: str, *arguments: Any) -> Any:
+        """Do a numbered command; a repeat gets the first answer again."""
+        if number not in self._commands:
+            if number <= self._forgotten:
+                raise Stale(f"command {number} ({name}) is older than those that a shard remembers")
+            work = asyncio.ensure_future(getattr(self, "_" + name)(*arguments))
+            self._commands[number] = work
+            if len(self._commands) > REMEMBERED:
+                self._forgotten = min(self._commands)
+                del self._commands[self._forgotten]
+        return await asyncio.shield(self._commands[number])
+
+    async def _advance(self, generation: int) -> list[tuple[int, int, int]]:
+        """Enter a new generation: what is still on its way is refused. Returns the ledger."""
+        return await self._serve(self._enter, generation)
+
+    def _enter(self, generation: int) -> list[tuple[int, int, int]]:
+        self.generation = max(self.generation, generation)
+        return self.state.ledger.rows()
+
+    async def _pause(self, pausing: bool) -> list[tuple[int, int, int]]:
+        """Ask replicas, by their next acknowledgement, to hand their portions back (or not)."""
+        self.pausing = pausing
+        return await self._serve(self.state.ledger.rows)
+
+    async def _copy(self, number: int) -> int:
+        """Keep a copy of the state under a number; returns the updates in it."""
+        return await self._serve(self._take_copy, number)
+
+    def _take_copy(self, number: int) -> int:
+        vectors = {name: vector.copy() for name, vector in self.state.vectors.items()}
+        ledger = Ledger.from_rows(self.state.ledger.rows(), self.state.ledger.first_open_epoch)
+        self.copies[number] = ShardState(vectors, self.state.applied, ledger)
+        return self.state.applied
+
+    async def _write(self, number: int, path: str, group: str) -> int:
+        """Write a copy into its own chunk of a snapshot, on a thread that serves no calls."""
+        copy = self.copies[number]
+        await asyncio.to_thread(
+            checkpoint.write_slice, path, group, self.start, self.stop, copy.vectors
+        )
+        return copy.applied
+
+    async def _keep_best(self, number: int) -> None:
+        """Keep the parameters of a copy as the best so far."""
+        self.state.vectors["best"] = self.copies[number].vectors["parameters"].copy()
+
+    async def _drop(self, number: int) -> None:
+        """Forget a copy."""
+        self.copies.pop(number, None)
+
+    async def _close_epochs(self, epoch: int) -> None:
+        """Forget the ledger of the epochs before `epoch`."""
+        await self._serve(self.state.ledger.close_before, epoch)
+
+    async def _assign(self, values: np.ndarray) -> None:
+        """Replace the parameters."""
+        await self._serve(np.copyto, self.state.vectors["parameters"], values)
+
+    async def _adopt(self, rows: list[tuple[int, int, int]], first_open_epoch: int) -> None:
+        """Take over the survivors' ledger after a loss."""
+        self.state.ledger = Ledger.from_rows([tuple(row) for row in rows], first_open_epoch)  # type: ignore[misc]
+
+    async def read(self, name: str) -> np.ndarray:
+        """Return a copy of one vector: `parameters`, `best`, or an optimiser slot."""
+        return await self._serve(lambda: self.state.vectors[name].copy())
+
+    async def applied(self) -> int:
+        """Return the number of updates applied so far."""
+        return self.state.applied
+
+    async def whole_state(self) -> ShardState:
+        """Return a consistent copy of everything, for a shard that takes this one's place."""
+        return await self._serve(self._copy_state)
+
+    def _copy_state(self) -> ShardState:
+        vectors = {name: vector.copy() for name, vector in self.state.vectors.items()}
+        ledger = Ledger.from_rows(self.state.ledger.rows(), self.state.ledger.first_open_epoch)
+        return ShardState(vectors, self.state.applied, ledger)
+
+    async def _take_over(self, state: ShardState) -> None:
+        self.state = state
