@@ -157,3 +157,31 @@ def this_worker() -> Any:
 def worker_loop(worker: Any) -> asyncio.AbstractEventLoop:
     """The asyncio loop on which a worker serves its calls."""
     return worker.loop.asyncio_loop
+
+
+async def settled(future: Any, seconds: float) -> str:
+    """Wait, on the client's loop, until a future ends; its status comes back.
+
+    Raises
+    ------
+    asyncio.TimeoutError
+        It did not end within `seconds`.
+    """
+    await asyncio.wait_for(future._state.wait(), seconds)
+    return str(future.status)
+
+
+async def result_of(client: Any, future: Any) -> Any:
+    """Wait, on the client's loop, for the result of a task that returns scalars."""
+    return await client.gather(future, asynchronous=True)
+
+
+async def workers_now(client: Any) -> dict[str, int]:
+    """Return the address and threads of every worker that the scheduler knows now."""
+    return dict(await client.scheduler.ncores())
+
+
+async def place_of(client: Any, key: str) -> str | None:
+    """Return the address of the worker that holds a key, if one does."""
+    holders = await client.scheduler.who_has(keys=[key])
+    return next(iter(holders.get(key, ())), None)

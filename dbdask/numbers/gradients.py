@@ -1,0 +1,47 @@
+"""What a replica does to a gradient before it sends it: divide, measure, judge, clip."""
+
+import math
+
+import numpy as np
+
+BLOCK = 65_536  # floats: a block stays in the cache between the division and the sum
+
+
+def divide_and_measure(gradient: np.ndarray, weight: float) -> float:
+    """Divide a summed gradient by the sum of weights, in place; return its Euclidean norm.
+
+    The norm is infinite or NaN exactly when a component of the result is, or when the squares
+    overflow float32 within a block; both are reasons to refuse the gradient.
+    """
+    squares = 0.0
+    for start in range(0, gradient.size, BLOCK):
+        block = gradient[start : start + BLOCK]
+        if weight != 1.0:
+            np.divide(block, np.float32(weight), out=block)
+        squares += float(np.dot(block, block))
+    return math.sqrt(squares) if squares >= 0.0 else math.nan
+
+
+def is_good(loss: float, norm: float) -> bool:
+    """Whether a minibatch's loss and gradient norm may be sent to the shards."""
+    return math.isfinite(loss) and math.isfinite(norm)
+
+
+def clip(gradient: np.ndarray, norm: float, clip_norm: float | None) -> None:
+    """Scale a gradient in place so that its norm is at most `clip_norm`."""
+    if clip_norm is not None and norm > clip_norm:
+        np.multiply(gradient, np.float32(clip_norm / norm), out=gradient)
+
+
+def first_bad_parameter(gradient: np.ndarray, names: list[str], offsets: list[int]) -> str:
+    """Name the parameter that holds the first component that is not finite."""
+    bad = np.flatnonzero(~np.isfinite(gradient))
+    if not bad.size:
+        return "the loss"
+    position = int(np.searchsorted(offsets, bad[0], side="right")) - 1
+    return names[position]
+
+
+def minibatch_seed(seed: int, epoch: int, portion: int, step: int) -> int:
+    """Return the model's seed for a minibatch: from its identity, so that a repeat is the same."""
+    return int(np.random.SeedSequence((seed, epoch, portion, step)).generate_state(1)[0])

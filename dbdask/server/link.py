@@ -1,0 +1,152 @@
+"""What a replica holds of the parameter server: a frozen handle, and blocking calls over it."""
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dbdask.errors import ShardLost, Stale
+from dbdask.server.contact import ActorPlace, blocking, call_actor, worker_loop
+from dbdask.server.shard import Acknowledgement, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlace:
+    """A slice of the flat vector and the actor that holds it."""
+
+    start: int
+    stop: int
+    place: ActorPlace
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slice in float32."""
+        return 4 * (self.stop - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerHandle:
+    """Where the shards of one generation are: small, frozen, and no dependency of any task."""
+
+    run: str
+    generation: int
+    size: int
+    shards: tuple[ShardPlace, ...]
+
+
+@dataclass
+class Calls:
+    """The calls of one run that are under way on one worker, so that they can be ended."""
+
+    ended_generation: int = -1
+
+    def __post_init__(self) -> None:
+        self._open: dict[concurrent.futures.Future[Any], int] = {}
+
+    def start(self, loop: asyncio.AbstractEventLoop, generation: int, work: Coroutine) -> Any:
+        """Start a call of a generation; one of an ended generation is refused."""
+        if generation <= self.ended_generation:
+            work.close()
+            raise Stale(f"generation {generation} has ended")
+        future = blocking(loop, work)
+        self._open[future] = generation
+        future.add_done_callback(lambda done: self._open.pop(done, None))
+        return future
+
+    def end_generation(self, generation: int) -> None:
+        """End every call of `generation` and of those before it."""
+        self.ended_generation = max(self.ended_generation, generation)
+        for future, started in list(self._open.items()):
+            if started <= generation:
+                future.cancel()
+
+
+class ServerLink:
+    """Blocking calls on all shards at once, for the thread of a task.
+
+    Every method ends: in the answer, in `ShardLost`, or in `Stale` when the generation ended.
+    """
+
+    def __init__(self, handle: ServerHandle, worker: Any, calls: Calls) -> None:
+        self.handle = handle
+        self._pool = worker.rpc
+        self._loop = worker_loop(worker)
+        self._calls = calls
+
+    def progress(self, epoch: int, portion: int) -> list[Progress]:
+        """Ask every shard for the last step it applied of a portion."""
+        return self._wait(self._start("progress", lambda shard: (epoch, portion)))
+
+    def start_fetch(self, into: np.ndarray) -> concurrent.futures.Future[list[int]]:
+        """Start to fetch the parameters into a vector; the versions come back, a shard each."""
+
+        async def fetch(shard: ShardPlace) -> int:
+            values, version = await call_actor(
+                self._pool, shard.place, "fetch", self.handle.generation, nbytes=shard.nbytes
+            )
+            np.copyto(into[shard.start : shard.stop], values)
+            return version
+
+        return self._calls.start(self._loop, self.handle.generation, self._all(fetch))
+
+    def start_push(
+        self, identity: tuple[int, int, int], gradient: np.ndarray, fetched: list[int]
+    ) -> concurrent.futures.Future[list[Acknowledgement]]:
+        """Start to push a gradient to every shard under its identity (epoch, portion, step)."""
+        versions = dict(zip(self.handle.shards, fetched, strict=True))
+        return self._start(
+            "push",
+            lambda shard: (identity, gradient[shard.start : shard.stop], versions[shard]),
+            travels=True,
+        )
+
+    def fetch_copy(self, number: int, into: np.ndarray) -> None:
+        """Fetch the parameters of a snapshot copy into a vector."""
+
+        async def fetch(shard: ShardPlace) -> None:
+            values = await call_actor(
+                self._pool, shard.place, "fetch_copy", number, nbytes=shard.nbytes
+            )
+            np.copyto(into[shard.start : shard.stop], values)
+
+        self._wait(self._calls.start(self._loop, self.handle.generation, self._all(fetch)))
+
+    def wait(self, future: concurrent.futures.Future[Any]) -> Any:
+        """Wait for a call that was started; its own deadlines bound the wait."""
+        return self._wait(future)
+
+    def _start(
+        self, method: str, arguments: Callable[[ShardPlace], tuple[Any, ...]], travels: bool = False
+    ) -> concurrent.futures.Future[Any]:
+        async def one(shard: ShardPlace) -> Any:
+            return await call_actor(
+                self._pool,
+                shard.place,
+                method,
+                self.handle.generation,
+                *arguments(shard),
+                nbytes=shard.nbytes if travels else 0,
+            )
+
+        return self._calls.start(self._loop, self.handle.generation, self._all(one))
+
+    async def _all(self, one: Callable[[ShardPlace], Coroutine[Any, Any, Any]]) -> list[Any]:
+        tasks = [asyncio.ensure_future(one(shard)) for shard in self.handle.shards]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _wait(self, future: concurrent.futures.Future[Any]) -> Any:
+        try:
+            return future.result()
+        except (concurrent.futures.CancelledError, asyncio.CancelledError):
+            raise Stale(f"generation {self.handle.generation} has ended") from None
+        except RuntimeError as error:
+            if isinstance(error, (ShardLost, Stale)):
+                raise
+            raise ShardLost(f"a call to a shard failed: {error!r}") from error

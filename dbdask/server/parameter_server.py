@@ -1,0 +1,219 @@
+"""The verb's side of the parameter server: it places shards, commands them, and replaces lost ones.
+
+Runs on the client's event loop. The client sends numbered commands and receives scalars; vectors
+stay in the shards.
+"""
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dbdask.errors import ShardLost, Stale, WorkerError
+from dbdask.numbers.layout import cut
+from dbdask.numbers.optimizers import Optimizer
+from dbdask.server.contact import (
+    ActorPlace,
+    answers_ping,
+    call_actor,
+    place_of,
+    run_on,
+    settled,
+)
+from dbdask.server.deadlines import deadline
+from dbdask.server.link import ServerHandle, ShardPlace
+from dbdask.server.room import close_room, end_generation
+from dbdask.server.shard import ParameterShard, ShardState
+
+Initial = Callable[[int, int, Optimizer], ShardState]
+
+
+class ParameterServer:
+    """The shards of one run.
+
+    Parameters
+    ----------
+    client
+        The Dask client; its event loop runs every method.
+    run
+        The run's identity.
+    size, count
+        Length of the flat vector, and number of shards.
+    optimizer
+        The update rule that each shard applies to its own slice.
+    """
+
+    def __init__(
+        self, client: Any, run: str, size: int, count: int, optimizer: Optimizer
+    ) -> None:
+        self.client, self.run, self.size = client, run, size
+        self.slices = cut(size, count)
+        self.optimizer = optimizer
+        self.generation = 0
+        self._futures: list[Any] = [None] * len(self.slices)
+        self._places: list[ActorPlace | None] = [None] * len(self.slices)
+        self._command = 0
+
+    @property
+    def chunk(self) -> int:
+        """Elements of a shard (the last may hold fewer)."""
+        start, stop = self.slices[0]
+        return stop - start
+
+    @property
+    def handle(self) -> ServerHandle:
+        """The frozen handle of the current generation, for replicas."""
+        shards = []
+        for (start, stop), place in zip(self.slices, self._places, strict=True):
+            assert place is not None
+            shards.append(ShardPlace(start, stop, place))
+        return ServerHandle(self.run, self.generation, self.size, tuple(shards))
+
+    @property
+    def workers(self) -> list[str]:
+        """The worker of each shard."""
+        return [place.worker if place else "" for place in self._places]
+
+    async def place(self, initial: Initial, workers: Sequence[str]) -> None:
+        """Make every shard, spread over `workers`."""
+        await self.replace(range(len(self.slices)), initial, workers)
+
+    async def replace(
+        self, indices: Sequence[int], initial: Initial, workers: Sequence[str]
+    ) -> None:
+        """Make the named shards anew, each on the worker that holds the fewest."""
+        for index in indices:
+            self._places[index] = None
+        loads = Counter({worker: 0 for worker in workers})
+        loads.update(place.worker for place in self._places if place and place.worker in loads)
+        chosen = []
+        for _ in indices:
+            worker = min(workers, key=lambda name: loads[name])
+            loads[worker] += 1
+            chosen.append(worker)
+        await asyncio.gather(
+            *(
+                self._make(index, initial, worker)
+                for index, worker in zip(indices, chosen, strict=True)
+            )
+        )
+
+    async def _make(self, index: int, initial: Initial, worker: str) -> None:
+        start, stop = self.slices[index]
+        key = f"dbdask-shard-{self.run}-{index}-{uuid.uuid4().hex[:8]}"
+        future = self.client.submit(
+            ParameterShard,
+            start,
+            stop,
+            self.optimizer,
+            self.generation,
+            initial,
+            actor=True,
+            key=key,
+            workers=[worker],
+            allow_other_workers=True,
+            priority=100,
+        )
+        self._futures[index] = future
+        try:
+            status = await settled(future, deadline("placement"))
+        except asyncio.TimeoutError as error:
+            raise WorkerError(
+                f"no worker made parameter shard {index} within {deadline('placement'):g} s"
+            ) from error
+        if status != "finished":
+            raise future._state.exception or WorkerError(f"shard {index} could not be made")
+        address = await place_of(self.client, key)
+        if address is None:
+            raise ShardLost(f"shard {index} was lost while it was made")
+        self._places[index] = ActorPlace(address, key)
+
+    async def command(
+        self, name: str, *arguments: Any, only: Sequence[int] | None = None, nbytes: int = 0
+    ) -> list[Any]:
+        """Give a numbered command to all shards (or to some) and await every answer."""
+        self._command += 1
+        number = self._command
+        indices = range(len(self.slices)) if only is None else only
+        return await asyncio.gather(
+            *(self.call(index, "command", number, name, *arguments, nbytes=nbytes) for index in indices)
+        )
+
+    async def call(self, index: int, method: str, *arguments: Any, nbytes: int = 0) -> Any:
+        """Call one shard over a direct connection."""
+        place = self._places[index]
+        if place is None:
+            raise ShardLost(f"shard {index} has no place")
+        return await call_actor(self.client.rpc, place, method, *arguments, nbytes=nbytes)
+
+    async def find_lost(self, workers: Sequence[str]) -> list[int]:
+        """List the shards whose worker left, or that answer no ping."""
+
+        async def is_lost(place: ActorPlace | None) -> bool:
+            if place is None or place.worker not in workers:
+                return True
+            return not await answers_ping(self.client.rpc, place)
+
+        lost = await asyncio.gather(*(is_lost(place) for place in self._places))
+        return [index for index, gone in enumerate(lost) if gone]
+
+    async def advance(self, survivors: Sequence[int]) -> list[list[tuple[int, int, int]]]:
+        """Enter a new generation on the surviving shards; their ledgers come back."""
+        self.generation += 1
+        return await self.command("advance", self.generation, only=survivors)
+
+    async def end_generation(self, workers: Sequence[str]) -> None:
+        """End the calls of the current generation on every worker that answers."""
+        await self._tell(workers, end_generation, self.run, self.generation)
+
+    async def assign(self, values: np.ndarray, only: Sequence[int] | None = None) -> None:
+        """Send each shard its slice of a vector that the client holds."""
+        indices = range(len(self.slices)) if only is None else only
+        self._command += 1
+        await asyncio.gather(
+            *(
+                self.call(
+                    index,
+                    "command",
+                    self._command,
+                    "assign",
+                    values[slice(*self.slices[index])],
+                    nbytes=4 * self.chunk,
+                )
+                for index in indices
+            )
+        )
+
+    async def read(self, name: str) -> np.ndarray:
+        """Collect one vector in the client."""
+        vector = np.empty(self.size, np.float32)
+
+        async def collect(index: int) -> None:
+            start, stop = self.slices[index]
+            vector[start:stop] = await self.call(index, "read", name, nbytes=4 * (stop - start))
+
+        await asyncio.gather(*(collect(index) for index in range(len(self.slices))))
+        return vector
+
+    async def release(self, workers: Sequence[str]) -> None:
+        """Leave nothing on the cluster: rooms, then shards."""
+        await self._tell(workers, close_room, self.run)
+        for future in self._futures:
+            if future is not None:
+                future.release()
+        self._futures = []
+
+    async def _tell(self, workers: Sequence[str], function: Callable[..., Any], *arguments: Any) -> None:
+        async def tell(worker: str) -> None:
+            await run_on(
+                self.client.rpc, worker, function, *arguments, seconds=deadline("connect")
+            )
+
+        await asyncio.gather(*(tell(worker) for worker in workers), return_exceptions=True)
+
+
+TROUBLE = (ShardLost, Stale)
+"""What a call to the shards ends in when the run has to recover, rather than fail."""

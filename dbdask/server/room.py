@@ -1,0 +1,150 @@
+"""What a run keeps on one worker: the opened examples, the model, buffers, and calls under way.
+
+A room belongs to a (worker, run) pair, never to a module, because in-process workers share
+modules. It is closed by the verb; when the client dies instead, the room notices that the shards
+are gone and closes itself.
+"""
+
+import asyncio
+import pickle
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from dbdask.server.contact import answers_ping, this_worker, worker_loop
+from dbdask.server.link import Calls, ServerHandle, ServerLink
+
+LEASE_SECONDS = 10.0  # an idle room looks this often whether its run still lives
+
+_rooms: weakref.WeakKeyDictionary[Any, dict[str, "Room"]] = weakref.WeakKeyDictionary()
+_rooms_lock = threading.Lock()
+
+
+class Room:
+    """One run on one worker."""
+
+    def __init__(self, worker: Any, run: str, job: bytes) -> None:
+        self.worker = worker
+        self.run = run
+        self.job = pickle.loads(job)
+        self.calls = Calls()
+        self.handle: ServerHandle | None = None
+        self.closed = False
+        self.readers: dict[str, Any] = {}
+        self.copies: dict[int, np.ndarray] = {}
+        self._copies_lock = threading.Lock()
+        self._free: list[np.ndarray] = []
+        self._running = 0
+        self._turn = threading.Condition()
+        self._threads = ThreadpoolController()
+        worker_loop(worker).call_soon_threadsafe(self._begin_lease)
+
+    def _begin_lease(self) -> None:
+        self._lease = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        """Close the room when it idles and no shard of its run answers (the client died)."""
+        while not self.closed:
+            await asyncio.sleep(LEASE_SECONDS)
+            handle = self.handle
+            if self._running or handle is None:
+                continue
+            pool = self.worker.rpc
+            alive = [await answers_ping(pool, shard.place) for shard in handle.shards]
+            if not any(alive) and handle is self.handle:
+                close_room(self.run, self.worker)
+
+    def link(self, handle: ServerHandle) -> ServerLink:
+        """Return blocking calls on the shards of a handle."""
+        if self.handle is None or handle.generation >= self.handle.generation:
+            self.handle = handle
+        return ServerLink(handle, self.worker, self.calls)
+
+    @contextmanager
+    def turn(self, replicas: int) -> Iterator[None]:
+        """Hold one of the worker's `replicas` places, with its share of the worker's threads."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._running < replicas or self.closed)
+            self._running += 1
+        try:
+            threads = max(1, self.worker.state.nthreads // replicas)
+            with self._threads.limit(limits=threads):
+                yield
+        finally:
+            with self._turn:
+                self._running -= 1
+                self._turn.notify()
+
+    def buffer(self, size: int) -> np.ndarray:
+        """Take a float32 vector out of the pool (its content is arbitrary)."""
+        with self._turn:
+            for position, vector in enumerate(self._free):
+                if vector.size == size:
+                    return self._free.pop(position)
+        return np.empty(size, np.float32)
+
+    def give_back(self, *vectors: np.ndarray) -> None:
+        """Return buffers that no call reads any more; an abandoned buffer is never given back."""
+        with self._turn:
+            self._free.extend(vectors)
+
+    def reader(self, name: str) -> Any:
+        """Return the reader of the job's examples called `name`, opened once."""
+        with self._turn:
+            if name not in self.readers:
+                self.readers[name] = getattr(self.job, name).reader()
+            return self.readers[name]
+
+    def copy_of(self, handle: ServerHandle, number: int) -> np.ndarray:
+        """Return the parameters of a snapshot copy, fetched once for all tasks of the worker."""
+        with self._copies_lock:
+            if number not in self.copies:
+                vector = np.empty(handle.size, np.float32)
+                self.link(handle).fetch_copy(number, vector)
+                self.copies = {number: vector}
+            return self.copies[number]
+
+    def close(self) -> None:
+        """End the calls, let waiting tasks go, and drop what the run held here."""
+        self.closed = True
+        self.calls.end_generation(1 << 62)
+        with self._turn:
+            self._turn.notify_all()
+        for reader in self.readers.values():
+            reader.close()
+        self.readers, self.copies, self._free = {}, {}, []
+
+
+def open_room(run: str, job: bytes) -> Room:
+    """Return the room of a run on the worker that runs the calling task."""
+    worker = this_worker()
+    with _rooms_lock:
+        rooms = _rooms.setdefault(worker, {})
+        if run not in rooms:
+            rooms[run] = Room(worker, run, job)
+        return rooms[run]
+
+
+def close_room(run: str, dask_worker: Any) -> None:
+    """Close and forget the room of a run on a worker, if it has one."""
+    with _rooms_lock:
+        room = _rooms.get(dask_worker, {}).pop(run, None)
+    if room is not None:
+        room.close()
+
+
+def end_generation(run: str, generation: int, dask_worker: Any) -> None:
+    """End the calls of a generation that are under way on a worker."""
+    room = _rooms.get(dask_worker, {}).get(run)
+    if room is not None:
+        room.calls.end_generation(generation)
+
+
+def rooms_of(dask_worker: Any) -> list[str]:
+    """List the runs that hold a room on a worker (tests look for leaks with it)."""
+    return list(_rooms.get(dask_worker, {}))
