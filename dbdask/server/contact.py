@@ -7,6 +7,7 @@ goes over a direct connection, under a deadline, and ends in the answer or in `S
 import asyncio
 import pickle
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -176,9 +177,45 @@ async def result_of(client: Any, future: Any) -> Any:
     return await client.gather(future, asynchronous=True)
 
 
-async def workers_now(client: Any) -> dict[str, int]:
-    """Return the address and threads of every worker that the scheduler knows now."""
-    return dict(await client.scheduler.ncores())
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What the scheduler says of a worker."""
+
+    address: str
+    name: str
+    host: str
+    threads: int
+    memory_limit: int  # bytes; 0 where there is none
+
+    def is_called(self, wanted: str) -> bool:
+        """Whether `wanted` means this worker, as in `client.submit(workers=)`."""
+        return wanted in (self.address, self.name, self.host)
+
+
+async def workers_now(client: Any) -> dict[str, WorkerFacts]:
+    """Return the running workers that the scheduler knows now, by address.
+
+    Raises
+    ------
+    WorkerError
+        The scheduler gives no answer.
+    """
+    question = client.scheduler.identity(n_workers=-1)
+    try:
+        answer = await asyncio.wait_for(question, deadline("ping"))
+    except LOST as error:
+        raise WorkerError(f"the scheduler gives no answer: {error!r}") from error
+    return {
+        address: WorkerFacts(
+            address,
+            str(worker.get("name", "")),
+            str(worker.get("host", "")),
+            int(worker.get("nthreads", 1)),
+            int(worker.get("memory_limit") or 0),
+        )
+        for address, worker in answer["workers"].items()
+        if worker.get("status", "running") in ("running", "paused")
+    }
 
 
 async def place_of(client: Any, key: str) -> str | None:

@@ -62,6 +62,7 @@ class PortionReport:
     finished: bool = False
     trouble: str = ""  # why the portion ended early, when a shard or the generation was lost
     steps: int = 0
+    examples: int = 0
     loss: float = 0.0  # summed over minibatches: mean loss times weight
     weight: float = 0.0
     squared_norms: float = 0.0
@@ -118,6 +119,8 @@ class _Replica:
         )
         self.report.finished = self._train(batches, last)
         self._settle()
+        if self.report.finished and first == 0:
+            self.report.dropped = portion.rows - self.report.examples
         self.room.give_back(*{id(v): v for v in (self.local, self.gradient, self.accrued)}.values())
 
     def _resume_steps(self) -> tuple[int, int]:
@@ -170,6 +173,7 @@ class _Replica:
         )
         norm = divide_and_measure(self.gradient, weight) if weight > 0 else 0.0
         self.report.steps += 1
+        self.report.examples += len(batch.inputs)
         if not is_good(loss, norm):
             self._refuse(batch.step)
         elif weight > 0:

@@ -1,0 +1,147 @@
+"""Where a Zarr store is, said so that every process that is told can open it."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+from weakref import WeakValueDictionary
+
+import zarr
+from zarr.abc.store import Store
+from zarr.errors import ContainsArrayError, GroupNotFoundError
+from zarr.storage import FsspecStore, LocalStore, MemoryStore
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
+
+# A MemoryStore lives in one process and never travels: what is pickled is a token, which finds
+# the store again in a worker that is a thread of the process that opened it.
+_living: WeakValueDictionary[str, Store] = WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Location:
+    """An absolute path, a URL, or a Zarr store object; exactly one of them.
+
+    `token` stands for a store in memory when the location travels.
+    """
+
+    path: str | None = None
+    url: str | None = None
+    store: Store | None = None
+    token: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path or self.url or self.store or "a store in another process's memory")
+
+    def __getstate__(self) -> dict[str, Any]:
+        store = None if self.token else self.store
+        return {"path": self.path, "url": self.url, "store": store, "token": self.token}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["token"]:
+            state = {**state, "store": _living.get(state["token"])}
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+    def open_store(self) -> Store:
+        """Return a store that reads here, or say why this process has none."""
+        if self.path is not None:
+            if not os.path.exists(self.path):
+                raise FileNotFoundError(
+                    f"data: no such path {self.path!r} as seen from this process; "
+                    "give a path or URL that the client and every worker can open"
+                )
+            return _store_at_path(self.path)
+        if self.url is not None:
+            return _store_at_url(self.url)
+        if self.store is None:
+            raise RuntimeError(
+                "data: a MemoryStore can be read by threads of its own process only; "
+                "use LocalCluster(processes=False), or write the store to disk and give its path"
+            )
+        return self.store
+
+    def open_group(self) -> zarr.Group:
+        """Return the group, or raise an error that names the place and the remedy."""
+        store = self.open_store()
+        try:
+            return zarr.open_group(store, mode="r")
+        except (GroupNotFoundError, ContainsArrayError) as error:
+            raise ValueError(self._no_group(store)) from error
+        except OSError as error:
+            raise OSError(f"data: cannot open {self}: {error}") from error
+        except Exception as error:
+            raise ValueError(
+                f"data: {self} cannot be read as a Zarr group: {type(error).__name__}: {error}"
+            ) from error
+
+    def open_array(self, path: str) -> zarr.Array:
+        """Return one array of the store; `path` is relative to the store's root."""
+        store = self.open_store()
+        try:
+            return zarr.open_array(store, path=path, mode="r")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"data: no Zarr array {path!r} at {self} as seen from this process; "
+                "give a path or URL that the client and every worker can open"
+            ) from error
+
+    def _no_group(self, store: Store) -> str:
+        try:
+            zarr.open_array(store, mode="r")
+        except Exception:
+            return (
+                f"data: {self} is not a Zarr store (no group metadata found); give the path of a "
+                "Zarr group, or open another format with xarray.open_dataset(path) and give that"
+            )
+        return f"data: {self} is one Zarr array, not a group of named variables; give its group"
+
+
+def locate(data: str | os.PathLike[str] | Store) -> Location:
+    """Return the location of a path (made absolute), a URL or a Zarr store."""
+    if isinstance(data, Store):
+        return _location_of_store(data)
+    text = os.fspath(data)
+    if not _URL.match(text):
+        return Location(path=os.path.abspath(os.path.expanduser(text)))
+    parts = urlsplit(text)
+    if parts.scheme in ("file", "local"):
+        return Location(path=os.path.abspath(url2pathname(parts.netloc + parts.path)))
+    return Location(url=text)
+
+
+def _location_of_store(store: Store) -> Location:
+    if isinstance(store, LocalStore):
+        return Location(path=os.path.abspath(store.root))
+    if isinstance(store, MemoryStore):
+        token = uuid.uuid4().hex
+        _living[token] = store
+        return Location(store=store, token=token)
+    return Location(store=store)
+
+
+def _store_at_path(path: str) -> Store:
+    if os.path.isdir(path):
+        return LocalStore(Path(path), read_only=True)
+    if path.endswith(".zip"):
+        return zarr.storage.ZipStore(path, mode="r")
+    raise ValueError(
+        f"data: {path!r} is a file, not a Zarr store; open other formats with "
+        "xarray.open_dataset(path) and give that Dataset"
+    )
+
+
+def _store_at_url(url: str) -> Store:
+    try:
+        return FsspecStore.from_url(url, read_only=True)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"data: cannot open the URL {url!r}: {error}; install the fsspec package of its "
+            "protocol (aiohttp for http), or open the store yourself and give the Zarr store"
+        ) from error

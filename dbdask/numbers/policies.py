@@ -1,0 +1,74 @@
+"""The run's decisions, as pure functions of evidence; the clock is passed in."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+SHARD_BYTES = 4 * 2**20  # a shard smaller than this costs more in messages than it saves
+
+
+def is_overdue(
+    elapsed: float, durations: Sequence[float], *, least: float = 10.0, times: float = 5.0
+) -> bool:
+    """Whether a portion has been out so long that its worker is asked for a sign of life.
+
+    After `least` seconds, or `times` the median of the portions that ended, whichever is longer.
+
+    Examples
+    --------
+    >>> is_overdue(11.0, [1.0, 1.2]), is_overdue(11.0, [4.0, 4.0])
+    (True, False)
+    """
+    typical = statistics.median(durations) if durations else 0.0
+    return elapsed > max(least, times * typical)
+
+
+def shards_for(size: int, workers: int) -> int:
+    """Return the default number of shards: one a worker, but none below `SHARD_BYTES`.
+
+    Examples
+    --------
+    >>> shards_for(1000, 8), shards_for(41_777_152, 2)
+    (1, 2)
+    """
+    return max(1, min(workers, math.ceil(4 * size / SHARD_BYTES)))
+
+
+def places_for(replicas: int | None, workers: Sequence[str]) -> dict[str, int]:
+    """Return how many replicas run on each worker.
+
+    None is one a worker. More replicas than workers share them as evenly as can be.
+
+    Examples
+    --------
+    >>> places_for(3, ["a", "b"])
+    {'a': 2, 'b': 1}
+    >>> places_for(1, ["a", "b"])
+    {'a': 1}
+    """
+    count = len(workers) if replicas is None else replicas
+    share, rest = divmod(count, len(workers)) if workers else (0, 0)
+    places = {worker: share + (position < rest) for position, worker in enumerate(workers)}
+    return {worker: number for worker, number in places.items() if number}
+
+
+def tasks_for(places: int, replicas: int | None) -> int:
+    """Return how many portion tasks a worker has submitted: what runs, and what waits its turn.
+
+    A lone replica has one, so that its order is fixed. A run that follows its workers keeps
+    more, so that an adaptive cluster sees the demand.
+    """
+    if replicas == 1:
+        return 1
+    return places + (2 if replicas is None else 1)
+
+
+def replica_bytes(size: int, n_fetch: int, n_push: int) -> int:
+    """Return the bytes of a running replica's vectors: parameters, gradient, and those under way."""
+    vectors = 2 + (n_fetch > 1) + 2 * (n_push > 1)
+    return 4 * size * vectors
+
+
+def shard_bytes(length: int, slots: int, keep_best: bool) -> int:
+    """Return the bytes of a shard of `length` elements: its vectors and one snapshot copy."""
+    return 4 * length * 2 * (1 + slots + keep_best)

@@ -1,0 +1,291 @@
+"""Downpour SGD: model replicas train on portions and push to the parameter server (section 4.1)."""
+
+import pickle
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from distributed import Client
+
+from dbdask.data.examples import Examples
+from dbdask.data.supply import Supply
+from dbdask.numbers import policies
+from dbdask.numbers.layout import as_layout
+from dbdask.numbers.optimizers import Optimizer, adagrad
+from dbdask.numbers.portions import suggest_portion_rows
+from dbdask.progress import Progress
+from dbdask.result import Result
+from dbdask.verbs import arguments
+from dbdask.verbs.downpour_run import DownpourRun, Plan
+from dbdask.verbs.fitting import check_fit, layout_size
+from dbdask.verbs.replica import DownpourJob
+from dbdask.verbs.resuming import open_checkpoint
+from dbdask.verbs.session import Callback, client_for, watch
+
+
+def downpour(
+    model: Any,
+    examples: Examples,
+    *,
+    client: Client | None = None,
+    parameters: Any = None,
+    optimizer: Optimizer | None = None,
+    batch_size: int = 128,
+    epochs: int = 1,
+    n_fetch: int = 1,
+    n_push: int = 1,
+    local_learning_rate: float | None = None,
+    warmstart: int = 0,
+    target_loss: float | None = None,
+    replicas: int | None = None,
+    shards: int | None = None,
+    partitions: int = 1,
+    shard_copies: int = 1,
+    workers: Sequence[str] | str | None = None,
+    shard_workers: Sequence[str] | str | None = None,
+    validation: Examples | None = None,
+    validate_every: int | str | None = None,
+    keep: str = "last",
+    checkpoint: str | None = None,
+    snapshot_every: str | float = "30s",
+    resume: bool | str = False,
+    clip_norm: float | None = None,
+    max_refused: int = 10,
+    callbacks: Sequence[Callback] = (),
+    progress: bool | None = None,
+    seed: int = 0,
+) -> Result:
+    """Train a model by asynchronous stochastic gradient descent over the cluster.
+
+    Replicas fetch parameters from the shards, compute the mean gradient of a minibatch, and push
+    it; each shard applies the optimiser to its own slice. Nothing waits for another replica.
+
+    Parameters
+    ----------
+    model
+        A `dbdask.Network`, or anything that keeps the `dbdask.Model` contract.
+    examples
+        What to train on.
+    client
+        The Dask client; None takes the current one, else a LocalCluster of one process a core.
+    parameters
+        Where to start: a `Result`, its `.parameters`, or a flat vector; None asks the model.
+    optimizer
+        `sgd`, `momentum`, `adagrad` or `adam`; None is `adagrad(0.01)`.
+    batch_size
+        Examples of a minibatch.
+    epochs
+        Passes over the data, in all: also those before a `resume`.
+    n_fetch, n_push
+        Minibatches between two fetches, and between two pushes of the accrued gradient.
+    local_learning_rate
+        Rate of the replica's own steps between two fetches; None is the optimiser's rate for
+        `sgd` and none for the others. Without effect where `n_fetch` is 1.
+    warmstart
+        Minibatches that one lone replica trains before the others are released.
+    target_loss
+        Stop when the validation loss (else the training loss) is at most this.
+    replicas
+        Model replicas; None is one a worker, following workers that come and go.
+    shards
+        Slices of the parameter server; None chooses by the size of the model.
+    workers, shard_workers
+        Where replicas and shards may live, as in `client.submit(workers=)`.
+    validation
+        Examples to validate on, beside training.
+    validate_every
+        None is each epoch; a duration, or a number of minibatches.
+    keep
+        "last", or "best" by validation loss: which parameters the result has.
+    checkpoint
+        Path or URL of the checkpoint, a Zarr group that every worker can write.
+    snapshot_every
+        Time between two snapshots.
+    resume
+        False, True (the checkpoint must exist), or "auto" (go on if it exists).
+    clip_norm
+        Largest Euclidean norm of a minibatch's mean gradient.
+    max_refused
+        Bad gradients (not finite) after which the run stops.
+    callbacks
+        Called with each `Record`, on the client; one that returns True stops the run.
+    progress
+        None: a bar on a terminal or in a notebook, else a line each 30 s in the log.
+    seed
+        Decides initial parameters, the order of portions, and every minibatch.
+
+    Returns
+    -------
+    Result
+        The trained model with its history and the reason why the run stopped.
+
+    Raises
+    ------
+    ShardLost
+        A shard was lost and there is no `checkpoint` to rebuild it from.
+    """
+    optimizer = adagrad(0.01) if optimizer is None else optimizer
+    _check_counts(locals())
+    every_steps, every_seconds = _validation_interval(validate_every, validation)
+    layout = as_layout(model.layout)
+    check_fit(model, examples, validation)
+    local_rate = _local_rate(local_learning_rate, optimizer)
+    if validation is not None:
+        validation = validation.prepared_like(examples)
+    job = DownpourJob(
+        model,
+        examples.worker_side(),
+        validation.worker_side() if validation is not None else None,
+        batch_size,
+        n_fetch,
+        n_push,
+        local_rate,
+        clip_norm,
+        max_refused,
+        seed,
+    )
+    portion_rows = suggest_portion_rows(
+        len(examples), examples.row_bytes, layout.size, batch_size
+    )
+    settings = {
+        "verb": "downpour",
+        "layout": layout.table(),
+        "optimizer": optimizer.name,
+        "batch_size": batch_size,
+        "seed": seed,
+        "rows": len(examples),
+        "portion_rows": portion_rows,
+    }
+    path, last = open_checkpoint(checkpoint, resume, settings)
+    portion_rows = last.state["portion_rows"] if last else portion_rows
+    with client_for(client) as connected:
+        plan = Plan(
+            job=pickle.dumps(job),
+            model=pickle.dumps(model),
+            name=f"model of {layout.size:,} parameters",
+            size=layout.size,
+            optimizer=optimizer,
+            cut=examples.cut(portion_rows, batch_size),
+            validation_cut=_validation_cut(validation, batch_size, portion_rows),
+            supply=Supply(examples, connected),
+            validation_supply=Supply(validation, connected) if validation is not None else None,
+            labels=validation is not None and getattr(model, "loss", "softmax") != "squared",
+            start=flat_parameters(parameters, layout),
+            run=uuid.uuid4().hex[:12],
+            epochs=epochs,
+            batch_size=batch_size,
+            warmstart=warmstart,
+            target_loss=target_loss,
+            replicas=replicas,
+            shards=shards,
+            workers=_names(workers),
+            shard_workers=_names(shard_workers),
+            validate_steps=every_steps,
+            validate_seconds=every_seconds,
+            keep=keep,
+            path=path,
+            last=last,
+            snapshot_seconds=arguments.duration("snapshot_every", snapshot_every),
+            max_refused=max_refused,
+            replica_bytes=policies.replica_bytes(layout.size, n_fetch, n_push),
+            seed=seed,
+            settings=settings | {"portion_rows": portion_rows},
+        )
+        run = DownpourRun(connected, plan)
+        outcome = watch(connected, run, callbacks, Progress(progress, plan.total_examples))
+    return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
+
+
+def _check_counts(given: dict[str, Any]) -> None:
+    """Check every argument that needs no more than itself."""
+    for name in ("batch_size", "epochs", "n_fetch", "n_push", "max_refused"):
+        arguments.at_least(name, given[name], 1)
+    arguments.at_least("warmstart", given["warmstart"], 0)
+    arguments.at_least("seed", given["seed"], 0)
+    for name in ("replicas", "shards"):
+        if given[name] is not None:
+            arguments.at_least(name, given[name], 1)
+    for name in ("clip_norm", "local_learning_rate"):
+        if given[name] is not None:
+            arguments.positive(name, given[name])
+    arguments.not_yet("partitions", given["partitions"], 1)
+    arguments.not_yet("shard_copies", given["shard_copies"], 1)
+    arguments.one_of("keep", given["keep"], ("last", "best"))
+    arguments.one_of("resume", given["resume"], (False, True, "auto"))
+    arguments.duration("snapshot_every", given["snapshot_every"])
+    if not isinstance(given["optimizer"], Optimizer):
+        raise TypeError(
+            f"optimizer must be dbdask.sgd, momentum, adagrad or adam, got {given['optimizer']!r}"
+        )
+    if not isinstance(given["examples"], Examples):
+        raise TypeError(f"examples must be dbdask.Examples, got {type(given['examples']).__name__}")
+    for callback in given["callbacks"]:
+        if not callable(callback):
+            raise TypeError(f"callbacks must be callables, got {callback!r}")
+    if given["keep"] == "best" and given["validation"] is None:
+        raise ValueError('keep="best" needs validation=, the examples to choose by')
+    if given["resume"] and given["checkpoint"] is None:
+        raise ValueError(f"resume={given['resume']!r} needs checkpoint=, the path to go on from")
+
+
+def _validation_interval(
+    value: int | str | None, validation: Examples | None
+) -> tuple[int | None, float | None]:
+    """Minibatches, or seconds, between two validations; neither means each epoch."""
+    if value is None:
+        return None, None
+    if validation is None:
+        raise ValueError(f"validate_every={value!r} needs validation=, the examples to score")
+    if isinstance(value, int):
+        return arguments.at_least("validate_every", value, 1), None
+    return None, arguments.duration("validate_every", value)
+
+
+def _validation_cut(validation: Examples | None, batch_size: int, portion_rows: int) -> Any:
+    return validation.cut(portion_rows, batch_size) if validation is not None else None
+
+
+def _local_rate(given: float | None, optimizer: Optimizer) -> float:
+    """The rate of a replica's local steps: the shards' rule is not known to replicas."""
+    if given is not None:
+        return float(given)
+    return optimizer.rate(0) if optimizer.name == "sgd" else 0.0
+
+
+def _names(workers: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    if workers is None:
+        return None
+    names = (workers,) if isinstance(workers, (str, int)) else tuple(workers)
+    if not names:
+        raise ValueError("workers must name at least one worker, got none")
+    return tuple(str(name) for name in names)
+
+
+def flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
+    """Return a flat float32 vector from a Result, its Dataset, or a vector.
+
+    Raises
+    ------
+    ValueError
+        They do not fit the model: the parameter and both shapes are named.
+    """
+    if parameters is None:
+        return None
+    parameters = getattr(parameters, "parameters", parameters)
+    if isinstance(parameters, np.ndarray):
+        layout_size(parameters, layout)
+        return np.ascontiguousarray(parameters, np.float32)
+    vector = np.empty(layout.size, np.float32)
+    for name, view in layout.views(vector).items():
+        if name not in parameters:
+            raise ValueError(f"parameters has no {name!r}, which the model needs")
+        if parameters[name].shape != view.shape:
+            raise ValueError(
+                f"parameters[{name!r}] has shape {parameters[name].shape}, "
+                f"the model needs {view.shape}"
+            )
+        view[...] = np.asarray(parameters[name].values, np.float32)
+    return vector
+
+

@@ -1,0 +1,76 @@
+"""Before training: each worker opens what it will need, and one that cannot is named."""
+
+import asyncio
+import pickle
+from typing import Any
+
+import dbdask
+from dbdask.errors import WorkerError
+from dbdask.numbers import checkpoint
+from dbdask.server.contact import WorkerFacts, run_on
+from dbdask.server.deadlines import deadline
+
+
+async def check_worker(pool: Any, address: str, job: bytes, path: str | None) -> None:
+    """Let a worker open the run's data and checkpoint.
+
+    Raises
+    ------
+    WorkerError
+        Names the worker, what it cannot do, and the remedy.
+    """
+    try:
+        version = await run_on(pool, address, open_all, job, path, seconds=deadline("preflight"))
+    except WorkerError:
+        raise
+    except ImportError as error:
+        raise WorkerError(
+            f"worker {address} cannot import what the run needs ({error}): "
+            "install the same packages there as on the client"
+        ) from error
+    except Exception as error:
+        raise WorkerError(
+            f"worker {address} cannot take part: {error} (give paths or URLs that every worker "
+            "can open, or start the workers where the data is)"
+        ) from error
+    if version != dbdask.__version__:
+        raise WorkerError(
+            f"worker {address} has dbdask {version}, the client {dbdask.__version__}: "
+            "install the same version on both"
+        )
+
+
+async def open_all(job: bytes, path: str | None) -> str:
+    """On a worker: unpickle the job and open every store; returns dbdask's version there."""
+    return await asyncio.to_thread(_open_all, job, path)
+
+
+def _open_all(job: bytes, path: str | None) -> str:
+    unpickled = pickle.loads(job)
+    for examples in (unpickled.train, getattr(unpickled, "validation", None)):
+        if examples is not None:
+            reader = examples.reader(prefetch=False)
+            reader.open()
+            reader.close()
+    if path is not None:
+        checkpoint.attributes(path)
+    return dbdask.__version__
+
+
+def check_memory(facts: list[WorkerFacts], replica: int, shard: int, model: str) -> None:
+    """Compare what a worker must hold with its memory limit.
+
+    Raises
+    ------
+    ValueError
+        Names the worker, the bytes it must hold, and its limit.
+    """
+    for worker in facts:
+        needed = replica + shard
+        if worker.memory_limit and needed > worker.memory_limit:
+            raise ValueError(
+                f"{model} does not fit worker {worker.address}: a replica holds "
+                f"{replica / 2**20:.0f} MiB and a shard {shard / 2**20:.0f} MiB, its memory_limit "
+                f"is {worker.memory_limit / 2**20:.0f} MiB: give workers more memory, or use more "
+                "of them with shards="
+            )

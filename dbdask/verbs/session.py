@@ -1,0 +1,129 @@
+"""The client's side of a verb: a run on the event loop, watched from the user's own thread.
+
+The run is a coroutine on the client's loop, where calls have deadlines. Callbacks, the progress
+bar and Ctrl-C belong to the thread that called the verb, so a slow callback delays no heartbeat.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from distributed import Client, LocalCluster, default_client
+
+from dbdask.errors import WorkerError
+from dbdask.numbers.history import Record
+from dbdask.progress import Progress
+from dbdask.server.deadlines import deadline
+
+Callback = Callable[[Record], Any]
+
+
+class Run(Protocol):
+    """What a verb's coordinator offers to its session."""
+
+    records: "queue.SimpleQueue[Record]"
+    at_rest: threading.Event  # set when nothing of the run is left on the cluster
+
+    async def work(self) -> Any: ...
+
+    def request_stop(self, reason: str) -> None: ...
+
+
+@contextmanager
+def client_for(client: Client | None) -> Iterator[Client]:
+    """Yield the given client, the current one, or one of a LocalCluster that ends with the verb."""
+    if client is None:
+        try:
+            client = default_client()
+        except ValueError:
+            with _own_cluster() as own:
+                yield own
+            return
+    if client.asynchronous:
+        raise TypeError("client must be synchronous, got an asynchronous one: Client(address)")
+    yield client
+
+
+@contextmanager
+def _own_cluster() -> Iterator[Client]:
+    with (
+        LocalCluster(threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def watch(client: Client, run: Run, callbacks: Sequence[Callback], progress: Progress) -> Any:
+    """Drive a run to its end; returns what its coroutine returns.
+
+    A callback that returns True stops the run; one that raises stops it and its error comes out
+    when the run has come to rest. Ctrl-C stops it as a callback would; a second one abandons it.
+    """
+    future = asyncio.run_coroutine_threadsafe(run.work(), client.loop.asyncio_loop)
+    raised: list[BaseException] = []
+    try:
+        while not future.done():
+            try:
+                _drain(run, callbacks, progress, raised, wait=0.2)
+            except KeyboardInterrupt:
+                run.request_stop("interrupted")
+                _finish_quietly(future, run, callbacks, progress, raised)
+        _drain(run, callbacks, progress, raised, wait=0.0)
+    except BaseException:
+        future.cancel()
+        run.at_rest.wait(deadline("portion-end"))
+        raise
+    finally:
+        progress.close()
+    result = future.result()
+    if raised:
+        raise raised[0]
+    return result
+
+
+def _finish_quietly(future: Any, run: Run, *watching: Any) -> None:
+    """Go on watching; a second Ctrl-C comes out of here and abandons the run."""
+    while not future.done():
+        _drain(run, *watching, wait=0.2)
+
+
+def _drain(
+    run: Run,
+    callbacks: Sequence[Callback],
+    progress: Progress,
+    raised: list[BaseException],
+    wait: float,
+) -> None:
+    """Hand every waiting record to progress and callbacks."""
+    while True:
+        try:
+            record = run.records.get(timeout=wait) if wait else run.records.get_nowait()
+        except queue.Empty:
+            return
+        progress.update(record)
+        _call_back(run, record, callbacks, raised)
+
+
+def _call_back(
+    run: Run, record: Record, callbacks: Sequence[Callback], raised: list[BaseException]
+) -> None:
+    for callback in callbacks:
+        if raised:
+            return
+        try:
+            if callback(record) is True:
+                run.request_stop("callback")
+        except Exception as error:
+            raised.append(error)
+            run.request_stop("callback")
+
+
+def needs_workers(workers: Sequence[str]) -> None:
+    """Refuse to start on a cluster without workers."""
+    if not workers:
+        raise WorkerError(
+            "the cluster has no worker: start one (`dask worker ADDRESS`, or cluster.scale(2))"
+        )

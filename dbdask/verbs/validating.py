@@ -1,0 +1,129 @@
+"""When a run validates, and what it makes of the score."""
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from dbdask.errors import DataError
+from dbdask.server.contact import result_of
+from dbdask.server.parameter_server import TROUBLE
+from dbdask.verbs.validation import Score, evaluate_portion
+
+if TYPE_CHECKING:
+    from dbdask.verbs.downpour_run import DownpourRun
+
+logger = logging.getLogger("dbdask")
+
+
+class Validator:
+    """Scores snapshot copies beside training, one at a time."""
+
+    def __init__(self, run: "DownpourRun") -> None:
+        self.run, self.plan = run, run.plan
+        last = self.plan.last
+        self.best: float | None = last.state.get("best") if last else None
+        self._task: asyncio.Task[None] | None = None
+        self._steps = run.tally.steps if last else -1
+        self._since = time.monotonic()
+
+    @property
+    def each_epoch(self) -> bool:
+        """Whether validation follows the epochs."""
+        return self.plan.validate_steps is None and self.plan.validate_seconds is None
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a validation by minibatches or by the clock."""
+        if self._task is not None or self.plan.validation_cut is None or self.each_epoch:
+            return False
+        if self.plan.validate_steps is not None:
+            return self.run.tally.steps - max(0, self._steps) >= self.plan.validate_steps
+        return time.monotonic() - self._since >= (self.plan.validate_seconds or math.inf)
+
+    @property
+    def stale(self) -> bool:
+        """Whether training has gone on since the last validation."""
+        return self.run.tally.steps != self._steps
+
+    @property
+    def has_best(self) -> bool:
+        """Whether the shards keep the best parameters so far."""
+        return self.plan.keep == "best" and self.best is not None
+
+    def start(self, number: int) -> None:
+        """Score a copy beside training."""
+        self._since = time.monotonic()
+        epoch, self._steps = self.run.stream.epoch, self.run.tally.steps
+        before, self._task = self._task, None
+        self._task = asyncio.ensure_future(self._validate(number, epoch, before))
+
+    async def _validate(self, number: int, epoch: int, before: Any) -> None:
+        if before is not None:
+            await before
+        score = await self._score(number)
+        loss = score.loss / score.weight
+        values = {"validation_loss": loss}
+        if score.elements:
+            values["validation_rmse"] = math.sqrt(score.squared_error / score.elements)
+        else:
+            values["validation_accuracy"] = score.correct / score.weight
+        if self.plan.keep == "best" and (self.best is None or loss < self.best):
+            await self.run.server.command("keep_best", number)
+            self.best = loss
+        await self.run.snapshots.drop(number)
+        self.run.tally.record(epoch=epoch, **values)
+        if self.plan.target_loss is not None and loss <= self.plan.target_loss:
+            self.run.request_stop("target")
+
+    async def _score(self, number: int) -> Score:
+        assert self.plan.validation_cut is not None
+        portions = self.plan.validation_cut.contiguous()
+        scores = await asyncio.gather(*(self._score_portion(number, p) for p in portions))
+        return sum(scores, Score())
+
+    async def _score_portion(self, number: int, portion: Any) -> Score:
+        run = self.run
+        blocks = await asyncio.to_thread(self.plan.validation_supply.futures, portion)
+        future = run.client.submit(
+            evaluate_portion,
+            self.plan.run,
+            run.server.handle,
+            number,
+            portion,
+            self.plan.job,
+            *blocks,
+            key=f"dbdask-validation-{self.plan.run}-{number}-{portion.number}-{uuid.uuid4().hex[:6]}",
+            priority=10,
+        )
+        try:
+            return await result_of(run.client, future)
+        finally:
+            future.release()
+
+    async def check(self) -> None:
+        """Take in a validation that ended; an error in the data comes out."""
+        if self._task is not None and self._task.done():
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Wait until the validation under way has ended."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        try:
+            await task
+        except TROUBLE:
+            raise
+        except DataError:
+            raise
+
+    async def give_up(self) -> None:
+        """Abandon a validation: a shard that held its copy is lost."""
+        task, self._task = self._task, None
+        if task is not None:
+            self._steps = -1
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,235 @@
+"""The workforce: which workers there are, what each has to do, and who has fallen silent."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dbdask.errors import DataError, WorkerError
+from dbdask.numbers.policies import is_overdue, places_for, tasks_for
+from dbdask.numbers.portions import Portion
+from dbdask.server.contact import WorkerFacts, result_of, worker_answers, workers_now
+from dbdask.server.deadlines import deadline
+from dbdask.verbs.preflight import check_worker
+from dbdask.verbs.replica import PortionOrder, PortionReport, train_portion
+
+logger = logging.getLogger("dbdask")
+
+REFRESH_SECONDS = 0.5
+MOST_ATTEMPTS = 5
+
+
+@dataclass(eq=False)
+class Outstanding:
+    """A portion that a worker has been given."""
+
+    portion: Portion
+    worker: str
+    task: "asyncio.Task[PortionReport]"
+    since: float
+
+
+@dataclass
+class Workforce:
+    """The replicas of one run, as the verb sees them.
+
+    A replica is a stream of portion tasks on one worker. A worker that joins is checked and gets
+    portions; one that leaves, or answers nothing, loses them to the others.
+    """
+
+    client: Any
+    run: str
+    job: bytes
+    checkpoint: str | None
+    replicas: int | None
+    only: Sequence[str] | None
+    supply: Any
+    facts: dict[str, WorkerFacts] = field(default_factory=dict)
+    outstanding: list[Outstanding] = field(default_factory=list)
+    silent: set[str] = field(default_factory=set)
+    abandoned: bool = False  # a task was given up that may still run somewhere
+    durations: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    attempts: dict[tuple[int, int], int] = field(default_factory=dict)
+    _checked: set[str] = field(default_factory=set)
+    _refused: set[str] = field(default_factory=set)
+    _refreshed: float = -1e9
+    _asking: dict[str, "asyncio.Task[bool]"] = field(default_factory=dict)
+
+    @property
+    def everyone(self) -> list[str]:
+        """Every running worker of the cluster."""
+        return list(self.facts)
+
+    @property
+    def workers(self) -> list[str]:
+        """The workers that may be given portions now."""
+        return [
+            address
+            for address, facts in self.facts.items()
+            if self._may_train(facts) and address in self._checked and address not in self.silent
+        ]
+
+    def _may_train(self, facts: WorkerFacts) -> bool:
+        if facts.address in self._refused:
+            return False
+        return self.only is None or any(facts.is_called(str(name)) for name in self.only)
+
+    async def refresh(self, *, first: bool = False) -> None:
+        """See who is there; a new worker is checked before it gets a portion.
+
+        Raises
+        ------
+        WorkerError
+            At the start (`first`), for any worker that cannot take part.
+        """
+        if not first and time.monotonic() - self._refreshed < REFRESH_SECONDS:
+            return
+        self.facts = await workers_now(self.client)
+        new = [a for a, f in self.facts.items() if self._may_train(f) and a not in self._checked]
+        checks = [
+            check_worker(self.client.rpc, address, self.job, self.checkpoint) for address in new
+        ]
+        for address, error in zip(
+            new, await asyncio.gather(*checks, return_exceptions=True), strict=True
+        ):
+            self._admit(address, error, first)
+        self._refreshed = time.monotonic()
+
+    def _admit(self, address: str, error: BaseException | None, first: bool) -> None:
+        if error is None:
+            self._checked.add(address)
+        elif first:
+            raise error
+        elif not isinstance(error, WorkerError) or address in self.facts:
+            logger.warning("worker %s takes no part: %s", address, error)
+            self._refused.add(address)
+
+    def free_places(self, replicas: int | None) -> list[str]:
+        """List workers that want a portion, the emptiest first, once for each portion wanted."""
+        places = places_for(replicas, self.workers)
+        wanted: list[tuple[int, str]] = []
+        for worker, count in places.items():
+            busy = sum(out.worker == worker for out in self.outstanding)
+            wanted += [(n, worker) for n in range(busy, tasks_for(count, replicas))]
+        return [worker for _, worker in sorted(wanted)]
+
+    def places(self, worker: str, replicas: int | None) -> int:
+        """How many replicas run at once on a worker."""
+        return max(1, places_for(replicas, self.workers).get(worker, 1))
+
+    def give(self, order: PortionOrder, worker: str) -> None:
+        """Submit a portion to a worker."""
+        task = asyncio.ensure_future(self._do(order, worker))
+        self.outstanding.append(Outstanding(order.portion, worker, task, time.monotonic()))
+
+    async def _do(self, order: PortionOrder, worker: str) -> PortionReport:
+        blocks = await asyncio.to_thread(self.supply.futures, order.portion, workers=[worker])
+        portion = order.portion
+        key = f"dbdask-portion-{self.run}-{portion.epoch}-{portion.number}-{uuid.uuid4().hex[:6]}"
+        future = self.client.submit(
+            train_portion,
+            order,
+            self.job,
+            *blocks,
+            key=key,
+            workers=[worker],
+            allow_other_workers=True,
+        )
+        try:
+            return await result_of(self.client, future)
+        finally:
+            future.release()
+
+    async def ended(self, seconds: float) -> list[tuple[Portion, PortionReport]]:
+        """Wait up to `seconds` for portions to end, and return their reports.
+
+        Raises
+        ------
+        DataError
+            The data of a portion are wrong: no other worker would find them right.
+        WorkerError
+            A portion failed `MOST_ATTEMPTS` times.
+        """
+        if not self.outstanding:
+            await asyncio.sleep(min(seconds, 0.05))
+            return []
+        await asyncio.wait(
+            [out.task for out in self.outstanding],
+            timeout=seconds,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        done = [out for out in self.outstanding if out.task.done()]
+        self.outstanding = [out for out in self.outstanding if not out.task.done()]
+        return [(out.portion, self._report_of(out)) for out in done]
+
+    def _report_of(self, out: Outstanding) -> PortionReport:
+        now = time.monotonic()
+        self._restart_clocks(out.worker, now)
+        identity = out.portion.epoch, out.portion.number
+        error = None if out.task.cancelled() else out.task.exception()
+        if error is None and not out.task.cancelled():
+            report = out.task.result()
+            if report.finished:
+                self.durations.append(report.seconds)
+            return report
+        if isinstance(error, DataError):
+            raise error
+        self.attempts[identity] = self.attempts.get(identity, 0) + 1
+        if error is not None and self.attempts[identity] >= MOST_ATTEMPTS:
+            raise WorkerError(
+                f"portion {identity[1]} of epoch {identity[0]} (blocks {out.portion.blocks[:4]}) "
+                f"failed {MOST_ATTEMPTS} times, the last time with {error!r}"
+            ) from error
+        logger.warning("portion %s failed on %s: %r; it is tried again", identity, out.worker, error)
+        return PortionReport(*identity, out.worker)
+
+    def _restart_clocks(self, worker: str, now: float) -> None:
+        """What waited behind an ended portion begins now."""
+        for out in self.outstanding:
+            if out.worker == worker:
+                out.since = now
+
+    async def watch_silence(self) -> list[Portion]:
+        """Ask the workers of overdue portions for a sign of life; return what the silent held."""
+        now = time.monotonic()
+        least = deadline("silence")
+        overdue = {
+            out.worker
+            for out in self.outstanding
+            if is_overdue(now - out.since, self.durations, least=least)
+        }
+        for worker in (overdue | self.silent) & set(self.facts):
+            if worker not in self._asking:
+                asked = asyncio.ensure_future(worker_answers(self.client.rpc, worker))
+                self._asking[worker] = asked
+        for worker, asked in list(self._asking.items()):
+            if asked.done():
+                del self._asking[worker]
+                self._judge(worker, asked.result(), now)
+        self.silent &= set(self.facts)
+        return self._abandon(self.silent)
+
+    def _judge(self, worker: str, answers: bool, now: float) -> None:
+        if answers:
+            self.silent.discard(worker)
+            self._restart_clocks(worker, now)
+        else:
+            logger.warning("worker %s is silent; its portions go to others", worker)
+            self.silent.add(worker)
+
+    def _abandon(self, workers: set[str]) -> list[Portion]:
+        """Give up the tasks of silent workers: identity makes a second run of them safe."""
+        given_up = [out for out in self.outstanding if out.worker in workers]
+        self.outstanding = [out for out in self.outstanding if out.worker not in workers]
+        for out in given_up:
+            out.task.cancel()
+            self.abandoned = True
+        return [out.portion for out in given_up]
+
+    def give_up_all(self) -> list[Portion]:
+        """Give up every task, where those that should have ended did not."""
+        return self._abandon({out.worker for out in self.outstanding})
