@@ -119,16 +119,15 @@ def decode_opened(variable: xr.Variable) -> Decoding:
     """Return what is left to do for a variable that xarray has opened, or a user has made."""
     pending = {name: variable.attrs[name] for name in _CF if name in variable.attrs}
     encoding = variable.encoding
-    if _fill_is_of_zarr(encoding) and not _is_packed(pending):
+    of_zarr = _is_format_2(encoding)
+    if of_zarr and variable.dtype.kind in "iu" and not _is_packed(pending):
         pending.pop("_FillValue", None)
-    true = encoding.get("dtype")
-    fills = _fills(encoding)
+    true, fills = encoding.get("dtype"), _fills(encoding)
     was_integer = isinstance(true, np.dtype) and true.kind in "iu" and not _is_packed(encoding)
     if variable.dtype.kind != "f" or not was_integer or not fills:
         return _decoding(variable.dtype, pending)
-    declared = fills[1:] if _fill_is_of_zarr(encoding) else fills
-    missing = tuple(value for value in declared if value != fills[0] or declared is fills)
-    return Decoding(restored=true, missing=missing, fill=fills[0])
+    declared = {name: encoding.get(name) for name in _FILLS[of_zarr:]}
+    return Decoding(restored=true, missing=_fills(declared), fill=fills[0])
 
 
 def _decoding(dtype: np.dtype, pending: dict[str, Any]) -> Decoding:
@@ -141,7 +140,7 @@ def _decoding(dtype: np.dtype, pending: dict[str, Any]) -> Decoding:
     if not _is_converted(pending):
         wanted -= {"units", "calendar", "dtype"}
     kept = {name: value for name, value in pending.items() if name in wanted}
-    if dtype.kind == "f" and set(kept) == {"_FillValue"} and kept["_FillValue"] != kept["_FillValue"]:
+    if dtype.kind == "f" and set(kept) == {"_FillValue"} and np.isnan(kept["_FillValue"]):
         return Decoding()
     return Decoding(attributes=kept)
 
@@ -160,13 +159,12 @@ def _fills(attributes: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(value) for value in values if value == value))
 
 
-def _fill_is_of_zarr(encoding: Mapping[str, Any]) -> bool:
-    """Say whether `_FillValue` is a v2 array's fill value rather than an attribute.
+def _is_format_2(encoding: Mapping[str, Any]) -> bool:
+    """Say whether a Dataset's variable came from Zarr v2, where `_FillValue` is Zarr's own.
 
-    xarray notes a `serializer` for format 3 only, and compressors for Zarr only.
+    xarray notes compressors for Zarr only, and a `serializer` for format 3 only.
     """
-    from_zarr = "compressors" in encoding or "compressor" in encoding
-    return from_zarr and "serializer" not in encoding and encoding.get("_FillValue") is not None
+    return ("compressors" in encoding or "compressor" in encoding) and "serializer" not in encoding
 
 
 def _is_packed(attributes: Mapping[str, Any]) -> bool:

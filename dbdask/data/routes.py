@@ -1,0 +1,268 @@
+"""The four ways to the stored values of one variable, each by the same `read(index)`.
+
+An index is a tuple of slices with step 1, one per dimension, cut to the shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+import zarr
+from xarray.core import indexing
+
+from dbdask.data.chunk_reading import read_array
+from dbdask.data.locations import Location
+from dbdask.errors import DataError
+
+Index = tuple[slice, ...]
+
+INLINE_BYTES = 16 * 2**10
+
+
+class Origin(Protocol):
+    """What a variable reads from."""
+
+    route: str
+
+    def open(self) -> None:
+        """Make sure that reading can start in this process; raise naming what is wrong."""
+
+    def read(self, index: Index) -> np.ndarray:
+        """Return the stored values at the index."""
+
+    def worker_side(self) -> Origin:
+        """Return what travels to a worker: small when pickled."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array in a Zarr store, or the part of it that starts at `start`."""
+
+    location: Location
+    path: str
+    start: tuple[int, ...] = ()
+    route: str = "store"
+    _opened: list[zarr.Array] = field(default_factory=list, repr=False, compare=False)
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.location, self.path, self.start, self.route
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        for name, value in zip(("location", "path", "start", "route"), state, strict=True):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_opened", [])
+
+    def array(self) -> zarr.Array:
+        # Two threads that come at once open it twice, which harms nothing.
+        if not self._opened:
+            self._opened.append(self.location.open_array(self.path))
+        return self._opened[0]
+
+    def open(self) -> None:
+        self.array()
+
+    def read(self, index: Index) -> np.ndarray:
+        array = self.array()
+        if self.start:
+            shifts = zip(index, self.start, strict=True)
+            index = tuple(slice(cut.start + by, cut.stop + by) for cut, by in shifts)
+        try:
+            return read_array(array, index)
+        except Exception as error:
+            where = ", ".join(f"{cut.start}:{cut.stop}" for cut in index)
+            raise DataError(
+                f"variable {self.path!r} at [{where}] of {self.location} cannot be read: "
+                f"{type(error).__name__}: {error}; its chunk is damaged or out of reach: "
+                "write it again, or leave it out with .isel"
+            ) from error
+
+    def worker_side(self) -> Origin:
+        return self
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A variable that xarray reads on demand from a file it knows."""
+
+    variable: xr.Variable
+    route: str = "lazy"
+
+    def open(self) -> None:
+        self.variable[tuple(slice(0, 1) for _ in self.variable.dims)].to_numpy()
+
+    def read(self, index: Index) -> np.ndarray:
+        # Indexing makes a new variable: what it caches is gone with it.
+        return self.variable[index].to_numpy()
+
+    def worker_side(self) -> Origin:
+        return Lazy(_without_cache(self.variable))
+
+
+@dataclass(frozen=True)
+class Held:
+    """Values in this process's memory."""
+
+    values: np.ndarray
+    route: str = "memory"
+
+    def open(self) -> None:
+        pass
+
+    def read(self, index: Index) -> np.ndarray:
+        return self.values[index]
+
+    def worker_side(self) -> Origin:
+        if self.values.nbytes <= INLINE_BYTES and self.values.dtype.kind != "O":
+            return Held(self.values.copy())
+        return Absent(self.route)
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A dask array, which only the client holds: a worker is given its blocks."""
+
+    array: Any
+    route: str = "dask"
+
+    def open(self) -> None:
+        pass
+
+    def read(self, index: Index) -> np.ndarray:
+        return np.asarray(self.array[index].compute())
+
+    def worker_side(self) -> Origin:
+        return Absent(self.route)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A variable whose values come with the task."""
+
+    route: str
+
+    def open(self) -> None:
+        pass
+
+    def read(self, index: Index) -> np.ndarray:
+        raise RuntimeError("these values travel with the task: read them with blocks=")
+
+    def worker_side(self) -> Origin:
+        return self
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one variable's stored values that was handed over to a task."""
+
+    key: str
+    starts: tuple[int, ...]
+    values: np.ndarray
+
+    def __sizeof__(self) -> int:
+        return int(self.values.nbytes) + 200
+
+
+Blocks = Mapping[str, Sequence[Piece]]
+
+
+def assemble(pieces: Iterable[Piece], index: Index) -> np.ndarray:
+    """Return the values at the index; one piece that holds them all gives a view, not a copy."""
+    shape = tuple(cut.stop - cut.start for cut in index)
+    if 0 in shape:
+        return _empty(pieces, shape)
+    overlapping = [(piece, common) for piece in pieces if (common := _overlap(piece, index))]
+    for piece, common in overlapping:
+        if common == index:
+            return piece.values[_shifted(index, piece.starts)]
+    seen = np.zeros(shape, dtype=bool)
+    values = _empty((piece for piece, _ in overlapping), shape)
+    begin = tuple(cut.start for cut in index)
+    for piece, common in overlapping:
+        place = _shifted(common, begin)
+        values[place] = piece.values[_shifted(common, piece.starts)]
+        seen[place] = True
+    if not seen.all():
+        raise RuntimeError(f"{int((~seen).sum())} of {seen.size} values were not handed over")
+    return values
+
+
+def origin_of(variable: xr.Variable) -> Origin:
+    """Return the way to the values of a variable of a Dataset."""
+    data = variable._data
+    if type(data).__module__.partition(".")[0] == "dask":
+        return Blocked(data)
+    if not variable._in_memory:
+        return stored_part(variable) or Lazy(variable)
+    return Held(variable.to_numpy())
+
+
+def stored_part(variable: xr.Variable) -> Stored | None:
+    """Return the Zarr array that a lazy variable shows unchanged; None if that is not certain."""
+    data, start = variable._data, (0,) * variable.ndim
+    while type(data).__name__ != "ZarrArrayWrapper":
+        if isinstance(data, indexing.LazilyIndexedArray):
+            part = _part(data.key, data.array.shape)
+            if part is None or len(part) != len(start):
+                return None
+            start = tuple(here + cut.start for here, cut in zip(start, part, strict=True))
+        elif type(data).__name__ not in _TRANSPARENT:
+            return None
+        data = data.array
+    array = data._array
+    location = _locate_array(array)
+    return Stored(location, array.path, start if any(start) else (), route="lazy")
+
+
+_TRANSPARENT = (
+    "MemoryCachedArray",
+    "CopyOnWriteArray",
+    "_ElementwiseFunctionArray",
+    "NativeEndiannessArray",
+    "BoolTypeArray",
+)
+
+
+def _locate_array(array: zarr.Array) -> Location:
+    from dbdask.data.locations import locate
+
+    return locate(array.store_path.store)
+
+
+def _part(key: indexing.ExplicitIndexer, shape: tuple[int, ...]) -> Index | None:
+    if not isinstance(key, (indexing.BasicIndexer, indexing.OuterIndexer)):
+        return None
+    if not all(isinstance(cut, slice) and cut.step in (None, 1) for cut in key.tuple):
+        return None
+    cuts = zip(key.tuple, shape, strict=True)
+    return tuple(slice(*cut.indices(size)[:2]) for cut, size in cuts)
+
+
+def _without_cache(variable: xr.Variable) -> xr.Variable:
+    data = variable._data
+    while isinstance(data, indexing.MemoryCachedArray | indexing.CopyOnWriteArray):
+        data = data.array
+    return xr.Variable(variable.dims, data, fastpath=True)
+
+
+def _overlap(piece: Piece, index: Index) -> Index | None:
+    ends = [start + size for start, size in zip(piece.starts, piece.values.shape, strict=True)]
+    common = tuple(
+        slice(max(cut.start, start), min(cut.stop, end))
+        for cut, start, end in zip(index, piece.starts, ends, strict=True)
+    )
+    return common if all(cut.start < cut.stop for cut in common) else None
+
+
+def _shifted(index: Index, by: Sequence[int]) -> Index:
+    moves = zip(index, by, strict=True)
+    return tuple(slice(cut.start - move, cut.stop - move) for cut, move in moves)
+
+
+def _empty(pieces: Iterable[Piece], shape: tuple[int, ...]) -> np.ndarray:
+    for piece in pieces:
+        return np.empty(shape, piece.values.dtype)
+    return np.empty(shape)
