@@ -1,0 +1,144 @@
+"""Named arrays as views of one flat vector, and that vector's cut into shards."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["trained", "buffer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One named array of a model: its shape, a name for each dimension, and its kind."""
+
+    name: str
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    kind: Kind = "trained"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(length) for length in self.shape))
+        object.__setattr__(self, "dims", tuple(str(dim) for dim in self.dims))
+        if "/" in self.name or not self.name:
+            raise ValueError(f"a parameter's name must be non-empty without '/', got {self.name!r}")
+        if len(self.dims) != len(self.shape):
+            raise ValueError(
+                f"parameter {self.name!r} has {len(self.shape)} dimensions, but dims {self.dims}"
+            )
+        if self.kind not in ("trained", "buffer"):
+            raise ValueError(f"kind must be 'trained' or 'buffer', got {self.kind!r}")
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of a model's parameters in one flat vector.
+
+    Examples
+    --------
+    >>> layout = Layout((Parameter("weights", (2, 3), ("out", "in")), Parameter("bias", (2,), ("out",))))
+    >>> layout.size, layout.offsets
+    (8, (0, 6))
+    """
+
+    parameters: tuple[Parameter, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", tuple(self.parameters))
+        names = [parameter.name for parameter in self.parameters]
+        if not names:
+            raise ValueError("a layout needs at least one parameter, got none")
+        if len(set(names)) < len(names):
+            raise ValueError(f"parameter names must be unique, got {names}")
+
+    @property
+    def size(self) -> int:
+        """Elements of the flat vector."""
+        return sum(parameter.size for parameter in self.parameters)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The first element of each parameter."""
+        return tuple(accumulate((p.size for p in self.parameters[:-1]), initial=0))
+
+    def views(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """Return each parameter as a reshaped view of a flat vector."""
+        if vector.shape != (self.size,):
+            raise ValueError(f"the vector must have shape ({self.size},), got {vector.shape}")
+        return {
+            p.name: vector[offset : offset + p.size].reshape(p.shape)
+            for p, offset in zip(self.parameters, self.offsets, strict=True)
+        }
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return the layout as JSON: what a checkpoint keeps."""
+        return [
+            {
+                "name": p.name,
+                "shape": list(p.shape),
+                "dims": list(p.dims),
+                "kind": p.kind,
+                "offset": offset,
+            }
+            for p, offset in zip(self.parameters, self.offsets, strict=True)
+        ]
+
+    @classmethod
+    def from_table(cls, table: list[dict[str, Any]]) -> "Layout":
+        """Rebuild a layout from `table()`."""
+        return cls(
+            tuple(
+                Parameter(row["name"], tuple(row["shape"]), tuple(row["dims"]), row["kind"])
+                for row in table
+            )
+        )
+
+
+def as_layout(value: Any) -> Layout:
+    """Return a `Layout` from one, or from an iterable of parameters.
+
+    An item may be a `Parameter`, an object with `name`, `shape` and `dims`, or a tuple
+    (name, shape, dims) with an optional kind.
+    """
+    if isinstance(value, Layout):
+        return value
+    if not isinstance(value, Iterable):
+        raise TypeError(f"layout must be a dbdask.Layout or a sequence of parameters, got {value!r}")
+    return Layout(tuple(_as_parameter(item) for item in value))
+
+
+def _as_parameter(item: Any) -> Parameter:
+    if isinstance(item, Parameter):
+        return item
+    if hasattr(item, "name") and hasattr(item, "shape"):
+        dims = getattr(item, "dims", None) or _default_dims(item.name, item.shape)
+        return Parameter(item.name, item.shape, dims, getattr(item, "kind", "trained"))
+    name, shape, *rest = item
+    dims = rest[0] if rest else _default_dims(name, shape)
+    return Parameter(name, shape, dims, rest[1] if len(rest) > 1 else "trained")
+
+
+def _default_dims(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(f"{name}_{axis}" for axis in range(len(shape)))
+
+
+def cut(size: int, count: int) -> tuple[tuple[int, int], ...]:
+    """Cut a flat vector into contiguous slices of one length, the last one shorter.
+
+    So that each slice is one chunk of a regular Zarr array. More slices than elements give fewer.
+
+    Examples
+    --------
+    >>> cut(10, 4)
+    ((0, 3), (3, 6), (6, 9), (9, 10))
+    """
+    length = math.ceil(size / count)
+    return tuple((start, min(start + length, size)) for start in range(0, size, length))
