@@ -40,7 +40,7 @@ import itertools
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
@@ -87,6 +87,10 @@ class Variable:
     attrs: dict[str, Any] = field(repr=False)
     decoding: Decoding = field(repr=False)
     origin: Origin = field(repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is derived stays behind: the lengths of 100,000 blocks are no small pickle.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def route(self) -> str:
@@ -309,7 +313,7 @@ def _of_zarr(location: Location, array: zarr.Array, dims: tuple[str, ...], name:
         key=name,
         dims=dims,
         shape=array.shape,
-        dtype=array.dtype,
+        dtype=array.dtype.newbyteorder("="),
         itemsize=_itemsize(array.dtype),
         chunks=array.shards or array.chunks,
         attrs=attrs,
