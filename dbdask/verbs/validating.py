@@ -102,6 +102,7 @@ class Validator:
             return await result_of(run.client, future)
         finally:
             future.release()
+            self.plan.validation_supply.release(portion)
 
     async def check(self) -> None:
         """Take in a validation that ended; an error in the data comes out."""

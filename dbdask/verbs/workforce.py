@@ -143,6 +143,7 @@ class Workforce:
             return await result_of(self.client, future)
         finally:
             future.release()
+            self.supply.release(order.portion)
 
     async def ended(self, seconds: float) -> list[tuple[Portion, PortionReport]]:
         """Wait up to `seconds` for portions to end, and return their reports.

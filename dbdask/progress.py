@@ -1,0 +1,69 @@
+"""Progress: a bar where a person looks on, else a line in the log now and then."""
+
+import logging
+import math
+import sys
+import time
+
+from tqdm.auto import tqdm
+
+from dbdask.numbers.history import Record
+
+logger = logging.getLogger("dbdask")
+
+LINE_SECONDS = 30.0
+
+
+class Progress:
+    """Shows the records of a run.
+
+    Parameters
+    ----------
+    mode
+        None shows a bar on a terminal or in a notebook and logs lines elsewhere; True always
+        shows a bar, False nothing.
+    total
+        Examples of the whole run.
+    """
+
+    def __init__(self, mode: bool | None, total: int) -> None:
+        wants_bar = _someone_looks_on() if mode is None else mode
+        self._silent = mode is False
+        self._bar = tqdm(total=total, unit=" examples", unit_scale=True) if wants_bar else None
+        self._total = total
+        self._said = -math.inf
+
+    def update(self, record: Record) -> None:
+        """Show a record."""
+        if self._bar is not None:
+            self._bar.update(max(0, record.examples - self._bar.n))
+            self._bar.set_postfix_str(summary(record), refresh=False)
+        elif not self._silent and time.monotonic() - self._said >= LINE_SECONDS:
+            self._said = time.monotonic()
+            share = 100 * record.examples / max(1, self._total)
+            logger.info("%.0f %% of the examples, %s", share, summary(record))
+
+    def close(self) -> None:
+        """Leave the display in order."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def summary(record: Record) -> str:
+    """Say in a few words where a run stands.
+
+    Examples
+    --------
+    >>> summary(Record(seconds=2.0, epoch=1, step=80, examples=9000, loss=0.25))
+    'epoch 1, loss 0.25'
+    """
+    parts = [f"epoch {record.epoch}"]
+    for name in ("loss", "validation_loss", "validation_accuracy", "validation_rmse"):
+        value = getattr(record, name)
+        if math.isfinite(value):
+            parts.append(f"{name.replace('_', ' ')} {value:.4g}")
+    return ", ".join(parts)
+
+
+def _someone_looks_on() -> bool:
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
