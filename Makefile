@@ -1,0 +1,48 @@
+# Two commands are all the set-up there is: `make demo` and `make test`.
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check bench chaos clean
+
+demo: $(VENV)/.demo
+	$(PY) -m pipelines.speech
+
+test: $(VENV)/.test
+	$(PY) -m pytest
+
+check: $(VENV)/.check
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy dbdask
+
+bench: $(VENV)/.test
+	for program in benchmarks/*.py; do $(PY) $$program || exit 1; done
+
+chaos: $(VENV)/.test
+	$(PY) -m pytest -m chaos
+
+$(PY):
+	@python=$$(for name in python3.14 python3.13 python3.12 python3.11 python3; do \
+	  $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  && command -v $$name && break; done); \
+	test -n "$$python" || { echo "dbdask needs Python 3.11 or newer" >&2; exit 1; }; \
+	$$python -c 'import ensurepip' 2>/dev/null || { \
+	  echo "$$python lacks ensurepip: install the package python3-venv" >&2; exit 1; }; \
+	$$python -m venv $(VENV)
+
+$(VENV)/.demo: $(PY) pyproject.toml constraints.txt
+	$(PIP) -e '.[speech]'
+	@touch $@
+
+$(VENV)/.test: $(PY) pyproject.toml constraints.txt
+	$(PIP) -e '.[speech,http,test]'
+	@touch $@
+
+$(VENV)/.check: $(PY) pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info

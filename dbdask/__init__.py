@@ -1,0 +1,66 @@
+"""DistBelief on Dask: train neural networks where chunked Zarr data and a Dask cluster are.
+
+Names are loaded when they are first used, so that the numbers come without Dask.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Examples": "dbdask.data.examples",
+    "Network": "dbdask.numbers.network",
+    "Dense": "dbdask.numbers.layers",
+    "Layout": "dbdask.numbers.layout",
+    "Parameter": "dbdask.numbers.layout",
+    "Model": "dbdask.numbers.model",
+    "sgd": "dbdask.numbers.optimizers",
+    "momentum": "dbdask.numbers.optimizers",
+    "adagrad": "dbdask.numbers.optimizers",
+    "adam": "dbdask.numbers.optimizers",
+    "Record": "dbdask.numbers.history",
+    "Status": "dbdask.status",
+    "downpour": "dbdask.verbs.downpour",
+    "Result": "dbdask.result",
+    "load": "dbdask.result",
+    "ShardLost": "dbdask.errors",
+    "DataError": "dbdask.errors",
+    "CheckpointError": "dbdask.errors",
+    "WorkerError": "dbdask.errors",
+}
+
+__all__ = [*_PLACES, "__version__"]
+
+if TYPE_CHECKING:
+    from dbdask.data.examples import Examples as Examples
+    from dbdask.errors import CheckpointError as CheckpointError
+    from dbdask.errors import DataError as DataError
+    from dbdask.errors import ShardLost as ShardLost
+    from dbdask.errors import WorkerError as WorkerError
+    from dbdask.numbers.history import Record as Record
+    from dbdask.numbers.layers import Dense as Dense
+    from dbdask.numbers.layout import Layout as Layout
+    from dbdask.numbers.layout import Parameter as Parameter
+    from dbdask.numbers.model import Model as Model
+    from dbdask.numbers.network import Network as Network
+    from dbdask.numbers.optimizers import adagrad as adagrad
+    from dbdask.numbers.optimizers import adam as adam
+    from dbdask.numbers.optimizers import momentum as momentum
+    from dbdask.numbers.optimizers import sgd as sgd
+    from dbdask.result import Result as Result
+    from dbdask.result import load as load
+    from dbdask.status import Status as Status
+    from dbdask.verbs.downpour import downpour as downpour
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'dbdask' has no attribute {name!r}")
+    value = getattr(import_module(_PLACES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,31 @@
+"""Clusters that tests share: one in threads, one in processes."""
+
+from collections.abc import Iterator
+
+import dask
+import pytest
+from distributed import Client, LocalCluster
+
+dask.config.set({"distributed.worker.profile.enabled": False})
+
+
+@pytest.fixture(scope="session")
+def threads_client() -> Iterator[Client]:
+    """Two workers of one thread in this process."""
+    with (
+        LocalCluster(
+            processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="session")
+def process_client() -> Iterator[Client]:
+    """Two worker processes of one thread."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
