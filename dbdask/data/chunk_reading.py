@@ -51,5 +51,5 @@ async def _decode_chunk(array: zarr.Array, place: tuple[int, ...]) -> np.ndarray
     if inner.metadata.zarr_format == 2:
         config = replace(config, order=inner.metadata.order)
     spec = inner.metadata.get_chunk_spec(place, config, prototype)
-    decoded = list(await inner.codec_pipeline.decode([(stored, spec)]))
-    return np.asarray(decoded[0].as_ndarray_like())
+    (decoded,) = await inner.codec_pipeline.decode([(stored, spec)])
+    return None if decoded is None else np.asarray(decoded.as_ndarray_like())

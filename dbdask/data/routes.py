@@ -15,7 +15,7 @@ import zarr
 from xarray.core import indexing
 
 from dbdask.data.chunk_reading import read_array
-from dbdask.data.locations import Location
+from dbdask.data.locations import Location, locate
 from dbdask.errors import DataError
 
 Index = tuple[slice, ...]
@@ -26,7 +26,9 @@ INLINE_BYTES = 16 * 2**10
 class Origin(Protocol):
     """What a variable reads from."""
 
-    route: str
+    @property
+    def route(self) -> str:
+        """ "store", "lazy", "dask" or "memory"."""
 
     def open(self) -> None:
         """Make sure that reading can start in this process; raise naming what is wrong."""
@@ -202,7 +204,8 @@ def origin_of(variable: xr.Variable) -> Origin:
 
 def stored_part(variable: xr.Variable) -> Stored | None:
     """Return the Zarr array that a lazy variable shows unchanged; None if that is not certain."""
-    data, start = variable._data, (0,) * variable.ndim
+    data: Any = variable._data
+    start = (0,) * variable.ndim
     while type(data).__name__ != "ZarrArrayWrapper":
         if isinstance(data, indexing.LazilyIndexedArray):
             part = _part(data.key, data.array.shape)
@@ -213,8 +216,9 @@ def stored_part(variable: xr.Variable) -> Stored | None:
             return None
         data = data.array
     array = data._array
-    location = _locate_array(array)
-    return Stored(location, array.path, start if any(start) else (), route="lazy")
+    return Stored(
+        locate(array.store_path.store), array.path, start if any(start) else (), route="lazy"
+    )
 
 
 _TRANSPARENT = (
@@ -224,12 +228,6 @@ _TRANSPARENT = (
     "NativeEndiannessArray",
     "BoolTypeArray",
 )
-
-
-def _locate_array(array: zarr.Array) -> Location:
-    from dbdask.data.locations import locate
-
-    return locate(array.store_path.store)
 
 
 def _part(key: indexing.ExplicitIndexer, shape: tuple[int, ...]) -> Index | None:

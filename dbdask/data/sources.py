@@ -24,6 +24,8 @@ What `read` returns may be read-only and may be a view: never write to it.
     blocks = {variable.key: [Piece(variable.key, starts, values), ...]}
     small.read(box, blocks=blocks)         # the pieces must cover the box together
 
+`source.worker_side()` does the same for all variables of a source.
+
 `blocks` is one mapping for all variables of a task, from `variable.key` to pieces; it may hold
 keys that nobody asks for, and variables that read for themselves ignore it: pass it to every
 `read`. `dbdask.data.supply` makes the pieces. What it asks of an `Examples`::
@@ -42,7 +44,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -176,8 +177,8 @@ class Source:
         location: Location | None = None,
         dataset: xr.Dataset | None = None,
     ) -> None:
-        self.variables: Mapping[str, Variable] = MappingProxyType(dict(variables))
-        self.coords = MappingProxyType({name: variables[name] for name in sorted(coords)})
+        self.variables: Mapping[str, Variable] = dict(variables)
+        self.coords = {name: variables[name] for name in sorted(coords)}
         self.attrs = dict(attrs)
         self.sizes = _sizes(variables.values())
         self.description = description
@@ -224,14 +225,27 @@ class Source:
         """Return the data as a Dataset: the one given, or the store opened lazily."""
         if self._dataset is not None:
             return self._dataset
-        assert self._location is not None
-        store = self._location.open_store()
-        return xr.open_zarr(store, chunks=None, decode_timedelta=False)
+        if self._location is None:
+            raise RuntimeError("the Dataset stayed with the client; only its variables travel")
+        group = self._location.open_group()
+        consolidated = group.metadata.consolidated_metadata is not None
+        return xr.open_zarr(group.store, chunks=None, consolidated=consolidated)
 
     def open(self) -> None:
         """Open every variable in this process."""
         for variable in self.variables.values():
             variable.open()
+
+    def worker_side(self) -> Source:
+        """Return what travels in a task: small when pickled, without the Dataset."""
+        return Source(
+            {name: variable.worker_side() for name, variable in self.variables.items()},
+            frozenset(self.coords),
+            self.attrs,
+            description=self.description,
+            unnamed=self._unnamed,
+            location=self._location,
+        )
 
     def _of_array(self, array: xr.DataArray) -> Variable:
         name = str(array.name) if array.name is not None else "unnamed"
@@ -308,16 +322,17 @@ def _source_of_dataset(dataset: xr.Dataset) -> Source:
 
 def _of_zarr(location: Location, array: zarr.Array, dims: tuple[str, ...], name: str) -> Variable:
     attrs = dict(array.attrs)
+    dtype = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
     return Variable(
         name=name,
         key=name,
         dims=dims,
         shape=array.shape,
-        dtype=array.dtype.newbyteorder("="),
-        itemsize=_itemsize(array.dtype),
+        dtype=dtype,
+        itemsize=_itemsize(dtype),
         chunks=array.shards or array.chunks,
         attrs=attrs,
-        decoding=decode_stored(array.dtype, attrs, array.metadata.zarr_format, array.fill_value),
+        decoding=decode_stored(dtype, attrs, array.metadata.zarr_format, array.fill_value),
         origin=Stored(location, array.path),
     )
 
@@ -350,9 +365,10 @@ def _of_variable(name: str, variable: xr.Variable, key: str | None = None) -> Va
 
 def _dims(array: zarr.Array) -> tuple[str, ...] | None:
     """Return the dimension names of an array; None where it has not one for each axis."""
-    names = array.attrs.get("_ARRAY_DIMENSIONS")
     if array.metadata.zarr_format == 3:
-        names = array.metadata.dimension_names
+        names: Any = array.metadata.dimension_names
+    else:
+        names = array.attrs.get("_ARRAY_DIMENSIONS")
     if names is None:
         return () if array.ndim == 0 else None
     complete = len(names) == array.ndim and all(isinstance(name, str) for name in names)
@@ -371,12 +387,13 @@ def _itemsize(dtype: Any) -> int:
 def _chunks(variable: xr.Variable) -> tuple[int | tuple[int, ...], ...]:
     """Return the blocks of a Dataset's variable: its store's if known, else dask's, else a cut."""
     encoding = variable.encoding
-    known = encoding.get("shards") or encoding.get("chunks")
+    known = encoding.get("shards") or encoding.get("chunks") or ()
     original = tuple(encoding.get("preferred_chunks") or variable.dims)
+    if len(known) == variable.ndim and not set(variable.dims) <= set(original):
+        original = variable.dims  # renamed since
     if known and len(known) == len(original) and set(variable.dims) <= set(original):
         by_dim = dict(zip(original, known, strict=True))
-        sizes = variable.sizes.items()
-        return tuple(min(by_dim[dim], max(size, 1)) for dim, size in sizes)
+        return tuple(min(by_dim[dim], max(size, 1)) for dim, size in variable.sizes.items())
     if variable.chunks is not None:
         return tuple(_regular(blocks) for blocks in variable.chunks)
     return _default_chunks(variable.shape, variable.dtype.itemsize)
