@@ -114,7 +114,11 @@ async def worker_answers(pool: ConnectionPool, address: str) -> bool:
 
 
 async def run_on(
-    pool: ConnectionPool, address: str, function: Callable[..., Any], *arguments: Any, seconds: float
+    pool: ConnectionPool,
+    address: str,
+    function: Callable[..., Any],
+    *arguments: Any,
+    seconds: float,
 ) -> Any:
     """Run a function on a worker's event loop (a coroutine function is awaited there).
 

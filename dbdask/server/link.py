@@ -78,7 +78,13 @@ class ServerLink:
 
     def progress(self, epoch: int, portion: int) -> list[Progress]:
         """Ask every shard for the last step it applied of a portion."""
-        return self._wait(self._start("progress", lambda shard: (epoch, portion)))
+
+        async def ask(shard: ShardPlace) -> Progress:
+            return await call_actor(
+                self._pool, shard.place, "progress", self.handle.generation, epoch, portion
+            )
+
+        return self._wait(self._calls.start(self._loop, self.handle.generation, self._all(ask)))
 
     def start_fetch(self, into: np.ndarray) -> concurrent.futures.Future[list[int]]:
         """Start to fetch the parameters into a vector; the versions come back, a shard each."""
@@ -93,15 +99,35 @@ class ServerLink:
         return self._calls.start(self._loop, self.handle.generation, self._all(fetch))
 
     def start_push(
-        self, identity: tuple[int, int, int], gradient: np.ndarray, fetched: list[int]
+        self,
+        identity: tuple[int, int, int],
+        gradient: np.ndarray,
+        fetched: list[int],
+        into: np.ndarray | None = None,
     ) -> concurrent.futures.Future[list[Acknowledgement]]:
-        """Start to push a gradient to every shard under its identity (epoch, portion, step)."""
+        """Start to push a gradient to every shard under its identity (epoch, portion, step).
+
+        With `into` the answers bring the parameters along, which saves a fetch.
+        """
         versions = dict(zip(self.handle.shards, fetched, strict=True))
-        return self._start(
-            "push",
-            lambda shard: (identity, gradient[shard.start : shard.stop], versions[shard]),
-            travels=True,
-        )
+
+        async def push(shard: ShardPlace) -> Acknowledgement:
+            acknowledgement, values = await call_actor(
+                self._pool,
+                shard.place,
+                "push",
+                self.handle.generation,
+                identity,
+                gradient[shard.start : shard.stop],
+                versions[shard],
+                into is not None,
+                nbytes=shard.nbytes,
+            )
+            if into is not None:
+                np.copyto(into[shard.start : shard.stop], values)
+            return acknowledgement
+
+        return self._calls.start(self._loop, self.handle.generation, self._all(push))
 
     def fetch_copy(self, number: int, into: np.ndarray) -> None:
         """Fetch the parameters of a snapshot copy into a vector."""
@@ -117,21 +143,6 @@ class ServerLink:
     def wait(self, future: concurrent.futures.Future[Any]) -> Any:
         """Wait for a call that was started; its own deadlines bound the wait."""
         return self._wait(future)
-
-    def _start(
-        self, method: str, arguments: Callable[[ShardPlace], tuple[Any, ...]], travels: bool = False
-    ) -> concurrent.futures.Future[Any]:
-        async def one(shard: ShardPlace) -> Any:
-            return await call_actor(
-                self._pool,
-                shard.place,
-                method,
-                self.handle.generation,
-                *arguments(shard),
-                nbytes=shard.nbytes if travels else 0,
-            )
-
-        return self._calls.start(self._loop, self.handle.generation, self._all(one))
 
     async def _all(self, one: Callable[[ShardPlace], Coroutine[Any, Any, Any]]) -> list[Any]:
         tasks = [asyncio.ensure_future(one(shard)) for shard in self.handle.shards]

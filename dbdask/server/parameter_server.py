@@ -46,9 +46,7 @@ class ParameterServer:
         The update rule that each shard applies to its own slice.
     """
 
-    def __init__(
-        self, client: Any, run: str, size: int, count: int, optimizer: Optimizer
-    ) -> None:
+    def __init__(self, client: Any, run: str, size: int, count: int, optimizer: Optimizer) -> None:
         self.client, self.run, self.size = client, run, size
         self.slices = cut(size, count)
         self.optimizer = optimizer
@@ -139,7 +137,10 @@ class ParameterServer:
         number = self._command
         indices = range(len(self.slices)) if only is None else only
         return await asyncio.gather(
-            *(self.call(index, "command", number, name, *arguments, nbytes=nbytes) for index in indices)
+            *(
+                self.call(index, "command", number, name, *arguments, nbytes=nbytes)
+                for index in indices
+            )
         )
 
     async def call(self, index: int, method: str, *arguments: Any, nbytes: int = 0) -> Any:
@@ -206,11 +207,11 @@ class ParameterServer:
                 future.release()
         self._futures = []
 
-    async def _tell(self, workers: Sequence[str], function: Callable[..., Any], *arguments: Any) -> None:
+    async def _tell(
+        self, workers: Sequence[str], function: Callable[..., Any], *arguments: Any
+    ) -> None:
         async def tell(worker: str) -> None:
-            await run_on(
-                self.client.rpc, worker, function, *arguments, seconds=deadline("connect")
-            )
+            await run_on(self.client.rpc, worker, function, *arguments, seconds=deadline("connect"))
 
         await asyncio.gather(*(tell(worker) for worker in workers), return_exceptions=True)
 

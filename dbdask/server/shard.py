@@ -116,9 +116,27 @@ class ParameterShard:
         identity: tuple[int, int, int],
         gradient: np.ndarray,
         fetched: int,
-    ) -> Acknowledgement:
-        """Apply a gradient once; a repeat of its identity (epoch, portion, step) changes nothing."""
-        return await self._serve(self._push, generation, identity, gradient, fetched)
+        fetch: bool = False,
+    ) -> tuple[Acknowledgement, np.ndarray | None]:
+        """Apply a gradient once; a repeat of its identity (epoch, portion, step) changes nothing.
+
+        With `fetch` the answer brings the parameters along: a replica that fetches before every
+        minibatch saves a message.
+        """
+        return await self._serve(
+            self._push_and_fetch, generation, identity, gradient, fetched, fetch
+        )
+
+    def _push_and_fetch(
+        self,
+        generation: int,
+        identity: tuple[int, int, int],
+        gradient: np.ndarray,
+        fetched: int,
+        fetch: bool,
+    ) -> tuple[Acknowledgement, np.ndarray | None]:
+        acknowledgement = self._push(generation, identity, gradient, fetched)
+        return acknowledgement, self.state.vectors["parameters"].copy() if fetch else None
 
     def _push(
         self, generation: int, identity: tuple[int, int, int], gradient: np.ndarray, fetched: int

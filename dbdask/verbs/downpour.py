@@ -1,6 +1,6 @@
 """Downpour SGD: model replicas train on portions and push to the parameter server (section 4.1)."""
 
-import pickle
+import cloudpickle
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -145,9 +145,7 @@ def downpour(
         max_refused,
         seed,
     )
-    portion_rows = suggest_portion_rows(
-        len(examples), examples.row_bytes, layout.size, batch_size
-    )
+    portion_rows = suggest_portion_rows(len(examples), examples.row_bytes, layout.size, batch_size)
     settings = {
         "verb": "downpour",
         "layout": layout.table(),
@@ -161,8 +159,8 @@ def downpour(
     portion_rows = last.state["portion_rows"] if last else portion_rows
     with client_for(client) as connected:
         plan = Plan(
-            job=pickle.dumps(job),
-            model=pickle.dumps(model),
+            job=cloudpickle.dumps(job),
+            model=cloudpickle.dumps(model),
             name=f"model of {layout.size:,} parameters",
             size=layout.size,
             optimizer=optimizer,
@@ -287,5 +285,3 @@ def flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
             )
         view[...] = np.asarray(parameters[name].values, np.float32)
     return vector
-
-

@@ -290,7 +290,11 @@ class DownpourRun:
             self.workforce.abandoned = False
         while True:
             ledgers = await self.server.command("pause", True)
-            uneven = {(e, p) for rows in ledgers for e, p, _ in set(map(tuple, rows)) ^ set(map(tuple, ledgers[0]))}
+            uneven = {
+                (e, p)
+                for rows in ledgers
+                for e, p, _ in set(map(tuple, rows)) ^ set(map(tuple, ledgers[0]))
+            }
             if not uneven:
                 self.ledger = [list(row) for row in ledgers[0]]
                 return
@@ -307,7 +311,8 @@ class DownpourRun:
     async def _complete(self, uneven: set[tuple[int, int]]) -> None:
         """Bring the shards that lack a step of a portion to the step that others have."""
         portions = {
-            (p.epoch, p.number): p for p in self.plan.cut.portions(self.plan.seed, self.stream.epoch)
+            (p.epoch, p.number): p
+            for p in self.plan.cut.portions(self.plan.seed, self.stream.epoch)
         }
         for identity, worker in zip(uneven, self.workforce.workers * len(uneven), strict=False):
             self._give(portions[identity], worker, self.plan.replicas, complete_only=True)
@@ -426,7 +431,7 @@ class DownpourRun:
         if self.plan.path is None:
             return ShardLost(
                 f"{error}; the run has no checkpoint to rebuild it from: give checkpoint=PATH "
-                "(and resume=\"auto\"), or shard_copies=2"
+                '(and resume="auto"), or shard_copies=2'
             )
         return ShardLost(
             f"{error}; the last snapshot is in {self.plan.path!r}: "

@@ -37,6 +37,4 @@ def check_input_shape(model: Any, examples: Examples, name: str) -> None:
 def layout_size(vector: np.ndarray, layout: Any) -> None:
     """Raise where a flat vector has not the model's number of parameters."""
     if vector.shape != (layout.size,):
-        raise ValueError(
-            f"parameters has shape {vector.shape}, the model needs ({layout.size},)"
-        )
+        raise ValueError(f"parameters has shape {vector.shape}, the model needs ({layout.size},)")

@@ -105,6 +105,8 @@ class _Replica:
         self.pushing: Any = None  # (future, vector) of a push beside the computation
         self.paused = False
         self.accrued_steps = 0
+        self.is_fresh = False  # the last push brought the parameters along
+        self.last_step = order.portion.steps(self.job.batch_size) - 1
 
     def work(self, blocks: Any) -> None:
         portion, job = self.order.portion, self.job
@@ -194,7 +196,9 @@ class _Replica:
             self.fetched, self.fetching = self.link.wait(future), None
             self.room.give_back(self.local)
             self.local = vector
-        if not self.fetched:
+        if self.is_fresh:
+            self.is_fresh = False
+        elif not self.fetched:
             self.fetched = self.link.wait(self.link.start_fetch(self.local))
         elif step % self.job.n_fetch == 0:
             self._await_push()
@@ -230,7 +234,10 @@ class _Replica:
         """Push what has accrued under the identity of its last step."""
         self._await_push()
         identity = (self.order.portion.epoch, self.order.portion.number, step)
-        future = self.link.start_push(identity, self.accrued, self.fetched)
+        every_step = self.job.n_fetch == 1 and self.job.n_push == 1
+        self.is_fresh = every_step and step < self.last_step and not self.paused
+        into = self.local if self.is_fresh else None
+        future = self.link.start_push(identity, self.accrued, self.fetched, into)
         self.pushing = future, step, self.accrued
         self.accrued_steps = 0
         if self.job.n_push == 1:
@@ -246,6 +253,8 @@ class _Replica:
         acknowledgements = self.link.wait(future)
         if vector is not self.gradient:
             self.room.give_back(vector)
+        if self.is_fresh:
+            self.fetched = [a.version for a in acknowledgements]
         self.report.next_step = step + 1
         self.report.staleness.extend(a.staleness for a in acknowledgements if a.staleness >= 0)
         self.report.repeated += any(a.staleness < 0 for a in acknowledgements)

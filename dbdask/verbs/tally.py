@@ -77,7 +77,9 @@ class Tally:
         self.dropped += report.dropped
         self.refused += len(report.refused)
         for step, parameter in report.refused[-1:]:
-            self.last_refusal = f"epoch {report.epoch}, portion {report.number}, step {step}: {parameter}"
+            self.last_refusal = (
+                f"epoch {report.epoch}, portion {report.number}, step {step}: {parameter}"
+            )
         if report.steps == len(report.refused):
             return
         self.last_loss = report.loss / report.weight

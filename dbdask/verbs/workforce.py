@@ -185,7 +185,9 @@ class Workforce:
                 f"portion {identity[1]} of epoch {identity[0]} (blocks {out.portion.blocks[:4]}) "
                 f"failed {MOST_ATTEMPTS} times, the last time with {error!r}"
             ) from error
-        logger.warning("portion %s failed on %s: %r; it is tried again", identity, out.worker, error)
+        logger.warning(
+            "portion %s failed on %s: %r; it is tried again", identity, out.worker, error
+        )
         return PortionReport(*identity, out.worker)
 
     def _restart_clocks(self, worker: str, now: float) -> None:

@@ -1,0 +1,244 @@
+"""Downpour against a serial loop, against a model that counts, and against interruptions."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from counting import CountingModel
+
+import dbdask
+from dbdask.server.room import rooms_of
+
+
+def write_store(path, rows=1200, chunk=100, seed=0):
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(rows, 6)).astype(np.float32)
+    labels = (inputs @ rng.normal(size=(6, 3))).argmax(axis=1)
+    index = np.arange(rows, dtype=np.float32)
+    dataset = xr.Dataset(
+        {
+            "x": (("row", "feature"), inputs),
+            "label": ("row", labels.astype(np.int32)),
+            "index": ("row", index),
+            "zero": ("row", np.zeros(rows, np.float32)),
+        }
+    )
+    dataset.chunk({"row": chunk}).to_zarr(path, consolidated=False)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("downpour") / "store.zarr")
+
+
+@pytest.fixture(params=["threads", "processes"])
+def client(request, threads_client, process_client):
+    return threads_client if request.param == "threads" else process_client
+
+
+def labelled(store):
+    return dbdask.Examples(store, inputs="x", targets="label", along="row")
+
+
+def counted(store):
+    return dbdask.Examples(store, inputs="index", targets="zero", along="row")
+
+
+def network():
+    return dbdask.Network(
+        input_shape=(6,), layers=[dbdask.Dense(8, "tanh"), dbdask.Dense(3)], loss="softmax"
+    )
+
+
+def train(client, store, **options):
+    settings = {"optimizer": dbdask.sgd(0.1), "batch_size": 20, "progress": False} | options
+    return dbdask.downpour(network(), labelled(store), client=client, **settings)
+
+
+def flat(result):
+    return np.concatenate([v.values.ravel() for v in result.parameters.data_vars.values()])
+
+
+def assert_nothing_left(client):
+    state = client.run_on_scheduler(
+        lambda dask_scheduler: [len(dask_scheduler.tasks)]
+        + [len(worker.actors) for worker in dask_scheduler.workers.values()]
+    )
+    assert not any(state), state
+    assert not any(client.run(rooms_of).values())
+
+
+def serial_parameters(store, epochs, rate, batch_size=20):
+    """The same minibatches in a plain loop."""
+    model, examples = network(), labelled(store)
+    parameters = model.initial_parameters(0, 0, model.parameter_count)
+    gradient = np.empty_like(parameters)
+    from dbdask.numbers.portions import suggest_portion_rows
+
+    rows = suggest_portion_rows(len(examples), examples.row_bytes, parameters.size, batch_size)
+    cut, reader = examples.cut(rows, batch_size), examples.reader()
+    for epoch in range(epochs):
+        for portion in cut.portions(0, epoch):
+            for batch in reader.minibatches(portion, batch_size):
+                model.loss_and_gradient(
+                    parameters, batch.inputs, batch.targets, weights=None, gradient=gradient
+                )
+                parameters -= np.float32(rate) * (gradient / np.float32(len(batch.inputs)))
+    return parameters
+
+
+def test_one_replica_and_one_shard_are_the_serial_loop(client, store):
+    result = train(client, store, epochs=2, replicas=1, shards=1)
+    np.testing.assert_allclose(flat(result), serial_parameters(store, 2, 0.1), atol=1e-6)
+    assert result.status.reason == "epochs" and result.status.ok
+    assert_nothing_left(client)
+
+
+def test_the_number_of_shards_changes_nothing(threads_client, store):
+    one = train(threads_client, store, replicas=1, shards=1)
+    three = train(threads_client, store, replicas=1, shards=3)
+    np.testing.assert_array_equal(flat(one), flat(three))
+
+
+@pytest.mark.parametrize(("n_fetch", "n_push"), [(1, 1), (3, 1), (1, 4), (2, 3)])
+def test_one_replica_is_the_same_to_the_bit_with_snapshots_and_without(
+    threads_client, store, tmp_path, n_fetch, n_push
+):
+    options = {"replicas": 1, "n_fetch": n_fetch, "n_push": n_push, "epochs": 2}
+    plain = train(threads_client, store, **options)
+    snapshots = {"checkpoint": str(tmp_path / "run.zarr"), "snapshot_every": "10ms"}
+    paused = train(threads_client, store, **options, **snapshots)
+    np.testing.assert_array_equal(flat(plain), flat(paused))
+
+
+@pytest.mark.parametrize("options", [{}, {"n_fetch": 2, "n_push": 2}, {"warmstart": 7}])
+def test_every_example_is_applied_exactly_once_an_epoch(client, store, options):
+    result = dbdask.downpour(
+        CountingModel(1200),
+        counted(store),
+        client=client,
+        optimizer=dbdask.sgd(20.0),
+        batch_size=20,
+        epochs=3,
+        shards=2,
+        progress=False,
+        **options,
+    )
+    np.testing.assert_array_equal(result.parameters["count"].values, 3)
+    assert_nothing_left(client)
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(threads_client, store, tmp_path):
+    path = str(tmp_path / "run.zarr")
+    options = {"replicas": 1, "optimizer": dbdask.adagrad(0.1)}
+    whole = train(threads_client, store, epochs=3, **options)
+    seen = []
+    broken = train(
+        threads_client,
+        store,
+        epochs=3,
+        checkpoint=path,
+        callbacks=[lambda record: seen.append(record) or len(seen) >= 2],
+        **options,
+    )
+    assert broken.status.reason == "callback"
+    again = train(threads_client, store, epochs=3, checkpoint=path, resume=True, **options)
+    np.testing.assert_array_equal(flat(whole), flat(again))
+    assert again.history.sizes["record"] >= broken.history.sizes["record"]
+
+
+def test_resume_in_its_three_forms(threads_client, store, tmp_path):
+    path = str(tmp_path / "run.zarr")
+    with pytest.raises(dbdask.CheckpointError, match="resume=True, but there is no checkpoint"):
+        train(threads_client, store, checkpoint=path, resume=True)
+    train(threads_client, store, checkpoint=path, resume="auto")
+    with pytest.raises(dbdask.CheckpointError, match="exists already"):
+        train(threads_client, store, checkpoint=path)
+    with pytest.raises(dbdask.CheckpointError, match="batch_size is 20 there and 10 here"):
+        train(threads_client, store, checkpoint=path, resume=True, batch_size=10)
+    done = train(threads_client, store, checkpoint=path, resume="auto")
+    assert done.status.reason == "epochs"
+
+
+def test_validation_and_the_best_parameters(threads_client, store):
+    held_out = labelled(store).isel(row=slice(1000, 1200))
+    result = train(threads_client, store, epochs=4, validation=held_out, keep="best")
+    losses = result.history["validation_loss"].values
+    best = np.nanmin(losses)
+    assert np.isfinite(losses).sum() >= 4
+    assert result.evaluate(held_out)["loss"] == pytest.approx(best, rel=1e-5)
+
+
+def test_target_loss_stops_the_run(threads_client, store):
+    result = train(threads_client, store, epochs=500, target_loss=0.5)
+    assert result.status.reason == "target"
+    assert result.history["loss"].values[-1] < 0.6
+
+
+def test_a_callback_that_raises_stops_the_run_and_its_error_comes_out(threads_client, store):
+    def fail(record):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        train(threads_client, store, epochs=100, callbacks=[fail])
+    assert_nothing_left(threads_client)
+
+
+class BadModel(CountingModel):
+    """Its gradient is never finite."""
+
+    def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
+        gradient[:] = np.nan
+        return 0.0
+
+
+def test_bad_gradients_are_refused_counted_and_named(threads_client, store):
+    result = dbdask.downpour(
+        BadModel(1200),
+        counted(store),
+        client=threads_client,
+        batch_size=20,
+        max_refused=4,
+        progress=False,
+    )
+    assert result.status.reason == "bad_gradients" and not result.status.ok
+    assert "count" in result.status.message
+    np.testing.assert_array_equal(result.parameters["count"].values, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_push": 0}, "n_push must be at least 1, got 0"),
+        ({"n_fetch": -1}, "n_fetch must be at least 1, got -1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"warmstart": -1}, "warmstart must be at least 0, got -1"),
+        ({"replicas": 0}, "replicas must be at least 1, got 0"),
+        ({"shards": 0}, "shards must be at least 1, got 0"),
+        ({"clip_norm": 0.0}, "clip_norm must be above 0, got 0.0"),
+        ({"keep": "first"}, "keep must be one of 'last', 'best', got 'first'"),
+        ({"keep": "best"}, 'keep="best" needs validation='),
+        ({"resume": "yes"}, "resume must be one of"),
+        ({"resume": True}, "resume=True needs checkpoint="),
+        ({"snapshot_every": "soon"}, "snapshot_every must be a duration"),
+        ({"validate_every": 5}, "validate_every=5 needs validation="),
+        ({"workers": []}, "workers must name at least one worker"),
+        ({"parameters": np.zeros(3, np.float32)}, r"parameters has shape \(3,\)"),
+    ],
+)
+def test_wrong_arguments_are_named_before_work_begins(threads_client, store, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(threads_client, store, **options)
+
+
+@pytest.mark.parametrize("options", [{"partitions": 2}, {"shard_copies": 2}])
+def test_what_does_not_work_yet_is_refused(threads_client, store, options):
+    with pytest.raises(NotImplementedError, match=next(iter(options))):
+        train(threads_client, store, **options)
+
+
+def test_a_model_of_another_shape_is_named(threads_client, store):
+    model = dbdask.Network(input_shape=(5,), layers=[dbdask.Dense(3)], loss="softmax")
+    with pytest.raises(ValueError, match="input_shape"):
+        dbdask.downpour(model, labelled(store), client=threads_client)
