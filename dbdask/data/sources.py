@@ -38,129 +38,21 @@ halo of the window included. The boxes that the worker reads must lie within the
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import xarray as xr
 import zarr
 from zarr.abc.store import Store
 
-from dbdask.data.decoding import Decoding, decode_opened, decode_stored
 from dbdask.data.locations import Location, locate
-from dbdask.data.routes import (
-    Absent,
-    Blocks,
-    Index,
-    Origin,
-    Piece,
-    Stored,
-    assemble,
-    origin_of,
-)
+from dbdask.data.routes import Blocks, Piece
+from dbdask.data.variables import Variable, variable_of_array, variable_of_zarr
 
 __all__ = ["Blocks", "Piece", "Source", "Variable", "open_source"]
 
 Route = Literal["store", "lazy", "dask", "memory"]
-
-DEFAULT_BLOCK_BYTES = 8 * 2**20
-TEXT_BYTES = 16
-
-_fresh = itertools.count()
-
-
-@dataclass(frozen=True)
-class Variable:
-    """One named array of a source: its metadata, and the way to its values."""
-
-    name: str
-    key: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    itemsize: int
-    chunks: tuple[int | tuple[int, ...], ...]
-    attrs: dict[str, Any] = field(repr=False)
-    decoding: Decoding = field(repr=False)
-    origin: Origin = field(repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What is derived stays behind: the lengths of 100,000 blocks are no small pickle.
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @property
-    def route(self) -> str:
-        """How the values are reached: "store", "lazy", "dask" or "memory"."""
-        return self.origin.route
-
-    @cached_property
-    def lengths(self) -> dict[str, tuple[int, ...]]:
-        """Lengths of the blocks along each dimension."""
-        pairs = zip(self.shape, self.chunks, strict=True)
-        return dict(zip(self.dims, itertools.starmap(_lengths, pairs), strict=True))
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Length of each dimension."""
-        return dict(zip(self.dims, self.shape, strict=True))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all values as the store holds them; the same by every route."""
-        return math.prod(self.shape) * self.itemsize
-
-    @cached_property
-    def value_dtype(self) -> np.dtype:
-        """The dtype of decoded values; for text of any length, a text dtype of length 1."""
-        return self.decoding.result_dtype(self.dtype)
-
-    @property
-    def needs_blocks(self) -> bool:
-        """True where a worker must be given the values with its task."""
-        return isinstance(self.origin.worker_side(), Absent)
-
-    def index(self, box: Mapping[str, slice] | None = None) -> Index:
-        """Return the box as one slice per dimension; dimensions not named are whole."""
-        whole = slice(None)
-        cuts = [(box or {}).get(dim, whole).indices(size) for dim, size in self.sizes.items()]
-        assert all(step == 1 for _, _, step in cuts), "a box has no steps"
-        return tuple(slice(start, max(start, stop)) for start, stop, _ in cuts)
-
-    def read(
-        self, box: Mapping[str, slice] | None = None, blocks: Blocks | None = None
-    ) -> np.ndarray:
-        """Return the stored values in the box, in the variable's own dimension order."""
-        index = self.index(box)
-        if isinstance(self.origin, Absent) and blocks is not None:
-            return assemble(blocks.get(self.key, ()), index)
-        return self.origin.read(index)
-
-    def decode(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return values and the mask of missing ones (None: nothing is missing).
-
-        Packed integers and floats become float32 with NaN where missing; integers without scale
-        stay integers, booleans become int8; dates stay dates; text becomes a text array.
-        """
-        return self.decoding.apply(stored)
-
-    def coordinate(
-        self, box: Mapping[str, slice] | None = None, blocks: Blocks | None = None
-    ) -> np.ndarray:
-        """Return the values as xarray shows them, in full precision: for labels of positions."""
-        return self.decoding.as_xarray(self.read(box, blocks))
-
-    def open(self) -> None:
-        """Make sure that this process can read; raise an error that says why it cannot."""
-        self.origin.open()
-
-    def worker_side(self) -> Variable:
-        """Return what travels in a task: small when pickled."""
-        return replace(self, origin=self.origin.worker_side())
 
 
 class Source:
@@ -249,7 +141,7 @@ class Source:
 
     def _of_array(self, array: xr.DataArray) -> Variable:
         name = str(array.name) if array.name is not None else "unnamed"
-        variable = _of_variable(name, array.variable)
+        variable = variable_of_array(name, array.variable)
         for dim, size in variable.sizes.items():
             if self.sizes.get(dim, size) != size:
                 raise ValueError(
@@ -297,7 +189,9 @@ def _source_of_store(location: Location) -> Source:
             f"data: no array of {location} has dimension names (found: {held}); write it with "
             "xarray, or set dimension_names (Zarr v3) or the attribute _ARRAY_DIMENSIONS (v2)"
         )
-    variables = {name: _of_zarr(location, arrays[name], named[name], name) for name in named}
+    variables = {
+        name: variable_of_zarr(location, arrays[name], named[name], name) for name in named
+    }
     attrs = dict(group.attrs)
     texts = [attrs.get("coordinates"), *(arrays[name].attrs.get("coordinates") for name in named)]
     listed = {word for text in texts if isinstance(text, str) for word in text.split()}
@@ -311,56 +205,13 @@ def _source_of_store(location: Location) -> Source:
 
 def _source_of_dataset(dataset: xr.Dataset) -> Source:
     variables = {
-        str(name): _of_variable(str(name), variable, str(name))
+        str(name): variable_of_array(str(name), variable, str(name))
         for name, variable in dataset.variables.items()
     }
     coords = frozenset(str(name) for name in dataset.coords)
     return Source(
         variables, coords, dataset.attrs, description="the given Dataset", dataset=dataset
     )
-
-
-def _of_zarr(location: Location, array: zarr.Array, dims: tuple[str, ...], name: str) -> Variable:
-    attrs = dict(array.attrs)
-    dtype = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
-    return Variable(
-        name=name,
-        key=name,
-        dims=dims,
-        shape=array.shape,
-        dtype=dtype,
-        itemsize=_itemsize(dtype),
-        chunks=array.shards or array.chunks,
-        attrs=attrs,
-        decoding=decode_stored(dtype, attrs, array.metadata.zarr_format, array.fill_value),
-        origin=Stored(location, array.path),
-    )
-
-
-def _of_variable(name: str, variable: xr.Variable, key: str | None = None) -> Variable:
-    origin = origin_of(variable)
-    dims = tuple(str(dim) for dim in variable.dims)
-    if isinstance(origin, Stored):
-        array = origin.array()
-        stored = _of_zarr(origin.location, array, dims, name)
-        pairs = zip(stored.chunks, variable.shape, strict=True)
-        chunks = tuple(min(chunk, max(size, 1)) for chunk, size in pairs)
-        stored = replace(stored, shape=variable.shape, chunks=chunks, origin=origin)
-    else:
-        stored = Variable(
-            name=name,
-            key=name,
-            dims=dims,
-            shape=variable.shape,
-            dtype=variable.dtype,
-            itemsize=_itemsize(variable.encoding.get("dtype", variable.dtype)),
-            chunks=_chunks(variable),
-            attrs={**variable.attrs},
-            decoding=decode_opened(variable),
-            origin=origin,
-        )
-    # Two DataArrays may share a name; their pieces must not.
-    return replace(stored, key=key or f"{name}#{next(_fresh)}")
 
 
 def _dims(array: zarr.Array) -> tuple[str, ...] | None:
@@ -373,56 +224,6 @@ def _dims(array: zarr.Array) -> tuple[str, ...] | None:
         return () if array.ndim == 0 else None
     complete = len(names) == array.ndim and all(isinstance(name, str) for name in names)
     return tuple(names) if complete and len(set(names)) == len(names) else None
-
-
-def _itemsize(dtype: Any) -> int:
-    """Return the bytes of one stored value; text, whose length varies, counts as 16."""
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        return TEXT_BYTES
-    return TEXT_BYTES if found.kind in "OSTU" else found.itemsize
-
-
-def _chunks(variable: xr.Variable) -> tuple[int | tuple[int, ...], ...]:
-    """Return the blocks of a Dataset's variable: its store's if known, else dask's, else a cut."""
-    encoding = variable.encoding
-    known = encoding.get("shards") or encoding.get("chunks") or ()
-    original = tuple(encoding.get("preferred_chunks") or variable.dims)
-    if len(known) == variable.ndim and not set(variable.dims) <= set(original):
-        original = variable.dims  # renamed since
-    if known and len(known) == len(original) and set(variable.dims) <= set(original):
-        by_dim = dict(zip(original, known, strict=True))
-        return tuple(min(by_dim[dim], max(size, 1)) for dim, size in variable.sizes.items())
-    if variable.chunks is not None:
-        return tuple(_regular(blocks) for blocks in variable.chunks)
-    return _default_chunks(variable.shape, variable.dtype.itemsize)
-
-
-def _default_chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    chunks = [max(size, 1) for size in shape]
-    if chunks:
-        longest = int(np.argmax(chunks))
-        others = math.prod(chunks) // chunks[longest]
-        rows = max(1, DEFAULT_BLOCK_BYTES // (others * itemsize))
-        chunks[longest] = min(chunks[longest], rows)
-    return tuple(chunks)
-
-
-def _regular(blocks: tuple[int, ...]) -> int | tuple[int, ...]:
-    if any(size != size for size in blocks):
-        raise ValueError(
-            "a dask array of unknown chunk lengths cannot be read; call compute_chunk_sizes() first"
-        )
-    same = all(size == blocks[0] for size in blocks[:-1]) and blocks[-1] <= blocks[0]
-    return max(blocks[0], 1) if same else blocks
-
-
-def _lengths(size: int, chunk: int | tuple[int, ...]) -> tuple[int, ...]:
-    if isinstance(chunk, tuple):
-        return chunk
-    whole, rest = divmod(size, chunk)
-    return (chunk,) * whole + ((rest,) if rest else ())
 
 
 def _sizes(variables: Any) -> dict[str, int]:

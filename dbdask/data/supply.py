@@ -28,7 +28,7 @@ from dask._task_spec import convert_legacy_graph
 from distributed import Client, Future
 
 from dbdask.data.routes import Blocked, Held, Piece
-from dbdask.data.sources import Variable
+from dbdask.data.variables import Variable
 from dbdask.numbers.portions import Portion
 
 
