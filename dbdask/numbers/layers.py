@@ -49,11 +49,16 @@ class Dense:
         )
 
     def scale(self, input_shape: tuple[int, ...]) -> float:
-        """Return the half width of the uniform initial weights (Glorot; He for relu)."""
+        """Return the half width of the uniform initial weights.
+
+        He et al. 2015 for relu, else Glorot and Bengio 2010, with their factor 4 for the sigmoid,
+        without which several sigmoid layers on each other hardly learn.
+        """
         fan_in = math.prod(input_shape)
         if self.activation == "relu":
             return math.sqrt(6 / fan_in)
-        return math.sqrt(6 / (fan_in + self.units))
+        factor = 4 if self.activation == "sigmoid" else 1
+        return factor * math.sqrt(6 / (fan_in + self.units))
 
     def forward(self, weights: np.ndarray, bias: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         """Return the activations, (examples, units)."""

@@ -1,6 +1,7 @@
 """Named arrays as views of one flat vector, and that vector's cut into shards."""
 
 import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,13 +22,17 @@ class Parameter:
     kind: Kind = "trained"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(int(length) for length in self.shape))
+        object.__setattr__(self, "shape", tuple(operator.index(length) for length in self.shape))
         object.__setattr__(self, "dims", tuple(str(dim) for dim in self.dims))
-        if "/" in self.name or not self.name:
+        if not isinstance(self.name, str) or "/" in self.name or not self.name:
             raise ValueError(f"a parameter's name must be non-empty without '/', got {self.name!r}")
         if len(self.dims) != len(self.shape):
             raise ValueError(
                 f"parameter {self.name!r} has {len(self.shape)} dimensions, but dims {self.dims}"
+            )
+        if min(self.shape, default=1) < 1:
+            raise ValueError(
+                f"parameter {self.name!r} must have lengths of at least 1, got shape {self.shape}"
             )
         if self.kind not in ("trained", "buffer"):
             raise ValueError(f"kind must be 'trained' or 'buffer', got {self.kind!r}")
@@ -44,7 +49,8 @@ class Layout:
 
     Examples
     --------
-    >>> layout = Layout((Parameter("weights", (2, 3), ("out", "in")), Parameter("bias", (2,), ("out",))))
+    >>> weights = Parameter("weights", (2, 3), ("output", "input"))
+    >>> layout = Layout((weights, Parameter("bias", (2,), ("output",))))
     >>> layout.size, layout.offsets
     (8, (0, 6))
     """
@@ -111,7 +117,9 @@ def as_layout(value: Any) -> Layout:
     if isinstance(value, Layout):
         return value
     if not isinstance(value, Iterable):
-        raise TypeError(f"layout must be a dbdask.Layout or a sequence of parameters, got {value!r}")
+        raise TypeError(
+            f"layout must be a dbdask.Layout or a sequence of parameters, got {value!r}"
+        )
     return Layout(tuple(_as_parameter(item) for item in value))
 
 
@@ -140,5 +148,7 @@ def cut(size: int, count: int) -> tuple[tuple[int, int], ...]:
     >>> cut(10, 4)
     ((0, 3), (3, 6), (6, 9), (9, 10))
     """
-    length = math.ceil(size / count)
+    if size < 1 or count < 1:
+        raise ValueError(f"size and count must be at least 1, got {size} and {count}")
+    length = -(-size // count)
     return tuple((start, min(start + length, size)) for start in range(0, size, length))

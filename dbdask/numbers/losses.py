@@ -1,4 +1,10 @@
-"""The three losses, each with the gradient at the network's outputs before the last activation."""
+"""The three losses, each with the gradient at the network's outputs.
+
+A loss takes the outputs before the activation that belongs to it, overwrites them with their
+gradient, and returns the weighted sum of the losses, summed in float64. Weights are None, one an
+example, or one an element of the outputs; what has weight zero counts for nothing, whatever its
+target holds.
+"""
 
 from collections.abc import Callable
 
@@ -18,9 +24,15 @@ def softmax(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
         Labels, (examples,).
     weights
         None or (examples,).
+
+    Examples
+    --------
+    >>> outputs = np.zeros((1, 2))
+    >>> round(softmax(outputs, np.array([0]), None), 6), outputs.tolist()
+    (0.693147, [[-0.5, 0.5]])
     """
     rows = np.arange(len(outputs))
-    labels = checked_labels(targets, outputs.shape[1])
+    labels = checked_labels(targets, outputs)
     outputs -= outputs.max(axis=1, keepdims=True)
     chosen = outputs[rows, labels].astype(np.float64)
     np.exp(outputs, out=outputs)
@@ -28,58 +40,100 @@ def softmax(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
     losses = np.log(sums[:, 0], dtype=np.float64) - chosen
     outputs /= sums
     outputs[rows, labels] -= 1
-    return _weighted(losses, outputs, weights)
+    if weights is None:
+        return float(losses.sum())
+    weights = _shaped_weights(weights, (len(outputs), 1))
+    outputs *= weights.astype(outputs.dtype, copy=False)
+    return float(losses @ weights[:, 0].astype(np.float64))
 
 
 def logistic(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> float:
     """One-vs-all cross entropy, summed over outputs; `outputs` becomes its gradient.
 
-    `targets` are labels, (examples,), or 0/1 for every output, (examples, outputs).
+    `targets` are labels, (examples,), or 0/1 for every output, (examples, outputs). Where there is
+    one output, they are its 0/1.
     """
-    if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
-        wanted = np.zeros_like(outputs)
-        wanted[np.arange(len(outputs)), checked_labels(targets, outputs.shape[1])] = 1
-    else:
-        wanted = targets.reshape(outputs.shape)
-    losses = np.logaddexp(0, outputs, dtype=np.float64) - wanted * outputs
+    wanted = _wanted(outputs, targets, weights)
+    losses = np.logaddexp(0, outputs, dtype=np.float64)
+    losses -= wanted * outputs
     sigmoid(outputs)
     outputs -= wanted
-    return _weighted(losses, outputs, weights)
+    return _weigh(losses, outputs, weights)
 
 
 def squared(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> float:
     """Half the squared error, summed over outputs; `outputs` becomes its gradient."""
-    outputs -= targets.reshape(outputs.shape)
-    losses = 0.5 * np.square(outputs, dtype=np.float64)
-    return _weighted(losses, outputs, weights)
+    outputs -= _shaped_targets(targets, outputs)
+    losses = np.square(outputs, dtype=np.float64)
+    losses *= 0.5
+    return _weigh(losses, outputs, weights)
 
 
-def _weighted(losses: np.ndarray, gradient: np.ndarray, weights: np.ndarray | None) -> float:
-    """Sum the losses with weights an example or an element, and weigh the gradient in place."""
-    if weights is None:
-        return float(losses.sum(dtype=np.float64))
+def _weigh(losses: np.ndarray, gradient: np.ndarray, weights: np.ndarray | None) -> float:
+    """Sum elementwise losses by their weights, and weigh the gradient in place."""
+    if weights is not None:
+        weights = _shaped_weights(weights, losses.shape)
+        losses *= weights
+        gradient *= weights.astype(gradient.dtype, copy=False)
+        if not weights.all():
+            masked = np.broadcast_to(weights == 0, losses.shape)
+            losses[masked] = 0
+            gradient[masked] = 0
+    return float(losses.sum())
+
+
+def _shaped_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights as (examples, 1) or (examples, outputs)."""
     weights = np.asarray(weights)
-    if weights.ndim > 1:
-        weights = weights.reshape(len(gradient), -1)
-        if losses.ndim == 1:
-            weights = weights[:, 0]
-    shaped = weights.reshape(weights.shape + (1,) * (gradient.ndim - weights.ndim))
-    gradient *= shaped.astype(gradient.dtype)
-    by_loss = weights.reshape(weights.shape + (1,) * (losses.ndim - weights.ndim))
-    return float((losses * by_loss).sum(dtype=np.float64))
-
-
-def checked_labels(targets: np.ndarray, outputs: int) -> np.ndarray:
-    """Return labels as they are, or raise where one lies outside the outputs."""
-    if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
+    per_example = weights.shape == shape[:1]
+    if weights.shape[:1] != shape[:1] or not (per_example or weights.size == np.prod(shape)):
         raise ValueError(
-            f"softmax needs integer labels of shape (examples,), got {targets.dtype} "
-            f"of shape {targets.shape}"
+            f"weights must have one element an example, ({shape[0]},), or one a target element, "
+            f"{shape}, got shape {weights.shape}"
         )
-    if len(targets) and (targets.min() < 0 or targets.max() >= outputs):
+    return weights[:, np.newaxis] if per_example else weights.reshape(shape)
+
+
+def _wanted(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """The 0/1 of every output."""
+    if outputs.shape[1] > 1 and targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
+        wanted = np.zeros_like(outputs)
+        wanted[np.arange(len(outputs)), checked_labels(targets, outputs)] = 1
+        return wanted
+    wanted = _shaped_targets(targets, outputs)
+    inside = (wanted >= 0) & (wanted <= 1)
+    if weights is not None:
+        inside |= _shaped_weights(weights, outputs.shape) == 0
+    if not inside.all():
         raise ValueError(
-            f"labels must lie in 0 to {outputs - 1} for {outputs} outputs, "
-            f"got {targets.min()} to {targets.max()}"
+            f"targets of a 'logistic' loss must lie in 0 to 1 for every output, "
+            f"got {wanted[~inside][0]}"
+        )
+    return wanted
+
+
+def _shaped_targets(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Targets in the shape and the dtype of the outputs, or raise where they do not fit."""
+    if targets.shape[:1] != outputs.shape[:1] or targets.size != outputs.size:
+        raise ValueError(
+            f"targets must have one element for each of the {outputs.shape[1]} outputs and "
+            f"{len(outputs)} examples, got shape {targets.shape}"
+        )
+    return targets.reshape(outputs.shape).astype(outputs.dtype, copy=False)
+
+
+def checked_labels(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Return labels as they are, or raise where they do not fit the outputs."""
+    if targets.shape != outputs.shape[:1] or not np.issubdtype(targets.dtype, np.integer):
+        raise ValueError(
+            f"targets must be integer labels of shape ({len(outputs)},), "
+            f"got {targets.dtype} of shape {targets.shape}"
+        )
+    classes = outputs.shape[1]
+    if len(targets) and (targets.min() < 0 or targets.max() >= classes):
+        raise ValueError(
+            f"labels must lie in 0 to {classes - 1}, because the network has {classes} outputs, "
+            f"got labels from {targets.min()} to {targets.max()}"
         )
     return targets
 

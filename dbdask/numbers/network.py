@@ -1,6 +1,7 @@
 """The NumPy network: layers over views of one flat vector."""
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ class Network:
     Parameters
     ----------
     input_shape
-        Shape of one example's input.
+        Shape of one example's input; a number is the length of its one dimension.
     layers
         `Dense` layers, first to last.
     loss
@@ -42,7 +43,7 @@ class Network:
 
     def __post_init__(self) -> None:
         shape = (self.input_shape,) if np.ndim(self.input_shape) == 0 else self.input_shape
-        object.__setattr__(self, "input_shape", tuple(int(length) for length in shape))
+        object.__setattr__(self, "input_shape", tuple(operator.index(length) for length in shape))
         object.__setattr__(self, "layers", tuple(self.layers))
         if min(self.input_shape, default=1) < 1:
             raise ValueError(f"input_shape must have lengths of at least 1, got {self.input_shape}")
@@ -181,6 +182,12 @@ class Network:
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "Network":
         """Rebuild a network from `description()`."""
+        names = {row["layer"] for row in description["layers"]}
+        if description["network"] != "dense" or names != {"Dense"}:
+            raise ValueError(
+                f"description must be of a 'dense' network of Dense layers, got "
+                f"{description['network']!r} of {sorted(names)}: written by a newer dbdask?"
+            )
         layers = [Dense(row["units"], row["activation"]) for row in description["layers"]]
         return cls(
             input_shape=tuple(description["input_shape"]), layers=layers, loss=description["loss"]

@@ -42,6 +42,7 @@ class Optimizer:
         if not callable(self.learning_rate):
             _check("learning_rate", self.learning_rate, above=0.0)
         _check("weight_decay", self.weight_decay, least=0.0)
+        object.__setattr__(self, "weight_decay", float(self.weight_decay))
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -86,6 +87,7 @@ class Optimizer:
         step
             Updates applied before this one.
         """
+        assert parameters.shape == gradient.shape, (parameters.shape, gradient.shape)
         rule, rate = _RULES[self.name], self.rate(step)
         scratch = np.empty((2, min(BLOCK, parameters.size)), parameters.dtype)
         for start in range(0, parameters.size, BLOCK):
@@ -111,13 +113,20 @@ class Optimizer:
         rate = self.learning_rate
         return {
             "name": self.name,
-            "learning_rate": repr(rate) if callable(rate) else float(rate),
+            "learning_rate": _schedule_name(rate) if callable(rate) else float(rate),
             "weight_decay": self.weight_decay,
             **self.numbers,
         }
 
 
-def _check(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
+def _schedule_name(schedule: Callable[[int], float]) -> str:
+    """Name a schedule without its address, so that a second process names it alike."""
+    return getattr(schedule, "__qualname__", type(schedule).__qualname__)
+
+
+def _check(
+    name: str, value: Any, *, above: float | None = None, least: float | None = None
+) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if above is not None and not (math.isfinite(value) and value > above):
@@ -154,7 +163,7 @@ def momentum(
 ) -> Optimizer:
     """Momentum: `v = momentum * v + gradient; parameters -= rate * v`.
 
-    With `nesterov` the step is `rate * (gradient + momentum * v)`.
+    With `nesterov` the step is `rate * (gradient + momentum * v)`. Source: Sutskever et al. 2013.
     """
     _check_fraction("momentum", momentum)
     numbers = {"momentum": float(momentum), "nesterov": bool(nesterov)}
@@ -171,7 +180,8 @@ def adagrad(
     """Adagrad as the paper has it: `a += gradient**2; parameters -= rate * gradient / sqrt(a)`.
 
     `epsilon` is added to the root, and `initial_accumulator` is where every sum of squares
-    starts. Source: Duchi, Hazan, Singer 2011; Dean et al. 2012, section 4.1.
+    starts. With the default, zero, as in the paper, the first step of every parameter is `rate`
+    long. Source: Duchi, Hazan, Singer 2011; Dean et al. 2012, section 4.1.
     """
     _check("epsilon", epsilon, above=0.0)
     _check("initial_accumulator", initial_accumulator, least=0.0)
@@ -187,7 +197,12 @@ def adam(
     epsilon: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Adam with bias correction (Kingma and Ba 2015, algorithm 1)."""
+    """Adam with bias correction; `weight_decay` is added to the gradient, not decoupled from it.
+
+    `m = beta1 * m + (1 - beta1) * gradient; v = beta2 * v + (1 - beta2) * gradient**2;
+    parameters -= rate * m' / (sqrt(v') + epsilon)`, where `m' = m / (1 - beta1**t)`,
+    `v' = v / (1 - beta2**t)` and `t` counts from 1. Source: Kingma and Ba 2015, algorithm 1.
+    """
     _check_fraction("beta1", beta1)
     _check_fraction("beta2", beta2)
     _check("epsilon", epsilon, above=0.0)
