@@ -61,8 +61,10 @@ def flat(result):
 
 def assert_nothing_left(client):
     state = client.run_on_scheduler(
-        lambda dask_scheduler: [len(dask_scheduler.tasks)]
-        + [len(worker.actors) for worker in dask_scheduler.workers.values()]
+        lambda dask_scheduler: (
+            [len(dask_scheduler.tasks)]
+            + [len(worker.actors) for worker in dask_scheduler.workers.values()]
+        )
     )
     assert not any(state), state
     assert not any(client.run(rooms_of).values())

@@ -184,9 +184,7 @@ class Cut:
         return tuple(portions)
 
 
-def suggest_portion_rows(
-    rows: int, row_bytes: float, parameter_count: int, batch_size: int
-) -> int:
+def suggest_portion_rows(rows: int, row_bytes: float, parameter_count: int, batch_size: int) -> int:
     """Return how many rows a portion should have: a multiple of `batch_size`.
 
     About a second of work at a nominal speed, at most 32 MiB of stored bytes and a sixteenth of

@@ -85,7 +85,7 @@ class ParameterServer:
         """Make the named shards anew, each on the worker that holds the fewest."""
         for index in indices:
             self._places[index] = None
-        loads = Counter({worker: 0 for worker in workers})
+        loads = Counter(dict.fromkeys(workers, 0))
         loads.update(place.worker for place in self._places if place and place.worker in loads)
         chosen = []
         for _ in indices:
@@ -118,7 +118,7 @@ class ParameterServer:
         self._futures[index] = future
         try:
             status = await settled(future, deadline("placement"))
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise WorkerError(
                 f"no worker made parameter shard {index} within {deadline('placement'):g} s"
             ) from error

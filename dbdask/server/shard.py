@@ -19,7 +19,6 @@ from dbdask.numbers import checkpoint
 from dbdask.numbers.ledger import Ledger
 from dbdask.numbers.optimizers import Optimizer
 
-
 REMEMBERED = 64  # commands whose answers are kept for a repeat
 
 

@@ -1,10 +1,10 @@
 """Downpour SGD: model replicas train on portions and push to the parameter server (section 4.1)."""
 
-import cloudpickle
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import cloudpickle
 import numpy as np
 from distributed import Client
 

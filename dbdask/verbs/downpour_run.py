@@ -473,7 +473,9 @@ class DownpourRun:
             "target": f"the loss reached target_loss={self.plan.target_loss}",
             "callback": "a callback stopped the run",
             "interrupted": "the run was interrupted",
-            "bad_gradients": f"{self.tally.refused} gradients were refused: {self.tally.last_refusal}",
+            "bad_gradients": (
+                f"{self.tally.refused} gradients were refused: {self.tally.last_refusal}"
+            ),
         }
         return reason, messages[reason]
 

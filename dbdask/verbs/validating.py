@@ -8,9 +8,10 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from dbdask.errors import DataError
+from dbdask.numbers.scores import Score
 from dbdask.server.contact import result_of
 from dbdask.server.parameter_server import TROUBLE
-from dbdask.verbs.validation import Score, evaluate_portion
+from dbdask.verbs.validation import evaluate_portion
 
 if TYPE_CHECKING:
     from dbdask.verbs.downpour_run import DownpourRun
@@ -64,12 +65,9 @@ class Validator:
         if before is not None:
             await before
         score = await self._score(number)
-        loss = score.loss / score.weight
-        values = {"validation_loss": loss}
-        if score.elements:
-            values["validation_rmse"] = math.sqrt(score.squared_error / score.elements)
-        else:
-            values["validation_accuracy"] = score.correct / score.weight
+        summary = score.summary()
+        loss = summary["loss"]
+        values = {f"validation_{n}": v for n, v in summary.items() if n != "r2"}
         if self.plan.keep == "best" and (self.best is None or loss < self.best):
             await self.run.server.command("keep_best", number)
             self.best = loss
