@@ -23,24 +23,26 @@ bench: $(VENV)/.test
 chaos: $(VENV)/.test
 	$(PY) -m pytest -m chaos
 
-$(PY):
+# A stamp per set of extras, so that a repeated make does nothing.
+$(VENV)/.made:
 	@python=$$(for name in python3.14 python3.13 python3.12 python3.11 python3; do \
 	  $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	  && command -v $$name && break; done); \
-	test -n "$$python" || { echo "dbdask needs Python 3.11 or newer" >&2; exit 1; }; \
-	$$python -c 'import ensurepip' 2>/dev/null || { \
+	test -n "$$python" || { echo "dbdask needs Python 3.11 or newer, found none" >&2; exit 1; }; \
+	$$python -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$$python lacks ensurepip: install the package python3-venv" >&2; exit 1; }; \
 	$$python -m venv $(VENV)
+	@touch $@
 
-$(VENV)/.demo: $(PY) pyproject.toml constraints.txt
+$(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[speech]'
 	@touch $@
 
-$(VENV)/.test: $(PY) pyproject.toml constraints.txt
+$(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[speech,http,test]'
 	@touch $@
 
-$(VENV)/.check: $(PY) pyproject.toml constraints.txt
+$(VENV)/.check: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	@touch $@
 
