@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,9 +40,11 @@ class Network:
     input_shape: tuple[int, ...] = field(kw_only=True)
     layers: Sequence[Dense] = field(kw_only=True)
     loss: str = field(kw_only=True)
+    _layout: Layout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        shape = (self.input_shape,) if np.ndim(self.input_shape) == 0 else self.input_shape
+        shape: Any = self.input_shape
+        shape = shape if isinstance(shape, Iterable) else (shape,)
         object.__setattr__(self, "input_shape", tuple(operator.index(length) for length in shape))
         object.__setattr__(self, "layers", tuple(self.layers))
         if min(self.input_shape, default=1) < 1:
@@ -78,7 +80,7 @@ class Network:
     @property
     def layout(self) -> Layout:
         """The parameters in their order in the flat vector."""
-        return self._layout  # type: ignore[attr-defined, no-any-return]
+        return self._layout
 
     @property
     def parameter_count(self) -> int:

@@ -1,0 +1,101 @@
+"""Named arrays over one flat vector, and its cut."""
+
+import json
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dbdask.numbers.layout import Layout, Parameter, as_layout, cut
+
+WEIGHTS = Parameter("weights", (2, 3), ("output", "input"))
+BIAS = Parameter("bias", (2,), ("output",))
+STEPS = Parameter("steps", (), (), "buffer")
+
+
+def test_offsets_follow_the_order_and_a_scalar_counts_one() -> None:
+    layout = Layout((WEIGHTS, STEPS, BIAS))
+    assert layout.offsets == (0, 6, 7)
+    assert layout.size == 9
+
+
+def test_views_share_the_vectors_memory() -> None:
+    vector = np.arange(8, dtype=np.float32)
+    views = Layout((WEIGHTS, BIAS)).views(vector)
+    assert views["weights"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    views["bias"][:] = -1
+    assert vector[6:].tolist() == [-1, -1]
+
+
+def test_views_of_another_length_name_both_shapes() -> None:
+    with pytest.raises(ValueError, match=r"\(8,\), got \(7,\)"):
+        Layout((WEIGHTS, BIAS)).views(np.zeros(7, np.float32))
+
+
+def test_the_table_is_json_and_comes_back() -> None:
+    layout = Layout((WEIGHTS, BIAS, STEPS))
+    table = json.loads(json.dumps(layout.table()))
+    assert Layout.from_table(table) == layout
+    assert [row["offset"] for row in table] == [0, 6, 8]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [WEIGHTS, BIAS],
+        [("weights", (2, 3), ("output", "input")), ("bias", [2], ["output"], "trained")],
+        [
+            SimpleNamespace(name="weights", shape=(2, 3), dims=("output", "input")),
+            SimpleNamespace(name="bias", shape=(2,), dims=("output",)),
+        ],
+    ],
+)
+def test_as_layout_takes_parameters_tuples_and_likenesses(items: list) -> None:
+    assert as_layout(items) == Layout((WEIGHTS, BIAS))
+    assert as_layout(iter(items)) == as_layout(Layout((WEIGHTS, BIAS)))
+
+
+def test_dims_left_out_are_named_after_the_parameter() -> None:
+    assert as_layout([("filters", (2, 3))]).parameters[0].dims == ("filters_0", "filters_1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a/b", (1,), ("x",)), "without '/'"),
+        (("", (1,), ("x",)), "non-empty"),
+        (("a", (1, 2), ("x",)), "2 dimensions"),
+        (("a", (0,), ("x",)), "at least 1"),
+        (("a", (1,), ("x",), "frozen"), "'trained' or 'buffer'"),
+    ],
+)
+def test_a_parameter_that_cannot_be_stored_is_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Parameter(*arguments)
+
+
+def test_layouts_refuse_nothing_and_doubles() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Layout(())
+    with pytest.raises(ValueError, match="unique"):
+        Layout((BIAS, BIAS))
+    with pytest.raises(TypeError, match="sequence of parameters"):
+        as_layout(3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 10, 41_777_152])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 100])
+def test_a_cut_covers_the_vector_in_slices_of_one_length(size: int, count: int) -> None:
+    pieces = cut(size, count)
+    assert pieces[0][0] == 0 and pieces[-1][1] == size
+    assert all(a[1] == b[0] for a, b in pairwise(pieces))
+    lengths = [stop - start for start, stop in pieces]
+    assert len(pieces) <= count
+    assert set(lengths[:-1]) <= {-(-size // count)} and 0 < lengths[-1] <= -(-size // count)
+
+
+@pytest.mark.parametrize(("size", "count"), [(0, 1), (4, 0)])
+def test_a_cut_into_nothing_is_refused(size: int, count: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        cut(size, count)

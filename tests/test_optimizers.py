@@ -1,0 +1,158 @@
+"""Update rules against straightforward loops."""
+
+import json
+import math
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from dbdask.numbers.optimizers import Optimizer, adagrad, adam, momentum, sgd
+
+SIZE = 70_003  # more than two of the blocks that the rules work in
+
+
+def half_by_step(step: int) -> float:
+    return 0.1 * 0.5**step
+
+
+def plain_sgd(p: list, gradients: list, rates: list) -> list:
+    for g, rate in zip(gradients, rates, strict=True):
+        p = [x - rate * y for x, y in zip(p, g, strict=True)]
+    return p
+
+
+def plain_momentum(p: list, gradients: list, rates: list) -> list:
+    v = [0.0] * len(p)
+    for g, rate in zip(gradients, rates, strict=True):
+        v = [0.8 * a + b for a, b in zip(v, g, strict=True)]
+        p = [x - rate * a for x, a in zip(p, v, strict=True)]
+    return p
+
+
+def plain_nesterov(p: list, gradients: list, rates: list) -> list:
+    v = [0.0] * len(p)
+    for g, rate in zip(gradients, rates, strict=True):
+        v = [0.8 * a + b for a, b in zip(v, g, strict=True)]
+        p = [x - rate * (b + 0.8 * a) for x, a, b in zip(p, v, g, strict=True)]
+    return p
+
+
+def plain_adagrad(p: list, gradients: list, rates: list) -> list:
+    sums = [0.0] * len(p)
+    for g, rate in zip(gradients, rates, strict=True):
+        sums = [s + b * b for s, b in zip(sums, g, strict=True)]
+        p = [x - rate * b / math.sqrt(s) for x, s, b in zip(p, sums, g, strict=True)]
+    return p
+
+
+def plain_adam(p: list, gradients: list, rates: list) -> list:
+    m, v = [0.0] * len(p), [0.0] * len(p)
+    for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        m = [0.9 * a + 0.1 * b for a, b in zip(m, g, strict=True)]
+        v = [0.99 * a + 0.01 * b * b for a, b in zip(v, g, strict=True)]
+        hats = [(a / (1 - 0.9**t), b / (1 - 0.99**t)) for a, b in zip(m, v, strict=True)]
+        p = [x - rate * a / (math.sqrt(b) + 1e-8) for x, (a, b) in zip(p, hats, strict=True)]
+    return p
+
+
+RULES: list[tuple[Callable[..., Optimizer], dict, Callable]] = [
+    (sgd, {}, plain_sgd),
+    (momentum, {"momentum": 0.8}, plain_momentum),
+    (momentum, {"momentum": 0.8, "nesterov": True}, plain_nesterov),
+    (adagrad, {}, plain_adagrad),
+    (adam, {"beta2": 0.99}, plain_adam),
+]
+
+
+def run(optimizer: Optimizer, start: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    parameters = start.copy()
+    slots = {name: optimizer.initial_slot(name, start.size) for name in optimizer.slots}
+    slots = {name: slot.astype(start.dtype) for name, slot in slots.items()}
+    for step, gradient in enumerate(gradients):
+        optimizer.update(parameters, gradient, slots, step)
+    return parameters
+
+
+@pytest.mark.parametrize(("rule", "numbers", "plain"), RULES)
+@pytest.mark.parametrize("rate", [0.05, half_by_step])
+def test_rules_equal_plain_loops(rule: Callable, numbers: dict, plain: Callable, rate) -> None:
+    rng = np.random.default_rng(1)
+    start, gradients = rng.normal(size=5), rng.normal(size=(6, 5))
+    rates = [rate(step) if callable(rate) else rate for step in range(6)]
+    expected = plain(start.tolist(), gradients.tolist(), rates)
+    np.testing.assert_allclose(run(rule(rate, **numbers), start, gradients), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("rule", "numbers", "plain"), RULES)
+def test_any_slice_gets_the_same_bits(rule: Callable, numbers: dict, plain: Callable) -> None:
+    rng = np.random.default_rng(2)
+    optimizer = rule(0.05, weight_decay=0.01, **numbers)
+    start = rng.normal(size=SIZE).astype(np.float32)
+    gradients = rng.normal(size=(3, SIZE)).astype(np.float32)
+    whole = run(optimizer, start, gradients)
+    for piece in (slice(0, 7), slice(7, 32_775), slice(32_775, 65_537), slice(65_537, SIZE)):
+        assert np.array_equal(run(optimizer, start[piece], gradients[:, piece]), whole[piece])
+
+
+@pytest.mark.parametrize(("rule", "numbers", "plain"), RULES)
+def test_weight_decay_is_a_gradient_and_leaves_the_given_one(
+    rule: Callable, numbers: dict, plain: Callable
+) -> None:
+    rng = np.random.default_rng(3)
+    start, gradient = rng.normal(size=(2, 9))
+    kept = gradient.copy()
+    decayed = run(rule(0.1, weight_decay=0.3, **numbers), start, gradient[None])
+    by_hand = run(rule(0.1, **numbers), start, (gradient + 0.3 * start)[None])
+    np.testing.assert_allclose(decayed, by_hand, rtol=1e-12)
+    assert np.array_equal(gradient, kept)
+
+
+def test_adagrad_starts_where_it_is_told_and_survives_zero_gradients() -> None:
+    optimizer = adagrad(0.1, initial_accumulator=9.0)
+    moved = run(optimizer, np.zeros(1), np.array([[4.0]]))
+    assert moved[0] == pytest.approx(-0.1 * 4 / 5, rel=1e-6)
+    assert run(adagrad(0.1), np.ones(2), np.zeros((3, 2))).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("rule", "numbers", "plain"), RULES)
+def test_every_rule_finds_the_minimum_of_a_bowl(
+    rule: Callable, numbers: dict, plain: Callable
+) -> None:
+    optimizer = rule(0.05, **numbers)
+    parameters = np.array([1.0, -2.0], np.float32)
+    slots = {name: optimizer.initial_slot(name, 2) for name in optimizer.slots}
+    assert all(slot.dtype == np.float32 for slot in slots.values())
+    for step in range(2000):
+        optimizer.update(parameters, parameters * np.float32([1, 3]), slots, step)
+    assert np.abs(parameters).max() < 0.05
+
+
+def test_optimizers_are_small_equal_and_described() -> None:
+    optimizer = adam(half_by_step, weight_decay=1)
+    again = pickle.loads(pickle.dumps(optimizer))
+    assert again == optimizer and len(pickle.dumps(optimizer)) < 1000
+    description = json.loads(json.dumps(again.description()))
+    assert description["learning_rate"] == "half_by_step" and description["beta1"] == 0.9
+    assert sgd(0.1).description() == {"name": "sgd", "learning_rate": 0.1, "weight_decay": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: sgd(0), ValueError, "learning_rate must be above 0, got 0"),
+        (lambda: adagrad(-0.1), ValueError, "learning_rate"),
+        (lambda: adam(math.nan), ValueError, "learning_rate"),
+        (lambda: sgd("fast"), TypeError, "learning_rate must be a number"),
+        (lambda: sgd(0.1, weight_decay=-1), ValueError, "weight_decay must be at least 0"),
+        (lambda: momentum(0.1, momentum=1.0), ValueError, "momentum must be below 1"),
+        (lambda: adam(0.1, beta2=-0.1), ValueError, "beta2 must be at least 0"),
+        (lambda: adam(0.1, epsilon=0), ValueError, "epsilon must be above 0"),
+        (lambda: adagrad(0.1, initial_accumulator=-1), ValueError, "initial_accumulator"),
+        (lambda: sgd(lambda step: -1.0).rate(3), ValueError, r"learning_rate\(3\)"),
+    ],
+)
+def test_bad_numbers_are_refused(make: Callable, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
