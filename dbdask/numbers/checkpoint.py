@@ -136,3 +136,20 @@ def delete(path: str, group: str) -> None:
         del root[f"{group}/commit"]
     if group in root:
         del root[group]
+
+
+@dataclass(frozen=True)
+class VectorReference:
+    """A vector of a committed snapshot, or of a saved result: read when it is wanted."""
+
+    path: str
+    group: str
+    name: str = "parameters"
+
+    def open(self) -> zarr.Array:
+        """Open the Zarr array."""
+        return zarr.open_array(self.path, path=f"{self.group}/{self.name}".lstrip("/"), mode="r")
+
+    def read(self) -> np.ndarray:
+        """Read the whole vector, float32."""
+        return np.ascontiguousarray(self.open()[:], dtype=np.float32)

@@ -14,11 +14,10 @@ import numpy as np
 
 from dbdask.errors import ShardLost, WorkerError
 from dbdask.numbers import policies
-from dbdask.numbers.checkpoint import Snapshot
+from dbdask.numbers.checkpoint import Snapshot, VectorReference
 from dbdask.numbers.history import History, Record
 from dbdask.numbers.optimizers import Optimizer
 from dbdask.numbers.portions import Cut, Portion
-from dbdask.result import CheckpointReference
 from dbdask.server.deadlines import deadline
 from dbdask.server.initial import FromModel, FromSnapshot
 from dbdask.server.parameter_server import TROUBLE, Initial, ParameterServer
@@ -464,7 +463,7 @@ class DownpourRun:
         if not self.stream.done or self.tally.steps_since_start or self.plan.last is None:
             await self._write(await self.snapshots.copy(users=1))
         assert self.snapshots.committed is not None
-        return CheckpointReference(self.plan.path, self.snapshots.committed.group, name)
+        return VectorReference(self.plan.path, self.snapshots.committed.group, name)
 
     def _reason(self) -> tuple[str, str]:
         reason = self.stop_reason or "epochs"

@@ -1,0 +1,202 @@
+"""Predictions: lazy arrays on the data's own grid, block by block."""
+
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from dbdask.data.bundles import Bundle
+from dbdask.data.recipe import Recipe
+from dbdask.data.routes import Piece
+from dbdask.numbers.checkpoint import VectorReference
+
+ROWS = 1024  # examples that go through the model at once
+
+
+@dataclass
+class Predictor:
+    """What every task of a prediction shares: it travels to a worker once."""
+
+    model: Any
+    examples: Any  # as a worker sees them
+    parameters: np.ndarray | VectorReference
+    _lock: Any = field(default=None, repr=False)
+    _open: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("model", "examples", "parameters")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _open={})
+        self._lock = threading.Lock()
+
+    def opened(self) -> tuple[Any, np.ndarray]:
+        """Return a reader and the flat vector, opened once in this process."""
+        with self._lock:
+            if not self._open:
+                vector = self.parameters
+                if isinstance(vector, VectorReference):
+                    vector = vector.read()
+                self._open = {"reader": self.examples.reader(prefetch=False), "vector": vector}
+            return self._open["reader"], self._open["vector"]
+
+    def outputs(self, number: int, pieces: list[Piece]) -> tuple[Any, np.ndarray]:
+        """Return where the examples of a block are, and the model's outputs for the valid ones."""
+        from dbdask.data.supply import gather_blocks
+
+        reader, vector = self.opened()
+        block = reader.block(number, gather_blocks(pieces))
+        inputs = block.minibatch.inputs
+        parts = [
+            np.asarray(self.model.predict(vector, inputs[start : start + ROWS]))
+            for start in range(0, len(inputs), ROWS)
+        ]
+        return block, np.concatenate(parts) if parts else np.empty((0, 0))
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a model's outputs become: one array of a dtype, with extra dimensions and a gap value."""
+
+    name: str
+    dtype: Any
+    fill: Any
+    convert: Callable[[np.ndarray], np.ndarray]  # outputs (examples, outputs) -> (examples, *extra)
+    dims: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
+    coords: dict[str, Any] = field(default_factory=dict)
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+def predict_array(predictor: Predictor, recipe: Recipe, meaning: Meaning) -> xr.DataArray:
+    """Return the lazy prediction over the whole grid of a recipe's data."""
+    shared = dask.delayed(predictor, name=f"dbdask-model-{uuid.uuid4().hex}", traverse=False)
+    blocks = np.empty(recipe.grid.shape, dtype=object)
+    for number in range(recipe.grid.block_count):
+        place = recipe.grid.position(number)
+        blocks[place] = _block(shared, recipe, meaning, number)
+    depth = len(recipe.along)
+    nested = _nested(blocks, (), (None,) * len(meaning.shape))
+    array = da.block(nested) if depth else nested
+    wanted = xr.DataArray(
+        array, dims=(*recipe.along, *meaning.dims), name=meaning.name, attrs=meaning.attrs
+    )
+    return _as_the_data(wanted, recipe, meaning)
+
+
+def _nested(blocks: np.ndarray, place: tuple[int, ...], extra: tuple[None, ...]) -> Any:
+    """Nest the blocks as lists for `da.block`, which joins the innermost on the last axis."""
+    if len(place) == blocks.ndim:
+        one = blocks[place]
+        for _ in extra:
+            one = [one]
+        return one
+    return [_nested(blocks, (*place, n), extra) for n in range(blocks.shape[len(place)])]
+
+
+def _block(shared: Any, recipe: Recipe, meaning: Meaning, number: int) -> da.Array:
+    box = recipe.grid.box(number)
+    shape = tuple(cut.stop - cut.start for cut in box)
+    starts = tuple(cut.start for cut in box)
+    if not recipe.block_rows[number]:
+        return da.full(shape + meaning.shape, meaning.fill, dtype=meaning.dtype)
+    pieces = [_piece(variable, cut) for variable, cut in recipe.reads(number)]
+    task = dask.delayed(_predict_block, pure=False)(
+        shared, number, [p for p in pieces if p is not None], starts, shape, _Frozen(meaning)
+    )
+    return da.from_delayed(task, shape + meaning.shape, dtype=meaning.dtype)
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """Keeps Dask from looking for tasks inside."""
+
+    meaning: Meaning
+
+
+def _piece(variable: Any, box: dict[str, slice]) -> Any:
+    """What a task cannot read for itself: a piece made by Dask, or out of memory."""
+    if not variable.needs_blocks:
+        return None
+    index = variable.index(box)
+    starts = tuple(cut.start for cut in index)
+    array = getattr(variable.origin, "array", None)
+    if array is not None and hasattr(array, "dask"):
+        return dask.delayed(Piece)(variable.key, starts, array[index])
+    return Piece(variable.key, starts, np.asarray(variable.read(box)))
+
+
+def _predict_block(
+    predictor: Predictor,
+    number: int,
+    pieces: list[Piece],
+    starts: tuple[int, ...],
+    shape: tuple[int, ...],
+    frozen: _Frozen,
+) -> np.ndarray:
+    meaning = frozen.meaning
+    block, outputs = predictor.outputs(number, pieces)
+    found = np.full(shape + meaning.shape, meaning.fill, dtype=meaning.dtype)
+    if len(outputs):
+        at = tuple(
+            positions[block.valid] - start
+            for positions, start in zip(block.positions, starts, strict=True)
+        )
+        found[at] = meaning.convert(outputs)
+    return found
+
+
+def _as_the_data(array: xr.DataArray, recipe: Recipe, meaning: Meaning) -> xr.DataArray:
+    """Give the prediction the data's own order of dimensions, and its coordinates."""
+    largest = max(recipe.inputs.variables, key=lambda variable: variable.nbytes)
+    order = [dim for dim in largest.dims if dim in recipe.along]
+    order += [dim for dim in recipe.along if dim not in order]
+    coords = {
+        name: (variable.dims, variable.coordinate({}))
+        for name, variable in recipe.coordinates.items()
+        if set(variable.dims) <= set(recipe.along)
+    }
+    return array.transpose(*order, *meaning.dims).assign_coords({**coords, **meaning.coords})
+
+
+def target_units(bundle: Bundle) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and deviation of every target element, in the target's own units (flat)."""
+    means, deviations = [], []
+    for number, shape in enumerate(bundle.shapes):
+        scaling = bundle.scalings[number] if bundle.scalings is not None else None
+        applied = scaling is not None and scaling.applied
+        mean = np.array(scaling.mean if applied else [0.0])
+        deviation = np.array(scaling.deviation if applied else [1.0])
+        means.append(
+            np.broadcast_to(mean.reshape(-1, *shape) if mean.size > 1 else mean, (1, *shape))
+        )
+        deviations.append(
+            np.broadcast_to(
+                deviation.reshape(-1, *shape) if deviation.size > 1 else deviation, (1, *shape)
+            )
+        )
+    joined = [
+        bundle._together(parts) if len(parts) > 1 else parts[0] for parts in (means, deviations)
+    ]
+    return joined[0].ravel(), joined[1].ravel()
+
+
+def target_element(bundle: Bundle, outputs: np.ndarray, number: int) -> np.ndarray:
+    """Return one target variable's part of outputs of shape (examples, outputs)."""
+    shapes = bundle.shapes
+    if len(shapes) == 1:
+        return outputs.reshape(len(outputs), *shapes[0])
+    if len(set(shapes)) == 1:
+        return outputs.reshape(len(outputs), *shapes[0], len(shapes))[..., number]
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    start = sum(sizes[:number])
+    return outputs[:, start : start + sizes[number]].reshape(len(outputs), *shapes[number])

@@ -1,0 +1,255 @@
+"""The result of a run: a trained model that predicts, scores, and can be kept."""
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from dbdask.data.examples import Examples
+from dbdask.numbers.checkpoint import VectorReference
+from dbdask.numbers.history import History
+from dbdask.numbers.layout import as_layout
+from dbdask.numbers.portions import Portion
+from dbdask.numbers.scores import Score, score_minibatch
+from dbdask.prediction import (
+    Meaning,
+    Predictor,
+    predict_array,
+    target_element,
+    target_units,
+)
+from dbdask.status import Status
+
+EAGER_BYTES = 64 * 2**20  # parameters up to this size are read at once
+BATCH_SIZE = 256
+PORTION_ROWS = 64 * BATCH_SIZE
+
+
+class Result:
+    """A trained model, what it was trained on, and how the training went.
+
+    Works without any cluster, and after the cluster that trained it is gone.
+
+    Attributes
+    ----------
+    model
+        The model.
+    status
+        Why the run stopped: `.reason`, `.message`, `.ok`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        examples: Examples,
+        parameters: np.ndarray | VectorReference,
+        history: History,
+        status: Status,
+    ) -> None:
+        self.model = model
+        self.examples = examples
+        self.status = status
+        self._vector = parameters
+        self._history = history
+
+    def __repr__(self) -> str:
+        count = as_layout(self.model.layout).size
+        return f"<dbdask.Result of {count:,} parameters, {self.status.reason}>"
+
+    @property
+    def history(self) -> xr.Dataset:
+        """The records of the run, over `record`."""
+        return self._history.to_dataset()
+
+    def plot(self) -> Any:
+        """Draw the learning curve with matplotlib; returns the figure."""
+        from dbdask.plotting import learning_curve
+
+        return learning_curve(self.history)
+
+    @property
+    def parameters(self) -> xr.Dataset:
+        """One variable for each named parameter; opened lazily where the model is large."""
+        layout = as_layout(self.model.layout)
+        vector = self._vector
+        if isinstance(vector, VectorReference):
+            array = vector.open()
+            vector = vector.read() if array.nbytes <= EAGER_BYTES else da.from_zarr(array)
+        variables = {}
+        for parameter, offset in zip(layout.parameters, layout.offsets, strict=True):
+            values = vector[offset : offset + parameter.size].reshape(parameter.shape)
+            variables[parameter.name] = (parameter.dims, values)
+        return xr.Dataset(variables)
+
+    def vector(self) -> np.ndarray:
+        """Return the flat float32 vector of all parameters."""
+        return self._vector.read() if isinstance(self._vector, VectorReference) else self._vector
+
+    def evaluate(self, examples: Examples, *, client: Any = None) -> dict[str, float]:
+        """Score the model on examples.
+
+        Returns
+        -------
+        dict
+            `loss`: the mean loss as trained, without the penalty; and `accuracy` for labels, or
+            `rmse` and `r2` in the target's own units.
+        """
+        prepared = examples.prepared_like(self.examples)
+        if prepared.target_shape is None:
+            raise ValueError("examples has no targets: evaluate needs targets to compare with")
+        predictor = Predictor(self.model, prepared, self._vector)
+        portions = prepared.cut(PORTION_ROWS, BATCH_SIZE).contiguous()
+        score = Score()
+        deviation = self._deviation()
+        with prepared.reader() as reader:
+            for portion in portions:
+                score += _score(predictor, reader, portion, deviation)
+        return score.summary()
+
+    def _deviation(self) -> np.ndarray:
+        targets = self.examples.recipe.targets
+        assert targets is not None
+        return target_units(targets)[1] if self.examples.recipe.classes is None else np.ones(1)
+
+    def predict(self, data: Any) -> xr.DataArray | xr.Dataset:
+        """Predict lazily on data: a store or a Dataset with the inputs of the training data.
+
+        Returns
+        -------
+        DataArray
+            Named after the target, on the data's own dimensions, order and coordinates: the
+            decoded label, or the value in the target's own units. NaN (or the declared missing
+            label) where no example can be formed. A Dataset where there are several targets.
+        """
+        recipe, predictor = self._on(data)
+        if self.examples.recipe.classes is not None:
+            return predict_array(predictor, recipe, self._label_meaning())
+        targets = self.examples.recipe.targets
+        arrays = {
+            name: predict_array(predictor, recipe, self._value_meaning(number))
+            for number, name in enumerate(targets.names)
+        }
+        return next(iter(arrays.values())) if len(arrays) == 1 else xr.Dataset(arrays)
+
+    def predict_proba(self, data: Any) -> xr.DataArray:
+        """Predict the probability of every class lazily: as `predict`, with a `class` dimension."""
+        if self.examples.recipe.classes is None:
+            raise ValueError("predict_proba needs a model of classes; predict gives its values")
+        recipe, predictor = self._on(data)
+        labels = self._labels()
+        meaning = Meaning(
+            self.examples.recipe.targets.names[0],
+            np.float32,
+            np.nan,
+            _as_they_are,
+            ("class",),
+            (len(labels),),
+            {"class": labels},
+        )
+        return predict_array(predictor, recipe, meaning)
+
+    def _on(self, data: Any) -> tuple[Any, Predictor]:
+        examples = self.examples.rebind(data)
+        return examples.recipe, Predictor(self.model, examples.worker_side(), self._vector)
+
+    def _labels(self) -> np.ndarray:
+        declared = self.examples.output_classes
+        outputs = getattr(self.model, "output_shape", None)
+        if declared is None:
+            assert outputs is not None, "a model of classes needs output_shape, or classes="
+            return np.arange(outputs[0])
+        return np.asarray(declared)
+
+    def _label_meaning(self) -> Meaning:
+        recipe = self.examples.recipe
+        labels = self._labels()
+        attrs = recipe.targets.variables[0].attrs
+        declared = attrs.get("_FillValue", attrs.get("missing_value"))
+        whole = recipe.missing == "error" and recipe.edges == "repeat"
+        if labels.dtype.kind in "US":
+            dtype, fill = labels.dtype, ""
+        elif whole or (declared is not None and float(declared).is_integer()):
+            dtype, fill = labels.dtype, -1 if declared is None else declared
+        else:
+            dtype, fill = np.dtype(np.float64), np.nan
+        return Meaning(recipe.targets.names[0], dtype, fill, _Decode(labels))
+
+    def _value_meaning(self, number: int) -> Meaning:
+        targets = self.examples.recipe.targets
+        assert targets is not None
+        variable = targets.variables[number]
+        dims = targets.feature_dims[number]
+        keep = {
+            k: v for k, v in variable.attrs.items() if k in ("units", "long_name", "standard_name")
+        }
+        return Meaning(
+            variable.name,
+            np.float32,
+            np.nan,
+            _InUnits(targets, number),
+            dims,
+            targets.shapes[number],
+            attrs=keep,
+        )
+
+    def save(self, path: Any, *, overwrite: bool = False) -> None:
+        """Keep the result as a Zarr group: parameters, layers, the description of the examples."""
+        from dbdask.saving import save
+
+        save(self, path, overwrite=overwrite)
+
+
+def load(path: Any, *, model: Any = None) -> Result:
+    """Load what `Result.save` kept. It is data only: nothing in it is executed.
+
+    Parameters
+    ----------
+    path
+        Path or URL of the Zarr group.
+    model
+        The model, where it is not a `dbdask.Network`.
+    """
+    from dbdask.saving import load as load_result
+
+    return load_result(path, model=model)
+
+
+def _as_they_are(outputs: np.ndarray) -> np.ndarray:
+    return outputs
+
+
+class _Decode:
+    """Outputs as the label of the largest."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels = labels
+
+    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+        return self.labels[outputs.reshape(len(outputs), -1).argmax(axis=1)]
+
+
+class _InUnits:
+    """Outputs as one target variable's values, in its own units."""
+
+    def __init__(self, targets: Any, number: int) -> None:
+        self.mean, self.deviation = target_units(targets)
+        self.targets, self.number = targets.worker_side(), number
+
+    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+        values = outputs.reshape(len(outputs), -1) * self.deviation + self.mean
+        return target_element(self.targets, values, self.number)
+
+
+def _score(predictor: Predictor, reader: Any, portion: Portion, deviation: np.ndarray) -> Score:
+    vector = predictor.parameters
+    if isinstance(vector, VectorReference):
+        vector = predictor.parameters = vector.read()
+    scratch = np.empty_like(vector)
+    score = Score()
+    for batch in reader.minibatches(portion, BATCH_SIZE):
+        score += score_minibatch(predictor.model, vector, batch, scratch, deviation)
+    return score
+
+
+__all__ = ["Result", "load"]
