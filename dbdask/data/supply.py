@@ -19,17 +19,20 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future as Promise
 from dataclasses import dataclass, field
-from threading import RLock
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
-from dask._task_spec import convert_legacy_graph
+from dask._task_spec import Task, TaskRef, convert_legacy_graph
 from distributed import Client, Future
 
 from dbdask.data.routes import Blocked, Held, Piece
 from dbdask.data.variables import Variable
 from dbdask.numbers.portions import Portion
+
+_Name = tuple[int, int, tuple[int, ...]]
 
 
 class Readable(Protocol):
@@ -42,12 +45,16 @@ class Readable(Protocol):
 class _Group:
     """The futures of one shuffle group, shared by the portions that are cut from it."""
 
-    futures: list[Future]
-    holders: set[tuple[int, int]] = field(default_factory=set)
+    holders: set[tuple[int, int]]
+    brought: Promise[list[Future]] = field(default_factory=Promise)
 
-    @property
-    def is_whole(self) -> bool:
-        return not any(future.status in ("lost", "cancelled", "error") for future in self.futures)
+    def has(self, *states: str) -> bool:
+        """Say whether a value is in one of the states; what is under way is in none."""
+        if not self.brought.done():
+            return False
+        if self.brought.exception() is not None:
+            return "error" in states
+        return any(future.status in states for future in self.brought.result())
 
 
 class Supply:
@@ -64,35 +71,40 @@ class Supply:
     def __init__(self, examples: Readable, client: Client) -> None:
         self._examples = examples
         self._client = client
-        self._groups: dict[tuple[int, int, tuple[int, ...]], _Group] = {}
+        self._groups: dict[_Name, _Group] = {}
         self._graphs: dict[str, _Graph] = {}
-        self._lock = RLock()
+        self._renamed = False
+        self._lock = Lock()
+        self._building = Lock()
 
     def futures(self, portion: Portion, workers: Sequence[str] | None = None) -> list[Future]:
         """Return the futures that the portion's task takes; none where workers can read.
 
         Asking again for a portion brings its values afresh: a lost worker loses nothing.
         """
-        name = (portion.epoch, portion.group, portion.blocks)
         holder = (portion.epoch, portion.number)
         with self._lock:
-            group = self._groups.get(name)
-            if group is None or holder in group.holders or not group.is_whole:
-                holders = group.holders if group else set()
-                group = _Group(self.bring(portion.blocks, workers), holders)
-                self._groups[name] = group
-            group.holders.add(holder)
-            return list(group.futures)
+            group, is_new = self._group(_name(portion), holder)
+        # The lock is not held while values travel: `release` may be called on the event loop
+        # that moves them.
+        if is_new:
+            try:
+                group.brought.set_result(self.bring(portion.blocks, workers))
+            except BaseException as error:
+                group.brought.set_exception(error)
+                raise
+        return list(group.brought.result())
 
     def release(self, portion: Portion) -> None:
         """Drop what the portion held; the last of its group drops the values themselves."""
-        name = (portion.epoch, portion.group, portion.blocks)
         with self._lock:
-            group = self._groups.get(name)
-            if group is not None:
-                group.holders.discard((portion.epoch, portion.number))
-                if not group.holders:
-                    del self._groups[name]
+            group = self._groups.get(_name(portion))
+            if group is None:
+                return
+            self._note_failures(group)
+            group.holders.discard((portion.epoch, portion.number))
+            if not group.holders:
+                del self._groups[_name(portion)]
 
     def close(self) -> None:
         """Drop everything."""
@@ -103,7 +115,7 @@ class Supply:
     def bring(self, blocks: Iterable[int], workers: Sequence[str] | None = None) -> list[Future]:
         """Return futures of what these blocks of the grid need; the caller holds them."""
         held: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Piece] = {}
-        wanted: dict[str, dict[tuple[int, ...], None]] = {}
+        wanted: dict[_Graph, dict[tuple[int, ...], None]] = {}
         for block in blocks:
             for variable, box in self._examples.reads(block):
                 if not variable.needs_blocks:
@@ -112,10 +124,29 @@ class Supply:
                     piece = _piece(variable, box)
                     held[piece.key, piece.starts, piece.values.shape] = piece
                 else:
-                    places = self._graph(variable).overlapping(variable.index(box))
-                    wanted.setdefault(variable.key, {}).update(dict.fromkeys(places))
-        computed = [self._compute(key, list(places), workers) for key, places in wanted.items()]
+                    graph = self._graph(variable)
+                    places = graph.overlapping(variable.index(box))
+                    wanted.setdefault(graph, {}).update(dict.fromkeys(places))
+        computed = [self._compute(graph, list(at), workers) for graph, at in wanted.items()]
         return self._scatter(list(held.values()), workers) + list(itertools.chain(*computed))
+
+    def _group(self, name: _Name, holder: tuple[int, int]) -> tuple[_Group, bool]:
+        """Return the group of a portion, and whether its values must be brought."""
+        group = self._groups.get(name)
+        if group is not None:
+            self._note_failures(group)
+            if holder not in group.holders and not group.has("lost", "cancelled", "error"):
+                group.holders.add(holder)
+                return group, False
+        holders = group.holders if group is not None else set()
+        self._groups[name] = group = _Group(holders | {holder})
+        return group, True
+
+    def _note_failures(self, group: _Group) -> None:
+        """Give tasks new names: under the old ones what failed stays failed while it is held."""
+        if group.has("error"):
+            self._graphs.clear()
+            self._renamed = True
 
     def _scatter(self, pieces: list[Piece], workers: Sequence[str] | None) -> list[Future]:
         if not pieces:
@@ -128,9 +159,9 @@ class Supply:
         )
 
     def _compute(
-        self, key: str, places: list[tuple[int, ...]], workers: Sequence[str] | None
+        self, graph: _Graph, places: list[tuple[int, ...]], workers: Sequence[str] | None
     ) -> list[Future]:
-        tasks, names = self._graphs[key].tasks(places)
+        tasks, names = graph.tasks(places)
         # The workers are a wish: were they a rule, the death of one would leave its tasks waiting.
         return list(
             self._client.get(
@@ -143,18 +174,22 @@ class Supply:
         )
 
     def _graph(self, variable: Variable) -> _Graph:
-        if variable.key not in self._graphs:
-            assert isinstance(variable.origin, Blocked)
-            self._graphs[variable.key] = _Graph(variable.key, variable.origin.array)
-        return self._graphs[variable.key]
+        with self._building:
+            graph = self._graphs.get(variable.key)
+            if graph is None:
+                assert isinstance(variable.origin, Blocked)
+                graph = _Graph(variable.key, variable.origin.array, renamed=self._renamed)
+                self._graphs[variable.key] = graph
+            return graph
 
 
 class _Graph:
     """The task graph of one dask array, flattened once, from which blocks are taken by place."""
 
-    def __init__(self, key: str, array: Any) -> None:
+    def __init__(self, key: str, array: Any, *, renamed: bool) -> None:
         self._key = key
         self._name = array.name
+        self._prefix = f"dbdask-{uuid.uuid4().hex}" if renamed else ""
         self._nodes = convert_legacy_graph(dict(array.__dask_graph__()))
         self._edges = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in array.chunks]
 
@@ -174,21 +209,26 @@ class _Graph:
         """
         fresh = f"dbdask-piece-{uuid.uuid4().hex}"
         graph: dict[Any, Any] = {}
+        for place in places:
+            self._collect((self._name, *place), graph)
+        new = {key: (self._prefix, *_parts(key)) if self._prefix else key for key in graph}
+        if self._prefix:
+            graph = {new[key]: node.substitute(new, key=new[key]) for key, node in graph.items()}
         names = []
         for place in places:
             block = (self._name, *place)
-            self._collect(block, graph)
             name = (fresh, *place)
             starts = tuple(int(edges[at]) for edges, at in zip(self._edges, place, strict=True))
-            graph[name] = (_as_piece, self._key, starts, block)
+            graph[name] = Task(name, _as_piece, self._key, starts, TaskRef(new.get(block, block)))
             names.append(name)
-        return convert_legacy_graph(graph), names
+        return graph, names
 
     def _collect(self, wanted: Any, graph: dict[Any, Any]) -> None:
         waiting = [wanted]
         while waiting:
             key = waiting.pop()
-            if key not in graph:
+            # What was persisted is no node: the scheduler has it under its name.
+            if key not in graph and key in self._nodes:
                 graph[key] = self._nodes[key]
                 waiting.extend(self._nodes[key].dependencies)
 
@@ -199,6 +239,14 @@ def gather_blocks(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
     for piece in pieces:
         blocks.setdefault(piece.key, []).append(piece)
     return blocks
+
+
+def _name(portion: Portion) -> _Name:
+    return portion.epoch, portion.group, portion.blocks
+
+
+def _parts(key: Any) -> tuple[Any, ...]:
+    return key if isinstance(key, tuple) else (key,)
 
 
 def _piece(variable: Variable, box: Mapping[str, slice]) -> Piece:
