@@ -4,7 +4,7 @@ import asyncio
 import pickle
 from typing import Any
 
-import dbdask
+from dbdask import __version__
 from dbdask.errors import WorkerError
 from dbdask.numbers import checkpoint
 from dbdask.server.contact import WorkerFacts, run_on
@@ -33,9 +33,9 @@ async def check_worker(pool: Any, address: str, job: bytes, path: str | None) ->
             f"worker {address} cannot take part: {error} (give paths or URLs that every worker "
             "can open, or start the workers where the data is)"
         ) from error
-    if version != dbdask.__version__:
+    if version != __version__:
         raise WorkerError(
-            f"worker {address} has dbdask {version}, the client {dbdask.__version__}: "
+            f"worker {address} has dbdask {version}, the client {__version__}: "
             "install the same version on both"
         )
 
@@ -54,7 +54,7 @@ def _open_all(job: bytes, path: str | None) -> str:
             reader.close()
     if path is not None:
         checkpoint.attributes(path)
-    return dbdask.__version__
+    return __version__
 
 
 def check_memory(facts: list[WorkerFacts], replica: int, shard: int, model: str) -> None:
