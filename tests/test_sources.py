@@ -137,6 +137,27 @@ def test_fill_value_without_attribute_is_a_value(tmp_path):
     assert values.tolist() == [0, 0, 0, 1, 2, 0] and missing is None
 
 
+@pytest.mark.parametrize("zarr_fill", [0, 9, None])
+def test_declared_fill_is_missing_in_format_2_too(tmp_path, zarr_fill):
+    group = zarr.open_group(tmp_path / "s.zarr", mode="w", zarr_format=2)
+    array = group.create_array(
+        "label", shape=(6,), chunks=(3,), dtype="int32", fill_value=zarr_fill
+    )
+    array.attrs.update({"_ARRAY_DIMENSIONS": ["row"], "_FillValue": 9})
+    array[:] = [0, 1, 9, 0, 2, 9]
+    for data in (
+        tmp_path / "s.zarr",
+        xr.open_zarr(tmp_path / "s.zarr", chunks=None, consolidated=False),
+        xr.open_zarr(tmp_path / "s.zarr", consolidated=False),
+        xr.open_zarr(tmp_path / "s.zarr", consolidated=False).load(),
+        xr.open_zarr(tmp_path / "s.zarr", consolidated=False, mask_and_scale=False).load(),
+    ):
+        variable = open_source(data).variable("label")
+        values, missing = variable.decode(variable.read())
+        assert values.tolist() == [0, 1, 9, 0, 2, 9] and values.dtype == np.int32
+        assert missing.tolist() == [False, False, True, False, False, True]
+
+
 def test_restored_integers_must_be_whole():
     array = xr.Variable("row", [0.5, np.nan], {}, {"dtype": np.dtype("int32"), "_FillValue": 0})
     variable = open_source(xr.Dataset({"x": array})).variable("x")

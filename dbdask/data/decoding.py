@@ -100,7 +100,7 @@ class Decoding:
                 f"values declared as {self.restored} in the Dataset's encoding are no whole "
                 "numbers; drop the encoding with dataset.drop_encoding()"
             )
-        return values, _any(mask) if self.missing else None
+        return values, self._integers(values)[1]
 
 
 def decode_stored(
@@ -115,19 +115,28 @@ def decode_stored(
     return _decoding(dtype, pending)
 
 
-def decode_opened(variable: xr.Variable) -> Decoding:
-    """Return what is left to do for a variable that xarray has opened, or a user has made."""
+def decode_opened(variable: xr.Variable, declared: Mapping[str, Any] | None = None) -> Decoding:
+    """Return what is left to do for a variable that xarray has opened, or a user has made.
+
+    `declared` are the attributes of its array in a v2 store, where they can be had: the Dataset
+    itself does not tell whether a fill value was declared there or is Zarr's own.
+    """
     pending = {name: variable.attrs[name] for name in _CF if name in variable.attrs}
     encoding = variable.encoding
-    of_zarr = _is_format_2(encoding)
+    of_zarr = is_format_2(encoding)
     if of_zarr and variable.dtype.kind in "iu" and not _is_packed(pending):
         pending.pop("_FillValue", None)
+        pending.update({name: declared[name] for name in _FILLS if declared and name in declared})
     true, fills = encoding.get("dtype"), _fills(encoding)
     was_integer = isinstance(true, np.dtype) and true.kind in "iu" and not _is_packed(encoding)
     if variable.dtype.kind != "f" or not was_integer or not fills:
         return _decoding(variable.dtype, pending)
-    declared = {name: encoding.get(name) for name in _FILLS[of_zarr:]}
-    return Decoding(restored=true, missing=_fills(declared), fill=fills[0])
+    if not of_zarr:
+        return Decoding(restored=true, missing=fills, fill=fills[0])
+    # xarray has masked both; where they differ, a gap must stay a gap.
+    gaps = _fills({"missing_value": encoding.get("missing_value")})
+    missing = tuple(dict.fromkeys((*_fills(declared or {}), *gaps)))
+    return Decoding(restored=true, missing=missing, fill=(gaps or fills)[0])
 
 
 def _decoding(dtype: np.dtype, pending: dict[str, Any]) -> Decoding:
@@ -159,7 +168,7 @@ def _fills(attributes: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(value) for value in values if value == value))
 
 
-def _is_format_2(encoding: Mapping[str, Any]) -> bool:
+def is_format_2(encoding: Mapping[str, Any]) -> bool:
     """Say whether a Dataset's variable came from Zarr v2, where `_FillValue` is Zarr's own.
 
     xarray notes compressors for Zarr only, and a `serializer` for format 3 only.

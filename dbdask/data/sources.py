@@ -46,6 +46,7 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store
 
+from dbdask.data.decoding import is_format_2
 from dbdask.data.locations import Location, locate
 from dbdask.data.routes import Blocks, Piece
 from dbdask.data.variables import Variable, variable_of_array, variable_of_zarr
@@ -204,14 +205,37 @@ def _source_of_store(location: Location) -> Source:
 
 
 def _source_of_dataset(dataset: xr.Dataset) -> Source:
+    declared = _declared(dataset)
     variables = {
-        str(name): variable_of_array(str(name), variable, str(name))
+        str(name): variable_of_array(str(name), variable, str(name), declared.get(str(name)))
         for name, variable in dataset.variables.items()
     }
     coords = frozenset(str(name) for name in dataset.coords)
     return Source(
         variables, coords, dataset.attrs, description="the given Dataset", dataset=dataset
     )
+
+
+def _declared(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Return the attributes that the arrays of a v2 store have, if the Dataset says which.
+
+    xarray shows a v2 array's fill value and a declared `_FillValue` as one and the same.
+    """
+    source = dataset.encoding.get("source")
+    doubtful = [
+        str(name)
+        for name, variable in dataset.variables.items()
+        if is_format_2(variable.encoding)
+        and "_FillValue" in {**variable.encoding, **variable.attrs}
+    ]
+    if not doubtful or not isinstance(source, str):
+        return {}
+    try:
+        group = locate(source).open_group()
+        return {name: dict(group[name].attrs) for name in doubtful if name in group}
+    except (OSError, ValueError):
+        # The store is gone, the Dataset is not: go by what it says itself.
+        return {}
 
 
 def _dims(array: zarr.Array) -> tuple[str, ...] | None:

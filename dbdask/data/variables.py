@@ -132,7 +132,12 @@ def variable_of_zarr(
     )
 
 
-def variable_of_array(name: str, variable: xr.Variable, key: str | None = None) -> Variable:
+def variable_of_array(
+    name: str,
+    variable: xr.Variable,
+    key: str | None = None,
+    declared: Mapping[str, Any] | None = None,
+) -> Variable:
     """Return the variable that an array of a Dataset is; without a key, one of its own."""
     origin = origin_of(variable)
     dims = tuple(str(dim) for dim in variable.dims)
@@ -152,7 +157,7 @@ def variable_of_array(name: str, variable: xr.Variable, key: str | None = None) 
             itemsize=_itemsize(variable.encoding.get("dtype", variable.dtype)),
             chunks=_chunks(variable),
             attrs={**variable.attrs},
-            decoding=decode_opened(variable),
+            decoding=decode_opened(variable, declared),
             origin=origin,
         )
     # Two DataArrays may share a name; their pieces must not.
