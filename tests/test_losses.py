@@ -6,7 +6,7 @@ from scipy.special import expit, log_expit, log_softmax
 from scipy.special import softmax as scipy_softmax
 from sklearn.metrics import log_loss, mean_squared_error
 
-from dbdask.numbers.losses import LOSSES, logistic, probabilities, sigmoid, softmax, squared
+from dbdask.numbers.losses import LOSSES, Loss, logistic, probabilities, sigmoid, softmax, squared
 
 EXAMPLES, OUTPUTS = 6, 4
 
@@ -49,7 +49,8 @@ def test_logistic_takes_a_label_as_one_against_all() -> None:
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float32])
 def test_logistic_of_one_output_takes_its_0_or_1(dtype: type) -> None:
-    outputs, targets = drawn(4)[0][:, :1], np.array([0, 1, 1, 0, 1, 0], dtype)
+    outputs = drawn(4)[0][:, :1]
+    targets = np.array([0, 1, 1, 0, 1, 0]).astype(dtype)
     expected = log_loss(targets, expit(outputs[:, 0]), normalize=False)
     assert logistic(outputs.copy(), targets, None) == pytest.approx(expected, rel=1e-12)
 
@@ -83,7 +84,7 @@ def test_gradients_equal_finite_differences(loss: str, weighing: str) -> None:
 
 
 @pytest.mark.parametrize("loss", [logistic, squared])
-def test_what_has_weight_zero_counts_for_nothing_even_if_it_is_nan(loss) -> None:
+def test_what_has_weight_zero_counts_for_nothing_even_if_it_is_nan(loss: Loss) -> None:
     outputs, _, targets = drawn(8)
     weights = np.ones((EXAMPLES, OUTPUTS), np.float32)
     targets[1, 2], weights[1, 2] = np.nan, 0

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -24,7 +25,9 @@ def small(loss: str = "softmax", activation: str = "sigmoid", last: str = "linea
     return Network(input_shape=(2, 3), layers=layers, loss=loss)
 
 
-def drawn(network: Network, seed: int, examples: int = 7) -> tuple[np.ndarray, ...]:
+def drawn(
+    network: Network, seed: int, examples: int = 7
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Parameters in float64, inputs, and targets that fit the loss."""
     rng = np.random.default_rng(seed)
     inputs = rng.normal(size=(examples, *network.input_shape)).astype(np.float32)
@@ -34,7 +37,7 @@ def drawn(network: Network, seed: int, examples: int = 7) -> tuple[np.ndarray, .
         "logistic": rng.integers(0, 2, (examples, outputs)).astype(np.float32),
         "squared": rng.normal(size=(examples, outputs)).astype(np.float32),
     }[network.loss]
-    return rng.normal(scale=0.7, size=network.parameter_count), inputs, targets
+    return rng.normal(scale=0.7, size=network.parameter_count), inputs, np.asarray(targets)
 
 
 def evaluated(
@@ -51,7 +54,9 @@ def evaluated(
     return loss, gradient
 
 
-def by_differences(function, point: np.ndarray, step: float = 1e-6) -> np.ndarray:
+def by_differences(
+    function: Callable[[np.ndarray], float], point: np.ndarray, step: float = 1e-6
+) -> np.ndarray:
     slopes = np.empty_like(point)
     for place in range(point.size):
         moved = point.copy()
@@ -250,6 +255,6 @@ def test_integer_inputs_count_as_numbers() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(make, error: type, message: str) -> None:
+def test_what_does_not_fit_is_refused(make: Callable, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         make()

@@ -77,7 +77,9 @@ def run(optimizer: Optimizer, start: np.ndarray, gradients: np.ndarray) -> np.nd
 
 @pytest.mark.parametrize(("rule", "numbers", "plain"), RULES)
 @pytest.mark.parametrize("rate", [0.05, half_by_step])
-def test_rules_equal_plain_loops(rule: Callable, numbers: dict, plain: Callable, rate) -> None:
+def test_rules_equal_plain_loops(
+    rule: Callable, numbers: dict, plain: Callable, rate: float | Callable
+) -> None:
     rng = np.random.default_rng(1)
     start, gradients = rng.normal(size=5), rng.normal(size=(6, 5))
     rates = [rate(step) if callable(rate) else rate for step in range(6)]
@@ -125,7 +127,7 @@ def test_every_rule_finds_the_minimum_of_a_bowl(
     slots = {name: optimizer.initial_slot(name, 2) for name in optimizer.slots}
     assert all(slot.dtype == np.float32 for slot in slots.values())
     for step in range(2000):
-        optimizer.update(parameters, parameters * np.float32([1, 3]), slots, step)
+        optimizer.update(parameters, parameters * np.array([1, 3], np.float32), slots, step)
     assert np.abs(parameters).max() < 0.05
 
 
