@@ -1,0 +1,101 @@
+"""Blocks: reading one from its source, in the order of the sample dimensions."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from dbdask.data.gathering import Block, Part
+from dbdask.data.groups import GroupLedger, group_bounds
+from dbdask.data.missing import Judge
+from dbdask.data.recipe import Recipe
+from dbdask.data.selection import Centres
+from dbdask.data.sources import Blocks, Variable
+from dbdask.errors import DataError
+
+
+def read_block(
+    recipe: Recipe, number: int, ledger: GroupLedger | None, supplied: Blocks | None = None
+) -> Block:
+    """Read one block of the grid, halo included, and judge its values.
+
+    Raises
+    ------
+    DataError
+        For missing or infinite values, labels outside the classes, negative weights, a group that
+        returns, or a chunk that cannot be decoded.
+    """
+    spread = recipe.block_centres(number)
+    within = spread
+    if recipe.groups is not None and ledger is not None:
+        within = _within_groups(recipe, spread, ledger, supplied)
+    block = Block(number, within, _kept(recipe, within), [])
+    judge = Judge(recipe, block)
+    for role, variable in recipe.roles:
+        box = recipe.box(variable, spread, role)
+        part = _read_part(recipe, variable, box, supplied)
+        if role == "targets" and recipe.classes is not None:
+            judge.labels = variable.decode(part.values)[0]
+            codes = recipe.classes.encode(*variable.decode(part.values))
+            part = replace(part, values=codes.astype(np.int32))
+        block.parts.append(part)
+    judge.pronounce()
+    return block
+
+
+def _read_part(
+    recipe: Recipe, variable: Variable, box: dict[str, slice], supplied: Blocks | None
+) -> Part:
+    """Read a box, with the sample dimensions first and the features flattened."""
+    stored = variable.read(box, blocks=supplied)
+    own = [dim for dim in recipe.along if dim in variable.dims]
+    features = _feature_dims(recipe, variable)
+    order = [variable.dims.index(dim) for dim in (*own, *features)]
+    lengths = {dim: box[dim].stop - box[dim].start for dim in own}
+    count = int(np.prod(list(lengths.values()), dtype=np.int64))
+    width = int(np.prod([variable.sizes[dim] for dim in features], dtype=np.int64))
+    values = np.ascontiguousarray(stored.transpose(order)).reshape(count, width)
+    return Part(values, {dim: box[dim].start for dim in own}, lengths)
+
+
+def _feature_dims(recipe: Recipe, variable: Variable) -> tuple[str, ...]:
+    for bundle in (recipe.inputs, recipe.targets):
+        if bundle is not None and variable in bundle.variables:
+            return bundle.feature_dims[bundle.variables.index(variable)]
+    return tuple(dim for dim in variable.dims if dim not in recipe.along)
+
+
+def _within_groups(
+    recipe: Recipe, within: tuple[Centres, ...], ledger: GroupLedger, supplied: Blocks | None
+) -> tuple[Centres, ...]:
+    """Narrow what each centre may see to its group."""
+    assert recipe.groups is not None
+    box = recipe.box(recipe.groups, within, "groups")
+    (dim,) = recipe.groups.dims
+    begin = box[dim].start
+    values, missing = recipe.groups.decode(recipe.groups.read(box, blocks=supplied))
+    if missing is not None and values.dtype.kind == "f":
+        raise DataError(
+            f"groups: {recipe.groups.name!r} is missing at {dim}={begin + int(missing.argmax())}; "
+            "every position needs a group"
+        )
+    ledger.note(values, begin)
+    low, high = group_bounds(values, begin)
+    axis = recipe.along.index(dim)
+    here = within[axis]
+    own = here.positions - begin
+    # A group that reaches beyond what was read goes on there: no window looks that far.
+    narrowed = Centres(
+        here.positions,
+        np.maximum(here.low, np.where(low[own] == begin, here.low, low[own])),
+        np.minimum(here.high, np.where(high[own] == box[dim].stop, here.high, high[own])),
+    )
+    return (*within[:axis], narrowed, *within[axis + 1 :])
+
+
+def _kept(recipe: Recipe, within: tuple[Centres, ...]) -> np.ndarray | None:
+    mask = recipe.selection.mask
+    if mask is None:
+        return None
+    shape = [len(c.positions) for c in within]
+    held = mask.over(recipe.along, [c.positions for c in within])
+    return np.flatnonzero(np.broadcast_to(held, shape))

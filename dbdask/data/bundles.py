@@ -1,0 +1,154 @@
+"""Bundles: the variables that together make an example's inputs, or its targets."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from dbdask.data.sources import Variable
+from dbdask.data.standardization import Scaling
+from dbdask.data.windows import NO_WINDOW, Window
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Variables, their dimension orders, and how their values are put together.
+
+    Variables of one shape are stacked on a last axis; of unlike shapes, each is flattened and they
+    are joined.
+    """
+
+    variables: tuple[Variable, ...]
+    along: tuple[str, ...]
+    window: Window = NO_WINDOW
+    scalings: tuple[Scaling, ...] | None = None
+
+    @cached_property
+    def feature_dims(self) -> tuple[tuple[str, ...], ...]:
+        """The dimensions of each variable that are not sample dimensions."""
+        found: list[tuple[str, ...]] = []
+        for variable in self.variables:
+            dims = tuple(dim for dim in variable.dims if dim not in self.along)
+            alike = next((other for other in found if set(other) == set(dims)), dims)
+            found.append(alike)
+        return tuple(found)
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each variable's part of one example."""
+        return tuple(
+            self.window.shape + tuple(variable.sizes[dim] for dim in dims)
+            for variable, dims in zip(self.variables, self.feature_dims, strict=True)
+        )
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        if len(self.shapes) == 1:
+            return self.shapes[0]
+        if len(set(self.shapes)) == 1:
+            return (*self.shapes[0], len(self.shapes))
+        return (sum(math.prod(shape) for shape in self.shapes),)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the variables."""
+        return tuple(variable.name for variable in self.variables)
+
+    def scaled(self, scalings: Sequence[Scaling] | None) -> "Bundle":
+        """Return the bundle with other scalings."""
+        return replace(self, scalings=None if scalings is None else tuple(scalings))
+
+    @property
+    def flat_scaling(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mean and deviation of every element of an example, of `shape`; None: not scaled."""
+        if self.scalings is None or not all(scaling.applied for scaling in self.scalings):
+            return None
+        means = [self._spread(n, s.mean) for n, s in enumerate(self.scalings)]
+        deviations = [self._spread(n, s.deviation) for n, s in enumerate(self.scalings)]
+        if len(means) == 1:
+            return means[0][0], deviations[0][0]
+        return self._together(means)[0], self._together(deviations)[0]
+
+    def _spread(self, number: int, numbers: Sequence[float]) -> np.ndarray:
+        shape = self.shapes[number]
+        features = shape[len(self.window.shape) :]
+        flat = np.broadcast_to(np.array(numbers), math.prod(features)).reshape(features)
+        return np.broadcast_to(flat, (1, *shape))
+
+    def worker_side(self) -> "Bundle":
+        """Return what travels in a task."""
+        return replace(self, variables=tuple(v.worker_side() for v in self.variables))
+
+    def assemble(
+        self, stored: Sequence[np.ndarray], masked: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Turn gathered stored values into one float32 array of examples.
+
+        Parameters
+        ----------
+        stored
+            Per variable, (examples, window positions, features); may be overwritten.
+        masked
+            Whether missing values may be among them: they become the variable's mean.
+
+        Returns
+        -------
+        array of shape (examples, *shape), and the mask of missing elements or None
+        """
+        parts = [self._values(number, values, masked) for number, values in enumerate(stored)]
+        if len(parts) == 1:
+            return parts[0]
+        gaps = [gap for _, gap in parts]
+        values = self._together([value for value, _ in parts])
+        if all(gap is None for gap in gaps):
+            return values, None
+        full = [np.zeros(v.shape, bool) if gap is None else gap for v, gap in parts]
+        return values, self._together(full)
+
+    def _together(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        if len(set(self.shapes)) == 1:
+            return np.stack(parts, axis=-1)
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+    def _values(
+        self, number: int, stored: np.ndarray, masked: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        decoded, missing = self.variables[number].decode(stored)
+        values = decoded.astype(np.float32, copy=False)
+        scaling = self.scalings[number] if self.scalings is not None else None
+        if masked and missing is not None:
+            values = np.where(missing, np.float32(0), values)
+        if scaling is not None:
+            values = scaling.apply(values, fresh=values.flags.writeable)
+        shape = (len(stored), *self.shapes[number])
+        if not (masked and missing is not None):
+            return values.reshape(shape), None
+        values = np.where(missing, scaling.fill if scaling is not None else 0, values)
+        return values.astype(np.float32).reshape(shape), missing.reshape(shape)
+
+
+def check_numbers(argument: str, variable: Variable) -> None:
+    """Raise where a variable's values are not real numbers."""
+    if variable.value_dtype.kind not in "iufb":
+        raise TypeError(
+            f"{argument}: variable {variable.name!r} has dtype {variable.value_dtype}; give "
+            "numbers (dates and text must be turned into numbers first)"
+        )
+
+
+def check_sizes(argument: str, variable: Variable, sizes: Mapping[str, int]) -> None:
+    """Raise where a variable's length along a sample dimension differs."""
+    for dim, size in variable.sizes.items():
+        if dim in sizes and size != sizes[dim]:
+            raise ValueError(
+                f"{argument}: variable {variable.name!r} has length {size} along {dim!r}, the "
+                f"other variables have {sizes[dim]}; align them first"
+            )
+        if size == 0:
+            raise ValueError(
+                f"{argument}: variable {variable.name!r} has length 0 along {dim!r}; "
+                "every dimension must hold something"
+            )

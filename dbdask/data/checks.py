@@ -1,0 +1,79 @@
+"""Checks: everything is read once, as training would, and reported."""
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dbdask.data.measures import BlockCount, measure_block
+from dbdask.data.sweeps import sweep
+
+if TYPE_CHECKING:
+    from dbdask.data.examples import Examples
+
+WORTH_A_WARNING = 0.01
+"""Part of the examples that may be left out without a word."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found.
+
+    Parameters
+    ----------
+    examples
+        Examples that can be formed.
+    dropped
+        Examples left out: a value is missing, or the window leaves its group.
+    first_dropped
+        Where the first missing value is; empty where there is none.
+    class_counts
+        Examples of each class index; None where the targets are no labels.
+    lost_classes
+        Classes all of whose examples are left out.
+    """
+
+    examples: int
+    dropped: int
+    first_dropped: str
+    class_counts: dict[int, int] | None
+    lost_classes: tuple[int, ...]
+
+
+def report(examples: "Examples", client: Any = None) -> Report:
+    """Read every block; warn as training does where much is left out."""
+    counts: list[BlockCount] = list(sweep(examples, measure_block, client))
+    rows, dropped = sum(c.rows for c in counts), sum(c.dropped for c in counts)
+    found, kept = _sum(c.classes for c in counts), _sum(c.kept_classes for c in counts)
+    lost = tuple(sorted(label for label in found if label >= 0 and not kept.get(label)))
+    place = next((c.place for c in counts if c.place), "")
+    message = drop_warning(rows, dropped, place, lost)
+    if message:
+        warnings.warn(message, UserWarning, stacklevel=3)
+    labelled = {label: kept[label] for label in sorted(kept) if label >= 0}
+    return Report(rows - dropped, dropped, place, labelled if examples.has_labels else None, lost)
+
+
+def drop_warning(rows: int, dropped: int, place: str, lost: tuple[int, ...] = ()) -> str:
+    """Return what to say about examples that were left out; empty where it is not worth a word.
+
+    Examples
+    --------
+    >>> drop_warning(1000, 20, "inputs: variable 'x' at time=3")
+    "20 of 1000 examples (2.0 %) are left out as missing, the first for inputs: variable 'x' at time=3"
+    >>> drop_warning(1000, 5, "")
+    ''
+    """
+    if not dropped or (dropped <= WORTH_A_WARNING * rows and not lost):
+        return ""
+    first = f", the first for {place}" if place else ""
+    classes = f"; no example is left of class {', '.join(map(str, lost))}" if lost else ""
+    part = 100 * dropped / rows
+    return f"{dropped} of {rows} examples ({part:.1f} %) are left out as missing{first}{classes}"
+
+
+def _sum(counts: Any) -> dict[int, int]:
+    total: dict[int, int] = {}
+    for one in counts:
+        for label, count in one.items():
+            total[label] = total.get(label, 0) + count
+    return total

@@ -1,0 +1,318 @@
+"""Examples: which parts of a dataset are examples, and how they are shown to a network."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from dbdask.data.checks import Report, report
+from dbdask.data.description import describe, rebuild, recipe_on
+from dbdask.data.feed import CACHE_BYTES, Reader
+from dbdask.data.indexing import isel_selection, sel_indexers, where_selection
+from dbdask.data.labels import Classes, as_classes
+from dbdask.data.measures import measure_labels
+from dbdask.data.moments import measured_means, scalings_of
+from dbdask.data.opening import Given, open_recipe
+from dbdask.data.recipe import Recipe
+from dbdask.data.selection import Selection
+from dbdask.data.sources import Source, Variable, open_source
+from dbdask.data.splits import check_fractions, contiguous_parts, drawn_parts
+from dbdask.data.sweeps import sweep
+from dbdask.numbers.portions import MIX_BYTES, Cut, Grid
+
+
+class Examples:
+    """Which parts of a dataset are examples: lazy, immutable, small when pickled.
+
+    Parameters
+    ----------
+    data
+        A Zarr store (path, URL or zarr `Store`) or an xarray Dataset.
+    inputs, targets
+        Names or DataArrays. Several variables of one shape are stacked on a last axis; of unlike
+        shapes, each is flattened and they are joined. A variable without some of `along` is
+        broadcast.
+    along
+        The sample dimension, or several, slowest first.
+    window
+        ``{"frame": 11}`` (odd, centred) or ``{"time": (-5, 0)}`` (first and last offset).
+    edges
+        ``"repeat"`` the edge value, or ``"drop"`` examples whose window is not whole.
+    groups
+        A variable whose equal neighbours form a group, which windows do not leave.
+    weights
+        A variable with the weight of each example.
+    classes
+        The labels in the order of the outputs; None takes `flag_values`, or whole numbers from 0.
+    missing
+        ``"error"``, ``"drop"`` such examples, or ``"mask"`` their missing elements.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For what the metadata shows to be wrong; nothing is read.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> data = xr.Dataset({"x": (("frame", "mel"), np.ones((50, 40))), "y": ("frame", np.ones(50))})
+    >>> examples = Examples(data, inputs="x", targets="y", along="frame", window={"frame": 11})
+    >>> len(examples), examples.input_shape, examples.target_shape
+    (50, (11, 40), ())
+    """
+
+    recipe: Recipe
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str] | Any | xr.Dataset,
+        *,
+        inputs: Given | Sequence[Given],
+        targets: Given | Sequence[Given] | None = None,
+        along: str | Sequence[str],
+        window: Mapping[str, int | Sequence[int]] | None = None,
+        edges: str = "repeat",
+        groups: Given | None = None,
+        weights: Given | None = None,
+        classes: Sequence[Any] | None = None,
+        missing: str = "error",
+    ) -> None:
+        source = open_source(data)
+        recipe = open_recipe(
+            source,
+            inputs=inputs,
+            targets=targets,
+            along=along,
+            window=window,
+            edges=edges,
+            groups=groups,
+            weights=weights,
+            classes=classes,
+            missing=missing,
+        )
+        self._set(source, recipe)
+
+    @classmethod
+    def _of(cls, source: Source | None, recipe: Recipe) -> "Examples":
+        examples = cls.__new__(cls)
+        examples._set(source, recipe)
+        return examples
+
+    def _set(self, source: Source | None, recipe: Recipe) -> None:
+        _check_not_empty(recipe)
+        self.__dict__.update(source=source, recipe=recipe)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"Examples cannot be changed: {name!r} is set when it is made")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": None, "recipe": self.recipe.worker_side()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __len__(self) -> int:
+        """Examples, before any is left out for its values."""
+        return int(self.recipe.block_rows.sum())
+
+    def __repr__(self) -> str:
+        recipe = self.recipe
+        targets = "" if recipe.targets is None else f" -> {', '.join(recipe.targets.names)}"
+        return (
+            f"<Examples: {len(self)} along {', '.join(recipe.along)}, "
+            f"{', '.join(recipe.inputs.names)} {self.input_shape}{targets}>"
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example's inputs."""
+        return self.recipe.inputs.shape
+
+    @property
+    def target_shape(self) -> tuple[int, ...] | None:
+        """Shape of one example's targets; () for a label; None without targets."""
+        return None if self.recipe.targets is None else self.recipe.targets.shape
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the targets are labels, and come as class indices."""
+        return self.recipe.classes is not None
+
+    @property
+    def output_classes(self) -> list[Any] | None:
+        """The label of each output, as the store writes it; None where not known or no labels."""
+        classes = self.recipe.classes
+        if classes is None or (not classes.labels and classes.count is None):
+            return None
+        return list(range(classes.count or 0)) if classes.labels is None else list(classes.labels)
+
+    @property
+    def target_scaling(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mean and deviation of the targets, of `target_shape`; None where they are not scaled."""
+        targets = self.recipe.targets
+        return None if targets is None else targets.flat_scaling
+
+    @property
+    def grid(self) -> Grid:
+        """The chunk grid of the sample space."""
+        return self.recipe.grid
+
+    @property
+    def row_bytes(self) -> int:
+        """Stored bytes of one position of the grid, all variables together."""
+        return max(1, round(self.recipe.row_bytes))
+
+    def cut(self, portion_rows: int, batch_size: int) -> Cut:
+        """Return the cut into portions of `portion_rows`, a multiple of `batch_size`."""
+        if portion_rows % batch_size or portion_rows < 1:
+            raise ValueError(
+                f"portion_rows must be a multiple of batch_size={batch_size}, got {portion_rows}"
+            )
+        return self._cut(portion_rows)
+
+    def _cut(self, portion_rows: int) -> Cut:
+        recipe = self.recipe
+        counts = [np.array(lengths) for lengths in recipe.grid.lengths]
+        volumes = counts[0]
+        for count in counts[1:]:
+            volumes = np.multiply.outer(volumes, count)
+        held = (volumes.reshape(-1) * recipe.row_bytes).astype(np.int64)
+        return Cut(tuple(recipe.block_rows.tolist()), tuple(held.tolist()), portion_rows, MIX_BYTES)
+
+    def reads(self, block: int) -> list[tuple[Variable, dict[str, slice]]]:
+        """Return every (variable, box) that serving a block reads."""
+        return list(self.recipe.reads(block))
+
+    def worker_side(self) -> "Examples":
+        """Return what travels in a task."""
+        return Examples._of(None, self._with_means().recipe.worker_side())
+
+    def reader(self, cache_bytes: int = CACHE_BYTES, prefetch: bool = True) -> Reader:
+        """Return a reader, which opens the stores when it first reads."""
+        return Reader(self.recipe, cache_bytes, prefetch)
+
+    def isel(self, **indexers: Any) -> "Examples":
+        """Cut by position along sample dimensions, as xarray does; windows end at the cuts."""
+        return self._selected(isel_selection(self.recipe, indexers))
+
+    def sel(self, **indexers: Any) -> "Examples":
+        """Cut by coordinate along sample dimensions, as xarray does."""
+        return self.isel(**sel_indexers(self.recipe, indexers))
+
+    def where(self, mask: xr.DataArray) -> "Examples":
+        """Keep the examples where `mask`, over some of the sample dimensions, is True."""
+        return self._selected(where_selection(self.recipe, mask))
+
+    def split(self, *fractions: float, seed: int | None = None) -> tuple["Examples", ...]:
+        """Split into one part per fraction, or the fraction and the rest.
+
+        Parameters
+        ----------
+        *fractions
+            Each above 0 and below 1; together at most 1.
+        seed
+            None: contiguous in store order. Else whole groups, or whole chunks, are drawn.
+        """
+        wanted = check_fractions(fractions)
+        if seed is None:
+            parts = contiguous_parts(self.recipe, wanted)
+        else:
+            groups = self.recipe.groups
+            values = None if groups is None else groups.decode(groups.read())[0]
+            parts = drawn_parts(self.recipe, wanted, seed, values)
+        return tuple(self._selected(part) for part in parts)
+
+    def _selected(self, selection: Selection) -> "Examples":
+        return Examples._of(self.source, replace(self.recipe, selection=selection))
+
+    def standardize(
+        self, *, targets: bool | None = None, per: str = "variable", client: Any = None
+    ) -> "Examples":
+        """Scale every input to mean 0 and deviation 1, measured in one pass over these examples.
+
+        Parameters
+        ----------
+        targets
+            Whether targets are scaled too; None: where they are no labels and not whole numbers.
+        per
+            ``"variable"``, or ``"feature"`` for each element of a variable on its own.
+        client
+            Where the pass runs; None: the current client, else here.
+        """
+        if per not in ("variable", "feature"):
+            raise ValueError(f"per must be one of 'variable', 'feature', got {per!r}")
+        return Examples._of(self.source, scalings_of(self, targets, per, client))
+
+    def _with_means(self) -> "Examples":
+        """Know every input's mean, which stands for missing elements."""
+        if self.recipe.missing != "mask" or self.recipe.inputs.scalings is not None:
+            return self
+        if "with_means" not in self.__dict__:
+            self.__dict__["with_means"] = Examples._of(self.source, measured_means(self))
+        found: Examples = self.__dict__["with_means"]
+        return found
+
+    def find_classes(self, client: Any = None) -> list[Any]:
+        """Return the labels that occur, sorted, found in one pass: give them as `classes=`."""
+        targets = self.recipe.targets
+        if targets is None or targets.shape != ():
+            raise ValueError(
+                f"find_classes needs one label for each example, target_shape is {self.target_shape}"
+            )
+        found: set[Any] = set()
+        for labels in sweep(self, measure_labels, client):
+            found.update(labels)
+        return list(as_classes(sorted(found)).labels or ())
+
+    def with_classes(self, classes: Sequence[Any] | Classes | None) -> "Examples":
+        """Return the examples with other classes; None: the targets are values, not labels."""
+        labels = classes if isinstance(classes, Classes) or classes is None else as_classes(classes)
+        return Examples._of(self.source, replace(self.recipe, classes=labels))
+
+    def for_loss(self, loss: str | None, outputs: int) -> "Examples":
+        """Return the examples with targets as a loss takes them.
+
+        Labels (whole numbers 0 to `outputs` - 1 unless classes are known) for "softmax", and for
+        "logistic" with one target each; float32 values for "squared".
+        """
+        targets, classes = self.recipe.targets, self.recipe.classes
+        if targets is None or loss is None:
+            return self
+        if loss == "squared":
+            return self if classes is None else self.with_classes(None)
+        if targets.shape != () or (classes is not None and classes.labels):
+            return self
+        if classes is not None and classes.labels == ():
+            raise ValueError(
+                f"classes: the labels of {targets.names[0]!r} are text; give classes=[...], or "
+                "classes=examples.find_classes()"
+            )
+        return self.with_classes(Classes(count=outputs))
+
+    def check(self, client: Any = None) -> Report:
+        """Read everything once and report; raises DataError where training would."""
+        return report(self, client)
+
+    def rebind(self, data: Any) -> "Examples":
+        """Return the same description on other data, whose targets and weights may be absent."""
+        source = open_source(data)
+        return Examples._of(source, recipe_on(self.recipe, source))
+
+    def description(self) -> dict[str, Any]:
+        """Return everything but the data, as plain data."""
+        return describe(self.recipe, self.source)
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], data: Any = None) -> "Examples":
+        """Return the examples that `description` told of, on their own data or other."""
+        source = open_source(description["data"] if data is None else data)
+        return cls._of(source, rebuild(description, source))
+
+
+def _check_not_empty(recipe: Recipe) -> None:
+    if recipe.block_rows.sum() == 0:
+        whole = "; its windows are longer than what was cut" if recipe.edges == "drop" else ""
+        raise ValueError(f"no examples are left along {', '.join(recipe.along)}{whole}")

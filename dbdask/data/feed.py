@@ -1,0 +1,266 @@
+"""The feed: a reader that turns portions into minibatches, from whole chunks that it caches."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+
+from dbdask.data.blocks import read_block
+from dbdask.data.gathering import Block, Gathered
+from dbdask.data.groups import GroupLedger
+from dbdask.data.labels import MISSING
+from dbdask.data.recipe import Recipe
+from dbdask.data.sources import Blocks
+from dbdask.numbers.portions import Portion
+
+CACHE_BYTES = 256 * 2**20
+"""Stored bytes that a reader keeps, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Examples of one step.
+
+    Parameters
+    ----------
+    step
+        Place in its portion, from 0.
+    inputs
+        float32, (examples, *input_shape).
+    targets
+        int64 class indices (examples,), float32 values (examples, *target_shape), or None.
+    weights
+        float32 (examples,); of the targets' shape where elements are masked; None: all 1.
+    """
+
+    step: int
+    inputs: np.ndarray
+    targets: np.ndarray | None
+    weights: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class BlockExamples:
+    """All examples of one block, in row-major order of its centres.
+
+    Parameters
+    ----------
+    positions
+        Position of every example along each sample dimension, missing ones included.
+    valid
+        Which of them could be formed.
+    minibatch
+        Those that could, in the same order.
+    """
+
+    positions: tuple[np.ndarray, ...]
+    valid: np.ndarray
+    minibatch: Minibatch
+
+
+class Reader:
+    """Reads portions of examples; may be used by several threads.
+
+    Parameters
+    ----------
+    recipe
+        The recipe of the examples.
+    cache_bytes
+        Stored bytes to keep between portions.
+    prefetch
+        Whether `prefetch` reads on a thread of its own.
+    """
+
+    def __init__(self, recipe: Recipe, cache_bytes: int, prefetch: bool) -> None:
+        self.recipe = recipe
+        self._cache_bytes = cache_bytes
+        self._lock = Lock()
+        self._cache: OrderedDict[int, Block] = OrderedDict()
+        self._loading: dict[int, Future[Block]] = {}
+        self._group: tuple[tuple[int, ...], Gathered] | None = None
+        self._order: tuple[tuple[int, ...], int, np.ndarray] | None = None
+        self._ahead: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "dbdask-prefetch") if prefetch else None
+        groups = recipe.groups
+        self._ledger = GroupLedger(groups.name) if groups is not None else None
+
+    def open(self) -> None:
+        """Open every store now; raise what is wrong with one."""
+        for variable in self.recipe.variables:
+            variable.open()
+
+    def close(self) -> None:
+        """End the thread, and drop what is cached."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            self._thread = None
+        with self._lock:
+            self._cache.clear()
+            self._group = self._order = None
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def minibatches(
+        self,
+        portion: Portion,
+        batch_size: int,
+        *,
+        first_step: int = 0,
+        blocks: Blocks | None = None,
+    ) -> Iterator[Minibatch]:
+        """Yield the minibatches of a portion, from `first_step` on.
+
+        Rows that prove missing are left out after the permutation, so that every minibatch but
+        the last is full.
+
+        Raises
+        ------
+        DataError
+            When a chunk's values are wrong.
+        """
+        gathered = self._gather(portion.blocks, blocks)
+        rows = self._permutation(portion, gathered.rows)[portion.start : portion.stop]
+        if gathered.valid is not None:
+            rows = rows[gathered.valid[rows]]
+        for step, start in enumerate(range(0, len(rows), batch_size)):
+            if step >= first_step:
+                yield self._minibatch(gathered, rows[start : start + batch_size], step)
+
+    def prefetch(self, portion: Portion) -> None:
+        """Start to read a portion's blocks, unless another is being read or it would not fit."""
+        missing = [block for block in portion.blocks if not self._has(block)]
+        handed_over = any(variable.needs_blocks for variable in self.recipe.variables)
+        if self._thread is None or not missing or handed_over:
+            return
+        if self._ahead is not None and not self._ahead.done():
+            return
+        held = self._group[1].nbytes if self._group is not None else 0
+        wanted = sum(self._expected_bytes(block) for block in portion.blocks)
+        if held + wanted <= self._cache_bytes:
+            self._ahead = self._thread.submit(self._read_ahead, missing)
+
+    def block(self, block: int, blocks: Blocks | None = None) -> BlockExamples:
+        """Return all examples of a block."""
+        gathered = Gathered(self.recipe, [self._block(block, blocks)])
+        rows = np.arange(gathered.rows)
+        valid = np.ones(gathered.rows, bool) if gathered.valid is None else gathered.valid
+        places = gathered.locate(rows).centres
+        positions = tuple(centres.positions for centres in places)
+        return BlockExamples(positions, valid, self._minibatch(gathered, rows[valid], 0))
+
+    def raw_block(self, block: int, blocks: Blocks | None = None) -> Block:
+        """Return a block as it was read."""
+        return self._block(block, blocks)
+
+    def _minibatch(self, gathered: Gathered, rows: np.ndarray, step: int) -> Minibatch:
+        recipe = self.recipe
+        located = gathered.locate(rows)
+        taken = [gathered.take(number, located) for number in range(len(recipe.roles))]
+        count = len(recipe.inputs.variables)
+        inputs, _ = recipe.inputs.assemble(taken[:count], masked=gathered.gaps)
+        weights = None
+        if recipe.weights is not None:
+            weights = _weights(*recipe.weights.decode(taken[-1][:, 0, 0]))
+        if recipe.targets is None:
+            return Minibatch(step, inputs, None, weights)
+        if recipe.classes is not None:
+            targets = taken[count][:, 0, 0].astype(np.int64)
+            gap = targets == MISSING if gathered.gaps else None
+            targets = targets if gap is None else np.where(gap, 0, targets)
+        else:
+            stop = count + len(recipe.targets.variables)
+            targets, gap = recipe.targets.assemble(taken[count:stop], masked=gathered.gaps)
+        return Minibatch(step, inputs, targets, _masked(weights, gap))
+
+    def _permutation(self, portion: Portion, rows: int) -> np.ndarray:
+        """Return the group's rows in the order of its portions."""
+        if not portion.seed:
+            return np.arange(rows)
+        with self._lock:
+            if self._order is not None and self._order[:2] == (portion.seed, rows):
+                return self._order[2]
+        order = np.random.default_rng(portion.seed).permutation(rows)
+        with self._lock:
+            self._order = portion.seed, rows, order
+        return order
+
+    def _gather(self, numbers: tuple[int, ...], supplied: Blocks | None) -> Gathered:
+        """Return the group's blocks side by side; the last group is kept."""
+        with self._lock:
+            if self._group is not None and self._group[0] == numbers:
+                return self._group[1]
+            self._group = None
+        gathered = Gathered(self.recipe, [self._block(number, supplied) for number in numbers])
+        with self._lock:
+            self._group = numbers, gathered
+            self._evict(gathered.nbytes if len(numbers) > 1 else 0)
+        return gathered
+
+    def _has(self, block: int) -> bool:
+        with self._lock:
+            return block in self._cache or block in self._loading
+
+    def _block(self, number: int, supplied: Blocks | None = None) -> Block:
+        """Return a block from the cache, from the thread that is reading it, or by reading it."""
+        with self._lock:
+            if number in self._cache:
+                self._cache.move_to_end(number)
+                return self._cache[number]
+            loading = self._loading.get(number)
+            if loading is None:
+                mine: Future[Block] = Future()
+                self._loading[number] = mine
+        if loading is not None:
+            return loading.result()
+        return self._read(number, supplied, mine)
+
+    def _read(self, number: int, supplied: Blocks | None, result: "Future[Block]") -> Block:
+        try:
+            block = read_block(self.recipe, number, self._ledger, supplied)
+        except BaseException as error:
+            with self._lock:
+                del self._loading[number]
+            result.set_exception(error)
+            raise
+        with self._lock:
+            del self._loading[number]
+            self._cache[number] = block
+            self._evict(0)
+        result.set_result(block)
+        return block
+
+    def _evict(self, spoken_for: int) -> None:
+        """Drop the blocks used longest ago, down to the budget; the caller holds the lock."""
+        held = sum(block.nbytes for block in self._cache.values())
+        while self._cache and held + spoken_for > self._cache_bytes:
+            _, dropped = self._cache.popitem(last=False)
+            held -= dropped.nbytes
+
+    def _read_ahead(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._block(number)
+
+    def _expected_bytes(self, block: int) -> int:
+        return int(self.recipe.grid.rows(block) * self.recipe.row_bytes)
+
+
+def _weights(values: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+    weights = values.astype(np.float32)
+    return weights if missing is None else np.where(missing, np.float32(0), weights)
+
+
+def _masked(weights: np.ndarray | None, gap: np.ndarray | None) -> np.ndarray | None:
+    """Give missing target elements the weight 0."""
+    if gap is None or not gap.any():
+        return weights
+    present = (~gap).astype(np.float32)
+    if weights is None:
+        return present
+    return present * weights.reshape(weights.shape + (1,) * (present.ndim - 1))

@@ -1,0 +1,161 @@
+"""Gathering: rows of a group of blocks by NumPy indexing, windows made on the fly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dbdask.data.recipe import Recipe
+from dbdask.data.selection import Centres
+
+
+@dataclass
+class Part:
+    """One variable's stored values in one block: (positions, features), with its own halo."""
+
+    values: np.ndarray
+    starts: dict[str, int]
+    lengths: dict[str, int]
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Positions to step over for one step along each dimension."""
+        step, strides = 1, {}
+        for dim in reversed(self.lengths):
+            strides[dim] = step
+            step *= self.lengths[dim]
+        return strides
+
+
+@dataclass
+class Block:
+    """A block that was read: its centres, and the values that they need."""
+
+    number: int
+    centres: tuple[Centres, ...]
+    kept: np.ndarray | None  # rows of the product of centres that are examples; None: all
+    parts: list[Part]
+    valid: np.ndarray | None = None  # which rows are complete; None: all
+    gaps: bool = False  # whether missing elements are to be masked
+    bad_place: str = ""  # where the first incomplete row is
+
+    @property
+    def rows(self) -> int:
+        """Examples in the block, incomplete ones included."""
+        if self.kept is not None:
+            return len(self.kept)
+        return int(np.prod([len(c.positions) for c in self.centres], dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        extra = sum(a.nbytes for a in (self.kept, self.valid) if a is not None)
+        return extra + sum(part.values.nbytes for part in self.parts)
+
+
+@dataclass
+class Located:
+    """Rows, as blocks and centres."""
+
+    block: np.ndarray
+    centres: tuple[Centres, ...]
+
+
+class Gathered:
+    """The blocks of a group side by side, so that one indexing serves rows of all of them."""
+
+    def __init__(self, recipe: Recipe, blocks: Sequence[Block]) -> None:
+        self._recipe = recipe
+        self.gaps = any(block.gaps for block in blocks)
+        self.ends = np.cumsum([block.rows for block in blocks])
+        self._starts = self.ends - [block.rows for block in blocks]
+        self.valid = self._join_valid(blocks)
+        self._place_centres(blocks)
+        self._place_kept(blocks)
+        self._values: list[np.ndarray] = []
+        self._bases: list[np.ndarray] = []
+        self._strides: list[dict[str, np.ndarray]] = []
+        for number in range(len(recipe.roles)):
+            self._place_parts([block.parts[number] for block in blocks])
+
+    @property
+    def rows(self) -> int:
+        """Rows in all, incomplete ones included."""
+        return int(self.ends[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return sum(values.nbytes for values in self._values)
+
+    def _join_valid(self, blocks: Sequence[Block]) -> np.ndarray | None:
+        if all(block.valid is None for block in blocks):
+            return None
+        whole = [np.ones(b.rows, bool) if b.valid is None else b.valid for b in blocks]
+        return np.concatenate(whole)
+
+    def _place_centres(self, blocks: Sequence[Block]) -> None:
+        dims = range(len(self._recipe.along))
+        self._counts = [np.array([len(b.centres[d].positions) for b in blocks]) for d in dims]
+        self._first = [np.cumsum(count) - count for count in self._counts]
+        names = ("positions", "low", "high")
+        self._centres = [
+            Centres(*(np.concatenate([getattr(b.centres[d], n) for b in blocks]) for n in names))
+            for d in dims
+        ]
+
+    def _place_kept(self, blocks: Sequence[Block]) -> None:
+        self._kept = None
+        if any(block.kept is not None for block in blocks):
+            self._kept = np.concatenate([block.kept for block in blocks if block.kept is not None])
+
+    def _place_parts(self, parts: Sequence[Part]) -> None:
+        lengths = [len(part.values) for part in parts]
+        offsets = np.cumsum(lengths) - lengths
+        dims = parts[0].starts
+        strides = {dim: np.array([part.strides[dim] for part in parts]) for dim in dims}
+        shift = sum(
+            (np.array([part.starts[dim] for part in parts]) * strides[dim] for dim in dims),
+            np.zeros(len(parts), np.int64),
+        )
+        one = len(parts) == 1
+        self._values.append(parts[0].values if one else np.concatenate([p.values for p in parts]))
+        self._bases.append(offsets - shift)
+        self._strides.append(strides)
+
+    def locate(self, rows: np.ndarray) -> Located:
+        """Return the block and the centre of each row."""
+        block = np.searchsorted(self.ends, rows, side="right")
+        local = rows - self._starts[block]
+        if self._kept is not None:
+            local = self._kept[rows]
+        found: list[Centres] = []
+        for axis in reversed(range(len(self._counts))):
+            local, place = np.divmod(local, self._counts[axis][block])
+            place = place + self._first[axis][block]
+            along = self._centres[axis]
+            found.append(Centres(along.positions[place], along.low[place], along.high[place]))
+        return Located(block, tuple(reversed(found)))
+
+    def index(self, number: int, located: Located) -> np.ndarray:
+        """Return where a variable's values are: (rows, window positions)."""
+        role, _ = self._recipe.roles[number]
+        window = self._recipe.window
+        windowed = role == "inputs" and bool(window.spans)
+        index = self._bases[number][located.block][:, None]
+        for axis, dim in enumerate(self._recipe.along):
+            if dim not in self._strides[number]:
+                continue
+            here = located.centres[axis]
+            position = here.positions[:, None]
+            if windowed and dim in window.dims:
+                position = position + window.offsets(dim)
+                position = np.clip(position, here.low[:, None], here.high[:, None] - 1)
+            index = index + position * self._strides[number][dim][located.block][:, None]
+        if windowed and index.shape[1] != window.size:
+            index = np.broadcast_to(index, (len(index), window.size))
+        return index
+
+    def take(self, number: int, located: Located) -> np.ndarray:
+        """Return a variable's stored values for the rows: (rows, window positions, features)."""
+        return self._values[number].take(self.index(number, located), axis=0)

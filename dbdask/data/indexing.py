@@ -1,0 +1,100 @@
+"""Indexing: isel, sel and where, along sample dimensions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from dbdask.data.recipe import Recipe
+from dbdask.data.selection import Mask, Selection
+
+
+def isel_selection(recipe: Recipe, indexers: Mapping[str, Any]) -> Selection:
+    """Return the selection cut by positions; positions count within the present selection."""
+    selection = recipe.selection
+    for dim, indexer in indexers.items():
+        _check_dim(recipe, "isel", dim)
+        wanted = _positions(dim, indexer, len(selection.positions(dim)))
+        if dim in recipe.window.dims and _has_steps(indexer):
+            raise ValueError(
+                f"isel: {dim!r} has a window, which needs neighbours; give a slice without step"
+            )
+        selection = selection.narrowed(dim, wanted)
+    return selection
+
+
+def sel_indexers(recipe: Recipe, indexers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return positions for labels, found in the coordinates as xarray finds them."""
+    found: dict[str, Any] = {}
+    for dim, label in indexers.items():
+        _check_dim(recipe, "sel", dim)
+        if dim not in recipe.coordinates:
+            raise ValueError(f"sel: {dim!r} has no coordinate; use isel")
+        selected = recipe.selection.positions(dim)
+        labels = recipe.coordinates[dim].coordinate()[selected]
+        here = xr.DataArray(np.arange(len(selected)), {dim: labels}, (dim,))
+        found[dim] = np.atleast_1d(here.sel({dim: label}).values)
+    return found
+
+
+def where_selection(recipe: Recipe, mask: xr.DataArray) -> Selection:
+    """Return the selection with a mask over some of the sample dimensions."""
+    if not isinstance(mask, xr.DataArray):
+        raise TypeError(f"where: mask must be a DataArray, got {type(mask).__name__}")
+    if mask.dtype != bool:
+        raise TypeError(f"where: mask must be of dtype bool, got {mask.dtype}")
+    dims = tuple(str(dim) for dim in mask.dims)
+    for dim in dims:
+        _check_dim(recipe, "where", dim)
+    return recipe.selection.masked(Mask.of(dims, _spread(recipe, mask, dims)))
+
+
+def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> np.ndarray:
+    """Return the mask over whole dimensions; one over the present selection is put in place."""
+    values = mask.to_numpy()
+    for axis, dim in enumerate(dims):
+        size, selected = recipe.sizes[dim], recipe.selection.positions(dim)
+        if values.shape[axis] == size:
+            continue
+        if values.shape[axis] != len(selected):
+            raise ValueError(
+                f"where: mask has length {values.shape[axis]} along {dim!r}, the data {size} and "
+                f"these examples {len(selected)}; give one of the two"
+            )
+        whole = np.zeros((*values.shape[:axis], size, *values.shape[axis + 1 :]), bool)
+        whole[(slice(None),) * axis + (selected,)] = values
+        values = whole
+    return values
+
+
+def _check_dim(recipe: Recipe, argument: str, dim: str) -> None:
+    if dim not in recipe.along:
+        raise ValueError(
+            f"{argument}: dimension {dim!r} is not in along={recipe.along}; examples are cut along "
+            "sample dimensions"
+        )
+
+
+def _has_steps(indexer: Any) -> bool:
+    return isinstance(indexer, slice) and indexer.step not in (None, 1)
+
+
+def _positions(dim: str, indexer: Any, count: int) -> np.ndarray:
+    if isinstance(indexer, xr.DataArray):
+        indexer = indexer.to_numpy()
+    if isinstance(indexer, (int, np.integer)) and not isinstance(indexer, bool):
+        indexer = [indexer]
+    if not isinstance(indexer, slice):
+        indexer = np.asarray(indexer)
+        if indexer.size == 0:
+            raise ValueError(f"isel: {dim!r} selects nothing: no examples")
+    try:
+        wanted = np.arange(count)[indexer]
+    except IndexError as error:
+        raise IndexError(f"isel: {dim!r} has {count} positions: {error}") from error
+    if wanted.ndim != 1 or (np.diff(wanted) <= 0).any():
+        raise ValueError(f"isel: positions along {dim!r} must ascend without repeats")
+    if len(wanted) == 0:
+        raise ValueError(f"isel: {dim!r} selects nothing: no examples")
+    return wanted

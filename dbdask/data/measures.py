@@ -1,0 +1,185 @@
+"""Measures: what one block tells about moments, classes and missing values."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dbdask.data.bundles import Bundle
+from dbdask.data.feed import Reader
+from dbdask.data.gathering import Gathered
+from dbdask.data.missing import SLAB_ROWS
+from dbdask.data.recipe import Recipe
+from dbdask.data.selection import Mask
+from dbdask.data.sources import Blocks, Variable
+from dbdask.data.standardization import Moments
+from dbdask.errors import DataError
+
+SLAB_BYTES = 16 * 2**20
+"""Bytes of float64 that measuring takes at a time."""
+
+
+@dataclass(frozen=True)
+class MeasureMoments:
+    """Measures the moments of variables in a block: each position once, whatever the windows."""
+
+    role: str
+    per: str
+    mask: Mask | None
+
+    def __call__(
+        self, reader: Reader, block: int, blocks: Blocks | None
+    ) -> tuple[Moments | None, ...]:
+        recipe = reader.recipe
+        bundle = recipe.inputs if self.role == "inputs" else recipe.targets
+        assert bundle is not None
+        return tuple(
+            self._of(recipe, bundle, number, block, blocks)
+            for number in range(len(bundle.variables))
+        )
+
+    def _of(
+        self, recipe: Recipe, bundle: Bundle, number: int, block: int, blocks: Blocks | None
+    ) -> Moments | None:
+        """Return a variable's moments; None where another block has the same positions."""
+        variable = bundle.variables[number]
+        place = recipe.grid.position(block)
+        own = [dim for dim in recipe.along if dim in variable.dims]
+        positions = {}
+        for axis, dim in enumerate(recipe.along):
+            edges = recipe.edges_of_blocks[axis]
+            cut = edges[place[axis]], edges[place[axis] + 1]
+            selected = recipe.selection.positions(dim)
+            first, last = np.searchsorted(selected, cut)
+            if dim not in own and not _is_first(selected, edges, place[axis]):
+                return None
+            positions[dim] = selected[first:last]
+        box = {dim: slice(int(positions[dim][0]), int(positions[dim][-1]) + 1) for dim in own}
+        stored = variable.read(box, blocks=blocks)
+        order = [variable.dims.index(d) for d in (*own, *bundle.feature_dims[number])]
+        values = stored.transpose(order)
+        wanted = tuple(positions[dim] - box[dim].start for dim in own)
+        held = _held(recipe, self.mask, own, positions)
+        return _moments(variable, values, wanted, held, self.per)
+
+
+def _is_first(selected: np.ndarray, edges: np.ndarray, place: int) -> bool:
+    """Say whether a block is the first along a dimension that holds something selected."""
+    return bool(edges[place] <= selected[0] < edges[place + 1])
+
+
+def _held(
+    recipe: Recipe, mask: Mask | None, own: list[str], positions: dict[str, np.ndarray]
+) -> np.ndarray | None:
+    """Return which of the variable's positions the mask keeps for any example."""
+    if mask is None:
+        return None
+    every = {
+        dim: positions[dim] if dim in own else recipe.selection.positions(dim) for dim in mask.dims
+    }
+    values = mask.values[np.ix_(*every.values())]
+    spare = tuple(axis for axis, dim in enumerate(mask.dims) if dim not in own)
+    kept = [dim for dim in mask.dims if dim in own]
+    reduced = Mask.of(kept, values.any(axis=spare))
+    shape = [len(positions[dim]) for dim in own]
+    whole = [np.arange(len(positions[dim])) for dim in own]
+    return np.broadcast_to(reduced.over(own, whole), shape)
+
+
+def _moments(
+    variable: Variable,
+    values: np.ndarray,
+    wanted: tuple[np.ndarray, ...],
+    held: np.ndarray | None,
+    per: str,
+) -> Moments:
+    """Measure slab by slab along the first axis."""
+    width = int(np.prod(values.shape[len(wanted) :], dtype=np.int64))
+    first = wanted[0] if wanted else np.zeros(1, np.int64)
+    values = values if wanted else values[None]
+    rest = wanted[1:]
+    one = max(1, int(np.prod([len(w) for w in rest], dtype=np.int64)) * width * 8)
+    step = max(1, SLAB_BYTES // one)
+    total: Moments | None = None
+    for start in range(0, len(first), step):
+        part = values[first[start : start + step]]
+        for axis, index in enumerate(rest, 1):
+            part = part.take(index, axis=axis)
+        flat = part.reshape(-1, width)
+        if held is not None:
+            flat = flat[held[start : start + step].reshape(-1)]
+        found = Moments.of(_checked(variable, flat), per)
+        total = found if total is None else total + found
+    assert total is not None
+    return total
+
+
+def _checked(variable: Variable, stored: np.ndarray) -> np.ndarray:
+    decoded, missing = variable.decode(stored)
+    if decoded.dtype.kind == "f" and np.isinf(decoded).any():
+        raise DataError(
+            f"variable {variable.name!r} holds an infinite value, or one too large for float32; "
+            "correct it in the store, or cut it out with .where"
+        )
+    if missing is None:
+        return decoded
+    return np.where(missing, np.nan, decoded.astype(np.float64))
+
+
+def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[Any]:
+    """Return the labels that occur at the examples of a block."""
+    recipe = reader.recipe
+    assert recipe.targets is not None
+    (variable,) = recipe.targets.variables
+    within = recipe.block_centres(block)
+    box = recipe.box(variable, within, "targets")
+    own = [dim for dim in recipe.along if dim in variable.dims]
+    values, missing = variable.decode(variable.read(box, blocks=blocks))
+    index = [within[recipe.along.index(dim)].positions - box[dim].start for dim in own]
+    order = [variable.dims.index(dim) for dim in own]
+    labels = values.transpose(order)[np.ix_(*index)]
+    keep = np.ones(labels.shape, bool)
+    if missing is not None:
+        keep &= ~missing.transpose(order)[np.ix_(*index)]
+    here = {d: within[recipe.along.index(d)].positions for d in recipe.along}
+    held = _held(recipe, recipe.selection.mask, own, here)
+    if held is not None:
+        keep &= held
+    return np.unique(labels[keep]).tolist()
+
+
+@dataclass(frozen=True)
+class BlockCount:
+    """What one block holds."""
+
+    block: int
+    rows: int
+    dropped: int
+    place: str
+    classes: dict[int, int]
+    kept_classes: dict[int, int]
+
+
+def measure_block(reader: Reader, block: int, blocks: Blocks | None) -> BlockCount:
+    """Read a block as training would, and count its examples."""
+    recipe = reader.recipe
+    read = reader.raw_block(block, blocks)
+    valid = np.ones(read.rows, bool) if read.valid is None else read.valid
+    found: dict[int, int] = {}
+    kept: dict[int, int] = {}
+    if recipe.classes is not None:
+        number = len(recipe.inputs.variables)
+        gathered = Gathered(recipe, [read])
+        for start in range(0, read.rows, SLAB_ROWS):
+            rows = np.arange(start, min(start + SLAB_ROWS, read.rows))
+            labels = gathered.take(number, gathered.locate(rows))[:, 0, 0]
+            _count(found, labels)
+            _count(kept, labels[valid[rows]])
+    return BlockCount(block, read.rows, int((~valid).sum()), read.bad_place, found, kept)
+
+
+def _count(counts: dict[int, int], labels: np.ndarray) -> None:
+    for label, count in zip(
+        *(a.tolist() for a in np.unique(labels, return_counts=True)), strict=True
+    ):
+        counts[label] = counts.get(label, 0) + count

@@ -1,0 +1,156 @@
+"""Missing: judging a block's values while it is at hand, by the rule that `missing=` names."""
+
+import numpy as np
+
+from dbdask.data.gathering import Block, Gathered
+from dbdask.data.labels import MISSING, UNKNOWN
+from dbdask.data.recipe import Recipe
+from dbdask.data.sources import Variable
+from dbdask.errors import DataError
+
+SLAB_VALUES = 1 << 20
+"""Values decoded at a time when a chunk is inspected: temporaries stay small."""
+
+SLAB_ROWS = 1 << 16
+"""Rows whose windows are looked at together."""
+
+_MISSING_RULE = (
+    'is missing (NaN, or its _FillValue); give missing="drop" to leave such examples out, '
+    'missing="mask" to give them no weight, or cut with .where'
+)
+_INFINITE_RULE = (
+    "is infinite, or too large for float32; correct it in the store, or cut it out with .where"
+)
+_NEGATIVE_RULE = "is negative; weights must be 0 or more"
+
+
+class Judge:
+    """Looks at the values that a block's examples use, and at no others.
+
+    Parameters
+    ----------
+    recipe
+        The recipe.
+    block
+        The block; its `valid`, `gaps` and `bad_place` are set.
+    """
+
+    def __init__(self, recipe: Recipe, block: Block) -> None:
+        self.recipe, self.block = recipe, block
+        self.labels: np.ndarray | None = None  # as stored, to be shown in a message
+
+    def pronounce(self) -> None:
+        """Raise DataError, leave rows out, or note that there are gaps."""
+        self._alone = Gathered(self.recipe, [self.block])
+        bad = self._cut_windows()
+        for number, (role, variable) in enumerate(self.recipe.roles):
+            missing, wrong, rule = self._inspect(number, role, variable)
+            if wrong is not None:
+                self._refuse(number, wrong, rule)
+            rows = None if missing is None else self._rows_using(number, missing)
+            if missing is None or rows is None or not rows.any():
+                continue
+            if self.recipe.missing == "error":
+                self._refuse(number, missing, _MISSING_RULE)
+            elif self.recipe.missing == "drop":
+                self.block.bad_place = self.block.bad_place or self._name_first(number, missing)
+                bad = rows if bad is None else bad | rows
+            else:
+                self.block.gaps = True
+        self.block.valid = None if bad is None or not bad.any() else ~bad
+
+    def _cut_windows(self) -> np.ndarray | None:
+        """Say of each row whether its window leaves its group, where such rows are dropped."""
+        recipe = self.recipe
+        if recipe.edges != "drop" or recipe.groups is None or not recipe.window.spans:
+            return None
+        axis = recipe.along.index(recipe.groups.dims[0])
+        first, last = recipe.window.reach(recipe.along[axis])
+        here = self._alone.locate(np.arange(self._alone.rows)).centres[axis]
+        return (here.positions + first < here.low) | (here.positions + last >= here.high)
+
+    def _inspect(
+        self, number: int, role: str, variable: Variable
+    ) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+        """Return which positions are missing, which are wrong, and the rule they break."""
+        values = self.block.parts[number].values
+        if role == "targets" and self.recipe.classes is not None:
+            missing, unknown = (values == MISSING).any(axis=1), (values == UNKNOWN).any(axis=1)
+            rule = f"is not {self.recipe.classes.rule()}; give the labels with classes="
+            return _any(missing), _any(unknown), rule
+        floating = variable.value_dtype.kind == "f"
+        if not floating and not variable.decoding.missing and role != "weights":
+            return None, None, ""
+        rule = _NEGATIVE_RULE if role == "weights" else _INFINITE_RULE
+        return (*_scan(variable, values, signed=role != "weights"), rule)
+
+    def _rows_using(self, number: int, flags: np.ndarray) -> np.ndarray:
+        """Say of each row whether it uses a flagged position."""
+        alone = self._alone
+        using = np.zeros(alone.rows, bool)
+        for start in range(0, alone.rows, SLAB_ROWS):
+            rows = np.arange(start, min(start + SLAB_ROWS, alone.rows))
+            using[rows] = flags[alone.index(number, alone.locate(rows))].any(axis=1)
+        return using
+
+    def _refuse(self, number: int, flags: np.ndarray, rule: str) -> None:
+        """Raise if a row uses a flagged position; name the first."""
+        place = self._name_first(number, flags)
+        if place:
+            raise DataError(f"{place} {rule}")
+
+    def _name_first(self, number: int, flags: np.ndarray) -> str:
+        """Name argument, variable and coordinates of the first flagged position in use."""
+        rows = np.flatnonzero(self._rows_using(number, flags))
+        if not len(rows):
+            return ""
+        used = self._alone.index(number, self._alone.locate(rows[:1]))[0]
+        position = int(used[flags[used]][0])
+        role, variable = self.recipe.roles[number]
+        shown = ""
+        if role == "targets" and self.labels is not None:
+            shown = f" is {self.labels[position].ravel()[0].item()!r}, which"
+        return f"{role}: variable {variable.name!r} at {self._place(number, position)}{shown}"
+
+    def _place(self, number: int, position: int) -> str:
+        part = self.block.parts[number]
+        lengths = tuple(part.lengths.values())
+        inside = np.unravel_index(position, lengths) if lengths else ()
+        words = []
+        for dim, step in zip(part.lengths, inside, strict=True):
+            at = part.starts[dim] + int(step)
+            words.append(f"{dim}={at}{self._coordinate(dim, at)}")
+        return ", ".join(words) or "its only value"
+
+    def _coordinate(self, dim: str, at: int) -> str:
+        """Return the coordinate's value in brackets, where this process can read it."""
+        variable = self.recipe.coordinates.get(dim)
+        if variable is None:
+            return ""
+        try:
+            return f" ({variable.coordinate({dim: slice(at, at + 1)})[0]})"
+        except (RuntimeError, OSError, DataError):
+            return ""
+
+
+def _scan(
+    variable: Variable, values: np.ndarray, signed: bool
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Decode slab by slab; return positions with missing, and with wrong, values."""
+    missing, wrong = np.zeros((2, len(values)), bool)
+    step = max(1, SLAB_VALUES // max(values.shape[1], 1))
+    for start in range(0, len(values), step):
+        slab = slice(start, start + step)
+        decoded, gap = variable.decode(values[slab])
+        if gap is not None:
+            missing[slab] = gap.any(axis=1)
+        if decoded.dtype.kind == "f":
+            wrong[slab] = np.isinf(decoded).any(axis=1)
+        if not signed:
+            negative = decoded < 0 if gap is None else (decoded < 0) & ~gap
+            wrong[slab] |= negative.any(axis=1)
+    return _any(missing), _any(wrong)
+
+
+def _any(flags: np.ndarray) -> np.ndarray | None:
+    return flags if flags.any() else None

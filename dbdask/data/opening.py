@@ -1,0 +1,198 @@
+"""Opening: from what a user names to a recipe, with every error that metadata can show."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from dbdask.data.bundles import Bundle, check_numbers, check_sizes
+from dbdask.data.labels import Classes, as_classes, declared_classes
+from dbdask.data.recipe import Recipe
+from dbdask.data.selection import Selection
+from dbdask.data.sources import Source, Variable
+from dbdask.data.windows import as_window
+
+Given = str | xr.DataArray
+
+
+def open_recipe(
+    source: Source,
+    *,
+    inputs: Given | Sequence[Given],
+    targets: Given | Sequence[Given] | None,
+    along: str | Sequence[str],
+    window: Mapping[str, int | Sequence[int]] | None,
+    edges: str,
+    groups: Given | None,
+    weights: Given | None,
+    classes: Sequence[Any] | Classes | None,
+    missing: str,
+) -> Recipe:
+    """Check the arguments of `Examples` against the metadata; read nothing."""
+    _one_of("edges", edges, ("repeat", "drop"))
+    _one_of("missing", missing, ("error", "drop", "mask"))
+    dims = _along(along, source)
+    sizes = {dim: source.sizes[dim] for dim in dims if dim in source.sizes}
+    found = _variables("inputs", inputs, source)
+    sought = None if targets is None else _variables("targets", targets, source)
+    for variable in (*found, *(sought or ())):
+        sizes.update({d: n for d, n in variable.sizes.items() if d in dims and d not in sizes})
+    for dim in dims:
+        if not any(dim in variable.dims for variable in (*found, *(sought or ()))):
+            raise ValueError(
+                f"along: no variable of inputs or targets has the dimension {dim!r}; they have "
+                f"{', '.join(sorted({d for v in found for d in v.dims}))}"
+            )
+    shown = as_window(window, dims, sizes)
+    bundle = Bundle(found, dims, shown)
+    for variable in found:
+        check_sizes("inputs", variable, sizes)
+        check_numbers("inputs", variable)
+    target, labels = _targets(sought, dims, sizes, classes)
+    return Recipe(
+        along=dims,
+        inputs=bundle,
+        targets=target,
+        classes=labels,
+        weights=_single("weights", weights, source, dims, sizes),
+        groups=_groups(groups, source, dims, sizes),
+        window=shown,
+        edges=edges,
+        missing=missing,
+        selection=Selection.whole(dims, [sizes[dim] for dim in dims]),
+        coordinates=_coordinates(source, dims),
+    )
+
+
+def _one_of(argument: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
+        )
+
+
+def _along(along: str | Sequence[str], source: Source) -> tuple[str, ...]:
+    dims = (along,) if isinstance(along, str) else tuple(along)
+    if not dims:
+        raise ValueError("along must name at least one dimension, got none")
+    if len(set(dims)) != len(dims):
+        raise ValueError(f"along must not name a dimension twice, got {dims}")
+    for dim in dims:
+        if dim not in source.sizes:
+            known = ", ".join(sorted(source.sizes)) or "none"
+            raise ValueError(
+                f"along: no dimension {dim!r} in {source.description}; it has: {known}"
+            )
+        if source.sizes[dim] == 0:
+            raise ValueError(
+                f"along: dimension {dim!r} of {source.description} has length 0: no examples"
+            )
+    return dims
+
+
+def _variables(argument: str, given: Any, source: Source) -> tuple[Variable, ...]:
+    several = (given,) if isinstance(given, (str, xr.DataArray)) else tuple(given)
+    if not several:
+        raise ValueError(f"{argument} must name at least one variable, got none")
+    return tuple(_variable(argument, one, source) for one in several)
+
+
+def _variable(argument: str, given: Any, source: Source) -> Variable:
+    try:
+        return source.variable(given)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{argument}: {error}") from error
+
+
+def _single(
+    argument: str,
+    given: Given | None,
+    source: Source,
+    along: tuple[str, ...],
+    sizes: Mapping[str, int],
+) -> Variable | None:
+    """Return a variable that has one number for each example."""
+    if given is None:
+        return None
+    variable = _variable(argument, given, source)
+    check_sizes(argument, variable, sizes)
+    if argument == "weights":
+        check_numbers(argument, variable)
+    for dim in variable.dims:
+        if dim not in along:
+            raise ValueError(
+                f"{argument}: variable {variable.name!r} has the dimension {dim!r}, which is not "
+                f"in along={along}; it must have one value for each example"
+            )
+    return variable
+
+
+def _groups(
+    given: Given | None, source: Source, along: tuple[str, ...], sizes: Mapping[str, int]
+) -> Variable | None:
+    variable = _single("groups", given, source, along, sizes)
+    if variable is not None and len(variable.dims) != 1:
+        raise ValueError(
+            f"groups: variable {variable.name!r} must have one dimension, one of along={along}, "
+            f"got {variable.dims}"
+        )
+    return variable
+
+
+def _targets(
+    found: tuple[Variable, ...] | None,
+    along: tuple[str, ...],
+    sizes: Mapping[str, int],
+    classes: Sequence[Any] | Classes | None,
+) -> tuple[Bundle | None, Classes | None]:
+    if found is None:
+        if classes is not None:
+            raise ValueError("classes needs targets, got targets=None")
+        return None, None
+    bundle = Bundle(found, along)
+    for variable in found:
+        check_sizes("targets", variable, sizes)
+    labels = _classes(bundle, classes)
+    if labels is None:
+        for variable in found:
+            check_numbers("targets", variable)
+    return bundle, labels
+
+
+def _classes(bundle: Bundle, given: Sequence[Any] | Classes | None) -> Classes | None:
+    """Say whether the targets are labels, and which there are."""
+    variable = bundle.variables[0]
+    if given is not None:
+        if bundle.shape != ():
+            raise ValueError(
+                f"classes needs one label for each example, targets have shape {bundle.shape}"
+            )
+        known = given if isinstance(given, Classes) else as_classes(given)
+        _check_kind(variable, known)
+        return known
+    if bundle.shape != ():
+        return None
+    kind = variable.value_dtype.kind
+    declared = declared_classes(variable.attrs)
+    if declared is not None or kind in "iu":
+        return declared or Classes()
+    # Text has classes, but nobody knows them yet.
+    return Classes(()) if kind in "US" else None
+
+
+def _check_kind(variable: Variable, classes: Classes) -> None:
+    text = variable.value_dtype.kind in "US"
+    if classes.labels and text != (np.asarray(classes.labels).dtype.kind in "US"):
+        raise ValueError(
+            f"classes: the labels are like {classes.labels[0]!r}, but variable {variable.name!r} "
+            f"has dtype {variable.value_dtype}; give labels of the variable's own kind"
+        )
+
+
+def _coordinates(source: Source, along: tuple[str, ...]) -> dict[str, Variable]:
+    return {
+        dim: source.coords[dim]
+        for dim in along
+        if dim in source.coords and source.coords[dim].dims == (dim,)
+    }

@@ -1,0 +1,94 @@
+"""Sweeps: one pass over all blocks, by a client's workers where there are some, else here.
+
+Results come back in the order of the blocks, and are the same wherever they were computed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dbdask.data.feed import Reader
+from dbdask.data.sources import Blocks
+
+if TYPE_CHECKING:
+    from dbdask.data.examples import Examples
+
+BATCH_BYTES = 64 * 2**20
+"""Stored bytes of the blocks that one task takes."""
+
+Measure = Callable[[Reader, int, Blocks | None], Any]
+
+
+def sweep(examples: Examples, measure: Measure, client: Any = None) -> Iterator[Any]:
+    """Yield `measure(reader, block, blocks)` of every block that holds examples, in order."""
+    batches = list(_batches(examples))
+    client = client if client is not None else _current_client()
+    if client is None:
+        with examples.reader(cache_bytes=0, prefetch=False) as reader:
+            for batch in batches:
+                yield from (measure(reader, block, None) for block in batch)
+    else:
+        yield from _sweep_on(client, examples, measure, batches)
+
+
+def _batches(examples: Examples) -> Iterator[tuple[int, ...]]:
+    recipe = examples.recipe
+    batch: list[int] = []
+    held = 0.0
+    for block in recipe.block_rows.nonzero()[0].tolist():
+        batch.append(block)
+        held += recipe.grid.rows(block) * recipe.row_bytes
+        if held >= BATCH_BYTES:
+            yield tuple(batch)
+            batch, held = [], 0.0
+    if batch:
+        yield tuple(batch)
+
+
+def _current_client() -> Any:
+    """Return the current client; there is none where nothing has imported distributed."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        return distributed.default_client()
+    except ValueError:
+        return None
+
+
+def _sweep_on(
+    client: Any, examples: Examples, measure: Measure, batches: Sequence[tuple[int, ...]]
+) -> Iterator[Any]:
+    """Keep two batches for each worker under way; values that cannot be read there are brought."""
+    from dbdask.data.supply import Supply
+
+    supply = Supply(examples, client)
+    small = examples.worker_side()
+    ahead = 2 * max(1, len(client.nthreads()))
+    under_way: deque[Any] = deque()
+    try:
+        for batch in batches:
+            pieces = supply.bring(batch)
+            under_way.append(
+                client.submit(_measure_batch, small, measure, batch, *pieces, pure=False)
+            )
+            if len(under_way) >= ahead:
+                yield from under_way.popleft().result()
+        while under_way:
+            yield from under_way.popleft().result()
+    finally:
+        client.cancel(list(under_way))
+        supply.close()
+
+
+def _measure_batch(
+    examples: Examples, measure: Measure, batch: tuple[int, ...], *pieces: Any
+) -> list[Any]:
+    from dbdask.data.supply import gather_blocks
+
+    blocks = gather_blocks(pieces)
+    with examples.reader(cache_bytes=0, prefetch=False) as reader:
+        return [measure(reader, block, blocks) for block in batch]
