@@ -24,9 +24,8 @@ def learning_curve(history: xr.Dataset) -> Any:
     for name, style in (("loss", "-"), ("validation_loss", "o-")):
         if name in history:
             good = np.isfinite(history[name].values)
-            axes.plot(
-                examples[good], history[name].values[good], style, label=name.replace("_", " ")
-            )
+            values, label = history[name].values[good], name.replace("_", " ")
+            axes.plot(examples[good], values, style, label=label)
     axes.set(xlabel="examples", ylabel="loss")
     handles, labels = axes.get_legend_handles_labels()
     for name in ("validation_accuracy", "validation_rmse"):

@@ -14,6 +14,7 @@ import xarray as xr
 from dbdask.data.bundles import Bundle
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Piece
+from dbdask.data.standardization import Scaling
 from dbdask.numbers.checkpoint import VectorReference
 
 ROWS = 1024  # examples that go through the model at once
@@ -65,7 +66,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a model's outputs become: one array of a dtype, with extra dimensions and a gap value."""
+    """What a model's outputs become: an array of a dtype, with extra dimensions and a gap value."""
 
     name: str
     dtype: Any
@@ -173,21 +174,18 @@ def target_units(bundle: Bundle) -> tuple[np.ndarray, np.ndarray]:
     means, deviations = [], []
     for number, shape in enumerate(bundle.shapes):
         scaling = bundle.scalings[number] if bundle.scalings is not None else None
-        applied = scaling is not None and scaling.applied
-        mean = np.array(scaling.mean if applied else [0.0])
-        deviation = np.array(scaling.deviation if applied else [1.0])
-        means.append(
-            np.broadcast_to(mean.reshape(-1, *shape) if mean.size > 1 else mean, (1, *shape))
-        )
-        deviations.append(
-            np.broadcast_to(
-                deviation.reshape(-1, *shape) if deviation.size > 1 else deviation, (1, *shape)
-            )
-        )
-    joined = [
-        bundle._together(parts) if len(parts) > 1 else parts[0] for parts in (means, deviations)
-    ]
-    return joined[0].ravel(), joined[1].ravel()
+        if scaling is None or not scaling.applied:
+            scaling = Scaling((0.0,), (1.0,))
+        means.append(_of_shape(scaling.mean, shape))
+        deviations.append(_of_shape(scaling.deviation, shape))
+    return bundle._together(means).ravel(), bundle._together(deviations).ravel()
+
+
+def _of_shape(numbers: tuple[float, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """One number for all elements, or one for each: as a batch of one example."""
+    values = np.array(numbers)
+    whole = values.reshape(1, *shape) if values.size > 1 else values
+    return np.broadcast_to(whole, (1, *shape))
 
 
 def target_element(bundle: Bundle, outputs: np.ndarray, number: int) -> np.ndarray:

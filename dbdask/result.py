@@ -180,9 +180,8 @@ class Result:
         assert targets is not None
         variable = targets.variables[number]
         dims = targets.feature_dims[number]
-        keep = {
-            k: v for k, v in variable.attrs.items() if k in ("units", "long_name", "standard_name")
-        }
+        known = ("units", "long_name", "standard_name")
+        keep = {name: variable.attrs[name] for name in known if name in variable.attrs}
         return Meaning(
             variable.name,
             np.float32,

@@ -1,0 +1,151 @@
+"""What happens when workers are killed, the user interrupts, or the client dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+from counting import CountingModel
+from distributed import Client, LocalCluster
+from test_downpour import assert_nothing_left, counted, write_store
+
+import dbdask
+
+
+class SlowCounting(CountingModel):
+    """Takes its time, so that a run lasts long enough to be disturbed."""
+
+    def loss_and_gradient(self, parameters, inputs, targets, **rest):
+        time.sleep(0.005)
+        return super().loss_and_gradient(parameters, inputs, targets, **rest)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("recovery") / "store.zarr")
+
+
+@pytest.fixture
+def cluster():
+    with (
+        LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def train(client, store, **options):
+    settings = {"optimizer": dbdask.sgd(20.0), "batch_size": 20, "progress": False, "shards": 2}
+    return dbdask.downpour(
+        SlowCounting(1200), counted(store), client=client, **(settings | options)
+    )
+
+
+def kill_a_shard(client):
+    """SIGKILL the process of a worker that holds a shard; returns its address."""
+    holders = client.run_on_scheduler(
+        lambda dask_scheduler: [a for a, w in dask_scheduler.workers.items() if w.actors]
+    )
+    pids = client.run(os.getpid, workers=holders[:1])
+    os.kill(pids[holders[0]], signal.SIGKILL)
+    return holders[0]
+
+
+def after(records, action):
+    """A callback that acts once, on a thread of its own, when so many records have come."""
+    seen = []
+
+    def callback(record):
+        seen.append(record)
+        if len(seen) == records:
+            threading.Thread(target=action).start()
+
+    return callback
+
+
+def assert_workers_run_tasks(client):
+    addresses = list(client.scheduler_info(n_workers=-1)["workers"])
+    futures = [client.submit(abs, -n, workers=[a], pure=False) for n, a in enumerate(addresses)]
+    assert [future.result(timeout=15) for future in futures] == list(range(len(addresses)))
+
+
+def test_a_killed_shard_comes_back_from_the_checkpoint(cluster, store, tmp_path):
+    result = train(
+        cluster,
+        store,
+        epochs=8,
+        checkpoint=str(tmp_path / "run.zarr"),
+        snapshot_every="300ms",
+        callbacks=[after(6, lambda: kill_a_shard(cluster))],
+    )
+    assert result.status.reason == "epochs"
+    assert result.history["lost"].values[-1] >= 1
+    counts = result.parameters["count"].values
+    assert counts.max() <= 8
+    missing = 8 * 1200 - counts.sum()
+    rolled_back = int(result.history["rolled_back"].values[-1])
+    assert 0 <= missing <= 20 * rolled_back
+    assert_workers_run_tasks(cluster)
+    assert_nothing_left(cluster)
+
+
+def test_a_killed_shard_without_a_checkpoint_is_an_error_that_names_the_remedy(cluster, store):
+    with pytest.raises(dbdask.ShardLost, match=r"checkpoint=.*shard_copies=2"):
+        train(cluster, store, epochs=50, callbacks=[after(4, lambda: kill_a_shard(cluster))])
+    assert_workers_run_tasks(cluster)
+    assert_nothing_left(cluster)
+
+
+def test_the_only_shard_takes_the_whole_run_back(cluster, store, tmp_path):
+    result = train(
+        cluster,
+        store,
+        epochs=6,
+        shards=1,
+        checkpoint=str(tmp_path / "run.zarr"),
+        snapshot_every="300ms",
+        callbacks=[after(5, lambda: kill_a_shard(cluster))],
+    )
+    np.testing.assert_array_equal(result.parameters["count"].values, 6)
+    assert result.history["lost"].values[-1] == 1
+
+
+def test_ctrl_c_stops_the_run_and_keeps_what_was_learnt(threads_client, store):
+    main = threading.main_thread().ident
+    stop = after(3, lambda: signal.pthread_kill(main, signal.SIGINT))
+    result = train(threads_client, store, epochs=500, callbacks=[stop])
+    assert result.status.reason == "interrupted" and not result.status.ok
+    assert result.parameters["count"].values.sum() > 0
+    assert_nothing_left(threads_client)
+
+
+def test_a_killed_client_leaves_nothing_behind(cluster, store):
+    script = textwrap.dedent(
+        f"""
+        import sys
+        sys.path[:0] = {[os.path.dirname(__file__)]!r}
+        from distributed import Client
+        from test_recovery import train
+        client = Client({cluster.scheduler.address!r})
+        train(client, {store!r}, epochs=10_000, callbacks=[lambda r: print("going", flush=True)])
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "going\n"
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            assert_nothing_left(cluster)
+            break
+        except AssertionError:
+            time.sleep(0.5)
+    assert_nothing_left(cluster)
+    assert_workers_run_tasks(cluster)
