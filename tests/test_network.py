@@ -228,6 +228,16 @@ def test_integer_inputs_count_as_numbers() -> None:
             r"layers must hold layers such as dbdask\.Dense",
         ),
         (
+            lambda: Network(input_shape=(2,), layers=Dense(2), loss="softmax"),
+            TypeError,
+            "layers must be a list",
+        ),
+        (
+            lambda: Network(input_shape=(2.5,), layers=[Dense(2)], loss="softmax"),
+            TypeError,
+            "input_shape must hold whole numbers",
+        ),
+        (
             lambda: Network(input_shape=(0,), layers=[Dense(2)], loss="softmax"),
             ValueError,
             "input_shape",

@@ -43,17 +43,8 @@ class Network:
     _layout: Layout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        shape: Any = self.input_shape
-        shape = shape if isinstance(shape, Iterable) else (shape,)
-        object.__setattr__(self, "input_shape", tuple(operator.index(length) for length in shape))
-        object.__setattr__(self, "layers", tuple(self.layers))
-        if min(self.input_shape, default=1) < 1:
-            raise ValueError(f"input_shape must have lengths of at least 1, got {self.input_shape}")
-        if not self.layers:
-            raise ValueError("layers must hold at least one layer, got none")
-        for layer in self.layers:
-            if not isinstance(layer, Dense):
-                raise TypeError(f"layers must hold layers such as dbdask.Dense, got {layer!r}")
+        object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
+        object.__setattr__(self, "layers", _checked_layers(self.layers))
         if self.loss not in LOSSES:
             choices = ", ".join(repr(name) for name in LOSSES)
             raise ValueError(f"loss must be one of {choices}, got {self.loss!r}")
@@ -194,6 +185,27 @@ class Network:
         return cls(
             input_shape=tuple(description["input_shape"]), layers=layers, loss=description["loss"]
         )
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    lengths = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    if not all(hasattr(length, "__index__") for length in lengths):
+        raise TypeError(f"input_shape must hold whole numbers, got {shape!r}")
+    if min(lengths, default=1) < 1:
+        raise ValueError(f"input_shape must have lengths of at least 1, got {shape!r}")
+    return tuple(operator.index(length) for length in lengths)
+
+
+def _checked_layers(layers: Any) -> tuple[Dense, ...]:
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers must be a list of layers, got {layers!r}")
+    layers = tuple(layers)
+    if not layers:
+        raise ValueError("layers must hold at least one layer, got none")
+    for layer in layers:
+        if not isinstance(layer, Dense):
+            raise TypeError(f"layers must hold layers such as dbdask.Dense, got {layer!r}")
+    return layers
 
 
 def _uniform(seed: int, parameter: int, start: int, stop: int) -> np.ndarray:
