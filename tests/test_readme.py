@@ -34,14 +34,14 @@ def test_the_front_door_trains(run):
 
 def test_predictions_align_with_the_data(run):
     folder, _ = run
-    data = xr.open_zarr(folder / "speech.zarr", consolidated=False)
-    predicted = xr.open_zarr(folder / "phonemes.zarr", consolidated=False)
+    data = xr.open_zarr(folder / "speech.zarr")
+    predicted = xr.open_zarr(folder / "phonemes.zarr")
     xr.align(data, predicted, join="exact")
     assert float((data.phoneme == predicted.phoneme).mean()) > 0.9
 
 
 def test_the_saved_model_predicts_the_same(run):
     folder, _ = run
-    predicted = xr.open_zarr(folder / "phonemes.zarr", consolidated=False).phoneme
+    predicted = xr.open_zarr(folder / "phonemes.zarr").phoneme
     again = dbdask.load(folder / "model.zarr").predict(folder / "speech.zarr")
     xr.testing.assert_equal(predicted.compute(), again.compute())
