@@ -25,12 +25,15 @@ chaos: $(VENV)/.test
 
 # A stamp per set of extras, so that a repeated make does nothing.
 $(VENV)/.made:
-	@python=$$(for name in python3.14 python3.13 python3.12 python3.11 python3; do \
-	  $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-	  && command -v $$name && break; done); \
-	test -n "$$python" || { echo "dbdask needs Python 3.11 or newer, found none" >&2; exit 1; }; \
-	$$python -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "$$python lacks ensurepip: install the package python3-venv" >&2; exit 1; }; \
+	@found=; python=; \
+	for name in python3.14 python3.13 python3.12 python3.11 python3; do \
+	  $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	  found=$$name; \
+	  $$name -c 'import ensurepip, venv' 2>/dev/null && python=$$name && break; \
+	done; \
+	test -n "$$found" || { echo "dbdask needs Python 3.11 or newer, found none" >&2; exit 1; }; \
+	test -n "$$python" || { echo "$$found lacks ensurepip:" \
+	  "install the package python3-venv (or $$found-venv)" >&2; exit 1; }; \
 	$$python -m venv $(VENV)
 	@touch $@
 
