@@ -58,8 +58,8 @@ def drop_warning(rows: int, dropped: int, place: str, lost: tuple[int, ...] = ()
 
     Examples
     --------
-    >>> drop_warning(1000, 20, "inputs: variable 'x' at time=3")
-    "20 of 1000 examples (2.0 %) are left out as missing, the first for inputs: variable 'x' at time=3"
+    >>> drop_warning(1000, 20, "x at time=3")
+    '20 of 1000 examples (2.0 %) are left out as missing, the first for x at time=3'
     >>> drop_warning(1000, 5, "")
     ''
     """

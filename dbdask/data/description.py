@@ -4,72 +4,117 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from dbdask.data.bundles import Bundle
+from dbdask.data.decoding import Decoding
 from dbdask.data.labels import Classes
 from dbdask.data.opening import open_recipe
 from dbdask.data.recipe import Recipe
-from dbdask.data.sources import Source
+from dbdask.data.routes import Absent
+from dbdask.data.sources import Source, Variable
 from dbdask.data.standardization import Scaling
 
 
-def describe(recipe: Recipe, source: Source | None) -> dict[str, Any]:
+def describe(recipe: Recipe) -> dict[str, Any]:
     """Return everything but the values and the selection."""
     targets = recipe.targets
     return {
-        "data": None if source is None or source.route != "store" else source.description,
         "inputs": list(recipe.inputs.names),
         "targets": None if targets is None else list(targets.names),
         "along": list(recipe.along),
         "window": recipe.window.to_json() or None,
         "edges": recipe.edges,
-        "groups": recipe.groups and recipe.groups.name,
-        "weights": recipe.weights and recipe.weights.name,
-        "classes": recipe.classes and recipe.classes.to_json(),
+        "groups": None if recipe.groups is None else recipe.groups.name,
+        "weights": None if recipe.weights is None else recipe.weights.name,
+        "classes": None if recipe.classes is None else recipe.classes.to_json(),
         "missing": recipe.missing,
-        "input_shape": list(recipe.inputs.shape),
         "input_scalings": _scalings_json(recipe.inputs),
         "target_scalings": None if targets is None else _scalings_json(targets),
-        "target_shape": None if targets is None else list(targets.shape),
-        "target_attrs": _plain_attrs(targets),
+        "variables": {variable.name: _variable_json(variable) for variable in recipe.variables},
     }
 
 
-def rebuild(description: Mapping[str, Any], source: Source) -> Recipe:
-    """Return the recipe of a description on a source; targets and weights may be absent there."""
-    targets = description["targets"]
-    has_targets = targets is not None and all(name in source.variables for name in targets)
-    weights = description["weights"]
+def rebuild(description: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a description, with variables that have no values."""
+    variables = {name: _detached(name, v) for name, v in description["variables"].items()}
+    source = Source(variables, frozenset(), {}, description="the saved description")
     classes = description["classes"]
-    groups = description["groups"]
-    recipe = open_recipe(
-        source,
-        inputs=description["inputs"],
-        targets=targets if has_targets else None,
-        along=description["along"],
-        window=description["window"],
-        edges=description["edges"],
-        groups=groups,
-        weights=weights if weights in source.variables else None,
-        classes=Classes.from_json(classes) if classes is not None and has_targets else None,
-        missing=description["missing"],
-    )
-    if recipe.inputs.shape != tuple(description["input_shape"]):
-        raise ValueError(
-            f"data: the inputs {', '.join(recipe.inputs.names)} have shape {recipe.inputs.shape} "
-            f"there, the examples trained on have {tuple(description['input_shape'])}"
-        )
-    recipe = replace(recipe, inputs=_with_scalings(recipe.inputs, description["input_scalings"]))
+    recipe = _open(description, source, description["inputs"])
     if recipe.targets is None:
         return recipe
-    if classes is None:
-        recipe = replace(recipe, classes=None)
-    scaled = _with_scalings(recipe.targets, description["target_scalings"])
-    return replace(recipe, targets=scaled)
+    return replace(
+        recipe,
+        classes=None if classes is None else Classes.from_json(classes),
+        targets=_with_scalings(recipe.targets, description["target_scalings"]),
+    )
 
 
-def recipe_on(recipe: Recipe, source: Source) -> Recipe:
-    """Return a recipe on another source."""
-    return rebuild(describe(recipe, None), source)
+def inputs_on(recipe: Recipe, source: Source) -> Recipe:
+    """Return the recipe for the inputs alone, on another source: what predicting reads.
+
+    Examples with missing values are left out, whatever the rule was in training.
+    """
+    described = describe(recipe) | {"targets": None, "weights": None, "missing": "drop"}
+    if recipe.missing == "mask":
+        described["missing"] = "mask"
+    known = {variable.name: variable for variable in recipe.inputs.variables}
+    # A DataArray given beside the data, such as an orography, need not be in new data.
+    beside = {
+        name: variable
+        for name, variable in known.items()
+        if name not in source.variables and not isinstance(variable.origin, Absent)
+        if "#" in variable.key
+    }
+    described["variables"] = {}
+    whole = Source(
+        {**source.variables, **beside},
+        frozenset(source.coords),
+        source.attrs,
+        description=source.description,
+    )
+    found = _open(described, whole, described["inputs"])
+    if found.inputs.shape != recipe.inputs.shape:
+        raise ValueError(
+            f"data: the inputs {', '.join(found.inputs.names)} have shape {found.inputs.shape} in "
+            f"{source.description}, the model was trained on {recipe.inputs.shape}"
+        )
+    return found
+
+
+def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
+    """Return a recipe with another's scalings and classes, in place of its own."""
+    if recipe.inputs.shape != other.inputs.shape:
+        raise ValueError(
+            f"examples have input_shape {recipe.inputs.shape}, the training examples "
+            f"{other.inputs.shape}; give the same inputs and window"
+        )
+    recipe = replace(recipe, inputs=recipe.inputs.scaled(other.inputs.scalings))
+    if recipe.targets is None or other.targets is None:
+        return recipe
+    if recipe.targets.shape != other.targets.shape:
+        raise ValueError(
+            f"examples have target_shape {recipe.targets.shape}, the training examples "
+            f"{other.targets.shape}; give the same targets"
+        )
+    targets = recipe.targets.scaled(other.targets.scalings)
+    return replace(recipe, targets=targets, classes=other.classes)
+
+
+def _open(described: Mapping[str, Any], source: Source, inputs: list[str]) -> Recipe:
+    recipe = open_recipe(
+        source,
+        inputs=inputs,
+        targets=described["targets"],
+        along=described["along"],
+        window=described["window"],
+        edges=described["edges"],
+        groups=described["groups"],
+        weights=described["weights"],
+        classes=None,
+        missing=described["missing"],
+    )
+    return replace(recipe, inputs=_with_scalings(recipe.inputs, described["input_scalings"]))
 
 
 def _scalings_json(bundle: Bundle) -> list[dict[str, Any]] | None:
@@ -80,18 +125,36 @@ def _with_scalings(bundle: Bundle, tables: list[dict[str, Any]] | None) -> Bundl
     return bundle.scaled(None if tables is None else [Scaling.from_json(t) for t in tables])
 
 
-def _plain_attrs(targets: Bundle | None) -> list[dict[str, Any]] | None:
-    """Return the targets' attributes as far as they are text, numbers or lists of them."""
-    if targets is None:
-        return None
-    return [
-        {name: plain for name, value in v.attrs.items() if (plain := _plain(value)) is not None}
-        for v in targets.variables
-    ]
+def _variable_json(variable: Variable) -> dict[str, Any]:
+    kept = {name: _plain(value) for name, value in variable.attrs.items()}
+    return {
+        "dims": list(variable.dims),
+        "shape": list(variable.shape),
+        "dtype": variable.value_dtype.str,
+        "attrs": {name: value for name, value in kept.items() if value is not None},
+    }
+
+
+def _detached(name: str, described: Mapping[str, Any]) -> Variable:
+    """Return a variable of which only the metadata are known."""
+    return Variable(
+        name=name,
+        key=name,
+        dims=tuple(described["dims"]),
+        shape=tuple(described["shape"]),
+        dtype=np.dtype(described["dtype"]),
+        chunks=tuple(max(1, size) for size in described["shape"]),
+        attrs=dict(described["attrs"]),
+        decoding=Decoding(),
+        origin=Absent("store"),
+    )
 
 
 def _plain(value: Any) -> Any:
+    """Return an attribute as text, a number or a list of them; None where it is something else."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
     return value if isinstance(value, (str, int, float, bool)) else None

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from dbdask.data.checks import Report, report
-from dbdask.data.description import describe, rebuild, recipe_on
+from dbdask.data.description import describe, inputs_on, prepared_like, rebuild
 from dbdask.data.feed import CACHE_BYTES, Reader
 from dbdask.data.indexing import isel_selection, sel_indexers, where_selection
 from dbdask.data.labels import Classes, as_classes
@@ -64,6 +64,7 @@ class Examples:
     (50, (11, 40), ())
     """
 
+    source: Source | None
     recipe: Recipe
 
     def __init__(
@@ -100,6 +101,11 @@ class Examples:
         examples = cls.__new__(cls)
         examples._set(source, recipe)
         return examples
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> "Examples":
+        """Return the examples of a recipe that is already made."""
+        return cls._of(None, recipe)
 
     def _set(self, source: Source | None, recipe: Recipe) -> None:
         _check_not_empty(recipe)
@@ -260,7 +266,7 @@ class Examples:
         targets = self.recipe.targets
         if targets is None or targets.shape != ():
             raise ValueError(
-                f"find_classes needs one label for each example, target_shape is {self.target_shape}"
+                f"find_classes needs one label an example, target_shape is {self.target_shape}"
             )
         found: set[Any] = set()
         for labels in sweep(self, measure_labels, client):
@@ -296,20 +302,24 @@ class Examples:
         """Read everything once and report; raises DataError where training would."""
         return report(self, client)
 
+    def prepared_like(self, other: "Examples") -> "Examples":
+        """Return these examples with the scaling and the classes of others, in place of their own."""
+        return Examples._of(self.source, prepared_like(self.recipe, other._with_means().recipe))
+
     def rebind(self, data: Any) -> "Examples":
-        """Return the same description on other data, whose targets and weights may be absent."""
+        """Return the same inputs on other data, to predict from; targets need not be there."""
         source = open_source(data)
-        return Examples._of(source, recipe_on(self.recipe, source))
+        return Examples._of(source, inputs_on(self._with_means().recipe, source))
 
     def description(self) -> dict[str, Any]:
-        """Return everything but the data, as plain data."""
-        return describe(self.recipe, self.source)
+        """Return everything but the data and the selection, as plain data."""
+        return describe(self._with_means().recipe)
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any], data: Any = None) -> "Examples":
-        """Return the examples that `description` told of, on their own data or other."""
-        source = open_source(description["data"] if data is None else data)
-        return cls._of(source, rebuild(description, source))
+        """Return what `description` told of: on `data`, or knowing only the metadata."""
+        detached = cls._of(None, rebuild(description))
+        return detached if data is None else detached.rebind(data)
 
 
 def _check_not_empty(recipe: Recipe) -> None:

@@ -38,7 +38,7 @@ def contiguous_parts(recipe: Recipe, fractions: Sequence[float]) -> list[Selecti
     dim = recipe.along[0]
     selected = recipe.selection.positions(dim)
     cuts = np.round(np.cumsum([0.0, *fractions]) * len(selected)).astype(int)
-    _check_parts(np.diff(cuts), fractions, f"positions along {dim!r}")
+    _check_parts(np.diff(cuts).tolist(), fractions, f"positions along {dim!r}")
     return [recipe.selection.narrowed(dim, np.arange(a, b)) for a, b in pairwise(cuts)]
 
 
