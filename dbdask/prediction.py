@@ -1,8 +1,9 @@
 """Predictions: lazy arrays on the data's own grid, block by block."""
 
+import math
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,6 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from dbdask.data.bundles import Bundle
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Piece
 from dbdask.data.standardization import Scaling
@@ -169,32 +169,52 @@ def _as_the_data(array: xr.DataArray, recipe: Recipe, meaning: Meaning) -> xr.Da
     return array.transpose(*order, *meaning.dims).assign_coords({**coords, **meaning.coords})
 
 
-def target_units(bundle: Bundle) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and deviation of every target element, in the target's own units (flat)."""
-    means, deviations = [], []
-    for number, shape in enumerate(bundle.shapes):
-        scaling = bundle.scalings[number] if bundle.scalings is not None else None
-        if scaling is None or not scaling.applied:
-            scaling = Scaling((0.0,), (1.0,))
-        means.append(_of_shape(scaling.mean, shape))
-        deviations.append(_of_shape(scaling.deviation, shape))
-    return bundle._together(means).ravel(), bundle._together(deviations).ravel()
+@dataclass(frozen=True)
+class TargetUnits:
+    """How a model's outputs become the target variables' values, in their own units."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    scalings: tuple[Scaling, ...]
+
+    @classmethod
+    def of(cls, description: Mapping[str, Any]) -> "TargetUnits":
+        """Read them from the description of examples."""
+        shapes = tuple(tuple(shape) for shape in description["target_shapes"])
+        tables = description["target_scalings"]
+        if tables is None:
+            return cls(shapes, (Scaling((0.0,), (1.0,)),) * len(shapes))
+        return cls(shapes, tuple(Scaling.from_json(table) for table in tables))
+
+    @property
+    def alike(self) -> bool:
+        """Whether all targets have one shape: they are then stacked on a last axis."""
+        return len(set(self.shapes)) == 1
+
+    def deviation(self) -> np.ndarray:
+        """One number for each output: what a unit of it is in the target's units."""
+        parts = [
+            _of_shape(scaling.deviation, shape)
+            for scaling, shape in zip(self.scalings, self.shapes, strict=True)
+        ]
+        if self.alike:
+            return np.stack(parts, axis=-1).ravel()
+        return np.concatenate([part.ravel() for part in parts])
+
+    def values(self, outputs: np.ndarray, number: int) -> np.ndarray:
+        """Return one target variable's values: shape (examples, *its shape)."""
+        count, shape = len(outputs), self.shapes[number]
+        if self.alike:
+            part = outputs.reshape(count, *shape, len(self.shapes))[..., number]
+        else:
+            sizes = [math.prod(other) for other in self.shapes]
+            start = sum(sizes[:number])
+            part = outputs.reshape(count, -1)[:, start : start + sizes[number]]
+            part = part.reshape(count, *shape)
+        scaling = self.scalings[number]
+        return part * _of_shape(scaling.deviation, shape) + _of_shape(scaling.mean, shape)
 
 
 def _of_shape(numbers: tuple[float, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """One number for all elements, or one for each: as a batch of one example."""
+    """One number for all elements, or one for each."""
     values = np.array(numbers)
-    whole = values.reshape(1, *shape) if values.size > 1 else values
-    return np.broadcast_to(whole, (1, *shape))
-
-
-def target_element(bundle: Bundle, outputs: np.ndarray, number: int) -> np.ndarray:
-    """Return one target variable's part of outputs of shape (examples, outputs)."""
-    shapes = bundle.shapes
-    if len(shapes) == 1:
-        return outputs.reshape(len(outputs), *shapes[0])
-    if len(set(shapes)) == 1:
-        return outputs.reshape(len(outputs), *shapes[0], len(shapes))[..., number]
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    start = sum(sizes[:number])
-    return outputs[:, start : start + sizes[number]].reshape(len(outputs), *shapes[number])
+    return np.broadcast_to(values.reshape(shape) if values.size > 1 else values[0], shape)

@@ -1,5 +1,6 @@
 """The result of a run: a trained model that predicts, scores, and can be kept."""
 
+from dataclasses import replace
 from typing import Any
 
 import dask.array as da
@@ -7,18 +8,13 @@ import numpy as np
 import xarray as xr
 
 from dbdask.data.examples import Examples
+from dbdask.data.labels import Classes
 from dbdask.numbers.checkpoint import VectorReference
 from dbdask.numbers.history import History
 from dbdask.numbers.layout import as_layout
 from dbdask.numbers.portions import Portion
 from dbdask.numbers.scores import Score, score_minibatch
-from dbdask.prediction import (
-    Meaning,
-    Predictor,
-    predict_array,
-    target_element,
-    target_units,
-)
+from dbdask.prediction import Meaning, Predictor, TargetUnits, predict_array
 from dbdask.status import Status
 
 EAGER_BYTES = 64 * 2**20  # parameters up to this size are read at once
@@ -42,13 +38,13 @@ class Result:
     def __init__(
         self,
         model: Any,
-        examples: Examples,
+        examples: Examples | dict[str, Any],
         parameters: np.ndarray | VectorReference,
         history: History,
         status: Status,
     ) -> None:
         self.model = model
-        self.examples = examples
+        self.trained_on = examples.description() if isinstance(examples, Examples) else examples
         self.status = status
         self._vector = parameters
         self._history = history
@@ -95,22 +91,16 @@ class Result:
             `loss`: the mean loss as trained, without the penalty; and `accuracy` for labels, or
             `rmse` and `r2` in the target's own units.
         """
-        prepared = examples.prepared_like(self.examples)
+        prepared = examples.prepared_like(self.trained_on)
         if prepared.target_shape is None:
             raise ValueError("examples has no targets: evaluate needs targets to compare with")
-        predictor = Predictor(self.model, prepared, self._vector)
+        predictor = Predictor(self.model, prepared, self.vector())
         portions = prepared.cut(PORTION_ROWS, BATCH_SIZE).contiguous()
-        score = Score()
-        deviation = self._deviation()
+        labels = self.trained_on["classes"] is not None
+        deviation = 1.0 if labels else TargetUnits.of(self.trained_on).deviation()
         with prepared.reader() as reader:
-            for portion in portions:
-                score += _score(predictor, reader, portion, deviation)
-        return score.summary()
-
-    def _deviation(self) -> np.ndarray:
-        targets = self.examples.recipe.targets
-        assert targets is not None
-        return target_units(targets)[1] if self.examples.recipe.classes is None else np.ones(1)
+            parts = [_score(predictor, reader, portion, deviation) for portion in portions]
+        return sum(parts, Score()).summary()
 
     def predict(self, data: Any) -> xr.DataArray | xr.Dataset:
         """Predict lazily on data: a store or a Dataset with the inputs of the training data.
@@ -123,23 +113,22 @@ class Result:
             label) where no example can be formed. A Dataset where there are several targets.
         """
         recipe, predictor = self._on(data)
-        if self.examples.recipe.classes is not None:
+        if self.trained_on["classes"] is not None:
             return predict_array(predictor, recipe, self._label_meaning())
-        targets = self.examples.recipe.targets
         arrays = {
             name: predict_array(predictor, recipe, self._value_meaning(number))
-            for number, name in enumerate(targets.names)
+            for number, name in enumerate(self.trained_on["targets"])
         }
         return next(iter(arrays.values())) if len(arrays) == 1 else xr.Dataset(arrays)
 
     def predict_proba(self, data: Any) -> xr.DataArray:
         """Predict the probability of every class lazily: as `predict`, with a `class` dimension."""
-        if self.examples.recipe.classes is None:
+        if self.trained_on["classes"] is None:
             raise ValueError("predict_proba needs a model of classes; predict gives its values")
         recipe, predictor = self._on(data)
         labels = self._labels()
         meaning = Meaning(
-            self.examples.recipe.targets.names[0],
+            self.trained_on["targets"][0],
             np.float32,
             np.nan,
             _as_they_are,
@@ -150,46 +139,42 @@ class Result:
         return predict_array(predictor, recipe, meaning)
 
     def _on(self, data: Any) -> tuple[Any, Predictor]:
-        examples = self.examples.rebind(data)
-        return examples.recipe, Predictor(self.model, examples.worker_side(), self._vector)
+        examples = Examples.from_description(self.trained_on, data)
+        recipe = replace(examples.recipe, targets=None, classes=None, weights=None)
+        worker_side = Examples.of_recipe(recipe).worker_side()
+        return recipe, Predictor(self.model, worker_side, self._vector)
 
     def _labels(self) -> np.ndarray:
-        declared = self.examples.output_classes
-        outputs = getattr(self.model, "output_shape", None)
-        if declared is None:
-            assert outputs is not None, "a model of classes needs output_shape, or classes="
-            return np.arange(outputs[0])
-        return np.asarray(declared)
+        """The label of each output."""
+        classes = Classes.from_json(self.trained_on["classes"])
+        if classes.labels:
+            return np.asarray(classes.labels)
+        return np.arange(classes.count or self.model.output_shape[0])
 
     def _label_meaning(self) -> Meaning:
-        recipe = self.examples.recipe
-        labels = self._labels()
-        attrs = recipe.targets.variables[0].attrs
+        trained, labels = self.trained_on, self._labels()
+        attrs = trained["target_attrs"][0]
         declared = attrs.get("_FillValue", attrs.get("missing_value"))
-        whole = recipe.missing == "error" and recipe.edges == "repeat"
+        whole = trained["missing"] == "error" and trained["edges"] == "repeat"
         if labels.dtype.kind in "US":
             dtype, fill = labels.dtype, ""
         elif whole or (declared is not None and float(declared).is_integer()):
-            dtype, fill = labels.dtype, -1 if declared is None else declared
+            dtype, fill = labels.dtype, -1 if declared is None else int(declared)
         else:
             dtype, fill = np.dtype(np.float64), np.nan
-        return Meaning(recipe.targets.names[0], dtype, fill, _Decode(labels))
+        return Meaning(trained["targets"][0], dtype, fill, _Decode(labels))
 
     def _value_meaning(self, number: int) -> Meaning:
-        targets = self.examples.recipe.targets
-        assert targets is not None
-        variable = targets.variables[number]
-        dims = targets.feature_dims[number]
+        attrs = self.trained_on["target_attrs"][number]
         known = ("units", "long_name", "standard_name")
-        keep = {name: variable.attrs[name] for name in known if name in variable.attrs}
         return Meaning(
-            variable.name,
+            self.trained_on["targets"][number],
             np.float32,
             np.nan,
-            _InUnits(targets, number),
-            dims,
-            targets.shapes[number],
-            attrs=keep,
+            _InUnits(TargetUnits.of(self.trained_on), number),
+            tuple(self.trained_on["target_dims"][number]),
+            tuple(self.trained_on["target_shapes"][number]),
+            attrs={name: attrs[name] for name in known if name in attrs},
         )
 
     def save(self, path: Any, *, overwrite: bool = False) -> None:
@@ -231,19 +216,18 @@ class _Decode:
 class _InUnits:
     """Outputs as one target variable's values, in its own units."""
 
-    def __init__(self, targets: Any, number: int) -> None:
-        self.mean, self.deviation = target_units(targets)
-        self.targets, self.number = targets.worker_side(), number
+    def __init__(self, units: TargetUnits, number: int) -> None:
+        self.units, self.number = units, number
 
     def __call__(self, outputs: np.ndarray) -> np.ndarray:
-        values = outputs.reshape(len(outputs), -1) * self.deviation + self.mean
-        return target_element(self.targets, values, self.number)
+        return self.units.values(outputs, self.number)
 
 
-def _score(predictor: Predictor, reader: Any, portion: Portion, deviation: np.ndarray) -> Score:
+def _score(
+    predictor: Predictor, reader: Any, portion: Portion, deviation: np.ndarray | float
+) -> Score:
     vector = predictor.parameters
-    if isinstance(vector, VectorReference):
-        vector = predictor.parameters = vector.read()
+    assert isinstance(vector, np.ndarray)
     scratch = np.empty_like(vector)
     score = Score()
     for batch in reader.minibatches(portion, BATCH_SIZE):

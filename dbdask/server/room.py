@@ -52,7 +52,7 @@ class Room:
         while not self.closed:
             await asyncio.sleep(LEASE_SECONDS)
             handle = self.handle
-            if self._running or handle is None:
+            if self._running or handle is None or self.closed:
                 continue
             pool = self.worker.rpc
             alive = [await answers_ping(pool, shard.place) for shard in handle.shards]

@@ -130,6 +130,8 @@ def downpour(
     every_steps, every_seconds = _validation_interval(validate_every, validation)
     layout = as_layout(model.layout)
     check_fit(model, examples, validation)
+    loss, outputs = getattr(model, "loss", None), getattr(model, "output_shape", (0,))
+    examples = examples.for_loss(loss, outputs[0])
     local_rate = _local_rate(local_learning_rate, optimizer)
     if validation is not None:
         validation = validation.prepared_like(examples)
@@ -168,7 +170,6 @@ def downpour(
             validation_cut=_validation_cut(validation, batch_size, portion_rows),
             supply=Supply(examples, connected),
             validation_supply=Supply(validation, connected) if validation is not None else None,
-            labels=validation is not None and getattr(model, "loss", "softmax") != "squared",
             start=flat_parameters(parameters, layout),
             run=uuid.uuid4().hex[:12],
             epochs=epochs,

@@ -51,7 +51,6 @@ class Plan:
     validation_cut: Cut | None
     supply: Any
     validation_supply: Any
-    labels: bool
     start: np.ndarray | None
     run: str
     epochs: int
