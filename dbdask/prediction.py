@@ -3,7 +3,7 @@
 import math
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ import xarray as xr
 
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Piece
-from dbdask.data.standardization import Scaling
 from dbdask.numbers.checkpoint import VectorReference
 
 ROWS = 1024  # examples that go through the model at once
@@ -171,50 +170,28 @@ def _as_the_data(array: xr.DataArray, recipe: Recipe, meaning: Meaning) -> xr.Da
 
 @dataclass(frozen=True)
 class TargetUnits:
-    """How a model's outputs become the target variables' values, in their own units."""
+    """How a model's outputs become the target variables' values, in their own units.
+
+    Parameters
+    ----------
+    shapes
+        Shape of each target variable's part of one example.
+    scaling
+        Mean and deviation of all targets together; None where they were not scaled.
+    """
 
     shapes: tuple[tuple[int, ...], ...]
-    scalings: tuple[Scaling, ...]
-
-    @classmethod
-    def of(cls, description: Mapping[str, Any]) -> "TargetUnits":
-        """Read them from the description of examples."""
-        shapes = tuple(tuple(shape) for shape in description["target_shapes"])
-        tables = description["target_scalings"]
-        if tables is None:
-            return cls(shapes, (Scaling((0.0,), (1.0,)),) * len(shapes))
-        return cls(shapes, tuple(Scaling.from_json(table) for table in tables))
-
-    @property
-    def alike(self) -> bool:
-        """Whether all targets have one shape: they are then stacked on a last axis."""
-        return len(set(self.shapes)) == 1
-
-    def deviation(self) -> np.ndarray:
-        """One number for each output: what a unit of it is in the target's units."""
-        parts = [
-            _of_shape(scaling.deviation, shape)
-            for scaling, shape in zip(self.scalings, self.shapes, strict=True)
-        ]
-        if self.alike:
-            return np.stack(parts, axis=-1).ravel()
-        return np.concatenate([part.ravel() for part in parts])
+    scaling: tuple[np.ndarray, np.ndarray] | None
 
     def values(self, outputs: np.ndarray, number: int) -> np.ndarray:
         """Return one target variable's values: shape (examples, *its shape)."""
         count, shape = len(outputs), self.shapes[number]
-        if self.alike:
-            part = outputs.reshape(count, *shape, len(self.shapes))[..., number]
-        else:
-            sizes = [math.prod(other) for other in self.shapes]
-            start = sum(sizes[:number])
-            part = outputs.reshape(count, -1)[:, start : start + sizes[number]]
-            part = part.reshape(count, *shape)
-        scaling = self.scalings[number]
-        return part * _of_shape(scaling.deviation, shape) + _of_shape(scaling.mean, shape)
-
-
-def _of_shape(numbers: tuple[float, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """One number for all elements, or one for each."""
-    values = np.array(numbers)
-    return np.broadcast_to(values.reshape(shape) if values.size > 1 else values[0], shape)
+        values = outputs.reshape(count, -1)
+        if self.scaling is not None:
+            mean, deviation = self.scaling
+            values = values * deviation.ravel() + mean.ravel()
+        if len(set(self.shapes)) == 1:
+            return values.reshape(count, *shape, len(self.shapes))[..., number]
+        sizes = [math.prod(other) for other in self.shapes]
+        start = sum(sizes[:number])
+        return values[:, start : start + sizes[number]].reshape(count, *shape)

@@ -1,14 +1,13 @@
 """The result of a run: a trained model that predicts, scores, and can be kept."""
 
-from dataclasses import replace
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 
+from dbdask.data.bundles import Bundle
 from dbdask.data.examples import Examples
-from dbdask.data.labels import Classes
 from dbdask.numbers.checkpoint import VectorReference
 from dbdask.numbers.history import History
 from dbdask.numbers.layout import as_layout
@@ -38,13 +37,13 @@ class Result:
     def __init__(
         self,
         model: Any,
-        examples: Examples | dict[str, Any],
+        examples: Examples,
         parameters: np.ndarray | VectorReference,
         history: History,
         status: Status,
     ) -> None:
         self.model = model
-        self.trained_on = examples.description() if isinstance(examples, Examples) else examples
+        self.examples = examples
         self.status = status
         self._vector = parameters
         self._history = history
@@ -91,13 +90,13 @@ class Result:
             `loss`: the mean loss as trained, without the penalty; and `accuracy` for labels, or
             `rmse` and `r2` in the target's own units.
         """
-        prepared = examples.prepared_like(self.trained_on)
+        prepared = examples.prepared_like(self.examples)
         if prepared.target_shape is None:
             raise ValueError("examples has no targets: evaluate needs targets to compare with")
         predictor = Predictor(self.model, prepared, self.vector())
         portions = prepared.cut(PORTION_ROWS, BATCH_SIZE).contiguous()
-        labels = self.trained_on["classes"] is not None
-        deviation = 1.0 if labels else TargetUnits.of(self.trained_on).deviation()
+        scaling = self.examples.target_scaling
+        deviation = 1.0 if scaling is None else scaling[1].ravel()
         with prepared.reader() as reader:
             parts = [_score(predictor, reader, portion, deviation) for portion in portions]
         return sum(parts, Score()).summary()
@@ -113,22 +112,22 @@ class Result:
             label) where no example can be formed. A Dataset where there are several targets.
         """
         recipe, predictor = self._on(data)
-        if self.trained_on["classes"] is not None:
+        if self.examples.has_labels:
             return predict_array(predictor, recipe, self._label_meaning())
         arrays = {
             name: predict_array(predictor, recipe, self._value_meaning(number))
-            for number, name in enumerate(self.trained_on["targets"])
+            for number, name in enumerate(self._targets.names)
         }
         return next(iter(arrays.values())) if len(arrays) == 1 else xr.Dataset(arrays)
 
     def predict_proba(self, data: Any) -> xr.DataArray:
         """Predict the probability of every class lazily: as `predict`, with a `class` dimension."""
-        if self.trained_on["classes"] is None:
+        if not self.examples.has_labels:
             raise ValueError("predict_proba needs a model of classes; predict gives its values")
         recipe, predictor = self._on(data)
         labels = self._labels()
         meaning = Meaning(
-            self.trained_on["targets"][0],
+            self._targets.names[0],
             np.float32,
             np.nan,
             _as_they_are,
@@ -139,42 +138,46 @@ class Result:
         return predict_array(predictor, recipe, meaning)
 
     def _on(self, data: Any) -> tuple[Any, Predictor]:
-        examples = Examples.from_description(self.trained_on, data)
-        recipe = replace(examples.recipe, targets=None, classes=None, weights=None)
-        worker_side = Examples.of_recipe(recipe).worker_side()
-        return recipe, Predictor(self.model, worker_side, self._vector)
+        examples = self.examples.rebind(data)
+        return examples.recipe, Predictor(self.model, examples.worker_side(), self._vector)
+
+    @property
+    def _targets(self) -> Bundle:
+        targets = self.examples.recipe.targets
+        assert targets is not None
+        return targets
 
     def _labels(self) -> np.ndarray:
         """The label of each output."""
-        classes = Classes.from_json(self.trained_on["classes"])
-        if classes.labels:
-            return np.asarray(classes.labels)
-        return np.arange(classes.count or self.model.output_shape[0])
+        known = self.examples.output_classes
+        return np.arange(self.model.output_shape[0]) if known is None else np.asarray(known)
 
     def _label_meaning(self) -> Meaning:
-        trained, labels = self.trained_on, self._labels()
-        attrs = trained["target_attrs"][0]
-        declared = attrs.get("_FillValue", attrs.get("missing_value"))
-        whole = trained["missing"] == "error" and trained["edges"] == "repeat"
+        recipe, labels = self.examples.recipe, self._labels()
+        variable = self._targets.variables[0]
+        declared = variable.attrs.get("_FillValue", variable.attrs.get("missing_value"))
+        whole = recipe.missing == "error" and recipe.edges == "repeat"
         if labels.dtype.kind in "US":
             dtype, fill = labels.dtype, ""
         elif whole or (declared is not None and float(declared).is_integer()):
             dtype, fill = labels.dtype, -1 if declared is None else int(declared)
         else:
             dtype, fill = np.dtype(np.float64), np.nan
-        return Meaning(trained["targets"][0], dtype, fill, _Decode(labels))
+        return Meaning(variable.name, dtype, fill, _Decode(labels))
 
     def _value_meaning(self, number: int) -> Meaning:
-        attrs = self.trained_on["target_attrs"][number]
+        targets = self._targets
+        variable = targets.variables[number]
+        units = TargetUnits(targets.shapes, self.examples.target_scaling)
         known = ("units", "long_name", "standard_name")
         return Meaning(
-            self.trained_on["targets"][number],
+            variable.name,
             np.float32,
             np.nan,
-            _InUnits(TargetUnits.of(self.trained_on), number),
-            tuple(self.trained_on["target_dims"][number]),
-            tuple(self.trained_on["target_shapes"][number]),
-            attrs={name: attrs[name] for name in known if name in attrs},
+            _InUnits(units, number),
+            targets.feature_dims[number],
+            targets.shapes[number],
+            attrs={name: variable.attrs[name] for name in known if name in variable.attrs},
         )
 
     def save(self, path: Any, *, overwrite: bool = False) -> None:

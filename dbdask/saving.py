@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from dbdask.data.examples import Examples
 from dbdask.numbers.checkpoint import VectorReference, exists
 from dbdask.numbers.history import History
 from dbdask.numbers.layout import as_layout
@@ -47,7 +48,7 @@ def save(result: "Result", path: Any, *, overwrite: bool) -> None:
             "dbdask_result": FORMAT,
             "model": describe() if callable(describe) else None,
             "layout": layout.table(),
-            "examples": result.trained_on,
+            "examples": result.examples.description(),
             "status": {"reason": result.status.reason, "message": result.status.message},
             "history": result._history.to_json(),
         }
@@ -74,6 +75,7 @@ def load(path: Any, *, model: Any = None) -> "Result":
     try:
         model = _model_of(found, model)
         reference = VectorReference(path, "", "parameters")
+        examples = Examples.from_description(found["examples"])
         history = History.from_json(found["history"])
         status = Status(found["status"]["reason"], found["status"]["message"])
         shape = reference.open().shape
@@ -84,7 +86,7 @@ def load(path: Any, *, model: Any = None) -> "Result":
             f"path={path!r} holds {shape[0]} parameters, the model has "
             f"{as_layout(model.layout).size}"
         )
-    return Result(model, found["examples"], reference, history, status)
+    return Result(model, examples, reference, history, status)
 
 
 def _model_of(found: dict[str, Any], model: Any) -> Any:

@@ -102,11 +102,6 @@ class Examples:
         examples._set(source, recipe)
         return examples
 
-    @classmethod
-    def of_recipe(cls, recipe: Recipe) -> "Examples":
-        """Return the examples of a recipe that is already made."""
-        return cls._of(None, recipe)
-
     def _set(self, source: Source | None, recipe: Recipe) -> None:
         _check_not_empty(recipe)
         self.__dict__.update(source=source, recipe=recipe)
@@ -303,7 +298,7 @@ class Examples:
         return report(self, client)
 
     def prepared_like(self, other: "Examples") -> "Examples":
-        """Return these examples with the scaling and the classes of others, in place of their own."""
+        """Return these examples with the scaling and the classes of others, not their own."""
         return Examples._of(self.source, prepared_like(self.recipe, other._with_means().recipe))
 
     def rebind(self, data: Any) -> "Examples":

@@ -1,0 +1,163 @@
+"""The result: scores, predictions on the data's own grid, and what is kept of it."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import dbdask
+from dbdask.numbers.history import History, Record
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Two fields on (lat, lon, time), a target that is linear in them, land missing."""
+    rng = np.random.default_rng(0)
+    shape = (4, 5, 30)
+    warm, wet = rng.normal(10, 3, size=shape), rng.normal(size=shape)
+    target = 2 * warm - wet + 5
+    land = np.zeros(shape, bool)
+    land[1, 2] = True
+    data = xr.Dataset(
+        {
+            "warm": (("lat", "lon", "time"), np.where(land, np.nan, warm)),
+            "wet": (("lat", "lon", "time"), wet),
+            "target": (("lat", "lon", "time"), target, {"units": "K"}),
+        },
+        coords={
+            "lat": np.linspace(-10, 10, 4),
+            "lon": np.linspace(0, 8, 5),
+            "time": np.arange("2000-01-01", "2000-01-31", dtype="datetime64[D]").astype("M8[ns]"),
+        },
+    )
+    path = tmp_path / "grid.zarr"
+    data.chunk({"time": 7}).to_zarr(path, consolidated=False)
+    return str(path), data
+
+
+def fit(client, path, **options):
+    examples = dbdask.Examples(
+        path,
+        inputs=["warm", "wet"],
+        targets="target",
+        along=("time", "lat", "lon"),
+        missing="drop",
+    ).standardize(client=client)
+    model = dbdask.Network(
+        input_shape=examples.input_shape, layers=[dbdask.Dense(1)], loss="squared"
+    )
+    settings = {"optimizer": dbdask.sgd(0.2), "batch_size": 20, "epochs": 10, "progress": False}
+    return examples, dbdask.downpour(
+        model, examples, client=client, replicas=1, **(settings | options)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+def test_a_prediction_is_on_the_data_and_in_the_targets_own_units(threads_client, grid):
+    path, data = grid
+    examples, result = fit(threads_client, path)
+    predicted = result.predict(path)
+    xr.align(data, predicted, join="exact")
+    assert predicted.name == "target" and predicted.dims == data["target"].dims
+    assert predicted.attrs["units"] == "K"
+    values = predicted.compute(scheduler="threads")
+    assert np.isnan(values.values[1, 2]).all()
+    assert np.isfinite(values.values).sum() == values.size - 30
+    np.testing.assert_allclose(values.values[0, 0], data["target"].values[0, 0], atol=0.05)
+    scores = result.evaluate(examples)
+    difference = (values - data["target"]).values
+    assert scores["rmse"] == pytest.approx(np.sqrt(np.nanmean(difference**2)), rel=1e-3)
+    assert scores["r2"] > 0.99
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+@pytest.mark.parametrize("route", ["lazy", "dask", "memory"])
+def test_every_route_predicts_the_same(threads_client, grid, route):
+    path, _ = grid
+    _, result = fit(threads_client, path, epochs=1)
+    opened = xr.open_zarr(path, consolidated=False, chunks={} if route == "dask" else None)
+    given = opened.load() if route == "memory" else opened
+    wanted = result.predict(path).compute(scheduler="threads")
+    xr.testing.assert_identical(
+        result.predict(given).compute(scheduler="threads").drop_attrs(), wanted.drop_attrs()
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+def test_a_saved_result_predicts_the_same_and_says_how_it_went(threads_client, grid, tmp_path):
+    path, _ = grid
+    examples, result = fit(threads_client, path, epochs=2)
+    kept = tmp_path / "model.zarr"
+    result.save(kept)
+    again = dbdask.load(kept)
+    xr.testing.assert_identical(again.parameters, result.parameters)
+    xr.testing.assert_equal(
+        again.predict(path).compute(scheduler="threads"),
+        result.predict(path).compute(scheduler="threads"),
+    )
+    assert again.evaluate(examples) == result.evaluate(examples)
+    assert again.status == result.status
+    xr.testing.assert_identical(again.history, result.history)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        result.save(kept)
+    result.save(kept, overwrite=True)
+
+
+def test_what_is_no_saved_result_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing\.zarr"):
+        dbdask.load(tmp_path / "nothing.zarr")
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(300, 4)).astype(np.float32)
+    names = np.array(["low", "mid", "top"])
+    data = xr.Dataset(
+        {
+            "x": (("row", "feature"), values),
+            "name": ("row", names[np.digitize(values[:, 0], [-0.5, 0.5])]),
+        }
+    )
+    data.chunk({"row": 64}).to_zarr(tmp_path / "names.zarr", zarr_format=2)
+    return str(tmp_path / "names.zarr"), data
+
+
+def test_classes_come_back_as_their_labels(threads_client, labelled):
+    path, data = labelled
+    examples = dbdask.Examples(
+        path, inputs="x", targets="name", along="row", classes=["low", "mid", "top"]
+    )
+    model = dbdask.Network(input_shape=(4,), layers=[dbdask.Dense(3)], loss="softmax")
+    result = dbdask.downpour(
+        model,
+        examples,
+        client=threads_client,
+        optimizer=dbdask.adagrad(0.3),
+        batch_size=30,
+        epochs=20,
+        progress=False,
+    )
+    predicted = result.predict(path).compute(scheduler="threads")
+    assert (predicted.values == data["name"].values).mean() > 0.9
+    accuracy = (predicted.values == data["name"].values).mean()
+    assert result.evaluate(examples)["accuracy"] == pytest.approx(accuracy)
+    probabilities = result.predict_proba(path).compute(scheduler="threads")
+    assert probabilities.dims == ("row", "class")
+    np.testing.assert_allclose(probabilities.sum("class"), 1, rtol=1e-5)
+    best = probabilities["class"].values[probabilities.argmax("class")]
+    np.testing.assert_array_equal(best, predicted.values)
+
+
+def test_history_survives_json_and_shows_only_what_applies():
+    history = History([Record(1.0, 0, 5, 100, loss=0.5), Record(2.0, 1, 9, 180, loss=0.25)])
+    dataset = history.to_dataset()
+    assert "validation_loss" not in dataset and "iteration" not in dataset
+    assert set(dataset.coords) == {"seconds", "epoch", "step", "examples"}
+    xr.testing.assert_identical(History.from_json(history.to_json()).to_dataset(), dataset)
+
+
+def test_a_learning_curve_is_a_figure(threads_client, grid, tmp_path):
+    path, _ = grid
+    _, result = fit(threads_client, path, epochs=1)
+    result.plot().savefig(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5000
