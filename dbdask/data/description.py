@@ -137,12 +137,14 @@ def _variable_json(variable: Variable) -> dict[str, Any]:
 
 def _detached(name: str, described: Mapping[str, Any]) -> Variable:
     """Return a variable of which only the metadata are known."""
+    dtype = np.dtype(described["dtype"])
     return Variable(
         name=name,
         key=name,
         dims=tuple(described["dims"]),
         shape=tuple(described["shape"]),
-        dtype=np.dtype(described["dtype"]),
+        dtype=dtype,
+        itemsize=dtype.itemsize,
         chunks=tuple(max(1, size) for size in described["shape"]),
         attrs=dict(described["attrs"]),
         decoding=Decoding(),
