@@ -157,6 +157,8 @@ class Result:
         variable = self._targets.variables[0]
         declared = variable.attrs.get("_FillValue", variable.attrs.get("missing_value"))
         whole = recipe.missing == "error" and recipe.edges == "repeat"
+        dtype: Any
+        fill: Any
         if labels.dtype.kind in "US":
             dtype, fill = labels.dtype, ""
         elif whole or (declared is not None and float(declared).is_integer()):

@@ -67,7 +67,7 @@ def load(path: Any, *, model: Any = None) -> "Result":
 
     path = os.path.abspath(path) if "://" not in os.fspath(path) else os.fspath(path)
     try:
-        found = dict(zarr.open_group(path, mode="r").attrs)
+        found: dict[str, Any] = dict(zarr.open_group(path, mode="r").attrs)
     except Exception as error:
         raise ValueError(f"path={path!r} is not a Zarr group that can be read: {error}") from error
     if found.get("dbdask_result") != FORMAT:

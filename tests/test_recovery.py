@@ -90,15 +90,15 @@ def test_a_killed_shard_comes_back_from_the_checkpoint(cluster, store, tmp_path)
     missing = 8 * 1200 - counts.sum()
     rolled_back = int(result.history["rolled_back"].values[-1])
     assert 0 <= missing <= 20 * rolled_back
-    assert_workers_run_tasks(cluster)
     assert_nothing_left(cluster)
+    assert_workers_run_tasks(cluster)
 
 
 def test_a_killed_shard_without_a_checkpoint_is_an_error_that_names_the_remedy(cluster, store):
     with pytest.raises(dbdask.ShardLost, match=r"checkpoint=.*shard_copies=2"):
         train(cluster, store, epochs=50, callbacks=[after(4, lambda: kill_a_shard(cluster))])
-    assert_workers_run_tasks(cluster)
     assert_nothing_left(cluster)
+    assert_workers_run_tasks(cluster)
 
 
 def test_the_only_shard_takes_the_whole_run_back(cluster, store, tmp_path):
@@ -139,7 +139,7 @@ def test_a_killed_client_leaves_nothing_behind(cluster, store):
     assert process.stdout is not None
     assert process.stdout.readline() == "going\n"
     process.kill()
-    process.wait()
+    process.communicate()
     until = time.monotonic() + 60
     while time.monotonic() < until:
         try:

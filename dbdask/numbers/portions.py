@@ -147,7 +147,7 @@ class Cut:
         drawn = np.random.default_rng((seed, epoch)).permutation(filled)
         groups = self._collect([int(block) for block in drawn], self.mix_bytes)
         # Entropy is padded with zeros by NumPy: group 0 must not share that of the draw.
-        seeds = [(seed, epoch, group + 1) for group in range(len(groups))]
+        seeds: list[tuple[int, ...]] = [(seed, epoch, group + 1) for group in range(len(groups))]
         return self._cut(epoch, groups, seeds)
 
     def contiguous(self) -> tuple[Portion, ...]:

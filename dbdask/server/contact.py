@@ -5,8 +5,9 @@ goes over a direct connection, under a deadline, and ends in the answer or in `S
 """
 
 import asyncio
+import concurrent.futures
 import pickle
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -143,20 +144,21 @@ async def run_on(
     return unwrap(reply["result"])
 
 
-def blocking(
-    loop: asyncio.AbstractEventLoop, coroutine: Awaitable[Any]
-) -> "asyncio.Future[Any] | Any":
-    """Start a coroutine on a worker's loop from a task's thread; a concurrent future comes back."""
-    return asyncio.run_coroutine_threadsafe(_as_coroutine(coroutine), loop)
-
-
-async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
+def start_on(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]
+) -> concurrent.futures.Future[Any]:
+    """Start a coroutine on a loop from another thread."""
+    return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
 
 def this_worker() -> Any:
     """The worker that runs the calling task."""
     return get_worker()
+
+
+def client_loop(client: Any) -> asyncio.AbstractEventLoop:
+    """The asyncio loop on which a client talks to its cluster."""
+    return client.loop.asyncio_loop
 
 
 def worker_loop(worker: Any) -> asyncio.AbstractEventLoop:

@@ -1,4 +1,4 @@
-"""What a replica holds of the parameter server: a frozen handle, and blocking calls over it."""
+"""What a replica holds of the parameter server: a frozen handle, and start_on calls over it."""
 
 import asyncio
 import concurrent.futures
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dbdask.errors import ShardLost, Stale
-from dbdask.server.contact import ActorPlace, blocking, call_actor, worker_loop
+from dbdask.server.contact import ActorPlace, call_actor, start_on, worker_loop
 from dbdask.server.shard import Acknowledgement, Progress
 
 
@@ -46,15 +46,20 @@ class Calls:
     def __post_init__(self) -> None:
         self._open: dict[concurrent.futures.Future[Any], int] = {}
 
-    def start(self, loop: asyncio.AbstractEventLoop, generation: int, work: Coroutine) -> Any:
+    def start(
+        self, loop: asyncio.AbstractEventLoop, generation: int, work: Coroutine[Any, Any, Any]
+    ) -> concurrent.futures.Future[Any]:
         """Start a call of a generation; one of an ended generation is refused."""
         if generation <= self.ended_generation:
             work.close()
             raise Stale(f"generation {generation} has ended")
-        future = blocking(loop, work)
+        future = start_on(loop, work)
         self._open[future] = generation
-        future.add_done_callback(lambda done: self._open.pop(done, None))
+        future.add_done_callback(self._forget)
         return future
+
+    def _forget(self, future: concurrent.futures.Future[Any]) -> None:
+        self._open.pop(future, None)
 
     def end_generation(self, generation: int) -> None:
         """End every call of `generation` and of those before it."""

@@ -99,7 +99,7 @@ class DownpourRun:
         self.workforce = Workforce(
             client, plan.run, plan.job, plan.path, plan.replicas, plan.workers, plan.supply
         )
-        state = plan.last.state if plan.last else {"epoch": 0, "finished": []}
+        state: dict[str, Any] = plan.last.state if plan.last else {"epoch": 0, "finished": []}
         self.stream = PortionStream(
             lambda epoch: plan.cut.portions(plan.seed, epoch),
             plan.epochs,
@@ -419,7 +419,9 @@ class DownpourRun:
     async def _go_back(self, lost: Sequence[int]) -> None:
         """Every shard is lost: the whole run goes back to the snapshot, and nothing is skipped."""
         snapshot = self.snapshots.committed
-        state = snapshot.state if snapshot else {"epoch": 0, "finished": [], "applied": 0}
+        state: dict[str, Any] = (
+            snapshot.state if snapshot else {"epoch": 0, "finished": [], "applied": 0}
+        )
         self.tally.go_back(state)
         finished = [tuple(identity) for identity in state["finished"]]
         self.stream.restart(state["epoch"], finished)

@@ -4,7 +4,6 @@ The run is a coroutine on the client's loop, where calls have deadlines. Callbac
 bar and Ctrl-C belong to the thread that called the verb, so a slow callback delays no heartbeat.
 """
 
-import asyncio
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from distributed import Client, LocalCluster, default_client
 from dbdask.errors import WorkerError
 from dbdask.numbers.history import Record
 from dbdask.progress import Progress
+from dbdask.server.contact import client_loop, start_on
 from dbdask.server.deadlines import deadline
 
 Callback = Callable[[Record], Any]
@@ -62,7 +62,7 @@ def watch(client: Client, run: Run, callbacks: Sequence[Callback], progress: Pro
     A callback that returns True stops the run; one that raises stops it and its error comes out
     when the run has come to rest. Ctrl-C stops it as a callback would; a second one abandons it.
     """
-    future = asyncio.run_coroutine_threadsafe(run.work(), client.loop.asyncio_loop)
+    future = start_on(client_loop(client), run.work())
     raised: list[BaseException] = []
     try:
         while not future.done():
@@ -84,10 +84,16 @@ def watch(client: Client, run: Run, callbacks: Sequence[Callback], progress: Pro
     return result
 
 
-def _finish_quietly(future: Any, run: Run, *watching: Any) -> None:
+def _finish_quietly(
+    future: Any,
+    run: Run,
+    callbacks: Sequence[Callback],
+    progress: Progress,
+    raised: list[BaseException],
+) -> None:
     """Go on watching; a second Ctrl-C comes out of here and abandons the run."""
     while not future.done():
-        _drain(run, *watching, wait=0.2)
+        _drain(run, callbacks, progress, raised, wait=0.2)
 
 
 def _drain(
