@@ -15,7 +15,7 @@ test: $(VENV)/.test
 check: $(VENV)/.check
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	$(PY) -m mypy dbdask
+	$(PY) -m mypy dbdask $(wildcard pipelines/*.py)
 
 bench: $(VENV)/.test
 	for program in benchmarks/*.py; do $(PY) $$program || exit 1; done
