@@ -4,8 +4,8 @@ import logging
 import math
 import sys
 import time
-
-from tqdm.auto import tqdm
+from importlib.util import find_spec
+from typing import Any
 
 from dbdask.numbers.history import Record
 
@@ -29,7 +29,7 @@ class Progress:
     def __init__(self, mode: bool | None, total: int) -> None:
         wants_bar = _someone_looks_on() if mode is None else mode
         self._silent = mode is False
-        self._bar = tqdm(total=total, unit=" examples", unit_scale=True) if wants_bar else None
+        self._bar = _make_bar(total) if wants_bar else None
         self._total = total
         self._said = -math.inf
 
@@ -65,5 +65,19 @@ def summary(record: Record) -> str:
     return ", ".join(parts)
 
 
+def _make_bar(total: int) -> Any:
+    """A bar of widgets where a notebook has them, else of text."""
+    if _in_notebook() and find_spec("ipywidgets"):
+        from tqdm.notebook import tqdm
+    else:
+        from tqdm import tqdm
+    file = sys.stdout if _in_notebook() else sys.stderr
+    return tqdm(total=total, unit=" examples", unit_scale=True, file=file)
+
+
+def _in_notebook() -> bool:
+    return "ipykernel" in sys.modules
+
+
 def _someone_looks_on() -> bool:
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return sys.stderr.isatty() or _in_notebook()
