@@ -6,13 +6,13 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
-from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 
 
-class ThisPython(KernelManager):
+class ThisPython(AsyncKernelManager):
     """A kernel of the interpreter that runs the tests, whatever else is installed."""
 
     @property
@@ -37,7 +37,7 @@ def test_notebook_runs(path, tmp_path):
     client = nbclient.NotebookClient(
         notebook,
         timeout=120,
-        km=ThisPython(),
+        kernel_manager_class=ThisPython,
         resources={"metadata": {"path": str(tmp_path)}},
     )
     client.execute()
