@@ -77,6 +77,7 @@ class Reader:
     def __init__(self, recipe: Recipe, cache_bytes: int, prefetch: bool) -> None:
         self.recipe = recipe
         self._cache_bytes = cache_bytes
+        self._keeps = _total_bytes(recipe) <= 2 * cache_bytes
         self._lock = Lock()
         self._cache: OrderedDict[int, Block] = OrderedDict()
         self._loading: dict[int, Future[Block]] = {}
@@ -137,7 +138,8 @@ class Reader:
         """Start to read a portion's blocks, unless another is being read or it would not fit."""
         missing = [block for block in portion.blocks if not self._has(block)]
         handed_over = any(variable.needs_blocks for variable in self.recipe.variables)
-        if self._thread is None or not missing or handed_over:
+        here = self._group is not None and self._group[0] == portion.blocks
+        if self._thread is None or not missing or handed_over or here:
             return
         if self._ahead is not None and not self._ahead.done():
             return
@@ -200,7 +202,11 @@ class Reader:
         gathered = Gathered(self.recipe, [self._block(number, supplied) for number in numbers])
         with self._lock:
             self._group = numbers, gathered
-            self._evict(gathered.nbytes if len(numbers) > 1 else 0)
+            if not self._keeps:
+                # Of data far beyond the budget hardly a block would be found again.
+                for number in numbers:
+                    self._cache.pop(number, None)
+            self._evict(gathered.nbytes)
         return gathered
 
     def _has(self, block: int) -> bool:
@@ -249,6 +255,10 @@ class Reader:
 
     def _expected_bytes(self, block: int) -> int:
         return int(self.recipe.grid.rows(block) * self.recipe.row_bytes)
+
+
+def _total_bytes(recipe: Recipe) -> int:
+    return sum(variable.nbytes for variable in recipe.variables)
 
 
 def _weights(values: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
