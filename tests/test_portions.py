@@ -72,6 +72,11 @@ def test_groups_mix_up_to_the_budget_and_no_further():
     assert set(sizes) == {10}
 
 
+def test_tiny_chunks_are_collected_up_to_a_count():
+    cut = _cut((1,) * 5000, portion_rows=64, mix_bytes=10**9)
+    assert max(len(p.blocks) for p in cut.portions(0, 0)) == 1024
+
+
 def test_a_chunk_above_the_budget_is_its_own_group():
     cut = _cut((1000,) * 3, portion_rows=128, mix_bytes=100)
     portions = cut.portions(0, 0)

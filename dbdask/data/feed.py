@@ -80,6 +80,7 @@ class Reader:
         self._keeps = _total_bytes(recipe) <= 2 * cache_bytes
         self._lock = Lock()
         self._cache: OrderedDict[int, Block] = OrderedDict()
+        self._held = 0
         self._loading: dict[int, Future[Block]] = {}
         self._group: tuple[tuple[int, ...], Gathered] | None = None
         self._order: tuple[tuple[int, ...], int, np.ndarray] | None = None
@@ -100,6 +101,7 @@ class Reader:
             self._thread = None
         with self._lock:
             self._cache.clear()
+            self._held = 0
             self._group = self._order = None
 
     def __enter__(self) -> "Reader":
@@ -205,7 +207,8 @@ class Reader:
             if not self._keeps:
                 # Of data far beyond the budget hardly a block would be found again.
                 for number in numbers:
-                    self._cache.pop(number, None)
+                    if number in self._cache:
+                        self._held -= self._cache.pop(number).nbytes
             self._evict(gathered.nbytes)
         return gathered
 
@@ -238,16 +241,16 @@ class Reader:
         with self._lock:
             del self._loading[number]
             self._cache[number] = block
+            self._held += block.nbytes
             self._evict(0)
         result.set_result(block)
         return block
 
     def _evict(self, spoken_for: int) -> None:
         """Drop the blocks used longest ago, down to the budget; the caller holds the lock."""
-        held = sum(block.nbytes for block in self._cache.values())
-        while self._cache and held + spoken_for > self._cache_bytes:
+        while self._cache and self._held + spoken_for > self._cache_bytes:
             _, dropped = self._cache.popitem(last=False)
-            held -= dropped.nbytes
+            self._held -= dropped.nbytes
 
     def _read_ahead(self, numbers: list[int]) -> None:
         for number in numbers:

@@ -14,6 +14,9 @@ import numpy as np
 MIX_BYTES = 64 * 2**20
 """Stored bytes that a shuffle group goes on collecting: labels sorted in the store get mixed."""
 
+MIX_BLOCKS = 1024
+"""Blocks of a group that are mixed enough: tiny chunks are not collected any further."""
+
 PORTION_BYTES = 32 * 2**20
 """Most stored bytes that a suggested portion covers."""
 
@@ -162,8 +165,8 @@ class Cut:
         group: list[int] = []
         rows = held = 0
         for block in blocks:
-            full = rows >= self.portion_rows and held + self.block_bytes[block] > mix_bytes
-            if group and full:
+            mixed = held + self.block_bytes[block] > mix_bytes or len(group) >= MIX_BLOCKS
+            if group and mixed and rows >= self.portion_rows:
                 groups.append(tuple(group))
                 group, rows, held = [], 0, 0
             group.append(block)
