@@ -36,6 +36,6 @@ def learning_curve(history: xr.Dataset) -> Any:
             (line,) = right.plot(examples[good], history[name].values[good], "s--C2", label=label)
             right.set_ylabel(label)
             handles, labels = [*handles, line], [*labels, label]
-    axes.legend(handles, labels)
+    axes.legend(handles, labels, loc="center right")
     axes.grid(alpha=0.3)
     return figure

@@ -161,3 +161,19 @@ def test_a_learning_curve_is_a_figure(threads_client, grid, tmp_path):
     _, result = fit(threads_client, path, epochs=1)
     result.plot().savefig(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 5000
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+def test_validation_is_in_the_targets_own_units(threads_client, grid):
+    path, _ = grid
+    held_out = dbdask.Examples(
+        path,
+        inputs=["warm", "wet"],
+        targets="target",
+        along=("time", "lat", "lon"),
+        missing="drop",
+    ).isel(time=slice(21, 30))
+    _, result = fit(threads_client, path, epochs=2, validation=held_out)
+    wanted = result.evaluate(held_out)
+    assert result.history["validation_rmse"].values[-1] == pytest.approx(wanted["rmse"], rel=1e-4)
+    assert result.history["validation_loss"].values[-1] == pytest.approx(wanted["loss"], rel=1e-4)

@@ -36,7 +36,7 @@ class Record:
     validation_accuracy: float = math.nan
     """Share of the validation examples whose largest output is the label."""
     validation_rmse: float = math.nan
-    """Root mean squared error on the validation examples, as trained."""
+    """Root mean squared error on the validation examples, in the target's own units."""
     gradient_norm: float = math.nan
     """Root mean square of the minibatches' gradient norms."""
     replicas: int = 0

@@ -139,6 +139,7 @@ def downpour(
         model,
         examples.worker_side(),
         validation.worker_side() if validation is not None else None,
+        _deviation(examples),
         batch_size,
         n_fetch,
         n_push,
@@ -250,6 +251,12 @@ def _local_rate(given: float | None, optimizer: Optimizer) -> float:
     if given is not None:
         return float(given)
     return optimizer.rate(0) if optimizer.name == "sgd" else 0.0
+
+
+def _deviation(examples: Examples) -> np.ndarray | float:
+    """What one unit of each scaled target is in the target's own units."""
+    scaling = examples.target_scaling
+    return 1.0 if scaling is None else scaling[1].ravel()
 
 
 def _names(workers: Sequence[str] | str | None) -> tuple[str, ...] | None:

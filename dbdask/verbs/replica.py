@@ -29,6 +29,7 @@ class DownpourJob:
     model: Any
     train: Any
     validation: Any
+    deviation: np.ndarray | float  # one unit of a scaled target, in its own units
     batch_size: int
     n_fetch: int
     n_push: int

@@ -20,6 +20,6 @@ def evaluate_portion(
     reader = room.reader("validation")
     batches = reader.minibatches(portion, room.job.batch_size, blocks=gather_blocks(blocks))
     for batch in batches:
-        score += score_minibatch(room.job.model, parameters, batch, scratch)
+        score += score_minibatch(room.job.model, parameters, batch, scratch, room.job.deviation)
     room.give_back(scratch)
     return score
