@@ -1,6 +1,7 @@
 """Downpour SGD: model replicas train on portions and push to the parameter server (section 4.1)."""
 
 import uuid
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,11 @@ import cloudpickle
 import numpy as np
 from distributed import Client
 
+from dbdask.data.checks import drop_warning
 from dbdask.data.examples import Examples
 from dbdask.data.supply import Supply
 from dbdask.numbers import policies
+from dbdask.numbers.history import History
 from dbdask.numbers.layout import as_layout
 from dbdask.numbers.optimizers import Optimizer, adagrad
 from dbdask.numbers.portions import suggest_portion_rows
@@ -194,6 +197,7 @@ def downpour(
         )
         run = DownpourRun(connected, plan)
         outcome = watch(connected, run, callbacks, Progress(progress, plan.total_examples))
+    _warn_of_dropped(outcome.history)
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 
@@ -251,6 +255,16 @@ def _local_rate(given: float | None, optimizer: Optimizer) -> float:
     if given is not None:
         return float(given)
     return optimizer.rate(0) if optimizer.name == "sgd" else 0.0
+
+
+def _warn_of_dropped(history: History) -> None:
+    """Say so where many examples were left out as missing."""
+    if not history.records:
+        return
+    last = history.records[-1]
+    message = drop_warning(last.examples + last.dropped, last.dropped, "")
+    if message:
+        warnings.warn(f"{message}; examples.check() says where", UserWarning, stacklevel=3)
 
 
 def _deviation(examples: Examples) -> np.ndarray | float:
