@@ -122,7 +122,10 @@ def _create(path: Path, frames: int, names: tuple[str, ...]) -> None:
         dimension_names=["frame", "channel"],
         attributes={"long_name": "log mel energy", "window": "25 ms", "hop": "10 ms"},
     )
-    meanings: dict[str, Any] = {"flag_values": list(range(len(names))), "flag_meanings": " ".join(names)}
+    meanings: dict[str, Any] = {
+        "flag_values": list(range(len(names))),
+        "flag_meanings": " ".join(names),
+    }
     group.create_array("phoneme", dtype="int16", attributes=meanings, **common)
     group.create_array("utterance", dtype="int32", **common)
 

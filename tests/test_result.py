@@ -156,6 +156,7 @@ def test_history_survives_json_and_shows_only_what_applies():
     xr.testing.assert_identical(History.from_json(history.to_json()).to_dataset(), dataset)
 
 
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
 def test_a_learning_curve_is_a_figure(threads_client, grid, tmp_path):
     path, _ = grid
     _, result = fit(threads_client, path, epochs=1)
