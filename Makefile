@@ -17,8 +17,9 @@ check: $(VENV)/.check
 	$(PY) -m ruff check .
 	$(PY) -m mypy dbdask $(wildcard pipelines/*.py)
 
-bench: $(VENV)/.test
-	for program in benchmarks/*.py; do $(PY) $$program || exit 1; done
+bench: $(VENV)/.test $(VENV)/.demo
+	for program in $(basename $(notdir $(wildcard benchmarks/[a-z]*.py))); do \
+	  $(PY) -m benchmarks.$$program || exit 1; done
 
 chaos: $(VENV)/.test
 	$(PY) -m pytest -m chaos

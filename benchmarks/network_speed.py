@@ -1,6 +1,6 @@
 """Examples per second of the NumPy network, side by side with the same net written by hand.
 
-    python benchmarks/network_speed.py --threads 2
+    python -m benchmarks.network_speed --threads 2
 
 The two take turns, so that a machine's mood meets both; medians are printed. The peer is what a
 careful person writes without reusing any buffer: the same products, out of place elsewhere.

@@ -1,6 +1,6 @@
 """Examples a second: Downpour with two replicas, against the same net in one NumPy process.
 
-    python benchmarks/throughput.py [--net paper|small] [--rounds 3]
+    python -m benchmarks.throughput [--net paper|small] [--rounds 3]
 
 The peer computes gradients and SGD steps in one process with two threads, on the same
 minibatches in memory. Medians over rounds, alternating.

@@ -63,3 +63,12 @@ def test_a_stream_goes_on_where_a_checkpoint_stood():
     taken = [stream.take("a") for _ in range(7)]
     assert [portion.number for portion in taken] == [1, 2, 3, 5, 6, 7, 8]
     assert stream.take("a") is None
+
+
+def test_what_a_worker_reads_ahead_goes_to_no_other_worker():
+    stream = PortionStream(portions_of, epochs=1)
+    first = [stream.take("a") for _ in range(3)]
+    assert {portion.group for portion in first} == {0}
+    assert stream.following("a").group == 1
+    assert stream.take("b").group == 2
+    assert stream.take("a").group == 1

@@ -117,11 +117,13 @@ class Reader:
         *,
         first_step: int = 0,
         blocks: Blocks | None = None,
+        following: Portion | None = None,
     ) -> Iterator[Minibatch]:
         """Yield the minibatches of a portion, from `first_step` on.
 
         Rows that prove missing are left out after the permutation, so that every minibatch but
-        the last is full.
+        the last is full. Once the portion's own blocks are in hand, those of the `following` one
+        are read ahead: not before, or the blocks of three portions would be held at once.
 
         Raises
         ------
@@ -129,6 +131,8 @@ class Reader:
             When a chunk's values are wrong.
         """
         gathered = self._gather(portion.blocks, blocks)
+        if following is not None:
+            self.prefetch(following)
         rows = self._permutation(portion, gathered.rows)[portion.start : portion.stop]
         if gathered.valid is not None:
             rows = rows[gathered.valid[rows]]
@@ -146,8 +150,10 @@ class Reader:
         if self._ahead is not None and not self._ahead.done():
             return
         held = self._group[1].nbytes if self._group is not None else 0
-        wanted = sum(self._expected_bytes(block) for block in portion.blocks)
-        if held + wanted <= self._cache_bytes:
+        wanted = held + sum(self._expected_bytes(block) for block in missing)
+        if wanted <= self._cache_bytes:
+            with self._lock:
+                self._evict(wanted)
             self._ahead = self._thread.submit(self._read_ahead, missing)
 
     def block(self, block: int, blocks: Blocks | None = None) -> BlockExamples:
@@ -242,7 +248,7 @@ class Reader:
             del self._loading[number]
             self._cache[number] = block
             self._held += block.nbytes
-            self._evict(0)
+            self._evict(self._group[1].nbytes if self._group is not None else 0)
         result.set_result(block)
         return block
 

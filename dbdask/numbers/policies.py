@@ -4,6 +4,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
+CACHE_SHARE = {"train": 0.3, "validation": 0.1}  # of a worker's memory limit
+CACHE_BYTES = 256 * 2**20  # where a worker has no limit
+
 SHARD_BYTES = 4 * 2**20  # a shard smaller than this costs more in messages than it saves
 
 
@@ -72,3 +75,14 @@ def replica_bytes(size: int, n_fetch: int, n_push: int) -> int:
 def shard_bytes(length: int, slots: int, keep_best: bool) -> int:
     """Return the bytes of a shard of `length` elements: its vectors and one snapshot copy."""
     return 4 * length * 2 * (1 + slots + keep_best)
+
+
+def cache_bytes(name: str, memory_limit: int | None) -> int:
+    """Return the stored bytes that a worker's reader of the examples `name` may keep.
+
+    Examples
+    --------
+    >>> cache_bytes("train", 512 * 2**20) // 2**20, cache_bytes("train", None) // 2**20
+    (153, 256)
+    """
+    return int(CACHE_SHARE[name] * memory_limit) if memory_limit else CACHE_BYTES

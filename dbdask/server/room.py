@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from dbdask.numbers.policies import cache_bytes
 from dbdask.server.contact import answers_ping, this_worker, worker_loop
 from dbdask.server.link import Calls, ServerHandle, ServerLink
 
@@ -97,7 +98,8 @@ class Room:
         """Return the reader of the job's examples called `name`, opened once."""
         with self._turn:
             if name not in self.readers:
-                self.readers[name] = getattr(self.job, name).reader()
+                budget = cache_bytes(name, self.worker.memory_manager.memory_limit)
+                self.readers[name] = getattr(self.job, name).reader(budget)
             return self.readers[name]
 
     def copy_of(self, handle: ServerHandle, number: int) -> np.ndarray:

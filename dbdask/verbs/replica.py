@@ -82,8 +82,6 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Any) -> PortionRepor
     """
     room = open_room(order.run, job)
     report = PortionReport(order.portion.epoch, order.portion.number, room.worker.address)
-    if order.following is not None and not blocks:
-        room.reader("train").prefetch(order.following)
     with room.turn(order.replicas):
         began = time.monotonic()
         try:
@@ -118,7 +116,11 @@ class _Replica:
         self.local, self.gradient = self.room.buffer(size), self.room.buffer(size)
         self.accrued = self.gradient if job.n_push == 1 else self.room.buffer(size)
         batches = self.room.reader("train").minibatches(
-            portion, job.batch_size, first_step=first, blocks=blocks
+            portion,
+            job.batch_size,
+            first_step=first,
+            blocks=blocks,
+            following=self.order.following,
         )
         self.report.finished = self._train(batches, last)
         self._settle()

@@ -31,6 +31,7 @@ class PortionStream:
         self.epochs = epochs
         self.epoch = first_epoch
         self._group_of: dict[str, int] = {}
+        self._next_of: dict[str, int] = {}  # the group that a worker was told to read ahead
         self._out: dict[Identity, Portion] = {}
         self.finished: set[Identity] = set(finished)
         self._pending = self._open(first_epoch)
@@ -45,26 +46,33 @@ class PortionStream:
         """Hand a portion to a worker: of its own shuffle group, else of one that nobody has."""
         if not self._pending:
             return None
-        position = self._choose(worker)
-        portion = self._pending.pop(position)
+        portion = self._pending.pop(self._choose(worker))
         self._group_of[worker] = portion.group
+        self._next_of.pop(worker, None)
         self._out[portion.epoch, portion.number] = portion
         return portion
 
     def _choose(self, worker: str) -> int:
-        mine = self._group_of.get(worker)
-        taken = {group for name, group in self._group_of.items() if name != worker}
-        untouched = None
+        """Position of the worker's next portion: the one of least cost to read, then the first."""
+        mine, ahead = self._group_of.get(worker), self._next_of.get(worker)
+        others = [*self._group_of.items(), *self._next_of.items()]
+        taken = {group for name, group in others if name != worker}
+
+        found: dict[str, int] = {}  # the first position of each kind
         for position, portion in enumerate(self._pending):
             if portion.group == mine:
                 return position
-            if untouched is None and portion.group not in taken:
-                untouched = position
-        return untouched or 0
+            kind = "ahead" if portion.group == ahead else "free"
+            found.setdefault("taken" if portion.group in taken else kind, position)
+        return next(found[kind] for kind in ("ahead", "free", "taken") if kind in found)
 
     def following(self, worker: str) -> Portion | None:
-        """Guess what the worker gets next, so that it may begin to read."""
-        return self._pending[self._choose(worker)] if self._pending else None
+        """Say what the worker gets next, so that it may begin to read; others leave it alone."""
+        if not self._pending:
+            return None
+        portion = self._pending[self._choose(worker)]
+        self._next_of[worker] = portion.group
+        return portion
 
     def hand_back(self, portion: Portion) -> None:
         """Take an unfinished portion back; it is the next to be handed out."""
@@ -98,12 +106,16 @@ class PortionStream:
         assert self.epoch_finished
         self.epoch += 1
         self.finished = {identity for identity in self.finished if identity[0] >= self.epoch}
-        self._group_of.clear()
+        self._forget_groups()
         self._pending = self._open(self.epoch)
+
+    def _forget_groups(self) -> None:
+        self._group_of.clear()
+        self._next_of.clear()
 
     def restart(self, epoch: int, finished: Iterable[Identity]) -> None:
         """Go back to where a checkpoint stood."""
         self.epoch, self.finished = epoch, set(finished)
         self._out.clear()
-        self._group_of.clear()
+        self._forget_groups()
         self._pending = self._open(epoch)
