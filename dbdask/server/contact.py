@@ -192,14 +192,18 @@ class WorkerFacts:
     host: str
     threads: int
     memory_limit: int  # bytes; 0 where there is none
+    is_closing: bool = False  # it still answers, and gets nothing new
 
     def is_called(self, wanted: str) -> bool:
         """Whether `wanted` means this worker, as in `client.submit(workers=)`."""
         return wanted in (self.address, self.name, self.host)
 
 
+CLOSING = ("closing", "closing_gracefully")
+
+
 async def workers_now(client: Any) -> dict[str, WorkerFacts]:
-    """Return the running workers that the scheduler knows now, by address.
+    """Return the workers that the scheduler knows now and that answer, by address.
 
     Raises
     ------
@@ -218,9 +222,10 @@ async def workers_now(client: Any) -> dict[str, WorkerFacts]:
             str(worker.get("host", "")),
             int(worker.get("nthreads", 1)),
             int(worker.get("memory_limit") or 0),
+            worker.get("status") in CLOSING,
         )
         for address, worker in answer["workers"].items()
-        if worker.get("status", "running") in ("running", "paused")
+        if worker.get("status", "running") in ("running", "paused", *CLOSING)
     }
 
 
@@ -228,3 +233,42 @@ async def place_of(client: Any, key: str) -> str | None:
     """Return the address of the worker that holds a key, if one does."""
     holders = await client.scheduler.who_has(keys=[key])
     return next(iter(holders.get(key, ())), None)
+
+
+async def retire(client: Any, worker: str) -> None:
+    """Ask the scheduler to retire a worker, as `client.retire_workers` does."""
+    await client.scheduler.retire_workers(workers=[worker], close_workers=True, remove=True)
+
+
+class _Listener:
+    """A handler of a topic that leaves the handlers before it at work."""
+
+    def __init__(self, handler: Callable[[Any], None], before: Any) -> None:
+        self.handler, self.before = handler, before
+        self.is_active = True
+
+    def __call__(self, event: tuple[float, Any]) -> Any:
+        if self.is_active:
+            self.handler(event[1])
+        return self.before(event) if self.before is not None else None
+
+
+def listen(client: Any, topic: str, handler: Callable[[Any], None]) -> Callable[[], None]:
+    """Call `handler` with every message of a topic; returns what ends it.
+
+    A client has one handler a topic. The user's own, and those of other runs, go on.
+    """
+    mine = _Listener(handler, client._event_handlers.get(topic))
+    client.subscribe_topic(topic, mine)
+
+    def stop() -> None:
+        mine.is_active = False
+        head = client._event_handlers.get(topic)
+        while isinstance(head, _Listener) and not head.is_active:
+            head = head.before
+        if head is not None:
+            client._event_handlers[topic] = head
+        elif topic in client._event_handlers:
+            client.unsubscribe_topic(topic)
+
+    return stop

@@ -8,6 +8,7 @@ import numpy as np
 from dbdask.numbers import checkpoint
 from dbdask.numbers.ledger import Ledger
 from dbdask.numbers.optimizers import Optimizer
+from dbdask.server.contact import ActorPlace, call_actor, start_on, this_worker, worker_loop
 from dbdask.server.shard import ShardState
 
 
@@ -47,7 +48,15 @@ class FromSnapshot:
 
 @dataclass(frozen=True)
 class FromNeighbour:
-    """Nothing yet: the state is taken over from the shard whose place this one takes."""
+    """The state of a shard that still answers: it moves from worker to worker directly."""
+
+    place: ActorPlace
 
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
-        return ShardState({"parameters": np.zeros(stop - start, np.float32)}, 0, Ledger())
+        worker = this_worker()
+        nbytes = 4 * (stop - start) * (2 + len(optimizer.slots))
+        call = call_actor(worker.rpc, self.place, "whole_state", nbytes=nbytes)
+        state: ShardState = start_on(worker_loop(worker), call).result()
+        for name, vector in state.vectors.items():
+            state.vectors[name] = np.array(vector)  # what came off the wire may be read-only
+        return state

@@ -5,6 +5,7 @@ stay in the shards.
 """
 
 import asyncio
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from dbdask.server.contact import (
     settled,
 )
 from dbdask.server.deadlines import deadline
+from dbdask.server.farewell import add_farewell, forget_farewell, shard_prefix
+from dbdask.server.initial import FromNeighbour
 from dbdask.server.link import ServerHandle, ShardPlace
 from dbdask.server.room import close_room, end_generation
 from dbdask.server.shard import ParameterShard, ShardState
@@ -83,25 +86,54 @@ class ParameterServer:
         self, indices: Sequence[int], initial: Initial, workers: Sequence[str]
     ) -> None:
         """Make the named shards anew, each on the worker that holds the fewest."""
+        chosen = self._choose(indices, workers)
+        await asyncio.gather(
+            *(self._make(index, initial, worker) for index, worker in chosen.items())
+        )
+
+    async def move(self, indices: Sequence[int], workers: Sequence[str]) -> None:
+        """Move shards that still answer to other workers, under a new generation.
+
+        No replica may be at work: what is still on its way is refused by the new generation.
+        """
+        await self.advance(range(len(self.slices)))
+        sources = {index: self._places[index] for index in indices}
+        before = [self._futures[index] for index in indices]  # keeps the old shards alive
+        chosen = self._choose(indices, workers)
+        await asyncio.gather(
+            *(
+                self._make(index, FromNeighbour(place), chosen[index])
+                for index, place in sources.items()
+                if place is not None
+            )
+        )
+        for future in before:
+            future.release()
+        for place in sources.values():
+            assert place is not None
+            await self._until_forgotten(place.key)
+
+    def _choose(self, indices: Sequence[int], workers: Sequence[str]) -> dict[int, str]:
+        """For each shard, the worker that holds the fewest; the shards' places are given up."""
         for index in indices:
             self._places[index] = None
         loads = Counter(dict.fromkeys(workers, 0))
         loads.update(place.worker for place in self._places if place and place.worker in loads)
-        chosen = []
-        for _ in indices:
-            worker = min(workers, key=lambda name: loads[name])
-            loads[worker] += 1
-            chosen.append(worker)
-        await asyncio.gather(
-            *(
-                self._make(index, initial, worker)
-                for index, worker in zip(indices, chosen, strict=True)
-            )
-        )
+        chosen = {}
+        for index in indices:
+            chosen[index] = min(workers, key=lambda name: loads[name])
+            loads[chosen[index]] += 1
+        return chosen
+
+    async def _until_forgotten(self, key: str) -> None:
+        """Wait until the scheduler has dropped an actor: its worker can be retired only then."""
+        until = time.monotonic() + deadline("ping")
+        while await place_of(self.client, key) is not None and time.monotonic() < until:
+            await asyncio.sleep(0.02)
 
     async def _make(self, index: int, initial: Initial, worker: str) -> None:
         start, stop = self.slices[index]
-        key = f"dbdask-shard-{self.run}-{index}-{uuid.uuid4().hex[:8]}"
+        key = f"{shard_prefix(self.run)}{index}-{uuid.uuid4().hex[:8]}"
         future = self.client.submit(
             ParameterShard,
             start,
@@ -128,6 +160,7 @@ class ParameterServer:
         if address is None:
             raise ShardLost(f"shard {index} was lost while it was made")
         self._places[index] = ActorPlace(address, key)
+        await self._tell([address], add_farewell, self.run)
 
     async def command(
         self, name: str, *arguments: Any, only: Sequence[int] | None = None, nbytes: int = 0
@@ -202,6 +235,7 @@ class ParameterServer:
     async def release(self, workers: Sequence[str]) -> None:
         """Leave nothing on the cluster: rooms, then shards."""
         await self._tell(workers, close_room, self.run)
+        await self._tell(workers, forget_farewell, self.run)
         for future in self._futures:
             if future is not None:
                 future.release()

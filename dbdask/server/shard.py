@@ -235,6 +235,3 @@ class ParameterShard:
         vectors = {name: vector.copy() for name, vector in self.state.vectors.items()}
         ledger = Ledger.from_rows(self.state.ledger.rows(), self.state.ledger.first_open_epoch)
         return ShardState(vectors, self.state.applied, ledger)
-
-    async def _take_over(self, state: ShardState) -> None:
-        self.state = state

@@ -51,6 +51,8 @@ class Workforce:
     facts: dict[str, WorkerFacts] = field(default_factory=dict)
     outstanding: list[Outstanding] = field(default_factory=list)
     silent: set[str] = field(default_factory=set)
+    closing: set[str] = field(default_factory=set)  # on their way out, and still answering
+    leaving: set[str] = field(default_factory=set)  # asked to leave: they get nothing more
     abandoned: bool = False  # a task was given up that may still run somewhere
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     attempts: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -70,8 +72,13 @@ class Workforce:
         return [
             address
             for address, facts in self.facts.items()
-            if self._may_train(facts) and address in self._checked and address not in self.silent
+            if self._may_train(facts) and address in self._checked and address not in self.away
         ]
+
+    @property
+    def away(self) -> set[str]:
+        """Workers that are running, but get nothing: silent, closing or asked to leave."""
+        return self.silent | self.closing | self.leaving
 
     def _may_train(self, facts: WorkerFacts) -> bool:
         if facts.address in self._refused:
@@ -89,7 +96,10 @@ class Workforce:
         if not first and time.monotonic() - self._refreshed < REFRESH_SECONDS:
             return
         self.facts = await workers_now(self.client)
-        new = [a for a, f in self.facts.items() if self._may_train(f) and a not in self._checked]
+        self.closing = {address for address, facts in self.facts.items() if facts.is_closing}
+        self.leaving &= set(self.facts)
+        unknown = set(self.facts) - self._checked - self.closing
+        new = [address for address in unknown if self._may_train(self.facts[address])]
         checks = [
             check_worker(self.client.rpc, address, self.job, self.checkpoint) for address in new
         ]
@@ -214,7 +224,7 @@ class Workforce:
                 del self._asking[worker]
                 self._judge(worker, asked.result(), now)
         self.silent &= set(self.facts)
-        return self._abandon(self.silent)
+        return self.abandon(self.silent)
 
     def _judge(self, worker: str, answers: bool, now: float) -> None:
         if answers:
@@ -224,8 +234,8 @@ class Workforce:
             logger.warning("worker %s is silent; its portions go to others", worker)
             self.silent.add(worker)
 
-    def _abandon(self, workers: set[str]) -> list[Portion]:
-        """Give up the tasks of silent workers: identity makes a second run of them safe."""
+    def abandon(self, workers: set[str]) -> list[Portion]:
+        """Give up the tasks of some workers: identity makes a second run of them safe."""
         given_up = [out for out in self.outstanding if out.worker in workers]
         self.outstanding = [out for out in self.outstanding if out.worker not in workers]
         for out in given_up:
@@ -235,4 +245,4 @@ class Workforce:
 
     def give_up_all(self) -> list[Portion]:
         """Give up every task, where those that should have ended did not."""
-        return self._abandon({out.worker for out in self.outstanding})
+        return self.abandon({out.worker for out in self.outstanding})

@@ -1,0 +1,61 @@
+"""The barrier: replicas come to rest between two steps, and all shards hold the same ones."""
+
+from typing import TYPE_CHECKING
+
+from dbdask.errors import ShardLost
+
+if TYPE_CHECKING:
+    from dbdask.verbs.downpour_run import DownpourRun
+
+Rows = list[list[int]]  # (epoch, portion, last step) of every open portion
+
+
+class Barrier:
+    """Brings one run to rest (a replica hands its portion back with the push that it is in)."""
+
+    def __init__(self, run: "DownpourRun") -> None:
+        self.run = run
+        self.ledger: Rows = []
+
+    async def rest(self) -> None:
+        """Return when no replica works and every shard has applied the same steps.
+
+        A task that was given up for silent may still be pushing: then the generation ends too.
+        """
+        server, workforce = self.run.server, self.run.workforce
+        await server.command("pause", True)
+        await self._empty()
+        if workforce.abandoned:
+            await server.advance(range(len(server.slices)))
+            workforce.abandoned = False
+        while uneven := await self._uneven():
+            await self._complete(uneven)
+
+    async def release(self) -> None:
+        """Let replicas go on."""
+        await self.run.server.command("pause", False)
+
+    async def _uneven(self) -> set[tuple[int, int]]:
+        """The portions that shards hold at different steps."""
+        ledgers = await self.run.server.command("pause", True)
+        first = {tuple(row) for row in ledgers[0]}
+        self.ledger = [list(row) for row in ledgers[0]]
+        return {(e, p) for rows in ledgers for e, p, _ in first ^ {tuple(row) for row in rows}}
+
+    async def _empty(self) -> None:
+        """Take in until nothing is outstanding; trouble on the way comes out."""
+        while self.run.workforce.outstanding:
+            trouble = await self.run.take_in()
+            if trouble:
+                raise ShardLost(trouble)
+
+    async def _complete(self, uneven: set[tuple[int, int]]) -> None:
+        """Bring the shards that lack a step of a portion to the step that others have."""
+        run = self.run
+        portions = {
+            (p.epoch, p.number): p for p in run.plan.cut.portions(run.plan.seed, run.stream.epoch)
+        }
+        workers = run.workforce.workers
+        for identity, worker in zip(uneven, workers * len(uneven), strict=False):
+            run.give(portions[identity], worker, complete_only=True)
+        await self._empty()

@@ -1,0 +1,81 @@
+"""Workers that leave in mid-training: their shards move on first, and then they may go."""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dbdask.server.contact import listen, retire
+
+if TYPE_CHECKING:
+    from dbdask.verbs.downpour_run import DownpourRun
+
+logger = logging.getLogger("dbdask")
+
+
+class Leaving:
+    """Which workers want to leave, and what one run does about it.
+
+    Dask refuses to retire a worker that holds an actor, and only says so in an event: the run
+    hears it, moves the shards, and retires the worker itself. A worker that closes (`scale`,
+    `--lifetime`, SIGTERM) waits a little for its shards to be fetched.
+    """
+
+    def __init__(self, run: "DownpourRun") -> None:
+        self.run = run
+        self._asked: set[str] = set()
+        self._stop_listening: Callable[[], None] = lambda: None
+
+    def begin(self) -> None:
+        """Listen for workers that were asked to leave and could not."""
+        self._stop_listening = listen(self.run.client, "all", self._hear)
+
+    def end(self) -> None:
+        """Listen no more."""
+        self._stop_listening()
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if message.get("action") == "retire-workers":
+            refused = set(message.get("could-not-retire", ()))
+            self._asked |= refused & set(self.run.server.workers)
+
+    @property
+    def workers(self) -> set[str]:
+        """Workers that get nothing new: they close, or were asked to leave."""
+        return self._asked | self.run.workforce.closing
+
+    @property
+    def due(self) -> bool:
+        """Whether a worker that leaves holds a shard."""
+        return bool(self.workers & set(self.run.server.workers))
+
+    async def hand_on(self) -> None:
+        """Move the shards of leaving workers, at a barrier, and let the workers go.
+
+        Training stops for as long as the shards travel; nothing is rolled back.
+        """
+        run, going = self.run, self.workers
+        homes = run.shard_homes()
+        if not homes:
+            self._refuse(going)
+            return
+        for portion in run.workforce.abandon(run.workforce.closing):
+            run.stream.hand_back(portion)
+        await run.barrier.rest()
+        indices = [i for i, worker in enumerate(run.server.workers) if worker in going]
+        logger.info("moving shards %s: %s leave", indices, sorted(going))
+        await run.server.move(indices, homes)
+        asked, self._asked = self._asked, set()
+        for worker in asked:
+            run.workforce.leaving.add(worker)
+            await retire(run.client, worker)
+        await run.barrier.release()
+
+    def _refuse(self, going: set[str]) -> None:
+        for worker in self._asked:
+            logger.warning(
+                "worker %s cannot leave: it holds parameter shards, and no other worker may hold "
+                "them (start another one, or widen shard_workers=)",
+                worker,
+            )
+        self._asked = set()
+        self.run.workforce.closing -= going
