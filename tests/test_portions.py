@@ -102,3 +102,14 @@ def test_suggested_portions_are_whole_minibatches(rows, parameters):
     assert suggested % 100 == 0
     assert suggested >= 1600
     assert suggested * 784 <= max(1600 * 784, 32 * 2**20)
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_every_group_spans_the_whole_store(epoch):
+    rows = 10
+    cut = Cut((rows,) * 60, (rows,) * 60, portion_rows=rows, mix_bytes=rows * 12)
+    groups = {p.group: p.blocks for p in cut.portions(4, epoch)}
+    assert [len(blocks) for blocks in groups.values()] == [12] * 5
+    for blocks in groups.values():
+        strata = sorted(block // 5 for block in blocks)
+        assert strata == list(range(12))  # one block of every five neighbours

@@ -146,12 +146,23 @@ class Cut:
 
     def portions(self, seed: int, epoch: int) -> tuple[Portion, ...]:
         """Cut an epoch into shuffled portions; the same for the same seed and epoch."""
-        filled = np.flatnonzero(self.block_rows)
-        drawn = np.random.default_rng((seed, epoch)).permutation(filled)
-        groups = self._collect([int(block) for block in drawn], self.mix_bytes)
+        drawn = self._draw(np.random.default_rng((seed, epoch)))
+        groups = self._collect(drawn, self.mix_bytes)
         # Entropy is padded with zeros by NumPy: group 0 must not share that of the draw.
         seeds: list[tuple[int, ...]] = [(seed, epoch, group + 1) for group in range(len(groups))]
         return self._cut(epoch, groups, seeds)
+
+    def _draw(self, rng: np.random.Generator) -> list[int]:
+        """Return the blocks in an order of which every run of a group's length spans the store.
+
+        Neighbours in the store are alike (labels may be sorted, weather lasts), so each group
+        takes one block, by lot, of every stratum of as many neighbours as there are groups.
+        """
+        filled = np.flatnonzero(self.block_rows)
+        count = max(1, len(self._collect([int(block) for block in filled], self.mix_bytes)))
+        strata = [rng.permutation(filled[i : i + count]) for i in range(0, filled.size, count)]
+        groups = [[int(s[g]) for s in strata if g < s.size] for g in rng.permutation(count)]
+        return [int(block) for group in groups for block in rng.permutation(group)]
 
     def contiguous(self) -> tuple[Portion, ...]:
         """Cut all rows into portions in store order."""

@@ -258,17 +258,22 @@ def listen(client: Any, topic: str, handler: Callable[[Any], None]) -> Callable[
 
     A client has one handler a topic. The user's own, and those of other runs, go on.
     """
-    mine = _Listener(handler, client._event_handlers.get(topic))
+    mine = _Listener(handler, _last_active(client, topic))
     client.subscribe_topic(topic, mine)
 
     def stop() -> None:
         mine.is_active = False
-        head = client._event_handlers.get(topic)
-        while isinstance(head, _Listener) and not head.is_active:
-            head = head.before
+        head = _last_active(client, topic)
         if head is not None:
             client._event_handlers[topic] = head
-        elif topic in client._event_handlers:
+        else:  # `mine` stays and does nothing: a late event must find a handler
             client.unsubscribe_topic(topic)
 
     return stop
+
+
+def _last_active(client: Any, topic: str) -> Any:
+    head = client._event_handlers.get(topic)
+    while isinstance(head, _Listener) and not head.is_active:
+        head = head.before
+    return head

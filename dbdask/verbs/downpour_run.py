@@ -347,8 +347,7 @@ class DownpourRun:
 
     async def _release(self) -> None:
         try:
-            for out in self.workforce.outstanding:
-                out.task.cancel()
+            self.workforce.close()
             self.leaving.end()
             if hasattr(self, "server"):
                 await self.snapshots.give_up()

@@ -63,8 +63,9 @@ class Recovery:
 
     async def _recover(self) -> None:
         run = self.run
+        await run.workforce.refresh(now=True)  # a dead worker is not waited for
         await self._end_flight()
-        await run.workforce.refresh(first=False)
+        await run.workforce.refresh(now=True)
         lost = await run.server.find_lost(run.workforce.everyone)
         run.tally.lost += len(lost)
         await self._rebuild(lost)

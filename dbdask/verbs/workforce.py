@@ -59,6 +59,7 @@ class Workforce:
     _checked: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
     _refreshed: float = -1e9
+    _checking: "dict[str, asyncio.Task[None]]" = field(default_factory=dict)
     _asking: dict[str, "asyncio.Task[bool]"] = field(default_factory=dict)
 
     @property
@@ -85,38 +86,54 @@ class Workforce:
             return False
         return self.only is None or any(facts.is_called(str(name)) for name in self.only)
 
-    async def refresh(self, *, first: bool = False) -> None:
-        """See who is there; a new worker is checked before it gets a portion.
+    async def refresh(self, *, first: bool = False, now: bool = False) -> None:
+        """See who is there; a new worker is checked, beside training, before it gets a portion.
+
+        Parameters
+        ----------
+        first
+            The run begins: wait for the checks.
+        now
+            Ask the scheduler however lately it was asked.
 
         Raises
         ------
         WorkerError
             At the start (`first`), for any worker that cannot take part.
         """
-        if not first and time.monotonic() - self._refreshed < REFRESH_SECONDS:
-            return
-        self.facts = await workers_now(self.client)
-        self.closing = {address for address, facts in self.facts.items() if facts.is_closing}
-        self.leaving &= set(self.facts)
-        unknown = set(self.facts) - self._checked - self.closing
-        new = [address for address in unknown if self._may_train(self.facts[address])]
-        checks = [
-            check_worker(self.client.rpc, address, self.job, self.checkpoint) for address in new
-        ]
-        for address, error in zip(
-            new, await asyncio.gather(*checks, return_exceptions=True), strict=True
-        ):
-            self._admit(address, error, first)
-        self._refreshed = time.monotonic()
+        if first or now or time.monotonic() - self._refreshed >= REFRESH_SECONDS:
+            self.facts = await workers_now(self.client)
+            self.closing = {address for address, facts in self.facts.items() if facts.is_closing}
+            self.leaving &= set(self.facts)
+            self._start_checks()
+            self._refreshed = time.monotonic()
+        if first:
+            await asyncio.gather(*self._checking.values())
+        for address, check in list(self._checking.items()):
+            if check.done():
+                del self._checking[address]
+                self._admit(address, check.exception())
 
-    def _admit(self, address: str, error: BaseException | None, first: bool) -> None:
+    def _start_checks(self) -> None:
+        known = self._checked | self._checking.keys() | self.closing
+        for address in self.facts.keys() - known:
+            if self._may_train(self.facts[address]):
+                check = check_worker(self.client.rpc, address, self.job, self.checkpoint)
+                self._checking[address] = asyncio.ensure_future(check)
+
+    def _admit(self, address: str, error: BaseException | None) -> None:
         if error is None:
             self._checked.add(address)
-        elif first:
-            raise error
         elif not isinstance(error, WorkerError) or address in self.facts:
             logger.warning("worker %s takes no part: %s", address, error)
             self._refused.add(address)
+
+    def close(self) -> None:
+        """Wait for nothing more."""
+        for task in (*self._checking.values(), *self._asking.values()):
+            task.cancel()
+        for out in self.outstanding:
+            out.task.cancel()
 
     def free_places(self, replicas: int | None) -> list[str]:
         """List workers that want a portion, the emptiest first, once for each portion wanted."""

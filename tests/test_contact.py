@@ -1,0 +1,119 @@
+"""The one room that knows distributed's inside: it fails here when distributed changes."""
+
+import time
+
+import dask
+import numpy as np
+import pytest
+from test_leaving import wait_until
+
+from dbdask.errors import ShardLost, WorkerError
+from dbdask.server import contact
+
+
+class Counter:
+    """An actor whose methods are coroutines, as those of a shard."""
+
+    def __init__(self):
+        self.total = np.zeros(3)
+
+    async def ping(self):
+        return 0
+
+    async def add(self, values):
+        self.total = self.total + values
+        return self.total
+
+    async def fail(self):
+        raise KeyError("mine")
+
+
+@pytest.fixture(params=["threads_client", "process_client"])
+def client(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def counter(client):
+    future = client.submit(Counter, actor=True, key="counter", pure=False)
+    future.result()
+    address = client.sync(contact.place_of, client, "counter")
+    yield contact.ActorPlace(address, "counter")
+    future.release()
+    wait_until(lambda: client.sync(contact.place_of, client, "counter") is None)
+
+
+def test_an_actor_is_called_by_address_with_arrays(client, counter):
+    values = np.arange(3.0)
+    for times in (1, 2):
+        answer = client.sync(contact.call_actor, client.rpc, counter, "add", values)
+        np.testing.assert_array_equal(answer, times * values)
+    assert client.sync(contact.answers_ping, client.rpc, counter)
+    assert client.sync(contact.worker_answers, client.rpc, counter.worker)
+
+
+def test_an_actor_that_is_not_there_is_lost_at_once(client, counter):
+    nowhere = [
+        contact.ActorPlace(counter.worker, "nobody"),
+        contact.ActorPlace("tcp://127.0.0.1:9", "counter"),
+    ]
+    if counter.worker.startswith("inproc"):
+        nowhere.pop()
+    with dask.config.set({"dbdask.connect": "1s"}):
+        check_lost(client, nowhere)
+
+
+def check_lost(client, places):
+    for place in places:
+        began = time.monotonic()
+        with pytest.raises(ShardLost, match=place.key):
+            client.sync(contact.call_actor, client.rpc, place, "add", np.zeros(3))
+        assert not client.sync(contact.answers_ping, client.rpc, place)
+        assert time.monotonic() - began < 12  # not the half minute of retried connections
+
+
+def test_what_an_actor_raises_is_not_taken_for_its_loss(client, counter):
+    with pytest.raises(ShardLost, match="mine"):
+        # A KeyError is how a worker says that it has no such actor: shards raise none.
+        client.sync(contact.call_actor, client.rpc, counter, "fail")
+    with pytest.raises(AttributeError):
+        client.sync(contact.call_actor, client.rpc, counter, "no_such_method")
+
+
+async def where(word, dask_worker):
+    return word, dask_worker.address
+
+
+def test_a_function_runs_on_a_workers_loop(client):
+    for address, facts in client.sync(contact.workers_now, client).items():
+        answer = client.sync(contact.run_on, client.rpc, address, where, "here", seconds=10)
+        assert tuple(answer) == ("here", address)
+        assert facts.address == address and facts.threads == 1 and not facts.is_closing
+        assert facts.is_called(address) and facts.is_called(facts.name)
+    nobody = pytest.raises(WorkerError, match="gave no answer")
+    with dask.config.set({"dbdask.connect": "1s"}), nobody:
+        client.sync(contact.run_on, client.rpc, "tcp://127.0.0.1:9", where, "", seconds=10)
+
+
+def send_until(client, number, condition):
+    """Log an event until it is heard: subscribing travels by another way than events."""
+
+    def heard():
+        client.log_event("news", number)
+        return condition()
+
+    wait_until(heard)
+
+
+def test_listeners_of_a_topic_leave_each_other_alone(client):
+    heard = {"first": [], "second": []}
+    stops = {name: contact.listen(client, "news", words.append) for name, words in heard.items()}
+    send_until(client, 1, lambda: 1 in heard["first"] and 1 in heard["second"])
+    stops["first"]()
+    send_until(client, 2, lambda: 2 in heard["second"])
+    assert 2 not in heard["first"]
+    stops["second"]()
+    stop = contact.listen(client, "news", heard["first"].append)
+    send_until(client, 3, lambda: 3 in heard["first"])
+    assert 3 not in heard["second"]
+    stop()

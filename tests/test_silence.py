@@ -1,0 +1,109 @@
+"""Workers that stop without dying, and come back when nobody expects them any more."""
+
+import os
+import signal
+import threading
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from test_downpour import assert_nothing_left, write_store
+from test_leaving import addresses, shard_workers
+from test_recovery import after, assert_workers_run_tasks, train
+
+SHORT = {"dbdask.silence": "500ms", "dbdask.ping": "1s", "dbdask.answer": "1s"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("silence") / "store.zarr")
+
+
+@pytest.fixture
+def client():
+    with (
+        dask.config.set(SHORT),
+        LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+class Stopped:
+    """Stops a worker's process, and lets it go on when the run has gone on without it."""
+
+    def __init__(self, client, choose):
+        self.client, self.choose = client, choose
+        self.process = 0
+        self.records_after = 0
+
+    def stop(self):
+        worker = self.choose(self.client)
+        process = self.client.run(os.getpid, workers=[worker])[worker]
+        os.kill(process, signal.SIGSTOP)
+        self.process = process
+
+    def go_on(self):
+        if self.process:
+            os.kill(self.process, signal.SIGCONT)
+            self.process = 0
+
+    def callback(self, until):
+        """Count records since the stop; the worker comes back at the `until`-th."""
+
+        def call(record):
+            self.records_after += bool(self.process)
+            if self.records_after == until:
+                self.go_on()
+
+        return call
+
+
+def with_a_shard(client):
+    return shard_workers(client)[0]
+
+
+def without_a_shard(client):
+    return sorted(addresses(client) - set(shard_workers(client)))[0]
+
+
+def test_a_stopped_replica_is_done_without_and_its_late_pushes_count_once(client, store):
+    stopped = Stopped(client, without_a_shard)
+    try:
+        callbacks = [after(3, stopped.stop), stopped.callback(12)]
+        result = train(client, store, epochs=6, callbacks=callbacks)
+    finally:
+        stopped.go_on()
+    assert stopped.records_after >= 12
+    np.testing.assert_array_equal(result.parameters["count"].values, 6)
+    assert_nothing_left(client)
+    assert_workers_run_tasks(client)
+
+
+def test_a_stopped_shard_is_replaced_and_the_old_one_is_refused(client, store, tmp_path):
+    stopped = Stopped(client, with_a_shard)
+    try:
+        result = train(
+            client,
+            store,
+            epochs=8,
+            checkpoint=str(tmp_path / "run.zarr"),
+            snapshot_every="300ms",
+            callbacks=[after(6, stopped.stop), stopped.callback(8)],
+        )
+    finally:
+        stopped.go_on()
+    assert result.history["lost"].values[-1] == 1
+    counts = result.parameters["count"].values
+    missing = 8 * 1200 - counts.sum()
+    assert counts.max() <= 8
+    assert 0 <= missing <= 20 * result.history["rolled_back"].values[-1]
+    assert_workers_run_tasks(client)
+
+
+def test_the_threads_of_this_process_are_those_of_before(store, threads_client):
+    before = {t.name for t in threading.enumerate()}
+    train(threads_client, store, epochs=1)
+    after_run = {t.name for t in threading.enumerate() if "dbdask" in t.name}
+    assert after_run <= before
