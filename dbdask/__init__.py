@@ -22,6 +22,7 @@ _PLACES = {
     "Record": "dbdask.numbers.history",
     "Status": "dbdask.status",
     "downpour": "dbdask.verbs.downpour",
+    "sandblaster": "dbdask.verbs.sandblaster",
     "Result": "dbdask.result",
     "load": "dbdask.result",
     "ShardLost": "dbdask.errors",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from dbdask.result import load as load
     from dbdask.status import Status as Status
     from dbdask.verbs.downpour import downpour as downpour
+    from dbdask.verbs.sandblaster import sandblaster as sandblaster
 
 
 def __getattr__(name: str) -> Any:

@@ -23,25 +23,28 @@ class Progress:
         None shows a bar on a terminal or in a notebook and logs lines elsewhere; True always
         shows a bar, False nothing.
     total
-        Examples of the whole run.
+        Examples, or iterations, of the whole run.
+    unit
+        "examples" or "iterations".
     """
 
-    def __init__(self, mode: bool | None, total: int) -> None:
+    def __init__(self, mode: bool | None, total: int, unit: str = "examples") -> None:
         wants_bar = _someone_looks_on() if mode is None else mode
         self._silent = mode is False
-        self._bar = _make_bar(total) if wants_bar else None
-        self._total = total
+        self._bar = _make_bar(total, unit) if wants_bar else None
+        self._total, self._unit = total, unit
         self._said = -math.inf
 
     def update(self, record: Record) -> None:
         """Show a record."""
+        done = record.examples if self._unit == "examples" else record.step
         if self._bar is not None:
-            self._bar.update(max(0, record.examples - self._bar.n))
+            self._bar.update(max(0, done - self._bar.n))
             self._bar.set_postfix_str(summary(record), refresh=False)
         elif not self._silent and time.monotonic() - self._said >= LINE_SECONDS:
             self._said = time.monotonic()
-            share = 100 * record.examples / max(1, self._total)
-            logger.info("%.0f %% of the examples, %s", share, summary(record))
+            share = 100 * done / max(1, self._total)
+            logger.info("%.0f %% of the %s, %s", share, self._unit, summary(record))
 
     def close(self) -> None:
         """Leave the display in order."""
@@ -65,14 +68,14 @@ def summary(record: Record) -> str:
     return ", ".join(parts)
 
 
-def _make_bar(total: int) -> Any:
+def _make_bar(total: int, unit: str) -> Any:
     """A bar of widgets where a notebook has them, else of text."""
     if _in_notebook() and find_spec("ipywidgets"):
         from tqdm.notebook import tqdm
     else:
         from tqdm import tqdm
     file = sys.stdout if _in_notebook() else sys.stderr
-    return tqdm(total=total, unit=" examples", unit_scale=True, file=file)
+    return tqdm(total=total, unit=f" {unit}", unit_scale=True, file=file)
 
 
 def _in_notebook() -> bool:

@@ -146,7 +146,7 @@ def test_a_snapshot_comes_back_to_the_bit_on_another_number_of_shards(tmp_path, 
             shard = make_shard(optimizer, start, stop)
             await shard.push(0, (0, 0, 0), gradient[start:stop], 0)
             await shard.command(1, "copy", 1)
-            await shard.command(2, "write", 1, path, group)
+            await shard.command(2, "write", path, group, 1)
             wanted.append(await shard.whole_state())
         assert checkpoint.latest(path) is None
         checkpoint.commit(path, group, {"applied": 1})

@@ -45,3 +45,12 @@ def first_bad_parameter(gradient: np.ndarray, names: list[str], offsets: list[in
 def minibatch_seed(seed: int, epoch: int, portion: int, step: int) -> int:
     """Return the model's seed for a minibatch: from its identity, so that a repeat is the same."""
     return int(np.random.SeedSequence((seed, epoch, portion, step)).generate_state(1)[0])
+
+
+def weight_of(weights: np.ndarray | None, examples: int) -> float:
+    """Return the sum of a minibatch's weights: of the examples, also where elements are masked."""
+    if weights is None:
+        return float(examples)
+    weights = np.asarray(weights)
+    per_example = weights if weights.ndim == 1 else weights.reshape(len(weights), -1).mean(axis=1)
+    return float(np.sum(per_example, dtype=np.float64))

@@ -9,7 +9,16 @@ import numpy as np
 import xarray as xr
 
 COORDINATES = ("seconds", "epoch", "step", "examples")
-SANDBLASTER = ("iteration", "step_length", "evaluations", "backups_launched", "backups_won")
+SANDBLASTER = (
+    "iteration",
+    "step_length",
+    "evaluations",
+    "bundles",
+    "backups_launched",
+    "backups_won",
+    "seconds_evaluating",
+    "seconds_commanding",
+)
 OPTIONAL = ("validation_loss", "validation_accuracy", "validation_rmse")
 COUNTS = ("epoch", "step", "examples", "lost", "repeated", "rolled_back", "dropped", "refused")
 
@@ -61,10 +70,16 @@ class Record:
     """Length of the accepted step along the direction."""
     evaluations: float = math.nan
     """Passes over the data so far."""
+    bundles: float = math.nan
+    """Bundles done so far."""
     backups_launched: float = math.nan
     """Backup copies of bundles so far."""
     backups_won: float = math.nan
     """Backup copies that ended first, so far."""
+    seconds_evaluating: float = math.nan
+    """Seconds spent in passes over the data, so far."""
+    seconds_commanding: float = math.nan
+    """Seconds spent in commands on vectors, so far."""
 
 
 NAMES = tuple(field.name for field in fields(Record))

@@ -77,6 +77,11 @@ def shard_bytes(length: int, slots: int, keep_best: bool) -> int:
     return 4 * length * 2 * (1 + slots + keep_best)
 
 
+def batch_shard_bytes(length: int, history_length: int, keep_best: bool) -> int:
+    """Return the bytes of a batch shard: pairs, point, trial, gradients, direction, the sum."""
+    return 4 * length * (2 * history_length + 6 + 2 + keep_best)
+
+
 def cache_bytes(name: str, memory_limit: int | None) -> int:
     """Return the stored bytes that a worker's reader of the examples `name` may keep.
 

@@ -109,6 +109,21 @@ class Portion:
     seed: tuple[int, ...]
 
     @property
+    def identity(self) -> tuple[int, int]:
+        """What makes a second run of it harmless, together with the step."""
+        return self.epoch, self.number
+
+    @property
+    def portions(self) -> tuple["Portion", ...]:
+        """The portions that its task reads: itself."""
+        return (self,)
+
+    @property
+    def name(self) -> str:
+        """What an error calls it."""
+        return f"portion {self.number} of epoch {self.epoch} (blocks {self.blocks[:4]})"
+
+    @property
     def rows(self) -> int:
         """Rows of the portion, before any is dropped as missing."""
         return self.stop - self.start

@@ -134,6 +134,38 @@ class ServerLink:
 
         return self._calls.start(self._loop, self.handle.generation, self._all(push))
 
+    def fetch_vector(self, name: str, into: np.ndarray) -> None:
+        """Fetch one named vector of batch shards."""
+
+        async def fetch(shard: ShardPlace) -> None:
+            values = await call_actor(
+                self._pool,
+                shard.place,
+                "fetch_vector",
+                self.handle.generation,
+                name,
+                nbytes=shard.nbytes,
+            )
+            np.copyto(into[shard.start : shard.stop], values)
+
+        self._wait(self._calls.start(self._loop, self.handle.generation, self._all(fetch)))
+
+    def contribute(self, identity: tuple[int, int], gradient: np.ndarray) -> None:
+        """Add a gradient, under its identity (evaluation, bundle), to every batch shard."""
+
+        async def push(shard: ShardPlace) -> bool:
+            return await call_actor(
+                self._pool,
+                shard.place,
+                "contribute",
+                self.handle.generation,
+                *identity,
+                gradient[shard.start : shard.stop],
+                nbytes=shard.nbytes,
+            )
+
+        self._wait(self._calls.start(self._loop, self.handle.generation, self._all(push)))
+
     def fetch_copy(self, number: int, into: np.ndarray) -> None:
         """Fetch the parameters of a snapshot copy into a vector."""
 

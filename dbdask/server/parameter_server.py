@@ -28,7 +28,7 @@ from dbdask.server.deadlines import deadline
 from dbdask.server.farewell import add_farewell, forget_farewell, shard_prefix
 from dbdask.server.initial import FromNeighbour
 from dbdask.server.link import ServerHandle, ShardPlace
-from dbdask.server.room import close_room, end_generation
+from dbdask.server.room import close_room, end_generation, unwant
 from dbdask.server.shard import ParameterShard, ShardState
 
 Initial = Callable[[int, int, Optimizer], ShardState]
@@ -47,10 +47,21 @@ class ParameterServer:
         Length of the flat vector, and number of shards.
     optimizer
         The update rule that each shard applies to its own slice.
+    kind
+        The class of the shards.
     """
 
-    def __init__(self, client: Any, run: str, size: int, count: int, optimizer: Optimizer) -> None:
+    def __init__(
+        self,
+        client: Any,
+        run: str,
+        size: int,
+        count: int,
+        optimizer: Optimizer,
+        kind: type[ParameterShard] = ParameterShard,
+    ) -> None:
         self.client, self.run, self.size = client, run, size
+        self.kind = kind
         self.slices = cut(size, count)
         self.optimizer = optimizer
         self.generation = 0
@@ -135,7 +146,7 @@ class ParameterServer:
         start, stop = self.slices[index]
         key = f"{shard_prefix(self.run)}{index}-{uuid.uuid4().hex[:8]}"
         future = self.client.submit(
-            ParameterShard,
+            self.kind,
             start,
             stop,
             self.optimizer,
@@ -163,11 +174,19 @@ class ParameterServer:
         await self._tell([address], add_farewell, self.run)
 
     async def command(
-        self, name: str, *arguments: Any, only: Sequence[int] | None = None, nbytes: int = 0
+        self,
+        name: str,
+        *arguments: Any,
+        only: Sequence[int] | None = None,
+        nbytes: int = 0,
+        number: int | None = None,
     ) -> list[Any]:
-        """Give a numbered command to all shards (or to some) and await every answer."""
-        self._command += 1
-        number = self._command
+        """Give a numbered command to all shards (or to some) and await every answer.
+
+        With the `number` of a command that was given before it is a repeat: a shard that has done
+        it only answers again.
+        """
+        number = self.new_number() if number is None else number
         indices = range(len(self.slices)) if only is None else only
         return await asyncio.gather(
             *(
@@ -175,6 +194,11 @@ class ParameterServer:
                 for index in indices
             )
         )
+
+    def new_number(self) -> int:
+        """Return the number of a new command."""
+        self._command += 1
+        return self._command
 
     async def call(self, index: int, method: str, *arguments: Any, nbytes: int = 0) -> Any:
         """Call one shard over a direct connection."""
@@ -206,13 +230,13 @@ class ParameterServer:
     async def assign(self, values: np.ndarray, only: Sequence[int] | None = None) -> None:
         """Send each shard its slice of a vector that the client holds."""
         indices = range(len(self.slices)) if only is None else only
-        self._command += 1
+        number = self.new_number()
         await asyncio.gather(
             *(
                 self.call(
                     index,
                     "command",
-                    self._command,
+                    number,
                     "assign",
                     values[slice(*self.slices[index])],
                     nbytes=4 * self.chunk,
@@ -231,6 +255,10 @@ class ParameterServer:
 
         await asyncio.gather(*(collect(index) for index in range(len(self.slices))))
         return vector
+
+    async def unwant(self, workers: Sequence[str], identities: list[tuple[int, int]]) -> None:
+        """Tell workers that bundles are done, so that their copies stop by themselves."""
+        await self._tell(workers, unwant, self.run, identities)
 
     async def release(self, workers: Sequence[str]) -> None:
         """Leave nothing on the cluster: rooms, then shards."""

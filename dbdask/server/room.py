@@ -26,6 +26,16 @@ _rooms: weakref.WeakKeyDictionary[Any, dict[str, "Room"]] = weakref.WeakKeyDicti
 _rooms_lock = threading.Lock()
 
 
+class _Point:
+    """Parameters at which a pass evaluates, and how many tasks are using them."""
+
+    def __init__(self) -> None:
+        self.vector = np.empty(0, np.float32)
+        self.users = 0
+        self.is_fetched = False
+        self.lock = threading.Lock()
+
+
 class Room:
     """One run on one worker."""
 
@@ -38,6 +48,8 @@ class Room:
         self.closed = False
         self.readers: dict[str, Any] = {}
         self.copies: dict[int, np.ndarray] = {}
+        self.unwanted: set[tuple[int, int]] = set()  # bundles that another worker has finished
+        self._points: dict[int, _Point] = {}
         self._copies_lock = threading.Lock()
         self._free: list[np.ndarray] = []
         self._running = 0
@@ -111,6 +123,25 @@ class Room:
                 self.copies = {number: vector}
             return self.copies[number]
 
+    @contextmanager
+    def point(self, handle: ServerHandle, evaluation: int, name: str) -> Iterator[np.ndarray]:
+        """Hold the vector at which a pass evaluates, fetched once for all tasks of the worker."""
+        with self._turn:
+            for number in [n for n, p in self._points.items() if n < evaluation and not p.users]:
+                self._free.append(self._points.pop(number).vector)
+            point = self._points.setdefault(evaluation, _Point())
+            point.users += 1
+        try:
+            with point.lock:
+                if not point.is_fetched:
+                    point.vector = self.buffer(handle.size)
+                    self.link(handle).fetch_vector(name, point.vector)
+                    point.is_fetched = True
+            yield point.vector
+        finally:
+            with self._turn:
+                point.users -= 1
+
     def close(self) -> None:
         """End the calls, let waiting tasks go, and drop what the run held here."""
         self.closed = True
@@ -119,7 +150,7 @@ class Room:
             self._turn.notify_all()
         for reader in self.readers.values():
             reader.close()
-        self.readers, self.copies, self._free = {}, {}, []
+        self.readers, self.copies, self._points, self._free = {}, {}, {}, []
 
 
 def open_room(run: str, job: bytes) -> Room:
@@ -145,6 +176,15 @@ def end_generation(run: str, generation: int, dask_worker: Any) -> None:
     room = _rooms.get(dask_worker, {}).get(run)
     if room is not None:
         room.calls.end_generation(generation)
+
+
+def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Any) -> None:
+    """Let tasks on a worker know which bundles are done: they stop between two minibatches."""
+    room = _rooms.get(dask_worker, {}).get(run)
+    if room is not None:
+        newest = max(evaluation for evaluation, _ in identities)
+        kept = {identity for identity in room.unwanted if identity[0] >= newest - 2}
+        room.unwanted = kept | {(evaluation, bundle) for evaluation, bundle in identities}
 
 
 def rooms_of(dask_worker: Any) -> list[str]:

@@ -191,7 +191,7 @@ class ParameterShard:
         self.copies[number] = ShardState(vectors, self.state.applied, ledger)
         return self.state.applied
 
-    async def _write(self, number: int, path: str, group: str) -> int:
+    async def _write(self, path: str, group: str, number: int) -> int:
         """Write a copy into its own chunk of a snapshot, on a thread that serves no calls."""
         copy = self.copies[number]
         await asyncio.to_thread(

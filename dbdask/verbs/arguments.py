@@ -32,6 +32,11 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def not_negative(name: str, value: Any) -> float:
+    """Return a finite number of at least zero."""
+    return 0.0 if value == 0 and not isinstance(value, bool) else positive(name, value)
+
+
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
     """Return a value that is one of `allowed`."""
     if not any(value is choice or value == choice for choice in allowed):

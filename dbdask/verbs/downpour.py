@@ -1,19 +1,15 @@
 """Downpour SGD: model replicas train on portions and push to the parameter server (section 4.1)."""
 
 import uuid
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import cloudpickle
-import numpy as np
 from distributed import Client
 
-from dbdask.data.checks import drop_warning
 from dbdask.data.examples import Examples
 from dbdask.data.supply import Supply
 from dbdask.numbers import policies
-from dbdask.numbers.history import History
 from dbdask.numbers.layout import as_layout
 from dbdask.numbers.optimizers import Optimizer, adagrad
 from dbdask.numbers.portions import suggest_portion_rows
@@ -21,10 +17,19 @@ from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
 from dbdask.verbs.downpour_run import DownpourRun, Plan
-from dbdask.verbs.fitting import check_fit, layout_size
+from dbdask.verbs.fitting import check_fit
 from dbdask.verbs.replica import DownpourJob
 from dbdask.verbs.resuming import open_checkpoint
 from dbdask.verbs.session import Callback, client_for, watch
+from dbdask.verbs.settling import (
+    check_shared,
+    deviation_of,
+    flat_parameters,
+    validation_cut,
+    validation_interval,
+    warn_of_dropped,
+    worker_names,
+)
 
 
 def downpour(
@@ -130,7 +135,7 @@ def downpour(
     """
     optimizer = adagrad(0.01) if optimizer is None else optimizer
     _check_counts(locals())
-    every_steps, every_seconds = _validation_interval(validate_every, validation)
+    every_steps, every_seconds = validation_interval(validate_every, validation)
     layout = as_layout(model.layout)
     check_fit(model, examples, validation)
     loss, outputs = getattr(model, "loss", None), getattr(model, "output_shape", (0,))
@@ -142,7 +147,7 @@ def downpour(
         model,
         examples.worker_side(),
         validation.worker_side() if validation is not None else None,
-        _deviation(examples),
+        deviation_of(examples),
         batch_size,
         n_fetch,
         n_push,
@@ -171,7 +176,7 @@ def downpour(
             size=layout.size,
             optimizer=optimizer,
             cut=examples.cut(portion_rows, batch_size),
-            validation_cut=_validation_cut(validation, batch_size, portion_rows),
+            validation_cut=validation_cut(validation, batch_size, portion_rows),
             supply=Supply(examples, connected),
             validation_supply=Supply(validation, connected) if validation is not None else None,
             start=flat_parameters(parameters, layout),
@@ -182,8 +187,8 @@ def downpour(
             target_loss=target_loss,
             replicas=replicas,
             shards=shards,
-            workers=_names(workers),
-            shard_workers=_names(shard_workers),
+            workers=worker_names(workers),
+            shard_workers=worker_names(shard_workers),
             validate_steps=every_steps,
             validate_seconds=every_seconds,
             keep=keep,
@@ -197,7 +202,7 @@ def downpour(
         )
         run = DownpourRun(connected, plan)
         outcome = watch(connected, run, callbacks, Progress(progress, plan.total_examples))
-    _warn_of_dropped(outcome.history)
+    warn_of_dropped(outcome.history)
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 
@@ -206,48 +211,14 @@ def _check_counts(given: dict[str, Any]) -> None:
     for name in ("batch_size", "epochs", "n_fetch", "n_push", "max_refused"):
         arguments.at_least(name, given[name], 1)
     arguments.at_least("warmstart", given["warmstart"], 0)
-    arguments.at_least("seed", given["seed"], 0)
-    for name in ("replicas", "shards"):
-        if given[name] is not None:
-            arguments.at_least(name, given[name], 1)
     for name in ("clip_norm", "local_learning_rate"):
         if given[name] is not None:
             arguments.positive(name, given[name])
-    arguments.not_yet("partitions", given["partitions"], 1)
-    arguments.not_yet("shard_copies", given["shard_copies"], 1)
-    arguments.one_of("keep", given["keep"], ("last", "best"))
-    arguments.one_of("resume", given["resume"], (False, True, "auto"))
-    arguments.duration("snapshot_every", given["snapshot_every"])
     if not isinstance(given["optimizer"], Optimizer):
         raise TypeError(
             f"optimizer must be dbdask.sgd, momentum, adagrad or adam, got {given['optimizer']!r}"
         )
-    if not isinstance(given["examples"], Examples):
-        raise TypeError(f"examples must be dbdask.Examples, got {type(given['examples']).__name__}")
-    for callback in given["callbacks"]:
-        if not callable(callback):
-            raise TypeError(f"callbacks must be callables, got {callback!r}")
-    if given["keep"] == "best" and given["validation"] is None:
-        raise ValueError('keep="best" needs validation=, the examples to choose by')
-    if given["resume"] and given["checkpoint"] is None:
-        raise ValueError(f"resume={given['resume']!r} needs checkpoint=, the path to go on from")
-
-
-def _validation_interval(
-    value: int | str | None, validation: Examples | None
-) -> tuple[int | None, float | None]:
-    """Minibatches, or seconds, between two validations; neither means each epoch."""
-    if value is None:
-        return None, None
-    if validation is None:
-        raise ValueError(f"validate_every={value!r} needs validation=, the examples to score")
-    if isinstance(value, int):
-        return arguments.at_least("validate_every", value, 1), None
-    return None, arguments.duration("validate_every", value)
-
-
-def _validation_cut(validation: Examples | None, batch_size: int, portion_rows: int) -> Any:
-    return validation.cut(portion_rows, batch_size) if validation is not None else None
+    check_shared(given)
 
 
 def _local_rate(given: float | None, optimizer: Optimizer) -> float:
@@ -255,55 +226,3 @@ def _local_rate(given: float | None, optimizer: Optimizer) -> float:
     if given is not None:
         return float(given)
     return optimizer.rate(0) if optimizer.name == "sgd" else 0.0
-
-
-def _warn_of_dropped(history: History) -> None:
-    """Say so where many examples were left out as missing."""
-    if not history.records:
-        return
-    last = history.records[-1]
-    message = drop_warning(last.examples + last.dropped, last.dropped, "")
-    if message:
-        warnings.warn(f"{message}; examples.check() says where", UserWarning, stacklevel=3)
-
-
-def _deviation(examples: Examples) -> np.ndarray | float:
-    """What one unit of each scaled target is in the target's own units."""
-    scaling = examples.target_scaling
-    return 1.0 if scaling is None else scaling[1].ravel()
-
-
-def _names(workers: Sequence[str] | str | None) -> tuple[str, ...] | None:
-    if workers is None:
-        return None
-    names = (workers,) if isinstance(workers, (str, int)) else tuple(workers)
-    if not names:
-        raise ValueError("workers must name at least one worker, got none")
-    return tuple(str(name) for name in names)
-
-
-def flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
-    """Return a flat float32 vector from a Result, its Dataset, or a vector.
-
-    Raises
-    ------
-    ValueError
-        They do not fit the model: the parameter and both shapes are named.
-    """
-    if parameters is None:
-        return None
-    parameters = getattr(parameters, "parameters", parameters)
-    if isinstance(parameters, np.ndarray):
-        layout_size(parameters, layout)
-        return np.ascontiguousarray(parameters, np.float32)
-    vector = np.empty(layout.size, np.float32)
-    for name, view in layout.views(vector).items():
-        if name not in parameters:
-            raise ValueError(f"parameters has no {name!r}, which the model needs")
-        if parameters[name].shape != view.shape:
-            raise ValueError(
-                f"parameters[{name!r}] has shape {parameters[name].shape}, "
-                f"the model needs {view.shape}"
-            )
-        view[...] = np.asarray(parameters[name].values, np.float32)
-    return vector

@@ -11,7 +11,7 @@ import numpy as np
 from dbdask.errors import ShardLost
 from dbdask.numbers import policies
 from dbdask.numbers.checkpoint import Snapshot, VectorReference
-from dbdask.numbers.history import History, Record
+from dbdask.numbers.history import Record
 from dbdask.numbers.optimizers import Optimizer
 from dbdask.numbers.portions import Cut, Portion
 from dbdask.server.initial import FromModel, FromSnapshot
@@ -20,9 +20,10 @@ from dbdask.status import Status
 from dbdask.verbs.barrier import Barrier
 from dbdask.verbs.homes import check_collectable, most_elements, shard_homes
 from dbdask.verbs.leaving import Leaving
+from dbdask.verbs.outcome import Outcome, where_it_stands
 from dbdask.verbs.preflight import check_memory
 from dbdask.verbs.recovery import Recovery, RunLost
-from dbdask.verbs.replica import PortionOrder, PortionReport
+from dbdask.verbs.replica import PortionOrder, PortionReport, train_portion
 from dbdask.verbs.session import needs_workers
 from dbdask.verbs.snapshots import Snapshots
 from dbdask.verbs.stream import PortionStream
@@ -71,15 +72,6 @@ class Plan:
     def total_examples(self) -> int:
         """Rows of all epochs together."""
         return self.epochs * int(self.settings["rows"])
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run leaves: where the parameters are, its history, and why it stopped."""
-
-    parameters: Any
-    history: History
-    status: Status
 
 
 class DownpourRun:
@@ -209,15 +201,16 @@ class DownpourRun:
             warm if warm > 0 else None,
             complete_only,
         )
-        self.workforce.give(order, worker)
+        self.workforce.give(portion, train_portion, order, worker)
 
     async def take_in(self) -> str:
         """Take reports in; returns what went wrong with the shards, if anything did."""
         await self.workforce.refresh()
         trouble = ""
-        for portion, report in await self.workforce.ended(TURN_SECONDS):
-            self._note(portion, report)
-            trouble = trouble or report.trouble
+        for out, report in await self.workforce.ended(TURN_SECONDS):
+            portion = out.work
+            self._note(portion, report or PortionReport(portion.epoch, portion.number, out.worker))
+            trouble = trouble or (report.trouble if report else "")
         for portion in await self.workforce.watch_silence():
             self.stream.hand_back(portion)
         gone = set(self.server.workers) - set(self.workforce.everyone)
@@ -256,7 +249,7 @@ class DownpourRun:
         await self.barrier.rest()
         number = await self.snapshots.copy(users=int(validate) + int(write))
         if validate:
-            self.validator.start(number)
+            self.validator.start(number, self.stream.epoch)
         if write:
             names, state = self._state()
             self.snapshots.start_writing(number, names, state)
@@ -286,15 +279,7 @@ class DownpourRun:
 
     def where_it_stands(self) -> str:
         """What an error says of the run: its last snapshot, or what would have made one."""
-        path = self.plan.path
-        if path is None:
-            return (
-                "the run has no checkpoint to go on from: give checkpoint=PATH "
-                '(and resume="auto"), or shard_copies=2'
-            )
-        return (
-            f"the last snapshot is in {path!r}: go on from it with checkpoint={path!r}, resume=True"
-        )
+        return where_it_stands(self.plan.path)
 
     async def _check_background(self) -> None:
         """Let an error of writing or validating come out; trouble leads to recovery anyway."""
@@ -321,7 +306,7 @@ class DownpourRun:
         await self.validator.settle()
         await self.snapshots.settle()
         if self.plan.validation_cut is not None and self.validator.stale:
-            self.validator.start(await self.snapshots.copy(users=1))
+            self.validator.start(await self.snapshots.copy(users=1), self.stream.epoch)
             await self.validator.settle()
         best = self.plan.keep == "best" and self.validator.has_best
         name = "best" if best else "parameters"

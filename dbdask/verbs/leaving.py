@@ -2,12 +2,9 @@
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dbdask.server.contact import listen, retire
-
-if TYPE_CHECKING:
-    from dbdask.verbs.downpour_run import DownpourRun
 
 logger = logging.getLogger("dbdask")
 
@@ -20,7 +17,7 @@ class Leaving:
     `--lifetime`, SIGTERM) waits a little for its shards to be fetched.
     """
 
-    def __init__(self, run: "DownpourRun") -> None:
+    def __init__(self, run: Any) -> None:
         self.run = run
         self._asked: set[str] = set()
         self._stop_listening: Callable[[], None] = lambda: None
@@ -45,22 +42,29 @@ class Leaving:
 
     @property
     def due(self) -> bool:
-        """Whether a worker that leaves holds a shard."""
-        return bool(self.workers & set(self.run.server.workers))
+        """Whether a worker that leaves holds a shard, and something can be done about it."""
+        going = self.workers & set(self.run.server.workers)
+        return bool(going) and bool(self._asked or self.run.shard_homes())
 
     async def hand_on(self) -> None:
-        """Move the shards of leaving workers, at a barrier, and let the workers go.
+        """Bring a Downpour run to rest, move the shards of leaving workers, and go on."""
+        run = self.run
+        for portion in run.workforce.abandon(run.workforce.closing):
+            run.stream.hand_back(portion)
+        await run.barrier.rest()
+        await self.move()
+        await run.barrier.release()
+
+    async def move(self) -> None:
+        """Move the shards of leaving workers, while nothing runs, and let the workers go.
 
         Training stops for as long as the shards travel; nothing is rolled back.
         """
         run, going = self.run, self.workers
         homes = run.shard_homes()
         if not homes:
-            self._refuse(going)
+            self._refuse()
             return
-        for portion in run.workforce.abandon(run.workforce.closing):
-            run.stream.hand_back(portion)
-        await run.barrier.rest()
         indices = [i for i, worker in enumerate(run.server.workers) if worker in going]
         logger.info("moving shards %s: %s leave", indices, sorted(going))
         await run.server.move(indices, homes)
@@ -68,9 +72,8 @@ class Leaving:
         for worker in asked:
             run.workforce.leaving.add(worker)
             await retire(run.client, worker)
-        await run.barrier.release()
 
-    def _refuse(self, going: set[str]) -> None:
+    def _refuse(self) -> None:
         for worker in self._asked:
             logger.warning(
                 "worker %s cannot leave: it holds parameter shards, and no other worker may hold "
@@ -78,4 +81,3 @@ class Leaving:
                 worker,
             )
         self._asked = set()
-        self.run.workforce.closing -= going

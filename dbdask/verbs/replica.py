@@ -15,6 +15,7 @@ from dbdask.numbers.gradients import (
     first_bad_parameter,
     is_good,
     minibatch_seed,
+    weight_of,
 )
 from dbdask.numbers.layout import as_layout
 from dbdask.numbers.portions import Portion
@@ -165,7 +166,7 @@ class _Replica:
     def _step(self, batch: Any) -> None:
         """One minibatch: fetch when it is due, compute, judge, accrue, push when it is due."""
         self._fetch_if_due(batch.step)
-        weight = _weight_of(batch)
+        weight = weight_of(batch.weights, len(batch.inputs))
         job, portion = self.job, self.order.portion
         seed = minibatch_seed(job.seed, portion.epoch, portion.number, batch.step)
         loss = job.model.loss_and_gradient(
@@ -275,12 +276,3 @@ class _Replica:
             future, vector = self.fetching
             self.link.wait(future)
             self.room.give_back(vector)
-
-
-def _weight_of(batch: Any) -> float:
-    """The sum of a minibatch's weights: of the examples, also where elements are masked."""
-    if batch.weights is None:
-        return float(len(batch.inputs))
-    weights = np.asarray(batch.weights)
-    per_example = weights if weights.ndim == 1 else weights.reshape(len(weights), -1).mean(axis=1)
-    return float(np.sum(per_example, dtype=np.float64))

@@ -12,6 +12,8 @@ SAME = {
     "layout": "the model has other parameters",
     "optimizer": "another optimizer wrote its state",
     "batch_size": "the minibatches would be others",
+    "history_length": "the history of L-BFGS has another length",
+    "l2": "the objective is another",
     "seed": "the order of the data would be another",
     "rows": "the number of examples is another",
 }
@@ -48,7 +50,7 @@ def open_checkpoint(
 
 def _check_same(path: str, found: dict[str, Any], settings: dict[str, Any]) -> None:
     for name, why in SAME.items():
-        if found.get(name) != settings[name]:
+        if name in settings and found.get(name) != settings[name]:
             raise CheckpointError(
                 f"checkpoint={path!r} cannot be resumed: {why} ({name} is "
                 f"{_brief(found.get(name))} there and {_brief(settings[name])} here); "

@@ -64,16 +64,28 @@ class Snapshots:
 
     async def write(self, number: int, names: list[str], state: dict[str, Any]) -> None:
         """Write a copy, commit it, and delete the snapshot before it."""
+        await self._write(number, names, state, "write", number)
+        await self.drop(number)
+
+    async def write_live(self, names: list[str], state: dict[str, Any]) -> None:
+        """Write vectors that nothing changes meanwhile: without a copy of them."""
+        self.number += 1
+        await self._write(self.number, names, state, "write_vectors", names)
+        self._since = time.monotonic()
+
+    async def _write(
+        self, number: int, names: list[str], state: dict[str, Any], command: str, what: Any
+    ) -> None:
         assert self.path is not None
         server, path = self.server, self.path
         group = checkpoint.name_of(number, server.generation, server.run)
         await asyncio.to_thread(checkpoint.begin, path, group, names, server.size, server.chunk)
-        await server.command("write", number, path, group, nbytes=4 * server.chunk * len(names))
+        nbytes = 4 * server.chunk * len(names)
+        await server.command(command, path, group, what, nbytes=nbytes)
         await asyncio.to_thread(checkpoint.commit, path, group, state)
         before, self.committed = self.committed, Snapshot(path, group, number, state)
         if before is not None:
             await asyncio.to_thread(_delete_quietly, before)
-        await self.drop(number)
 
     async def settle(self) -> None:
         """Wait until what is being written is committed."""

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dbdask.errors import DataError
 from dbdask.numbers.scores import Score
@@ -13,16 +13,13 @@ from dbdask.server.contact import result_of
 from dbdask.server.parameter_server import TROUBLE
 from dbdask.verbs.validation import evaluate_portion
 
-if TYPE_CHECKING:
-    from dbdask.verbs.downpour_run import DownpourRun
-
 logger = logging.getLogger("dbdask")
 
 
 class Validator:
     """Scores snapshot copies beside training, one at a time."""
 
-    def __init__(self, run: "DownpourRun") -> None:
+    def __init__(self, run: Any) -> None:
         self.run, self.plan = run, run.plan
         last = self.plan.last
         self.best: float | None = last.state.get("best") if last else None
@@ -34,6 +31,11 @@ class Validator:
     def each_epoch(self) -> bool:
         """Whether validation follows the epochs."""
         return self.plan.validate_steps is None and self.plan.validate_seconds is None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a copy is being scored."""
+        return self._task is not None and not self._task.done()
 
     @property
     def due(self) -> bool:
@@ -54,10 +56,10 @@ class Validator:
         """Whether the shards keep the best parameters so far."""
         return self.plan.keep == "best" and self.best is not None
 
-    def start(self, number: int) -> None:
+    def start(self, number: int, epoch: int) -> None:
         """Score a copy beside training."""
         self._since = time.monotonic()
-        epoch, self._steps = self.run.stream.epoch, self.run.tally.steps
+        self._steps = self.run.tally.steps
         before, self._task = self._task, None
         self._task = asyncio.ensure_future(self._validate(number, epoch, before))
 

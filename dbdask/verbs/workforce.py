@@ -4,10 +4,10 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from dbdask.errors import DataError, WorkerError
 from dbdask.numbers.policies import is_overdue, places_for, tasks_for
@@ -15,7 +15,6 @@ from dbdask.numbers.portions import Portion
 from dbdask.server.contact import WorkerFacts, result_of, worker_answers, workers_now
 from dbdask.server.deadlines import deadline
 from dbdask.verbs.preflight import check_worker
-from dbdask.verbs.replica import PortionOrder, PortionReport, train_portion
 
 logger = logging.getLogger("dbdask")
 
@@ -23,13 +22,33 @@ REFRESH_SECONDS = 0.5
 MOST_ATTEMPTS = 5
 
 
+class Work(Protocol):
+    """What a task works through: a portion, or a bundle of them."""
+
+    @property
+    def identity(self) -> tuple[int, int]: ...
+
+    @property
+    def portions(self) -> tuple[Portion, ...]: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+class Report(Protocol):
+    """What every task tells its verb."""
+
+    finished: bool
+    seconds: float
+
+
 @dataclass(eq=False)
 class Outstanding:
-    """A portion that a worker has been given."""
+    """Work that a worker has been given."""
 
-    portion: Portion
+    work: Any
     worker: str
-    task: "asyncio.Task[PortionReport]"
+    task: "asyncio.Task[Any]"
     since: float
 
 
@@ -37,8 +56,8 @@ class Outstanding:
 class Workforce:
     """The replicas of one run, as the verb sees them.
 
-    A replica is a stream of portion tasks on one worker. A worker that joins is checked and gets
-    portions; one that leaves, or answers nothing, loses them to the others.
+    A replica is a stream of tasks on one worker. A worker that joins is checked and gets work; one
+    that leaves, or answers nothing, loses it to the others.
     """
 
     client: Any
@@ -135,6 +154,12 @@ class Workforce:
         for out in self.outstanding:
             out.task.cancel()
 
+    def idle_places(self, replicas: int | None) -> list[str]:
+        """List workers with nothing to do, once for each place: nothing is to wait behind work."""
+        places = places_for(replicas, self.workers)
+        busy = Counter(out.worker for out in self.outstanding)
+        return [worker for worker, n in places.items() for _ in range(n - busy[worker])]
+
     def free_places(self, replicas: int | None) -> list[str]:
         """List workers that want a portion, the emptiest first, once for each portion wanted."""
         places = places_for(replicas, self.workers)
@@ -148,17 +173,23 @@ class Workforce:
         """How many replicas run at once on a worker."""
         return max(1, places_for(replicas, self.workers).get(worker, 1))
 
-    def give(self, order: PortionOrder, worker: str) -> None:
-        """Submit a portion to a worker."""
-        task = asyncio.ensure_future(self._do(order, worker))
-        self.outstanding.append(Outstanding(order.portion, worker, task, time.monotonic()))
+    def give(
+        self, work: Work, function: Callable[..., Any], order: Any, worker: str
+    ) -> Outstanding:
+        """Submit `function(order, job, *blocks)` for some work to a worker."""
+        task = asyncio.ensure_future(self._do(work, function, order, worker))
+        out = Outstanding(work, worker, task, time.monotonic())
+        self.outstanding.append(out)
+        return out
 
-    async def _do(self, order: PortionOrder, worker: str) -> PortionReport:
-        blocks = await asyncio.to_thread(self.supply.futures, order.portion, workers=[worker])
-        portion = order.portion
-        key = f"dbdask-portion-{self.run}-{portion.epoch}-{portion.number}-{uuid.uuid4().hex[:6]}"
+    async def _do(self, work: Work, function: Callable[..., Any], order: Any, worker: str) -> Any:
+        kind, (pass_number, number) = function.__name__.split("_")[-1], work.identity
+        key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
+        blocks: list[Any] = []
+        for portion in work.portions:
+            blocks += await asyncio.to_thread(self.supply.futures, portion, workers=[worker])
         future = self.client.submit(
-            train_portion,
+            function,
             order,
             self.job,
             *blocks,
@@ -170,17 +201,18 @@ class Workforce:
             return await result_of(self.client, future)
         finally:
             future.release()
-            self.supply.release(order.portion)
+            for portion in work.portions:
+                self.supply.release(portion)
 
-    async def ended(self, seconds: float) -> list[tuple[Portion, PortionReport]]:
-        """Wait up to `seconds` for portions to end, and return their reports.
+    async def ended(self, seconds: float) -> list[tuple[Outstanding, Any]]:
+        """Wait up to `seconds` for work to end; its report comes back, or None where it failed.
 
         Raises
         ------
         DataError
-            The data of a portion are wrong: no other worker would find them right.
+            The data are wrong: no other worker would find them right.
         WorkerError
-            A portion failed `MOST_ATTEMPTS` times.
+            Some work failed `MOST_ATTEMPTS` times.
         """
         if not self.outstanding:
             await asyncio.sleep(min(seconds, 0.05))
@@ -192,30 +224,28 @@ class Workforce:
         )
         done = [out for out in self.outstanding if out.task.done()]
         self.outstanding = [out for out in self.outstanding if not out.task.done()]
-        return [(out.portion, self._report_of(out)) for out in done]
+        return [(out, self._report_of(out)) for out in done]
 
-    def _report_of(self, out: Outstanding) -> PortionReport:
-        now = time.monotonic()
-        self._restart_clocks(out.worker, now)
-        identity = out.portion.epoch, out.portion.number
-        error = None if out.task.cancelled() else out.task.exception()
-        if error is None and not out.task.cancelled():
-            report = out.task.result()
+    def _report_of(self, out: Outstanding) -> Any:
+        self._restart_clocks(out.worker, time.monotonic())
+        if out.task.cancelled():
+            return None
+        error = out.task.exception()
+        if error is None:
+            report: Report = out.task.result()
             if report.finished:
                 self.durations.append(report.seconds)
             return report
         if isinstance(error, DataError):
             raise error
+        identity = out.work.identity
         self.attempts[identity] = self.attempts.get(identity, 0) + 1
-        if error is not None and self.attempts[identity] >= MOST_ATTEMPTS:
+        if self.attempts[identity] >= MOST_ATTEMPTS:
             raise WorkerError(
-                f"portion {identity[1]} of epoch {identity[0]} (blocks {out.portion.blocks[:4]}) "
-                f"failed {MOST_ATTEMPTS} times, the last time with {error!r}"
+                f"{out.work.name} failed {MOST_ATTEMPTS} times, the last time with {error!r}"
             ) from error
-        logger.warning(
-            "portion %s failed on %s: %r; it is tried again", identity, out.worker, error
-        )
-        return PortionReport(*identity, out.worker)
+        logger.warning("%s failed on %s: %r; it is tried again", out.work.name, out.worker, error)
+        return None
 
     def _restart_clocks(self, worker: str, now: float) -> None:
         """What waited behind an ended portion begins now."""
@@ -223,8 +253,8 @@ class Workforce:
             if out.worker == worker:
                 out.since = now
 
-    async def watch_silence(self) -> list[Portion]:
-        """Ask the workers of overdue portions for a sign of life; return what the silent held."""
+    async def watch_silence(self) -> list[Any]:
+        """Ask the workers of overdue work for a sign of life; return what the silent held."""
         now = time.monotonic()
         least = deadline("silence")
         overdue = {
@@ -248,18 +278,18 @@ class Workforce:
             self.silent.discard(worker)
             self._restart_clocks(worker, now)
         else:
-            logger.warning("worker %s is silent; its portions go to others", worker)
+            logger.warning("worker %s is silent; its work goes to others", worker)
             self.silent.add(worker)
 
-    def abandon(self, workers: set[str]) -> list[Portion]:
+    def abandon(self, workers: set[str]) -> list[Any]:
         """Give up the tasks of some workers: identity makes a second run of them safe."""
         given_up = [out for out in self.outstanding if out.worker in workers]
         self.outstanding = [out for out in self.outstanding if out.worker not in workers]
         for out in given_up:
             out.task.cancel()
             self.abandoned = True
-        return [out.portion for out in given_up]
+        return [out.work for out in given_up]
 
-    def give_up_all(self) -> list[Portion]:
+    def give_up_all(self) -> list[Any]:
         """Give up every task, where those that should have ended did not."""
         return self.abandon({out.worker for out in self.outstanding})

@@ -1,0 +1,207 @@
+"""Load balancing of a pass: which portions a worker gets, how many, and what gets a backup copy.
+
+Pure bookkeeping and policies: the clock is passed in, and a test needs no cluster.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dbdask.numbers.portions import Portion
+
+SHARE = 0.35  # of its fair part of what is left, that a worker is given at once
+PUSH_SHARE = 0.02  # of a bundle's work that its push may take, while there is enough work
+BACKUP_TIMES = 1.2  # a copy is worth while where the original needs so much longer than the copy
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Consecutive portions that one task works through; cut once, never cut again."""
+
+    evaluation: int
+    number: int
+    portions: tuple[Portion, ...]
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """What makes a second copy of it harmless."""
+        return self.evaluation, self.number
+
+    @property
+    def name(self) -> str:
+        """What an error calls it."""
+        first, last = self.portions[0].number, self.portions[-1].number
+        return f"bundle {self.number} (portions {first} to {last})"
+
+
+@dataclass
+class Copy:
+    """A copy of a bundle that a worker has been given."""
+
+    bundle: Bundle
+    worker: str
+    since: float
+    is_backup: bool = False
+
+
+@dataclass
+class Pace:
+    """What is known of the workers' speed, over all passes: seconds a portion, seconds a push."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    push: float = 0.0
+
+    def note(self, worker: str, portions: int, working: float, pushing: float) -> None:
+        """Take in a bundle's report; the newest counts half."""
+        now = working / portions
+        self.seconds[worker] = 0.5 * (now + self.seconds.get(worker, now))
+        self.push = 0.5 * (pushing + (self.push or pushing))
+
+    def of(self, worker: str) -> float | None:
+        """Seconds a portion; a worker that is new is taken for a typical one."""
+        if worker in self.seconds:
+            return self.seconds[worker]
+        return statistics.median(self.seconds.values()) if self.seconds else None
+
+
+def bundle_length(remaining: int, worker: str, workers: Sequence[str], pace: Pace) -> int:
+    """Return how many portions a worker is given.
+
+    A share of its fair part of what is left, by its speed: so bundles start long and shorten
+    toward the tail, and a slow worker holds nobody up. Long enough for its push to be a small
+    part of the work, but never more than the fair part. One where no speed is known.
+
+    Examples
+    --------
+    >>> pace = Pace({"fast": 1.0, "slow": 5.0})
+    >>> [bundle_length(60, name, ["fast", "slow"], pace) for name in ("fast", "slow")]
+    [18, 4]
+    """
+    own = pace.of(worker)
+    if own is None:
+        return 1
+    speeds = [1.0 / max(pace.of(name) or own, 1e-9) for name in workers]
+    fair = remaining / max(own, 1e-9) / sum(speeds)
+    enough = pace.push / (PUSH_SHARE * max(own, 1e-9))
+    return max(1, math.ceil(min(max(SHARE * fair, enough), fair)))
+
+
+def choose_backup(
+    copies: Iterable[Copy], worker: str, pace: Pace, now: float, *, times: float = BACKUP_TIMES
+) -> Copy | None:
+    """Return the outstanding bundle of which `worker`, which is free, should run a copy, if any.
+
+    The one that is expected to end last, where that is `times` longer than the copy would take.
+    A bundle within its expected time needs the rest of it; one beyond needs as long again as it
+    has been out: nothing else is known of it. A bundle has two copies at most.
+
+    Examples
+    --------
+    >>> bundle = Bundle(0, 3, (None, None))
+    >>> pace = Pace({"a": 1.0, "b": 1.0})
+    >>> choose_backup([Copy(bundle, "a", since=0.0)], "b", pace, now=1.9) is None
+    True
+    >>> choose_backup([Copy(bundle, "a", since=0.0)], "b", pace, now=9.0).worker
+    'a'
+    """
+    copies = list(copies)
+    doubled = {copy.bundle.identity for copy in copies if copy.is_backup}
+    mine = {copy.bundle.identity for copy in copies if copy.worker == worker}
+    found, longest = None, 0.0
+    for copy in copies:
+        if copy.bundle.identity in doubled | mine:
+            continue
+        need = len(copy.bundle.portions) * (pace.of(worker) or 0.0) + pace.push
+        expected = len(copy.bundle.portions) * (pace.of(copy.worker) or 0.0) + pace.push
+        out = now - copy.since
+        left = expected - out if out < expected else out
+        if left >= times * need and left > longest:
+            found, longest = copy, left
+    return found
+
+
+class Assignment:
+    """The portions of one pass: what is left, and what a worker gets next.
+
+    Parameters
+    ----------
+    evaluation
+        The pass's number; never reused.
+    portions
+        All portions, in store order.
+    owners
+        Which worker had a portion last time, by portion number: it still holds the values.
+    """
+
+    def __init__(
+        self, evaluation: int, portions: Sequence[Portion], owners: Mapping[int, str]
+    ) -> None:
+        self.evaluation = evaluation
+        self._portions = {portion.number: portion for portion in portions}
+        self._pending = sorted(self._portions)
+        self._owners = owners
+        self._again: list[Bundle] = []
+        self._cut = 0
+
+    @property
+    def remaining(self) -> int:
+        """Portions that nobody has."""
+        return len(self._pending) + sum(len(bundle.portions) for bundle in self._again)
+
+    def take(self, worker: str, length: int, workers: Sequence[str]) -> Bundle | None:
+        """Cut the worker's next bundle, of at most `length` consecutive portions.
+
+        Its own neighbours first, then what nobody here owns, then the end of what another owns.
+        A bundle that failed goes out again as it is.
+        """
+        if self._again:
+            return self._again.pop()
+        if not self._pending:
+            return None
+        run = self._next_run(worker, length, workers)
+        taken = set(run)
+        self._pending = [number for number in self._pending if number not in taken]
+        self._cut += 1
+        return Bundle(self.evaluation, self._cut - 1, tuple(self._portions[n] for n in run))
+
+    def hand_back(self, bundle: Bundle) -> None:
+        """Take back a bundle of which no copy is left; it is never cut again."""
+        self._again.append(bundle)
+
+    def _next_run(self, worker: str, length: int, workers: Sequence[str]) -> list[int]:
+        owner = {number: self._owner(number, workers) for number in self._pending}
+        mine = [number for number in self._pending if owner[number] == worker]
+        if mine:
+            return _consecutive(mine, length)
+        free = [number for number in self._pending if owner[number] is None]
+        if free:
+            return _consecutive(_part_of(free, worker, workers), length)
+        richest = max(set(owner.values()), key=lambda name: (_count(owner, name), str(name)))
+        theirs = [number for number in self._pending if owner[number] == richest]
+        return sorted(_consecutive(theirs[::-1], min(length, math.ceil(len(theirs) / 2))))
+
+    def _owner(self, number: int, workers: Sequence[str]) -> str | None:
+        owner = self._owners.get(number)
+        return owner if owner in workers else None
+
+
+def _count(owner: Mapping[int, str | None], name: str | None) -> int:
+    return sum(found == name for found in owner.values())
+
+
+def _part_of(free: list[int], worker: str, workers: Sequence[str]) -> list[int]:
+    """What nobody owns, from the place on where this worker's part of it begins."""
+    place = list(workers).index(worker) if worker in workers else 0
+    start = len(free) * place // max(len(workers), 1)
+    return free[start:] or free
+
+
+def _consecutive(numbers: Sequence[int], length: int) -> list[int]:
+    """The longest beginning of at most `length` numbers that are neighbours."""
+    run = [numbers[0]]
+    for number in numbers[1:length]:
+        if abs(number - run[-1]) != 1:
+            break
+        run.append(number)
+    return run

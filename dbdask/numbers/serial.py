@@ -1,0 +1,53 @@
+"""Batch methods on NumPy arrays: the same generator that a parameter server drives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dbdask.numbers.lbfgs import Accepted, Evaluate, Round, Settings, State, minimise
+from dbdask.numbers.vectors import Vectors, carry_out
+
+Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+
+def minimise_array(
+    objective: Objective,
+    start: np.ndarray,
+    settings: Settings | None = None,
+    state: State | None = None,
+) -> tuple[np.ndarray, State, str]:
+    """Minimise a function of one array; returns the point, the method's state, and the reason.
+
+    Parameters
+    ----------
+    objective
+        Returns the value and the gradient at a point.
+    start
+        Where to start; its dtype is that of all vectors.
+
+    Examples
+    --------
+    >>> point, state, reason = minimise_array(lambda x: (x @ x, 2 * x), np.array([3.0, -4.0]))
+    >>> bool(np.abs(point).max() < 1e-5), reason
+    (True, 'tolerance')
+    """
+    settings = settings or Settings(epsilon=float(np.finfo(start.dtype).eps))
+    state = state or State()
+    vectors: Vectors = {"parameters": np.array(start)}
+    method = minimise(state, settings)
+    answer: Any = None
+    while True:
+        try:
+            request = method.send(answer)
+        except StopIteration as done:
+            return vectors["parameters"], state, done.value
+        if isinstance(request, Round):
+            answer = carry_out(request.commands, vectors)
+        elif isinstance(request, Evaluate):
+            carry_out(request.before, vectors)
+            value, vectors[request.into] = objective(vectors[request.point])
+            answer = value, carry_out(request.after, vectors)
+        else:
+            assert isinstance(request, Accepted)
+            answer = False

@@ -1,0 +1,92 @@
+"""A shard for batch methods: it carries out commands on vectors, and adds up a pass's gradient."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dbdask.errors import Stale
+from dbdask.numbers import checkpoint
+from dbdask.numbers.ledger import Ledger
+from dbdask.numbers.vectors import Command, carry_out
+from dbdask.server.shard import ParameterShard, ShardState
+
+
+class BatchShard(ParameterShard):
+    """Named vectors of one slice, and the gradient of the pass that is open.
+
+    The gradient is added up in float64: in whichever order the bundles come, the sum is the same
+    but for the last bits, and a repeat of a bundle changes nothing.
+    """
+
+    _evaluation = -1
+    _total: np.ndarray | None = None
+    _admitted: set[int]
+
+    async def fetch_vector(self, generation: int, name: str) -> np.ndarray:
+        """Return a copy of one vector."""
+        return await self._serve(self._fetch_vector, generation, name)
+
+    def _fetch_vector(self, generation: int, name: str) -> np.ndarray:
+        self._check(generation)
+        return self.state.vectors[name].copy()
+
+    async def contribute(
+        self, generation: int, evaluation: int, bundle: int, gradient: np.ndarray
+    ) -> bool:
+        """Add a bundle's gradient once; False for a repeat, and for a pass that is not open."""
+        return await self._serve(self._contribute, generation, evaluation, bundle, gradient)
+
+    def _contribute(
+        self, generation: int, evaluation: int, bundle: int, gradient: np.ndarray
+    ) -> bool:
+        self._check(generation)
+        if evaluation != self._evaluation or bundle in self._admitted:
+            return False
+        assert self._total is not None
+        np.add(self._total, gradient, out=self._total)
+        self._admitted.add(bundle)
+        return True
+
+    async def _carry_out(self, commands: Sequence[Command]) -> list[Any]:
+        return await self._serve(carry_out, commands, self.state.vectors)
+
+    async def _open_pass(self, evaluation: int, commands: Sequence[Command]) -> None:
+        """Do commands, and begin to add up; the pass before is closed."""
+        await self._serve(self._open, evaluation, commands)
+
+    def _open(self, evaluation: int, commands: Sequence[Command]) -> None:
+        carry_out(commands, self.state.vectors)
+        if self._total is None:
+            self._total = np.empty(self.stop - self.start, np.float64)
+        self._total.fill(0.0)
+        self._evaluation, self._admitted = evaluation, set()
+
+    async def _close_pass(
+        self, evaluation: int, bundles: int, weight: float, into: str, commands: Sequence[Command]
+    ) -> list[Any]:
+        """Make the mean gradient of what was added up, and do commands; their answers come back."""
+        return await self._serve(self._close, evaluation, bundles, weight, into, commands)
+
+    def _close(
+        self, evaluation: int, bundles: int, weight: float, into: str, commands: Sequence[Command]
+    ) -> list[Any]:
+        if evaluation != self._evaluation or len(self._admitted) != bundles:
+            raise Stale(f"evaluation {evaluation} is not whole in this shard")
+        assert self._total is not None
+        self._evaluation = -1
+        np.divide(self._total, weight, out=self._total)
+        vectors = self.state.vectors
+        vectors.setdefault(into, np.empty(self._total.size, np.float32))[:] = self._total
+        return carry_out(commands, self.state.vectors)
+
+    def _take_copy(self, number: int) -> int:
+        """Keep a copy of the parameters alone: what validation reads."""
+        vectors = {"parameters": self.state.vectors["parameters"].copy()}
+        self.copies[number] = ShardState(vectors, 0, Ledger())
+        return 0
+
+    async def _write_vectors(self, path: str, group: str, names: Sequence[str]) -> None:
+        """Write vectors as they are: nothing changes them while the method waits."""
+        vectors = {name: self.state.vectors[name] for name in names}
+        await self._serve(checkpoint.write_slice, path, group, self.start, self.stop, vectors)

@@ -1,0 +1,128 @@
+"""A model replica at work on one bundle: Algorithm 1.2 of the paper, from the worker's side."""
+
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from dbdask.data.supply import gather_blocks
+from dbdask.errors import ShardLost, Stale
+from dbdask.numbers.bundles import Bundle
+from dbdask.numbers.gradients import minibatch_seed, weight_of
+from dbdask.server.link import ServerHandle
+from dbdask.server.room import Room, open_room
+
+
+@dataclass(frozen=True)
+class SandblasterJob:
+    """What every replica of a run needs; it travels pickled and is opened once a worker."""
+
+    model: Any
+    train: Any
+    validation: Any
+    deviation: np.ndarray | float  # one unit of a scaled target, in its own units
+    batch_size: int  # rows that the model sees at once; of no meaning for the sum
+    seed: int
+
+
+@dataclass(frozen=True)
+class BundleOrder:
+    """One bundle to work through, and the vector at which to evaluate."""
+
+    run: str
+    handle: ServerHandle
+    bundle: Bundle
+    point: str
+    replicas: int  # places on this worker
+
+
+@dataclass
+class BundleReport:
+    """What a bundle's task tells the verb: scalars only."""
+
+    worker: str
+    loss: float = 0.0
+    weight: float = 0.0
+    examples: int = 0
+    rows: int = 0
+    finished: bool = False  # every shard has the gradient
+    trouble: str = ""  # why it ended early, when a shard or the generation was lost
+    seconds: float = 0.0
+    working: float = 0.0  # seconds of reading and computing
+    pushing: float = 0.0
+
+
+def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
+    """Add the gradients of a bundle into one buffer, and push it once to every shard.
+
+    Losing a shard, the end of the generation, or a copy elsewhere that was faster ends the task
+    early with a report; only an error of the model or of the data raises.
+    """
+    room = open_room(order.run, job)
+    report = BundleReport(room.worker.address)
+    with room.turn(order.replicas):
+        began = time.monotonic()
+        try:
+            _accrue(room, order, report, gather_blocks(blocks))
+        except (ShardLost, Stale) as trouble:
+            report.trouble = f"{type(trouble).__name__}: {trouble}"
+        report.seconds = time.monotonic() - began
+    return report
+
+
+def _accrue(room: Room, order: BundleOrder, report: BundleReport, blocks: Any) -> None:
+    bundle, size = order.bundle, order.handle.size
+    if bundle.identity in room.unwanted:
+        return
+    with room.point(order.handle, bundle.evaluation, order.point) as point:
+        began = time.monotonic()
+        accrued, gradient = room.buffer(size), room.buffer(size)
+        whole = _add_up(room, order, report, point, accrued, gradient, blocks)
+        report.working = time.monotonic() - began
+        if whole:
+            began = time.monotonic()
+            room.link(order.handle).contribute(bundle.identity, accrued)
+            report.pushing = time.monotonic() - began
+            report.finished = True
+        room.give_back(accrued, gradient)
+
+
+def _add_up(
+    room: Room,
+    order: BundleOrder,
+    report: BundleReport,
+    point: np.ndarray,
+    accrued: np.ndarray,
+    gradient: np.ndarray,
+    blocks: Any,
+) -> bool:
+    """Add the bundle's gradients into `accrued`; False when the bundle is no longer wanted."""
+    job: SandblasterJob = room.job
+    reader, bundle = room.reader("train"), order.bundle
+    is_first = True
+    for portion, following in pairwise((*bundle.portions, None)):
+        assert portion is not None
+        report.rows += portion.rows
+        for batch in reader.minibatches(
+            portion, job.batch_size, blocks=blocks, following=following
+        ):
+            if bundle.identity in room.unwanted:
+                return False
+            report.loss += job.model.loss_and_gradient(
+                point,
+                batch.inputs,
+                batch.targets,
+                weights=batch.weights,
+                seed=minibatch_seed(job.seed, 0, portion.number, batch.step),
+                gradient=accrued if is_first else gradient,
+            )
+            if not is_first:
+                np.add(accrued, gradient, out=accrued)
+            is_first = False
+            report.weight += weight_of(batch.weights, len(batch.inputs))
+            report.examples += len(batch.inputs)
+    if is_first:
+        accrued.fill(0.0)
+    return True

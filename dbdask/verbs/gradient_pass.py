@@ -1,0 +1,171 @@
+"""One pass over the data: bundles to whoever is free, backup copies at the tail, one sum."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from dbdask.errors import ShardLost
+from dbdask.numbers.bundles import Assignment, Bundle, Copy, Pace, bundle_length, choose_backup
+from dbdask.numbers.portions import Portion
+from dbdask.server.parameter_server import ParameterServer
+from dbdask.verbs.batch_replica import BundleOrder, BundleReport, accrue_bundle
+from dbdask.verbs.workforce import Outstanding, Workforce
+
+TURN_SECONDS = 0.1
+
+
+class Interrupted(Exception):
+    """The pass is not wanted any more: the run was asked to stop, or a worker leaves."""
+
+
+@dataclass
+class Experience:
+    """What passes learn from each other, and their totals."""
+
+    pace: Pace = field(default_factory=Pace)
+    owners: dict[int, str] = field(default_factory=dict)  # portion number to worker
+    evaluations: int = 0  # numbers given out; never reused
+    bundles: int = 0
+    backups_launched: int = 0
+    backups_won: int = 0
+    examples: int = 0
+    dropped: int = 0
+
+
+@dataclass
+class Sums:
+    """What a pass has added up so far: scalars of the bundles that are done."""
+
+    loss: float = 0.0
+    weight: float = 0.0
+    examples: int = 0
+    rows: int = 0
+
+
+class GradientPass:
+    """The coordinator's side of one evaluation.
+
+    A bundle is cut when it is handed out, and done when the first of its copies has been
+    acknowledged by every shard. The shards add a bundle once, whichever copies push it.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        workforce: Workforce,
+        server: ParameterServer,
+        portions: Sequence[Portion],
+        experience: Experience,
+        point: str,
+        replicas: int | None,
+        give_up: Callable[[], bool],
+    ) -> None:
+        self.run, self.workforce, self.server = run, workforce, server
+        self.experience, self.point, self.replicas = experience, point, replicas
+        self.give_up = give_up
+        self.number = experience.evaluations
+        experience.evaluations += 1
+        self.assignment = Assignment(self.number, portions, experience.owners)
+        self.count = len(portions)
+        self.copies: dict[Outstanding, Copy] = {}
+        self.done: dict[int, BundleReport] = {}
+        self.portions_done = 0
+        self.sums = Sums()
+
+    async def work(self) -> Sums:
+        """Hand out and take in until every portion counts once.
+
+        Raises
+        ------
+        Interrupted
+            `give_up` said so.
+        ShardLost
+            A task lost a shard.
+        """
+        while self.portions_done < self.count:
+            if self.give_up():
+                raise Interrupted
+            await self.workforce.refresh()
+            self._hand_out()
+            for out, report in await self.workforce.ended(TURN_SECONDS):
+                await self._take_in(out, report)
+            await self.workforce.watch_silence()
+            self._take_back()
+            gone = set(self.server.workers) - set(self.workforce.everyone)
+            if gone:
+                raise ShardLost(f"worker {min(gone)} left, which held a shard")
+        await self._tell_losers()
+        self.experience.examples += self.sums.examples
+        self.experience.dropped += self.sums.rows - self.sums.examples
+        return self.sums
+
+    def _hand_out(self) -> None:
+        workers = self.workforce.workers
+        pace = self.experience.pace
+        for worker in self.workforce.idle_places(self.replicas):
+            length = bundle_length(self.assignment.remaining, worker, workers, pace)
+            bundle = self.assignment.take(worker, length, workers)
+            if bundle is not None:
+                self._give(bundle, worker, is_backup=False)
+                continue
+            slowest = choose_backup(self.copies.values(), worker, pace, time.monotonic())
+            if slowest is not None:
+                self.experience.backups_launched += 1
+                self._give(slowest.bundle, worker, is_backup=True)
+
+    def _give(self, bundle: Bundle, worker: str, *, is_backup: bool) -> None:
+        places = self.workforce.places(worker, self.replicas)
+        order = BundleOrder(self.run, self.server.handle, bundle, self.point, places)
+        out = self.workforce.give(bundle, accrue_bundle, order, worker)
+        self.copies[out] = Copy(bundle, worker, time.monotonic(), is_backup)
+
+    async def _take_in(self, out: Outstanding, report: BundleReport | None) -> None:
+        copy = self.copies.pop(out, None)
+        if copy is None:  # of an earlier pass
+            return
+        if report is not None and report.trouble:
+            raise ShardLost(report.trouble)
+        bundle = copy.bundle
+        if report is not None and report.finished:
+            await self._count(bundle, report, copy)
+        elif bundle.number not in self.done:
+            self._hand_back(bundle)
+
+    async def _count(self, bundle: Bundle, report: BundleReport, copy: Copy) -> None:
+        """The first finished copy of a bundle counts."""
+        self.experience.pace.note(copy.worker, len(bundle.portions), report.working, report.pushing)
+        if bundle.number in self.done:
+            return
+        self.done[bundle.number] = report
+        self.portions_done += len(bundle.portions)
+        self.experience.bundles += 1
+        self.experience.backups_won += copy.is_backup
+        self.sums.loss += report.loss
+        self.sums.weight += report.weight
+        self.sums.examples += report.examples
+        self.sums.rows += report.rows
+        for portion in bundle.portions:
+            self.experience.owners[portion.number] = copy.worker
+        losers = [c.worker for c in self.copies.values() if c.bundle.number == bundle.number]
+        if losers:
+            await self.server.unwant(losers, [bundle.identity])
+
+    def _hand_back(self, bundle: Bundle) -> None:
+        """A copy is lost: where it was the last one, the same bundle goes out again."""
+        if all(copy.bundle.number != bundle.number for copy in self.copies.values()):
+            self.assignment.hand_back(bundle)
+
+    def _take_back(self) -> None:
+        """Silent workers' copies are given up; what comes of them later is a repeat."""
+        held = set(self.workforce.outstanding)
+        for out in [out for out in self.copies if out not in held]:
+            bundle = self.copies.pop(out).bundle
+            if bundle.number not in self.done:
+                self._hand_back(bundle)
+
+    async def _tell_losers(self) -> None:
+        """Copies that are still running stop by themselves."""
+        workers = sorted({copy.worker for copy in self.copies.values()})
+        identities = sorted({copy.bundle.identity for copy in self.copies.values()})
+        if workers:
+            await self.server.unwant(workers, identities)
