@@ -12,6 +12,7 @@ from dbdask.numbers.portions import Portion
 
 SHARE = 0.35  # of its fair part of what is left, that a worker is given at once
 PUSH_SHARE = 0.02  # of a bundle's work that its push may take, while there is enough work
+TASK_SHARE = 0.1  # of a bundle's work that it may take to get the task there and back
 BACKUP_TIMES = 1.2  # a copy is worth while where the original needs so much longer than the copy
 
 
@@ -47,16 +48,18 @@ class Copy:
 
 @dataclass
 class Pace:
-    """What is known of the workers' speed, over all passes: seconds a portion, seconds a push."""
+    """What is known of the workers' speed, over all passes, in seconds; the newest counts half."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    push: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)  # a portion, by worker
+    push: float = 0.0  # a bundle's push
+    task: float = 0.0  # getting a task there and back
 
-    def note(self, worker: str, portions: int, working: float, pushing: float) -> None:
-        """Take in a bundle's report; the newest counts half."""
-        now = working / portions
+    def note(self, worker: str, portions: int, working: float, pushing: float, out: float) -> None:
+        """Take in the report of a bundle that was out for so long."""
+        now, task = working / portions, max(0.0, out - working - pushing)
         self.seconds[worker] = 0.5 * (now + self.seconds.get(worker, now))
         self.push = 0.5 * (pushing + (self.push or pushing))
+        self.task = 0.5 * (task + (self.task or task))
 
     def of(self, worker: str) -> float | None:
         """Seconds a portion; a worker that is new is taken for a typical one."""
@@ -65,26 +68,53 @@ class Pace:
         return statistics.median(self.seconds.values()) if self.seconds else None
 
 
-def bundle_length(remaining: int, worker: str, workers: Sequence[str], pace: Pace) -> int:
+def bundle_length(
+    remaining: int, out: float, worker: str, workers: Sequence[str], pace: Pace
+) -> int:
     """Return how many portions a worker is given.
 
-    A share of its fair part of what is left, by its speed: so bundles start long and shorten
-    toward the tail, and a slow worker holds nobody up. Long enough for its push to be a small
-    part of the work, but never more than the fair part. One where no speed is known.
+    A share of its fair part of the work that is left, by its speed: so bundles start long and
+    shorten toward the tail, and a slow worker holds nobody up. Long enough for push and task to
+    be a small part of the work, but never more than the fair part. One where no speed is known.
+
+    Parameters
+    ----------
+    remaining
+        Portions that nobody has.
+    out
+        Portions that workers have and still have to do.
 
     Examples
     --------
     >>> pace = Pace({"fast": 1.0, "slow": 5.0})
-    >>> [bundle_length(60, name, ["fast", "slow"], pace) for name in ("fast", "slow")]
+    >>> [bundle_length(60, 0, name, ["fast", "slow"], pace) for name in ("fast", "slow")]
     [18, 4]
     """
     own = pace.of(worker)
     if own is None:
         return 1
-    speeds = [1.0 / max(pace.of(name) or own, 1e-9) for name in workers]
-    fair = remaining / max(own, 1e-9) / sum(speeds)
-    enough = pace.push / (PUSH_SHARE * max(own, 1e-9))
-    return max(1, math.ceil(min(max(SHARE * fair, enough), fair)))
+    own = max(own, 1e-9)
+    speed = sum(1.0 / max(pace.of(name) or own, 1e-9) for name in workers)
+    fair = (remaining + out) / own / speed
+    enough = max(pace.push / PUSH_SHARE, pace.task / TASK_SHARE) / own
+    return max(1, min(remaining, math.ceil(min(max(SHARE * fair, enough), fair))))
+
+
+def work_out(copies: Iterable[Copy], pace: Pace, now: float) -> float:
+    """Return the portions that workers have and still have to do, as far as can be told.
+
+    Examples
+    --------
+    >>> copies = [Copy(Bundle(0, 3, (None,) * 4), "a", since=0.0)]
+    >>> work_out(copies, Pace({"a": 1.0}), now=1.5)
+    2.5
+    """
+    left: dict[tuple[int, int], float] = {}
+    for copy in copies:
+        done = (now - copy.since) / max(pace.of(copy.worker) or 1.0, 1e-9)
+        mine = max(0.0, len(copy.bundle.portions) - done)
+        left[copy.bundle.identity] = min(mine, left.get(copy.bundle.identity, mine))
+    return sum(left.values())
 
 
 def choose_backup(
@@ -112,8 +142,8 @@ def choose_backup(
     for copy in copies:
         if copy.bundle.identity in doubled | mine:
             continue
-        need = len(copy.bundle.portions) * (pace.of(worker) or 0.0) + pace.push
-        expected = len(copy.bundle.portions) * (pace.of(copy.worker) or 0.0) + pace.push
+        need = len(copy.bundle.portions) * (pace.of(worker) or 0.0) + pace.push + pace.task
+        expected = len(copy.bundle.portions) * (pace.of(copy.worker) or 0.0) + pace.push + pace.task
         out = now - copy.since
         left = expected - out if out < expected else out
         if left >= times * need and left > longest:

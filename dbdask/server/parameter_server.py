@@ -68,6 +68,7 @@ class ParameterServer:
         self._futures: list[Any] = [None] * len(self.slices)
         self._places: list[ActorPlace | None] = [None] * len(self.slices)
         self._command = 0
+        self._telling: set[asyncio.Task[None]] = set()
 
     @property
     def chunk(self) -> int:
@@ -256,12 +257,19 @@ class ParameterServer:
         await asyncio.gather(*(collect(index) for index in range(len(self.slices))))
         return vector
 
-    async def unwant(self, workers: Sequence[str], identities: list[tuple[int, int]]) -> None:
-        """Tell workers that bundles are done, so that their copies stop by themselves."""
-        await self._tell(workers, unwant, self.run, identities)
+    def unwant(self, workers: Sequence[str], identities: list[tuple[int, int]]) -> None:
+        """Tell workers that bundles are done, so that their copies stop by themselves.
+
+        Nothing waits for it: a worker that does not hear it works in vain, and no worse.
+        """
+        telling = asyncio.ensure_future(self._tell(workers, unwant, self.run, identities))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     async def release(self, workers: Sequence[str]) -> None:
         """Leave nothing on the cluster: rooms, then shards."""
+        for telling in self._telling:
+            telling.cancel()
         await self._tell(workers, close_room, self.run)
         await self._tell(workers, forget_farewell, self.run)
         for future in self._futures:

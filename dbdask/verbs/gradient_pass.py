@@ -5,7 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dbdask.errors import ShardLost
-from dbdask.numbers.bundles import Assignment, Bundle, Copy, Pace, bundle_length, choose_backup
+from dbdask.numbers.bundles import (
+    Assignment,
+    Bundle,
+    Copy,
+    Pace,
+    bundle_length,
+    choose_backup,
+    work_out,
+)
 from dbdask.numbers.portions import Portion
 from dbdask.server.parameter_server import ParameterServer
 from dbdask.verbs.batch_replica import BundleOrder, BundleReport, accrue_bundle
@@ -88,13 +96,13 @@ class GradientPass:
             await self.workforce.refresh()
             self._hand_out()
             for out, report in await self.workforce.ended(TURN_SECONDS):
-                await self._take_in(out, report)
+                self._take_in(out, report)
             await self.workforce.watch_silence()
             self._take_back()
             gone = set(self.server.workers) - set(self.workforce.everyone)
             if gone:
                 raise ShardLost(f"worker {min(gone)} left, which held a shard")
-        await self._tell_losers()
+        self._tell_losers()
         self.experience.examples += self.sums.examples
         self.experience.dropped += self.sums.rows - self.sums.examples
         return self.sums
@@ -103,12 +111,14 @@ class GradientPass:
         workers = self.workforce.workers
         pace = self.experience.pace
         for worker in self.workforce.idle_places(self.replicas):
-            length = bundle_length(self.assignment.remaining, worker, workers, pace)
+            now = time.monotonic()
+            out = work_out(self.copies.values(), pace, now)
+            length = bundle_length(self.assignment.remaining, out, worker, workers, pace)
             bundle = self.assignment.take(worker, length, workers)
             if bundle is not None:
                 self._give(bundle, worker, is_backup=False)
                 continue
-            slowest = choose_backup(self.copies.values(), worker, pace, time.monotonic())
+            slowest = choose_backup(self.copies.values(), worker, pace, now)
             if slowest is not None:
                 self.experience.backups_launched += 1
                 self._give(slowest.bundle, worker, is_backup=True)
@@ -119,7 +129,7 @@ class GradientPass:
         out = self.workforce.give(bundle, accrue_bundle, order, worker)
         self.copies[out] = Copy(bundle, worker, time.monotonic(), is_backup)
 
-    async def _take_in(self, out: Outstanding, report: BundleReport | None) -> None:
+    def _take_in(self, out: Outstanding, report: BundleReport | None) -> None:
         copy = self.copies.pop(out, None)
         if copy is None:  # of an earlier pass
             return
@@ -127,13 +137,15 @@ class GradientPass:
             raise ShardLost(report.trouble)
         bundle = copy.bundle
         if report is not None and report.finished:
-            await self._count(bundle, report, copy)
+            self._count(bundle, report, copy)
         elif bundle.number not in self.done:
             self._hand_back(bundle)
 
-    async def _count(self, bundle: Bundle, report: BundleReport, copy: Copy) -> None:
+    def _count(self, bundle: Bundle, report: BundleReport, copy: Copy) -> None:
         """The first finished copy of a bundle counts."""
-        self.experience.pace.note(copy.worker, len(bundle.portions), report.working, report.pushing)
+        out = time.monotonic() - copy.since
+        pace = self.experience.pace
+        pace.note(copy.worker, len(bundle.portions), report.working, report.pushing, out)
         if bundle.number in self.done:
             return
         self.done[bundle.number] = report
@@ -148,7 +160,7 @@ class GradientPass:
             self.experience.owners[portion.number] = copy.worker
         losers = [c.worker for c in self.copies.values() if c.bundle.number == bundle.number]
         if losers:
-            await self.server.unwant(losers, [bundle.identity])
+            self.server.unwant(losers, [bundle.identity])
 
     def _hand_back(self, bundle: Bundle) -> None:
         """A copy is lost: where it was the last one, the same bundle goes out again."""
@@ -163,9 +175,9 @@ class GradientPass:
             if bundle.number not in self.done:
                 self._hand_back(bundle)
 
-    async def _tell_losers(self) -> None:
+    def _tell_losers(self) -> None:
         """Copies that are still running stop by themselves."""
         workers = sorted({copy.worker for copy in self.copies.values()})
         identities = sorted({copy.bundle.identity for copy in self.copies.values()})
         if workers:
-            await self.server.unwant(workers, identities)
+            self.server.unwant(workers, identities)
