@@ -18,7 +18,7 @@ BACKUP_TIMES = 1.2  # a copy is worth while where the original needs so much lon
 
 @dataclass(frozen=True)
 class Bundle:
-    """Consecutive portions that one task works through; cut once, never cut again."""
+    """Portions that one task works through in store order; cut once, never cut again."""
 
     evaluation: int
     number: int
@@ -97,7 +97,8 @@ def bundle_length(
     speed = sum(1.0 / max(pace.of(name) or own, 1e-9) for name in workers)
     fair = (remaining + out) / own / speed
     enough = max(pace.push / PUSH_SHARE, pace.task / TASK_SHARE) / own
-    return max(1, min(remaining, math.ceil(min(max(SHARE * fair, enough), fair))))
+    least = (pace.push + pace.task) / own  # less work than it takes to hand it out is not cut up
+    return max(1, min(remaining, math.ceil(max(min(max(SHARE * fair, enough), fair), least))))
 
 
 def work_out(copies: Iterable[Copy], pace: Pace, now: float) -> float:
@@ -180,9 +181,9 @@ class Assignment:
         return len(self._pending) + sum(len(bundle.portions) for bundle in self._again)
 
     def take(self, worker: str, length: int, workers: Sequence[str]) -> Bundle | None:
-        """Cut the worker's next bundle, of at most `length` consecutive portions.
+        """Cut the worker's next bundle, of at most `length` portions.
 
-        Its own neighbours first, then what nobody here owns, then the end of what another owns.
+        Its own first, then neighbours that nobody here owns, then the end of what another owns.
         A bundle that failed goes out again as it is.
         """
         if self._again:
@@ -203,7 +204,7 @@ class Assignment:
         owner = {number: self._owner(number, workers) for number in self._pending}
         mine = [number for number in self._pending if owner[number] == worker]
         if mine:
-            return _consecutive(mine, length)
+            return mine[:length]  # in its memory, whether neighbours or not
         free = [number for number in self._pending if owner[number] is None]
         if free:
             return _consecutive(_part_of(free, worker, workers), length)

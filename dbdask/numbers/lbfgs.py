@@ -19,6 +19,7 @@ from dbdask.numbers.vectors import Add, Combine, Command, Copy, Dot, Gram, Large
 
 X, GRADIENT, DIRECTION = "parameters", "gradient", "direction"
 TRIAL, TRIAL_GRADIENT = "trial", "trial_gradient"
+PATIENCE = 10  # iterations in a row that bring less than the loss can tell apart
 LEAST_CURVATURE = 1e-10  # a pair with s.y below this share of |s||y| is skipped
 
 
@@ -72,6 +73,7 @@ class State:
     largest: float = 0.0  # magnitude of the gradient's components
     squared_norm: float = 0.0  # of the gradient
     step_length: float = 0.0
+    stalled: int = 0  # iterations in a row whose decrease the loss cannot tell apart
     pairs: list[int] = field(default_factory=list)
     products: dict[str, float] = field(default_factory=dict)  # "s0 y1": their inner product
 
@@ -112,6 +114,8 @@ def minimise(state: State, settings: Settings) -> Generator[Request, Any, str]:
             return "search_failed"
         if state.largest <= settings.tolerance:
             return "tolerance"
+        if state.stalled >= PATIENCE:
+            return "precision"
         if state.iteration >= settings.iterations:
             return "iterations"
         trial, predicted = yield from _iterate(state, settings)
@@ -160,6 +164,8 @@ def _iterate(
         value, slope_there, largest, squared = yield from _try(state, settings, step)
         answer = value, slope_there
     if trial is not None:
+        is_seen = state.loss - trial.value > _resolution(state, settings)
+        state.stalled = 0 if is_seen else state.stalled + 1
         state.loss, state.step_length = trial.value, trial.step
         state.largest, state.squared_norm = largest, squared
         yield from _move(state, settings)

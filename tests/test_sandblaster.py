@@ -1,0 +1,317 @@
+"""Sandblaster: exact passes, whatever happens to workers, and the same end as in one process."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import xarray as xr
+from counting import CountingModel
+from distributed import Client, LocalCluster
+from test_downpour import assert_nothing_left, counted, flat, labelled, network, write_store
+from test_leaving import addresses, shard_workers, wait_until
+from test_recovery import after, assert_workers_run_tasks, kill_a_shard
+
+import dbdask
+from dbdask.numbers import checkpoint
+from dbdask.numbers.lbfgs import Settings
+from dbdask.numbers.serial import minimise_array
+
+ROWS = 1200
+
+
+class LinearCounting(CountingModel):
+    """The loss is minus the sum of the examples' parameters.
+
+    With l2 = 1 / examples the minimum is at the number of times that a pass counts each example:
+    one, where every pass is exact.
+    """
+
+    def __init__(self, examples, seconds=0.0):
+        super().__init__(examples)
+        self.seconds = seconds
+
+    def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
+        # In slices, so that a stopped process is late by as long as it was stopped.
+        import time
+
+        for _ in range(int(self.seconds / 0.001)):
+            time.sleep(0.001)
+        super().loss_and_gradient(
+            parameters, inputs, targets, weights=weights, seed=seed, gradient=gradient
+        )
+        return -float(parameters[inputs.reshape(-1).astype(np.int64)].sum())
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("sandblaster") / "store.zarr")
+
+
+@pytest.fixture(params=["threads", "processes"])
+def client(request, threads_client, process_client):
+    return threads_client if request.param == "threads" else process_client
+
+
+@pytest.fixture
+def cluster():
+    with (
+        LocalCluster(n_workers=4, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def count(client, store, *, seconds=0.0, **options):
+    settings = {"l2": 1 / ROWS, "portion_size": 50, "progress": False, "tolerance": 1e-9}
+    return dbdask.sandblaster(
+        LinearCounting(ROWS, seconds), counted(store), client=client, **(settings | options)
+    )
+
+
+def assert_counted_once(result):
+    np.testing.assert_allclose(result.parameters["count"].values, 1.0, rtol=1e-5)
+
+
+def train(client, store, **options):
+    settings = {"progress": False, "l2": 1e-3, "iterations": 20}
+    return dbdask.sandblaster(network(), labelled(store), client=client, **(settings | options))
+
+
+def objective(store, l2):
+    """The objective in one process, over all examples at once."""
+    data = xr.open_zarr(store, consolidated=False).load()
+    model, inputs = network(), data["x"].values
+    labels = data["label"].values.astype(np.int64)
+
+    def evaluate(x):
+        gradient = np.empty_like(x)
+        loss = model.loss_and_gradient(x, inputs, labels, weights=None, gradient=gradient)
+        gradient = gradient / np.float32(ROWS) + np.float32(l2) * x
+        return loss / ROWS + l2 / 2 * float(x @ x), gradient.astype(np.float32)
+
+    return evaluate
+
+
+def test_it_goes_where_the_same_method_goes_in_one_process(client, store):
+    result = train(client, store, shards=2, iterations=8, tolerance=0.0)
+    start = network().initial_parameters(0, 0, network().parameter_count)
+    point, state, _ = minimise_array(
+        objective(store, 1e-3), start, Settings(iterations=8, tolerance=0.0, l2=0.0)
+    )
+    np.testing.assert_allclose(flat(result), point, atol=2e-3)
+    assert result.history["loss"].values[-1] == pytest.approx(state.loss, rel=1e-4)
+    assert result.status.reason == "iterations" and result.status.ok
+    assert result.history["iteration"].values[-1] == 8
+    assert_nothing_left(client)
+
+
+@pytest.mark.parametrize(("workers", "portion_size"), [(1, 1200), (2, 70), (4, 128), (4, 33)])
+def test_the_gradient_of_a_pass_is_that_of_one_process(
+    store, tmp_path, threads_client, workers, portion_size
+):
+    path = str(tmp_path / "run.zarr")
+    train(
+        threads_client,
+        store,
+        replicas=workers,
+        portion_size=portion_size,
+        shards=3,
+        tolerance=1e9,
+        checkpoint=path,
+    )
+    group = checkpoint.latest(path).group
+    size = network().parameter_count
+    found = checkpoint.read_slice(path, group, "gradient", 0, size)
+    x = checkpoint.read_slice(path, group, "parameters", 0, size)
+    np.testing.assert_allclose(found, objective(store, 1e-3)(x)[1], atol=3e-7)
+
+
+@pytest.mark.parametrize("options", [{}, {"shards": 3, "portion_size": 7}, {"replicas": 5}])
+def test_a_pass_counts_every_example_exactly_once(client, store, options):
+    result = count(client, store, **options)
+    assert_counted_once(result)
+    assert result.status.reason == "tolerance"
+    assert_nothing_left(client)
+
+
+def without_a_shard(client):
+    return sorted(addresses(client) - set(shard_workers(client)))[0]
+
+
+def test_a_worker_killed_in_the_middle_of_a_pass_changes_nothing(cluster, store):
+    def kill():
+        worker = without_a_shard(cluster)
+        os.kill(cluster.run(os.getpid, workers=[worker])[worker], signal.SIGKILL)
+
+    result = count(cluster, store, seconds=0.02, callbacks=[after(1, kill)], shards=1)
+    assert_counted_once(result)
+    assert_nothing_left(cluster)
+    assert_workers_run_tasks(cluster)
+
+
+def test_a_stopped_worker_is_overtaken_by_backups_and_its_late_push_is_a_repeat(cluster, store):
+    stopped = []
+
+    def stop():
+        worker = without_a_shard(cluster)
+        process = cluster.run(os.getpid, workers=[worker])[worker]
+        os.kill(process, signal.SIGSTOP)
+        stopped.append(process)
+
+    def go_on(record):
+        if stopped and record.backups_won >= 1:
+            os.kill(stopped.pop(), signal.SIGCONT)
+
+    try:
+        result = count(
+            cluster, store, seconds=0.02, callbacks=[after(1, stop), go_on], shards=1, iterations=6
+        )
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+    assert result.history["backups_won"].values[-1] >= 1
+    assert_counted_once(result)
+    wait_until(lambda: not cluster.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks))
+    assert_nothing_left(cluster)
+
+
+def test_a_killed_shard_takes_the_run_back_to_its_snapshot(cluster, store, tmp_path):
+    whole = train(cluster, store, shards=2, iterations=25, tolerance=0.0)
+    killed = []
+
+    def kill(record):
+        if record.iteration == 8 and not killed:
+            killed.append(kill_a_shard(cluster))
+
+    result = train(
+        cluster,
+        store,
+        shards=2,
+        iterations=25,
+        tolerance=0.0,
+        checkpoint=str(tmp_path / "run.zarr"),
+        snapshot_every="1ms",
+        callbacks=[kill],
+    )
+    assert killed and result.history["lost"].values[-1] >= 1
+    losses = [r.history["loss"].values[-1] for r in (whole, result)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert_nothing_left(cluster)
+    assert_workers_run_tasks(cluster)
+
+
+def test_a_killed_shard_without_a_checkpoint_is_an_error_that_names_the_remedy(cluster, store):
+    with pytest.raises(dbdask.ShardLost, match=r"is gone; the run has no checkpoint.*shard_copies"):
+        count(
+            cluster,
+            store,
+            seconds=0.01,
+            tolerance=0.0,
+            callbacks=[after(1, lambda: kill_a_shard(cluster))],
+        )
+    assert_nothing_left(cluster)
+    assert_workers_run_tasks(cluster)
+
+
+def test_a_retired_worker_hands_its_shard_on(cluster, store):
+    gone = []
+
+    def retire():
+        worker = shard_workers(cluster)[0]
+        cluster.retire_workers([worker])
+        wait_until(lambda: worker not in addresses(cluster))
+        gone.append(worker)
+
+    result = count(
+        cluster, store, seconds=0.01, shards=2, callbacks=[after(1, retire)], iterations=4
+    )
+    assert_counted_once(result)
+    wait_until(lambda: gone)
+    assert result.history["lost"].values[-1] == 0
+
+
+def test_a_resumed_run_goes_on_with_the_history_of_lbfgs(threads_client, store, tmp_path):
+    path = str(tmp_path / "run.zarr")
+    options = {"replicas": 1, "tolerance": 0.0}
+    whole = train(threads_client, store, iterations=12, **options)
+    train(threads_client, store, iterations=6, checkpoint=path, **options)
+    names = checkpoint.vector_names(path, checkpoint.latest(path).group)
+    assert {"parameters", "gradient", "s0", "y5"} <= set(names)
+    again = train(threads_client, store, iterations=12, checkpoint=path, resume=True, **options)
+    np.testing.assert_allclose(flat(again), flat(whole), atol=2e-3)
+    assert again.history["evaluations"].values[-1] == whole.history["evaluations"].values[-1]
+    with pytest.raises(dbdask.CheckpointError, match="l2 is 0.001 there and 0.5 here"):
+        train(threads_client, store, checkpoint=path, resume=True, l2=0.5)
+    with pytest.raises(dbdask.CheckpointError, match="another verb wrote it"):
+        dbdask.downpour(
+            network(), labelled(store), client=threads_client, checkpoint=path, resume=True
+        )
+
+
+def test_it_starts_from_a_downpour_result_and_keeps_the_best(threads_client, store):
+    first = dbdask.downpour(
+        network(), labelled(store), client=threads_client, batch_size=20, progress=False
+    )
+    held_out = labelled(store).isel(row=slice(1000, 1200))
+    result = train(
+        threads_client, store, parameters=first, validation=held_out, keep="best", l2=1e-4
+    )
+    before = first.evaluate(labelled(store))["loss"]
+    assert result.evaluate(labelled(store))["loss"] < before
+    best = np.nanmin(result.history["validation_loss"].values)
+    assert result.evaluate(held_out)["loss"] == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("how", ["true", "raises", "interrupted"])
+def test_callbacks_and_interrupts_stop_it(threads_client, store, how):
+    def act(record):
+        if how == "raises":
+            raise KeyError("mine")
+        if how == "interrupted":
+            signal.raise_signal(signal.SIGINT)
+        return True
+
+    options = {"iterations": 10_000, "tolerance": 0.0, "callbacks": [act]}
+    if how == "raises":
+        with pytest.raises(KeyError, match="mine"):
+            train(threads_client, store, **options)
+    else:
+        result = train(threads_client, store, **options)
+        assert result.status.reason == {"true": "callback"}.get(how, how)
+    assert_nothing_left(threads_client)
+
+
+def test_weights_count_as_repeated_rows(threads_client, tmp_path):
+    data = xr.open_zarr(write_store(tmp_path / "s.zarr"), consolidated=False).load()
+    weights = np.random.default_rng(3).integers(0, 3, size=ROWS)
+    repeated = data.isel(row=np.repeat(np.arange(ROWS), weights))
+
+    def fit(data, **more):
+        examples = dbdask.Examples(data, inputs="x", targets="label", along="row", **more)
+        model = dbdask.Network(input_shape=(6,), layers=[dbdask.Dense(3)], loss="softmax")
+        return dbdask.sandblaster(
+            model, examples, client=threads_client, l2=1e-2, progress=False, tolerance=1e-6
+        )
+
+    weighted = fit(data.assign(w=("row", weights.astype(np.float32))), weights="w")
+    np.testing.assert_allclose(flat(weighted), flat(fit(repeated)), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterations": 0}, "iterations must be at least 1, got 0"),
+        ({"history_length": 0}, "history_length must be at least 1, got 0"),
+        ({"tolerance": -1.0}, "tolerance must be above 0, got -1.0"),
+        ({"l2": -0.1}, "l2 must be above 0, got -0.1"),
+        ({"portion_size": 0}, "portion_size must be at least 1, got 0"),
+        ({"replicas": 0}, "replicas must be at least 1, got 0"),
+        ({"keep": "best"}, 'keep="best" needs validation='),
+        ({"resume": True}, "resume=True needs checkpoint="),
+        ({"validate_every": 3}, "validate_every=3 needs validation="),
+    ],
+)
+def test_wrong_arguments_are_named_before_work_begins(threads_client, store, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(threads_client, store, **options)
