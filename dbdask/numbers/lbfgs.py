@@ -103,7 +103,8 @@ def minimise(state: State, settings: Settings) -> Generator[Request, Any, str]:
     """Minimise from `parameters`, or go on from a state; returns why it stopped.
 
     The reasons are `tolerance`, `iterations`, `precision` (the search failed where the predicted
-    decrease is below what the loss can tell apart), `search_failed`, and `stopped`.
+    decrease is below what the loss can tell apart, or `PATIENCE` iterations in a row brought no
+    more than that), `search_failed`, and `stopped`.
     """
     if not state.started:
         yield from _first_point(state, settings)

@@ -31,7 +31,8 @@ from dbdask.verbs.settling import (
 )
 
 PORTIONS = 64  # of a pass, where portion_size is not given: much less than 1/N of it each
-LEAST_ROWS, MOST_ROWS = 64, 1024  # of a minibatch: what the model sees at once
+LEAST_ROWS = 256  # of a portion: with fewer, adding up the gradients of a large model shows
+MOST_ROWS = 1024  # of a minibatch: what the model sees at once
 PORTION_BYTES = 32 * 2**20  # most stored bytes of a suggested portion
 
 
@@ -187,14 +188,14 @@ def sandblaster(
 
 
 def suggest_rows(rows: int, row_bytes: float) -> int:
-    """Return the rows of a portion: a 64th of the data, but some 100 and at most 32 MiB.
+    """Return the rows of a portion: a 64th of the data, but at least 256, and at most 32 MiB.
 
     Examples
     --------
     >>> suggest_rows(60_000, 785), suggest_rows(500, 785), suggest_rows(10**9, 785)
-    (938, 64, 42744)
+    (938, 256, 42744)
     """
-    most = max(LEAST_ROWS, int(PORTION_BYTES / max(row_bytes, 1)))
+    most = max(1, int(PORTION_BYTES / max(row_bytes, 1)))
     return min(max(LEAST_ROWS, math.ceil(rows / PORTIONS)), most)
 
 
