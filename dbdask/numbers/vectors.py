@@ -5,13 +5,13 @@ arrays; what they answer (inner products, largest magnitudes) adds up over slice
 that is written on commands runs on one array or on a parameter server without a change.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-BLOCK = 65_536  # elements: products are formed in float64 block by block, never of whole vectors
+BLOCK = 16_384  # elements: a float64 block of a few vectors stays in the cache
 
 Vectors = dict[str, np.ndarray]
 
@@ -75,7 +75,8 @@ class Add(_Silent):
     other: str
 
     def __call__(self, vectors: Vectors) -> None:
-        Combine(self.into, {self.into: 1.0, self.other: self.factor})(vectors)
+        if self.factor != 0.0:
+            Combine(self.into, {self.into: 1.0, self.other: self.factor})(vectors)
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,14 @@ class Combine(_Silent):
     def __call__(self, vectors: Vectors) -> None:
         names = [name for name, factor in self.terms.items() if factor != 0.0]
         target = _made(vectors, self.into, next(iter(self.terms)))
-        for start in range(0, target.size, BLOCK):
-            block = slice(start, start + BLOCK)
-            total = np.zeros(target[block].shape)
+        total, product = np.empty(BLOCK), np.empty(BLOCK)
+        for block in _blocks(target.size):
+            length = target[block].size
+            total[:length] = 0.0
             for name in names:
-                total += self.terms[name] * vectors[name][block]
-            target[block] = total
+                np.multiply(vectors[name][block], self.terms[name], out=product[:length])
+                total[:length] += product[:length]
+            target[block] = total[:length]
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,11 @@ class Dot:
     right: str
 
     def __call__(self, vectors: Vectors) -> float:
-        return float(Gram((self.left,), (self.right,))(vectors)[0, 0])
+        left, right = vectors[self.left], vectors[self.right]
+        return sum(
+            float(left[block].astype(np.float64) @ right[block].astype(np.float64))
+            for block in _blocks(left.size)
+        )
 
     def merge(self, answers: Sequence[float]) -> float:
         """Return the sum over slices."""
@@ -130,14 +137,16 @@ class Gram:
     columns: tuple[str, ...]
 
     def __call__(self, vectors: Vectors) -> np.ndarray:
-        products = np.zeros((len(self.rows), len(self.columns)))
         names = list(dict.fromkeys(self.rows + self.columns))
+        at = {name: position for position, name in enumerate(names)}
+        rows, columns = [at[n] for n in self.rows], [at[n] for n in self.columns]
         size = vectors[names[0]].size
-        for start in range(0, size, BLOCK):
-            block = {n: vectors[n][start : start + BLOCK].astype(np.float64) for n in names}
-            left = np.stack([block[name] for name in self.rows])
-            right = np.stack([block[name] for name in self.columns])
-            products += left @ right.T
+        held, products = np.empty((len(names), BLOCK)), np.zeros((len(rows), len(columns)))
+        for block in _blocks(size):
+            part = held[:, : vectors[names[0]][block].size]
+            for position, name in enumerate(names):
+                part[position] = vectors[name][block]
+            products += part[rows] @ part[columns].T
         return products
 
     def merge(self, answers: Sequence[np.ndarray]) -> np.ndarray:
@@ -168,6 +177,10 @@ def carry_out(commands: Sequence[Command], vectors: Vectors) -> list[Any]:
 def merge_answers(commands: Sequence[Command], slices: Sequence[Sequence[Any]]) -> list[Any]:
     """Bring the answers of all slices together, command by command."""
     return [command.merge([answers[i] for answers in slices]) for i, command in enumerate(commands)]
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, size, BLOCK))
 
 
 def _made(vectors: Vectors, name: str, like: str) -> np.ndarray:

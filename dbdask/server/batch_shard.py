@@ -75,9 +75,9 @@ class BatchShard(ParameterShard):
             raise Stale(f"evaluation {evaluation} is not whole in this shard")
         assert self._total is not None
         self._evaluation = -1
-        np.divide(self._total, weight, out=self._total)
         vectors = self.state.vectors
-        vectors.setdefault(into, np.empty(self._total.size, np.float32))[:] = self._total
+        mean = vectors.setdefault(into, np.empty(self._total.size, np.float32))
+        np.divide(self._total, weight, out=mean, casting="same_kind")
         return carry_out(commands, self.state.vectors)
 
     def _take_copy(self, number: int) -> int:
