@@ -2,6 +2,7 @@
 
     python -m pipelines.speech                            # synthesised speech, two processes
     python -m pipelines.speech --timit DIR --layers 4x2560 --scheduler tcp://scheduler:8786
+    python -m pipelines.speech --method sandblaster --start demo/model.zarr
 
 Every frame is 40 log energies; the network sees 11 frames, and names the phoneme in the middle.
 """
@@ -35,7 +36,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--timit", type=Path, help="a folder of NAME.wav beside NAME.PHN instead")
     found.add_argument("--layers", default="2x256", help="hidden layers, as COUNTxUNITS")
     found.add_argument("--optimizer", default="adagrad:0.03", help="NAME:RATE")
-    found.add_argument("--epochs", type=int, default=8)
+    found.add_argument("--method", choices=("downpour", "sandblaster"), default="downpour")
+    found.add_argument("--epochs", type=int, default=8, help="of downpour")
+    found.add_argument("--iterations", type=int, default=60, help="of sandblaster")
+    found.add_argument("--l2", type=float, default=1e-5, help="penalty of sandblaster")
+    found.add_argument("--start", type=Path, help="a saved model whose parameters to start from")
     found.add_argument("--batch-size", type=int, default=128)
     found.add_argument("--replicas", type=int, help="default: one for each worker")
     found.add_argument("--scheduler", help="address; default: two processes of this machine")
@@ -90,7 +95,7 @@ def cluster(address: str | None) -> Iterator[Client]:
 
 
 def train(client: Client, corpus: Corpus, options: argparse.Namespace) -> dbdask.Result:
-    """Train on the corpus by Downpour SGD."""
+    """Train on the corpus by the method that was asked for."""
     examples = frames(corpus.train).standardize(client=client)
     held_out = frames(corpus.held_out)
     model = network(options.layers, examples.input_shape, len(corpus.phonemes))
@@ -98,10 +103,26 @@ def train(client: Client, corpus: Corpus, options: argparse.Namespace) -> dbdask
         f"training {model.parameter_count:,} parameters on {len(examples):,} frames "
         f"({len(corpus.phonemes)} phonemes), holding out {len(held_out):,}"
     )
+    start = dbdask.load(options.start).parameters if options.start else None
+    if options.method == "sandblaster":
+        return dbdask.sandblaster(
+            model,
+            examples,
+            client=client,
+            parameters=start,
+            iterations=options.iterations,
+            l2=options.l2,
+            replicas=options.replicas,
+            validation=held_out,
+            validate_every=5,
+            callbacks=[report_validation],
+            seed=options.seed,
+        )
     return dbdask.downpour(
         model,
         examples,
         client=client,
+        parameters=start,
         optimizer=optimizer(options.optimizer),
         epochs=options.epochs,
         batch_size=options.batch_size,
@@ -116,7 +137,7 @@ def report_validation(record: dbdask.Record) -> None:
     """Say how the held-out frames fare, whenever that is known."""
     if record.validation_accuracy == record.validation_accuracy:
         say(
-            f"epoch {record.epoch + 1}: held-out frame accuracy "
+            f"pass {record.epoch + 1}: held-out frame accuracy "
             f"{record.validation_accuracy:.3f} after {record.seconds:.0f} s"
         )
 

@@ -85,10 +85,22 @@ def test_a_folder_in_timits_layout(tmp_path):
     for part, count in (("TRAIN", 6), ("TEST", 2)):
         for number in range(count):
             write_recording(tmp_path / "timit" / part / f"S{number}", "SA1", number)
-    output = run(tmp_path, "--timit", str(tmp_path / "timit"), "--optimizer", "adagrad:0.1")
+    recordings = ("--timit", str(tmp_path / "timit"))
+    output = run(tmp_path, *recordings, "--optimizer", "adagrad:0.1")
+    assert accuracy(output) > 0.9
+    start = ("--start", str(output / "model.zarr"))
+    output = run(
+        tmp_path / "b", *recordings, "--method", "sandblaster", "--iterations", "5", *start
+    )
+    assert accuracy(output) > 0.9
+    history = dbdask.load(output / "model.zarr").history
+    assert history["iteration"].max() == 5
+
+
+def accuracy(output):
     predicted = xr.open_zarr(output / "phonemes.zarr", consolidated=False)["phoneme"]
     wanted = xr.open_zarr(output / "held_out.zarr", consolidated=False)["phoneme"]
-    assert float((predicted == wanted).mean()) > 0.9
+    return float((predicted == wanted).mean())
 
 
 def test_a_sphere_file_is_read(tmp_path):
