@@ -149,6 +149,27 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(threads_client, store, tm
     assert again.history.sizes["record"] >= broken.history.sizes["record"]
 
 
+def test_where_memory_is_short_shards_write_at_rest(threads_client, store, tmp_path, monkeypatch):
+    from dbdask.numbers import policies
+
+    roomy = policies.shard_bytes
+    monkeypatch.setattr(
+        policies, "shard_bytes", lambda *a, copied: 1 << 60 if copied else roomy(*a, copied=False)
+    )
+    monkeypatch.setattr(policies, "replica_bytes", lambda *a: 0)
+    copies = []
+    from dbdask.verbs.snapshots import Snapshots
+
+    taken = Snapshots.copy
+    monkeypatch.setattr(Snapshots, "copy", lambda *a, **k: copies.append(k) or taken(*a, **k))
+    path = str(tmp_path / "run.zarr")
+    options = {"replicas": 1, "optimizer": dbdask.adagrad(0.1), "epochs": 2}
+    plain = train(threads_client, store, **options)
+    tight = train(threads_client, store, checkpoint=path, snapshot_every="10ms", **options)
+    assert not copies
+    np.testing.assert_array_equal(flat(plain), flat(tight))
+
+
 def test_resume_in_its_three_forms(threads_client, store, tmp_path):
     path = str(tmp_path / "run.zarr")
     with pytest.raises(dbdask.CheckpointError, match="resume=True, but there is no checkpoint"):

@@ -130,3 +130,21 @@ def test_a_new_worker_takes_part_and_a_users_own_handler_stays(cluster, store):
     client.log_event("all", {"action": "mine"})
     wait_until(lambda: len(heard) > before)
     np.testing.assert_array_equal(result.parameters["count"].values, 20)
+
+
+def test_an_adaptive_cluster_sees_the_demand(store):
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as local,
+        Client(local, set_as_default=False) as client,
+    ):
+        local.adapt(minimum=1, maximum=3, interval="100ms", target_duration="20ms")
+        seen = []
+        result = train(
+            client,
+            store,
+            epochs=200,
+            callbacks=[lambda record: seen.append(record.replicas) or record.replicas == 3],
+        )
+        assert result.status.reason == "callback", max(seen)
+        assert result.history["rolled_back"].values[-1] == 0
+        assert_nothing_left(client)

@@ -135,6 +135,15 @@ def test_a_pass_counts_every_example_exactly_once(client, store, options):
     assert_nothing_left(client)
 
 
+@pytest.mark.parametrize("route", ["dask", "memory"])
+def test_what_workers_cannot_read_is_brought_to_them(client, store, route):
+    data = xr.open_zarr(store, consolidated=False)
+    data = data.load() if route == "memory" else data * np.float32(1)
+    result = count(client, data)
+    assert_counted_once(result)
+    assert_nothing_left(client)
+
+
 def without_a_shard(client):
     return sorted(addresses(client) - set(shard_workers(client)))[0]
 

@@ -72,9 +72,13 @@ def replica_bytes(size: int, n_fetch: int, n_push: int) -> int:
     return 4 * size * vectors
 
 
-def shard_bytes(length: int, slots: int, keep_best: bool) -> int:
-    """Return the bytes of a shard of `length` elements: its vectors and one snapshot copy."""
-    return 4 * length * 2 * (1 + slots + keep_best)
+def shard_bytes(length: int, slots: int, keep_best: bool, *, copied: bool) -> int:
+    """Return the bytes of a shard of `length` elements.
+
+    Its vectors, and a snapshot copy of them (`copied`), or of the parameters alone.
+    """
+    vectors = 1 + slots + keep_best
+    return 4 * length * (vectors + (vectors if copied else 1))
 
 
 def batch_shard_bytes(length: int, history_length: int, keep_best: bool) -> int:

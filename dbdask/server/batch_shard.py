@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 
 from dbdask.errors import Stale
-from dbdask.numbers import checkpoint
-from dbdask.numbers.ledger import Ledger
 from dbdask.numbers.vectors import Command, carry_out
-from dbdask.server.shard import ParameterShard, ShardState
+from dbdask.server.shard import ParameterShard
 
 
 class BatchShard(ParameterShard):
@@ -79,14 +77,3 @@ class BatchShard(ParameterShard):
         mean = vectors.setdefault(into, np.empty(self._total.size, np.float32))
         np.divide(self._total, weight, out=mean, casting="same_kind")
         return carry_out(commands, self.state.vectors)
-
-    def _take_copy(self, number: int) -> int:
-        """Keep a copy of the parameters alone: what validation reads."""
-        vectors = {"parameters": self.state.vectors["parameters"].copy()}
-        self.copies[number] = ShardState(vectors, 0, Ledger())
-        return 0
-
-    async def _write_vectors(self, path: str, group: str, names: Sequence[str]) -> None:
-        """Write vectors as they are: nothing changes them while the method waits."""
-        vectors = {name: self.state.vectors[name] for name in names}
-        await self._serve(checkpoint.write_slice, path, group, self.start, self.stop, vectors)

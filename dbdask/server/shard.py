@@ -7,7 +7,7 @@ update.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -181,12 +181,16 @@ class ParameterShard:
         self.pausing = pausing
         return await self._serve(self.state.ledger.rows)
 
-    async def _copy(self, number: int) -> int:
-        """Keep a copy of the state under a number; returns the updates in it."""
-        return await self._serve(self._take_copy, number)
+    async def _copy(self, number: int, whole: bool) -> int:
+        """Keep a copy of the parameters, or of the whole state, under a number.
 
-    def _take_copy(self, number: int) -> int:
-        vectors = {name: vector.copy() for name, vector in self.state.vectors.items()}
+        Returns the updates in it.
+        """
+        return await self._serve(self._take_copy, number, whole)
+
+    def _take_copy(self, number: int, whole: bool) -> int:
+        held = self.state.vectors
+        vectors = {n: v.copy() for n, v in held.items() if whole or n == "parameters"}
         ledger = Ledger.from_rows(self.state.ledger.rows(), self.state.ledger.first_open_epoch)
         self.copies[number] = ShardState(vectors, self.state.applied, ledger)
         return self.state.applied
@@ -198,6 +202,11 @@ class ParameterShard:
             checkpoint.write_slice, path, group, self.start, self.stop, copy.vectors
         )
         return copy.applied
+
+    async def _write_vectors(self, path: str, group: str, names: Sequence[str]) -> None:
+        """Write vectors as they are, without a copy: nothing may change them meanwhile."""
+        vectors = {name: self.state.vectors[name] for name in names}
+        await self._serve(checkpoint.write_slice, path, group, self.start, self.stop, vectors)
 
     async def _keep_best(self, number: int) -> None:
         """Keep the parameters of a copy as the best so far."""

@@ -132,7 +132,7 @@ class DownpourRun:
         if plan.start is not None and plan.last is None:
             await self.server.assign(plan.start)
         if plan.path is not None and plan.last is None:
-            await self._write(await self.snapshots.copy(users=1))
+            await self._write()
 
     def initial(self) -> Initial:
         """Where shards start: the last committed snapshot, else the model's own numbers."""
@@ -152,8 +152,15 @@ class DownpourRun:
         plan = self.plan
         check_collectable(plan.name, plan.size, plan.path)
         length = most_elements(plan.size, shards, homes)
-        shard = policies.shard_bytes(length, len(plan.optimizer.slots), plan.keep == "best")
-        check_memory(list(self.workforce.facts.values()), plan.replica_bytes, shard, plan.name)
+        slots, keeps_best = len(plan.optimizer.slots), plan.keep == "best"
+        facts = list(self.workforce.facts.values())
+        copied = policies.shard_bytes(length, slots, keeps_best, copied=True)
+        self.has_room_for_copies = all(
+            plan.replica_bytes + copied <= worker.memory_limit or not worker.memory_limit
+            for worker in facts
+        )
+        shard = policies.shard_bytes(length, slots, keeps_best, copied=False)
+        check_memory(facts, plan.replica_bytes, shard, plan.name)
 
     # Training
 
@@ -245,14 +252,23 @@ class DownpourRun:
         await self.server.command("close_epochs", self.stream.epoch)
 
     async def _pause_and_copy(self, validate: bool, write: bool) -> None:
-        """At a barrier every shard takes the same copy, to validate, to write, or both."""
+        """At a barrier every shard takes the same copy, to validate, to write, or both.
+
+        Where memory is short the shards write while the run rests, without a copy.
+        """
         await self.barrier.rest()
-        number = await self.snapshots.copy(users=int(validate) + int(write))
+        copied = write and self.has_room_for_copies
+        number = 0
+        if validate or copied:
+            users = int(validate) + int(copied)
+            number = await self.snapshots.copy(users=users, whole=copied)
         if validate:
             self.validator.start(number, self.stream.epoch)
-        if write:
+        if copied:
             names, state = self._state()
             self.snapshots.start_writing(number, names, state)
+        elif write:
+            await self._write()
         await self.barrier.release()
 
     def _state(self) -> tuple[list[str], dict[str, Any]]:
@@ -273,9 +289,10 @@ class DownpourRun:
         }
         return names, state
 
-    async def _write(self, number: int) -> None:
+    async def _write(self) -> None:
+        """Write the shards as they are; the run is at rest."""
         names, state = self._state()
-        await self.snapshots.write(number, names, state)
+        await self.snapshots.write_live(names, state)
 
     def where_it_stands(self) -> str:
         """What an error says of the run: its last snapshot, or what would have made one."""
@@ -306,14 +323,15 @@ class DownpourRun:
         await self.validator.settle()
         await self.snapshots.settle()
         if self.plan.validation_cut is not None and self.validator.stale:
-            self.validator.start(await self.snapshots.copy(users=1), self.stream.epoch)
+            number = await self.snapshots.copy(users=1, whole=False)
+            self.validator.start(number, self.stream.epoch)
             await self.validator.settle()
         best = self.plan.keep == "best" and self.validator.has_best
         name = "best" if best else "parameters"
         if self.plan.path is None:
             return await self.server.read(name)
         if not self.stream.done or self.tally.steps_since_start or self.plan.last is None:
-            await self._write(await self.snapshots.copy(users=1))
+            await self._write()
         assert self.snapshots.committed is not None
         return VectorReference(self.plan.path, self.snapshots.committed.group, name)
 

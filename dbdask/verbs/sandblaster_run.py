@@ -297,7 +297,7 @@ class SandblasterRun:
         return self.validator.each_epoch or self.validator.due
 
     async def _validate(self) -> None:
-        number = await self.snapshots.copy(users=1)
+        number = await self.snapshots.copy(users=1, whole=False)
         self.validator.start(number, max(0, self.state.evaluations - 1))
 
     async def _write(self) -> None:

@@ -43,10 +43,13 @@ class Snapshots:
         idle = self.writing is None or self.writing.done()
         return self.path is not None and idle and time.monotonic() - self._since >= self.every
 
-    async def copy(self, users: int) -> int:
-        """Let every shard keep a copy; `users` will call `drop` when they need it no more."""
+    async def copy(self, users: int, *, whole: bool) -> int:
+        """Let every shard keep a copy, of everything or of the parameters alone.
+
+        `users` will call `drop` when they need it no more.
+        """
         self.number += 1
-        await self.server.command("copy", self.number)
+        await self.server.command("copy", self.number, whole)
         self._users[self.number] = users
         return self.number
 
