@@ -20,7 +20,7 @@ from dbdask.status import Status
 from dbdask.verbs.barrier import Barrier
 from dbdask.verbs.homes import check_collectable, most_elements, shard_homes
 from dbdask.verbs.leaving import Leaving
-from dbdask.verbs.outcome import Outcome, where_it_stands
+from dbdask.verbs.outcome import Outcome, leave_nothing, where_it_stands
 from dbdask.verbs.preflight import check_memory
 from dbdask.verbs.recovery import Recovery, RunLost
 from dbdask.verbs.replica import PortionOrder, PortionReport, train_portion
@@ -113,7 +113,7 @@ class DownpourRun:
         except TROUBLE as error:
             raise ShardLost(f"{error}; {self.where_it_stands()}") from error
         finally:
-            await asyncio.shield(asyncio.ensure_future(self._release()))
+            await asyncio.shield(asyncio.ensure_future(leave_nothing(self)))
 
     # Beginning
 
@@ -347,16 +347,3 @@ class DownpourRun:
             ),
         }
         return reason, messages[reason]
-
-    async def _release(self) -> None:
-        try:
-            self.workforce.close()
-            self.leaving.end()
-            if hasattr(self, "server"):
-                await self.snapshots.give_up()
-                await self.validator.give_up()
-                await self.server.end_generation(self.workforce.everyone)
-                await asyncio.to_thread(self.plan.supply.close)
-                await self.server.release(self.workforce.everyone)
-        finally:
-            self.at_rest.set()

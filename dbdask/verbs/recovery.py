@@ -92,25 +92,12 @@ class Recovery:
         self.run.workforce.abandoned = False
         if not lost:
             return
-        await self._wait_for_homes()
+        await wait_for_homes(self.run)
         if not survivors:
             await self._go_back(lost)
             return
         await self._make_again(lost)
         await self._adopt(lost, ledgers)
-
-    async def _wait_for_homes(self) -> None:
-        run = self.run
-        until = time.monotonic() + deadline("portion-end")
-        while not (run.shard_homes() and run.workforce.workers):
-            if time.monotonic() > until:
-                raise WorkerError(
-                    f"no worker is left to go on with, and none came in "
-                    f"{deadline('portion-end'):g} s; {run.where_it_stands()}"
-                )
-            await asyncio.sleep(TURN_SECONDS)
-            await run.workforce.refresh()
-            await run.workforce.watch_silence()
 
     async def _make_again(self, lost: Sequence[int]) -> None:
         """Rebuild shards from the last snapshot, else from where the run started."""
@@ -142,6 +129,26 @@ class Recovery:
     def lost(self, why: str) -> RunLost:
         """Return the error that ends the run: what is lost, and what would have saved it."""
         return RunLost(f"{why}; {self.run.where_it_stands()}")
+
+
+async def wait_for_homes(run: Any) -> None:
+    """Return when there is a worker for shards and one for portions.
+
+    Raises
+    ------
+    WorkerError
+        None came within the deadline.
+    """
+    until = time.monotonic() + deadline("portion-end")
+    while not (run.shard_homes() and run.workforce.workers):
+        if time.monotonic() > until:
+            raise WorkerError(
+                f"no worker is left to go on with, and none came in "
+                f"{deadline('portion-end'):g} s; {run.where_it_stands()}"
+            )
+        await asyncio.sleep(TURN_SECONDS)
+        await run.workforce.refresh()
+        await run.workforce.watch_silence()
 
 
 def merged(ledgers: list[list[Row]]) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.errors import ShardLost, WorkerError
+from dbdask.errors import ShardLost
 from dbdask.numbers import policies
 from dbdask.numbers.checkpoint import Snapshot, VectorReference
 from dbdask.numbers.history import Record
@@ -36,9 +36,9 @@ from dbdask.status import Status
 from dbdask.verbs.gradient_pass import Experience, GradientPass, Interrupted, Sums
 from dbdask.verbs.homes import check_collectable, most_elements, shard_homes
 from dbdask.verbs.leaving import Leaving
-from dbdask.verbs.outcome import Outcome, where_it_stands
+from dbdask.verbs.outcome import Outcome, leave_nothing, where_it_stands
 from dbdask.verbs.preflight import check_memory
-from dbdask.verbs.recovery import MOST_RECOVERIES, RunLost
+from dbdask.verbs.recovery import MOST_RECOVERIES, RunLost, wait_for_homes
 from dbdask.verbs.session import needs_workers
 from dbdask.verbs.snapshots import Snapshots
 from dbdask.verbs.tally import Tally
@@ -120,7 +120,7 @@ class SandblasterRun:
         except TROUBLE as error:
             raise ShardLost(f"{error}; {self.where_it_stands()}") from error
         finally:
-            await asyncio.shield(asyncio.ensure_future(self._release()))
+            await asyncio.shield(asyncio.ensure_future(leave_nothing(self)))
 
     def where_it_stands(self) -> str:
         """What an error says of the run: its last snapshot, or what would have made one."""
@@ -367,7 +367,7 @@ class SandblasterRun:
         if self.plan.path is None:
             gone = f"shard {lost[0]} of {len(self.server.slices)} is gone" if lost else why
             raise RunLost(f"{gone}; {self.where_it_stands()}")
-        await self._wait_for_homes()
+        await wait_for_homes(self)
         snapshot = self.snapshots.committed
         assert snapshot is not None
         everything = range(len(self.server.slices))
@@ -376,18 +376,6 @@ class SandblasterRun:
         await self.server.replace(everything, self._initial(), self.shard_homes())
         self._restore(snapshot)
         self.tally.rolled_back += max(0, iteration - self.state.iteration)
-
-    async def _wait_for_homes(self) -> None:
-        until = time.monotonic() + deadline("portion-end")
-        while not (self.shard_homes() and self.workforce.workers):
-            if time.monotonic() > until:
-                raise WorkerError(
-                    f"no worker is left to go on with, and none came in "
-                    f"{deadline('portion-end'):g} s; {self.where_it_stands()}"
-                )
-            await asyncio.sleep(0.25)
-            await self.workforce.refresh()
-            await self.workforce.watch_silence()
 
     # Conclusion
 
@@ -429,15 +417,3 @@ class SandblasterRun:
             "interrupted": "the run was interrupted",
         }
         return reason, f"{messages[reason]} (iteration {state.iteration}, loss {state.loss:.6g})"
-
-    async def _release(self) -> None:
-        try:
-            self.workforce.close()
-            self.leaving.end()
-            if hasattr(self, "server"):
-                await self.validator.give_up()
-                await self.server.end_generation(self.workforce.everyone)
-                await asyncio.to_thread(self.plan.supply.close)
-                await self.server.release(self.workforce.everyone)
-        finally:
-            self.at_rest.set()
