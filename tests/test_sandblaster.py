@@ -1,6 +1,7 @@
 """Sandblaster: exact passes, whatever happens to workers, and the same end as in one process."""
 
 import os
+import pickle
 import signal
 
 import numpy as np
@@ -13,9 +14,11 @@ from test_leaving import addresses, shard_workers, wait_until
 from test_recovery import after, assert_workers_run_tasks, kill_a_shard
 
 import dbdask
+from dbdask.errors import Stale
 from dbdask.numbers import checkpoint
 from dbdask.numbers.lbfgs import Settings
 from dbdask.numbers.serial import minimise_array
+from dbdask.server.room import close_room, rooms_of
 
 ROWS = 1200
 
@@ -289,6 +292,18 @@ def test_callbacks_and_interrupts_stop_it(threads_client, store, how):
         result = train(threads_client, store, **options)
         assert result.status.reason == {"true": "callback"}.get(how, how)
     assert_nothing_left(threads_client)
+
+
+def test_a_task_that_comes_after_the_end_opens_no_room(threads_client):
+    def late(run):
+        from dbdask.server.room import open_room
+
+        open_room(run, pickle.dumps(None))
+
+    threads_client.run(close_room, "ended")
+    with pytest.raises(Stale, match="run ended has ended"):
+        threads_client.submit(late, "ended", pure=False).result()
+    assert not any(threads_client.run(rooms_of).values())
 
 
 def test_weights_count_as_repeated_rows(threads_client, tmp_path):

@@ -180,6 +180,7 @@ async def settled(future: Any, seconds: float) -> str:
 
 async def result_of(client: Any, future: Any) -> Any:
     """Wait, on the client's loop, for the result of a task that returns scalars."""
+    await future._state.wait()  # a gather that is cancelled while it waits complains at exit
     return await client.gather(future, asynchronous=True)
 
 

@@ -9,6 +9,7 @@ import asyncio
 import pickle
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from dbdask.errors import Stale
 from dbdask.numbers.policies import cache_bytes
 from dbdask.server.contact import answers_ping, this_worker, worker_loop
 from dbdask.server.link import Calls, ServerHandle, ServerLink
@@ -23,7 +25,10 @@ from dbdask.server.link import Calls, ServerHandle, ServerLink
 LEASE_SECONDS = 10.0  # an idle room looks this often whether its run still lives
 
 _rooms: weakref.WeakKeyDictionary[Any, dict[str, "Room"]] = weakref.WeakKeyDictionary()
+_ended: weakref.WeakKeyDictionary[Any, deque[str]] = weakref.WeakKeyDictionary()
 _rooms_lock = threading.Lock()
+
+REMEMBERED_RUNS = 256  # ended runs whose late tasks a worker refuses
 
 
 class _Point:
@@ -70,7 +75,7 @@ class Room:
             pool = self.worker.rpc
             alive = [await answers_ping(pool, shard.place) for shard in handle.shards]
             if not any(alive) and handle is self.handle:
-                close_room(self.run, self.worker)
+                _close(self.run, self.worker)  # not for good: the run may be recovering
 
     def link(self, handle: ServerHandle) -> ServerLink:
         """Return blocking calls on the shards of a handle."""
@@ -154,9 +159,17 @@ class Room:
 
 
 def open_room(run: str, job: bytes) -> Room:
-    """Return the room of a run on the worker that runs the calling task."""
+    """Return the room of a run on the worker that runs the calling task.
+
+    Raises
+    ------
+    Stale
+        The run has ended here: a task that comes late must not open its room again.
+    """
     worker = this_worker()
     with _rooms_lock:
+        if run in _ended.get(worker, ()):
+            raise Stale(f"run {run} has ended")
         rooms = _rooms.setdefault(worker, {})
         if run not in rooms:
             rooms[run] = Room(worker, run, job)
@@ -164,7 +177,13 @@ def open_room(run: str, job: bytes) -> Room:
 
 
 def close_room(run: str, dask_worker: Any) -> None:
-    """Close and forget the room of a run on a worker, if it has one."""
+    """Close the room of a run on a worker for good: the run has ended."""
+    with _rooms_lock:
+        _ended.setdefault(dask_worker, deque(maxlen=REMEMBERED_RUNS)).append(run)
+    _close(run, dask_worker)
+
+
+def _close(run: str, dask_worker: Any) -> None:
     with _rooms_lock:
         room = _rooms.get(dask_worker, {}).pop(run, None)
     if room is not None:

@@ -108,7 +108,7 @@ def _add_up(
         for batch in reader.minibatches(
             portion, job.batch_size, blocks=blocks, following=following
         ):
-            if bundle.identity in room.unwanted:
+            if room.closed or bundle.identity in room.unwanted:
                 return False
             report.loss += job.model.loss_and_gradient(
                 point,
