@@ -178,6 +178,11 @@ async def settled(future: Any, seconds: float) -> str:
     return str(future.status)
 
 
+def is_loss_of_actor(error: BaseException) -> bool:
+    """Whether a future's error says that the worker of its actor is gone."""
+    return isinstance(error, RuntimeError) and "Worker holding Actor was lost" in str(error)
+
+
 async def result_of(client: Any, future: Any) -> Any:
     """Wait, on the client's loop, for the result of a task that returns scalars."""
     await future._state.wait()  # a gather that is cancelled while it waits complains at exit

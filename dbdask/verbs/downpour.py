@@ -98,6 +98,9 @@ def downpour(
         Model replicas; None is one a worker, following workers that come and go.
     shards
         Slices of the parameter server; None chooses by the size of the model.
+    shard_copies
+        Copies of every shard, each on another worker. With 2 the loss of a worker loses no update
+        that was acknowledged; every push then travels twice.
     workers, shard_workers
         Where replicas and shards may live, as in `client.submit(workers=)`.
     validation
@@ -131,7 +134,7 @@ def downpour(
     Raises
     ------
     ShardLost
-        A shard was lost and there is no `checkpoint` to rebuild it from.
+        A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from.
     """
     optimizer = adagrad(0.01) if optimizer is None else optimizer
     _check_counts(locals())
@@ -187,6 +190,7 @@ def downpour(
             target_loss=target_loss,
             replicas=replicas,
             shards=shards,
+            shard_copies=shard_copies,
             workers=worker_names(workers),
             shard_workers=worker_names(shard_workers),
             validate_steps=every_steps,

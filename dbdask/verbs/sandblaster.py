@@ -94,6 +94,9 @@ def sandblaster(
         Model replicas; None is one a worker, following workers that come and go.
     shards
         Slices of the parameter server; None chooses by the size of the model.
+    shard_copies
+        Copies of every shard, each on another worker. With 2 the loss of a worker costs one pass,
+        not the iterations since the last snapshot; every bundle's gradient then travels twice.
     workers, shard_workers
         Where replicas and shards may live, as in `client.submit(workers=)`.
     validation
@@ -126,7 +129,7 @@ def sandblaster(
     Raises
     ------
     ShardLost
-        A shard was lost and there is no `checkpoint` to rebuild it from.
+        A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from.
     """
     _check_arguments(locals())
     every_steps, every_seconds = validation_interval(validate_every, validation)
@@ -170,6 +173,7 @@ def sandblaster(
             run=uuid.uuid4().hex[:12],
             replicas=replicas,
             shards=shards,
+            shard_copies=shard_copies,
             workers=worker_names(workers),
             shard_workers=worker_names(shard_workers),
             validate_steps=every_steps,
