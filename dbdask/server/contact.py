@@ -66,11 +66,16 @@ async def call_actor(
 
 
 async def _call(
-    pool: ConnectionPool, place: ActorPlace, method: str, arguments: tuple[Any, ...]
+    pool: ConnectionPool,
+    place: ActorPlace,
+    method: str,
+    arguments: tuple[Any, ...],
+    connecting: str = "connect",
 ) -> Any:
     reply = await _talk(
         pool,
         place.worker,
+        connecting,
         op="actor_execute",
         actor=place.key,
         function=method,
@@ -82,9 +87,9 @@ async def _call(
     return unwrap(reply["result"])
 
 
-async def _talk(pool: ConnectionPool, address: str, **message: Any) -> Any:
-    """One message and its answer over a pooled connection."""
-    comm = await pool.connect(address, timeout=deadline("connect"))
+async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: Any) -> Any:
+    """One message and its answer over a pooled connection; `connecting` names its deadline."""
+    comm = await pool.connect(address, timeout=deadline(connecting))
     try:
         return await send_recv(comm, reply=True, **message)
     finally:
@@ -99,7 +104,7 @@ def unwrap(value: Any) -> Any:
 async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
     """Whether the actor's worker answers, for this actor, within the ping deadline."""
     try:
-        await asyncio.wait_for(_call(pool, place, "ping", ()), deadline("ping"))
+        await asyncio.wait_for(_call(pool, place, "ping", (), "ping"), deadline("ping"))
     except (*LOST, RuntimeError):
         return False
     return True
@@ -108,7 +113,7 @@ async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
 async def worker_answers(pool: ConnectionPool, address: str) -> bool:
     """Whether a worker answers at all within the ping deadline."""
     try:
-        await asyncio.wait_for(_talk(pool, address, op="identity"), deadline("ping"))
+        await asyncio.wait_for(_talk(pool, address, "ping", op="identity"), deadline("ping"))
     except (*LOST, RuntimeError):
         return False
     return True
@@ -136,7 +141,7 @@ async def run_on(
         "wait": True,
     }
     try:
-        reply = await asyncio.wait_for(_talk(pool, address, **message), seconds)
+        reply = await asyncio.wait_for(_talk(pool, address, "connect", **message), seconds)
     except LOST as error:
         raise WorkerError(f"worker {address} gave no answer in {seconds:g} s: {error!r}") from error
     if reply["status"] != "OK":

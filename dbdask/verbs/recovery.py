@@ -65,16 +65,18 @@ class Recovery:
     async def _recover(self) -> None:
         run = self.run
         await run.workforce.refresh(now=True)  # a dead worker is not waited for
+        for portion in await run.workforce.look_around():  # nor one that stopped
+            run.stream.hand_back(portion)
         await self._end_flight()
         await run.workforce.refresh(now=True)
-        run.tally.lost += await run.server.drop_lost(run.workforce.everyone)
+        run.tally.lost += await run.server.drop_lost(run.workforce.answering)
         await self._rebuild(run.server.gone)
         await run.barrier.release()
 
     async def _end_flight(self) -> None:
         """End every call, wait for the tasks to come home, and hand their portions back."""
         run = self.run
-        await run.server.end_generation(run.workforce.everyone)
+        await run.server.end_generation(run.workforce.answering)
         await run.snapshots.give_up()
         await run.validator.give_up()
         until = time.monotonic() + deadline("portion-end")

@@ -243,7 +243,8 @@ class SandblasterRun:
         """
         while True:
             await self.workforce.refresh(now=True)
-            self.tally.lost += await self.server.drop_lost(self.workforce.everyone)
+            await self.workforce.look_around()
+            self.tally.lost += await self.server.drop_lost(self.workforce.answering)
             if self.server.gone:
                 raise error
             self._count_recovery(str(error))
@@ -373,7 +374,7 @@ class SandblasterRun:
 
     async def _end_flight(self) -> None:
         """End every call, and wait for the tasks to come home."""
-        await self.server.end_generation(self.workforce.everyone)
+        await self.server.end_generation(self.workforce.answering)
         until = time.monotonic() + deadline("portion-end")
         while self.workforce.outstanding and time.monotonic() < until:
             await self.workforce.refresh()
@@ -400,11 +401,12 @@ class SandblasterRun:
 
     async def _go_back(self, why: str) -> None:
         await self.workforce.refresh(now=True)
+        await self.workforce.look_around()
         await self.snapshots.give_up()
         await self.validator.give_up()
         await self._end_flight()
         await self.workforce.refresh(now=True)
-        self.tally.lost += await self.server.drop_lost(self.workforce.everyone)
+        self.tally.lost += await self.server.drop_lost(self.workforce.answering)
         gone = self.server.gone
         if self.plan.path is None:
             lost = f"shard {gone[0]} of {len(self.server.slices)} is gone" if gone else why
