@@ -17,7 +17,7 @@ from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
 from dbdask.verbs.downpour_run import DownpourRun, Plan
-from dbdask.verbs.fitting import check_fit
+from dbdask.verbs.fitting import check_fit, targets_for
 from dbdask.verbs.replica import DownpourJob
 from dbdask.verbs.resuming import open_checkpoint
 from dbdask.verbs.session import Callback, client_for, watch
@@ -141,8 +141,7 @@ def downpour(
     every_steps, every_seconds = validation_interval(validate_every, validation)
     layout = as_layout(model.layout)
     check_fit(model, examples, validation)
-    loss, outputs = getattr(model, "loss", None), getattr(model, "output_shape", (0,))
-    examples = examples.for_loss(loss, outputs[0])
+    examples = targets_for(model, examples)
     local_rate = _local_rate(local_learning_rate, optimizer)
     if validation is not None:
         validation = validation.prepared_like(examples)

@@ -16,7 +16,7 @@ from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
 from dbdask.verbs.batch_replica import SandblasterJob
-from dbdask.verbs.fitting import check_fit
+from dbdask.verbs.fitting import check_fit, targets_for
 from dbdask.verbs.resuming import open_checkpoint
 from dbdask.verbs.sandblaster_run import BatchPlan, SandblasterRun
 from dbdask.verbs.session import Callback, client_for, watch
@@ -135,8 +135,7 @@ def sandblaster(
     every_steps, every_seconds = validation_interval(validate_every, validation)
     layout = as_layout(model.layout)
     check_fit(model, examples, validation)
-    loss, outputs = getattr(model, "loss", None), getattr(model, "output_shape", (0,))
-    examples = examples.for_loss(loss, outputs[0])
+    examples = targets_for(model, examples)
     if validation is not None:
         validation = validation.prepared_like(examples)
     portion_rows = portion_size or suggest_rows(len(examples), examples.row_bytes)
