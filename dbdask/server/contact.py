@@ -29,6 +29,7 @@ class ActorPlace(NamedTuple):
 
 LOST = (OSError, KeyError, asyncio.TimeoutError)
 
+LOOK_SECONDS = 0.5  # a wait that looks about looks so often
 
 async def call_actor(
     pool: ConnectionPool, place: ActorPlace, method: str, *arguments: Any, nbytes: int = 0
@@ -166,7 +167,12 @@ def worker_loop(worker: Any) -> asyncio.AbstractEventLoop:
     return worker.loop.asyncio_loop
 
 
-async def settled(future: Any, seconds: float) -> str:
+def is_registered(worker: Any) -> bool:
+    """Whether a worker is connected to its scheduler now."""
+    return not worker.batched_stream.closed()
+
+
+async def settled(client: Any, future: Any, seconds: float) -> str:
     """Wait, on the client's loop, until a future ends; its status comes back.
 
     Raises
@@ -174,7 +180,17 @@ async def settled(future: Any, seconds: float) -> str:
     asyncio.TimeoutError
         It did not end within `seconds`.
     """
-    await asyncio.wait_for(future._state.wait(), seconds)
+    until = asyncio.get_running_loop().time() + seconds
+    waiting = asyncio.ensure_future(future._state.wait())
+    try:
+        while not (await asyncio.wait({waiting}, timeout=LOOK_SECONDS))[0]:
+            if asyncio.get_running_loop().time() > until:
+                raise TimeoutError
+            states = await client.scheduler.get_task_status(keys=[future.key])
+            if states[future.key] == "no-worker":
+                raise ShardLost(f"no worker is left to make {future.key}")
+    finally:
+        waiting.cancel()
     return str(future.status)
 
 
@@ -194,6 +210,9 @@ class WorkerFacts:
     threads: int
     memory_limit: int  # bytes; 0 where there is none
     is_closing: bool = False  # it still answers, and gets nothing new
+    ShardLost
+        No worker is left for it. Dask would not give it to those that come, because it is pinned,
+        though loosely, to one that left.
 
     def is_called(self, wanted: str) -> bool:
         """Whether `wanted` means this worker, as in `client.submit(workers=)`."""

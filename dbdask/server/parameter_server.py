@@ -161,7 +161,7 @@ class ParameterServer:
         )
         self._futures[index] = future
         try:
-            status = await settled(future, deadline("placement"))
+            status = await settled(self.client, future, deadline("placement"))
         except TimeoutError as error:
             raise WorkerError(
                 f"no worker made parameter shard {index} within {deadline('placement'):g} s"
