@@ -254,7 +254,13 @@ class Workforce:
                 out.since = now
 
     async def watch_silence(self) -> list[Any]:
-        """Ask the workers of overdue work for a sign of life; return what the silent held."""
+        """Ask the workers of overdue work for a sign of life; return what is given up.
+
+        That is what the silent held, and what those held that close: Dask ends their tasks
+        without a word.
+        """
+        if not self.facts:
+            return self.give_up_all()  # no worker is left that could end it
         now = time.monotonic()
         least = deadline("silence")
         overdue = {
@@ -271,7 +277,8 @@ class Workforce:
                 del self._asking[worker]
                 self._judge(worker, asked.result(), now)
         self.silent &= set(self.facts)
-        return self.abandon(self.silent)
+        # What was pinned to the last of several workers that left may wait for ever.
+        return self.abandon(self.silent | self.closing | (overdue - set(self.facts)))
 
     def _judge(self, worker: str, answers: bool, now: float) -> None:
         if answers:
