@@ -7,6 +7,7 @@ goes over a direct connection, under a deadline, and ends in the answer or in `S
 import asyncio
 import concurrent.futures
 import pickle
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -61,7 +62,8 @@ async def call_actor(
             if not await answers_ping(pool, place):
                 raise ShardLost(f"{place.key} on {place.worker} answers no ping")
     except LOST as error:
-        raise ShardLost(f"{place.key} on {place.worker} is gone: {error!r}") from error
+        why = refused_certificate(pool, place.worker, error) or f"is gone: {error!r}"
+        raise ShardLost(f"{place.key} on {place.worker} {why}") from error
     finally:
         work.cancel()
 
@@ -90,6 +92,19 @@ async def _talk(pool: ConnectionPool, address: str, **message: Any) -> Any:
         return await send_recv(comm, reply=True, **message)
     finally:
         pool.reuse(address, comm)
+
+
+def refused_certificate(pool: ConnectionPool, address: str, error: BaseException) -> str:
+    """Say what to do where a connection ended in TLS; nothing where it ended otherwise."""
+    if not (address.startswith("tls://") and re.search(r"TLS cert|SSL\w*Error", repr(error))):
+        return ""
+    server = pool.server() if pool.server else None
+    caller = getattr(server, "address", "the client")
+    return (
+        f"cannot be reached from {caller}, because one refuses the other's TLS certificate: "
+        f"scheduler, workers and client need certificates of one authority, or --tls-ca-file "
+        f"with the authorities of all ({error!r})"
+    )
 
 
 def unwrap(value: Any) -> Any:
@@ -139,7 +154,8 @@ async def run_on(
     try:
         reply = await asyncio.wait_for(_talk(pool, address, **message), seconds)
     except LOST as error:
-        raise WorkerError(f"worker {address} gave no answer in {seconds:g} s: {error!r}") from error
+        why = refused_certificate(pool, address, error) or f"gave no answer: {error!r}"
+        raise WorkerError(f"worker {address} {why}") from error
     if reply["status"] != "OK":
         raise unwrap(reply["exception"])
     return unwrap(reply["result"])
