@@ -17,7 +17,7 @@ from distributed.core import ConnectionPool, send_recv
 from distributed.protocol import to_serialize
 from distributed.worker import get_worker
 
-from dbdask.errors import ShardLost, WorkerError
+from dbdask.errors import SchedulerLost, ShardLost, WorkerError
 from dbdask.server.deadlines import deadline
 
 
@@ -29,8 +29,8 @@ class ActorPlace(NamedTuple):
 
 
 LOST = (OSError, KeyError, asyncio.TimeoutError)
-
 LOOK_SECONDS = 0.5  # a wait that looks about looks so often
+
 
 async def call_actor(
     pool: ConnectionPool, place: ActorPlace, method: str, *arguments: Any, nbytes: int = 0
@@ -121,10 +121,13 @@ async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
     return True
 
 
-async def worker_answers(pool: ConnectionPool, address: str) -> bool:
-    """Whether a worker answers at all within the ping deadline."""
+async def worker_answers(
+    pool: ConnectionPool, address: str, *, seconds: float | None = None
+) -> bool:
+    """Whether a worker answers at all within `seconds` (None: the ping deadline)."""
+    seconds = deadline("ping") if seconds is None else seconds
     try:
-        await asyncio.wait_for(_talk(pool, address, op="identity"), deadline("ping"))
+        await asyncio.wait_for(_talk(pool, address, op="identity"), seconds)
     except (*LOST, RuntimeError):
         return False
     return True
@@ -153,6 +156,8 @@ async def run_on(
     }
     try:
         reply = await asyncio.wait_for(_talk(pool, address, **message), seconds)
+    except TimeoutError as error:
+        raise WorkerError(f"worker {address} gave no answer in {seconds:g} s") from error
     except LOST as error:
         why = refused_certificate(pool, address, error) or f"gave no answer: {error!r}"
         raise WorkerError(f"worker {address} {why}") from error
@@ -195,6 +200,9 @@ async def settled(client: Any, future: Any, seconds: float) -> str:
     ------
     asyncio.TimeoutError
         It did not end within `seconds`.
+    ShardLost
+        No worker is left for it. Dask would not give it to those that come, because it is pinned,
+        though loosely, to one that left.
     """
     until = asyncio.get_running_loop().time() + seconds
     waiting = asyncio.ensure_future(future._state.wait())
@@ -226,9 +234,6 @@ class WorkerFacts:
     threads: int
     memory_limit: int  # bytes; 0 where there is none
     is_closing: bool = False  # it still answers, and gets nothing new
-    ShardLost
-        No worker is left for it. Dask would not give it to those that come, because it is pinned,
-        though loosely, to one that left.
 
     def is_called(self, wanted: str) -> bool:
         """Whether `wanted` means this worker, as in `client.submit(workers=)`."""
@@ -243,14 +248,14 @@ async def workers_now(client: Any) -> dict[str, WorkerFacts]:
 
     Raises
     ------
-    WorkerError
+    SchedulerLost
         The scheduler gives no answer.
     """
     question = client.scheduler.identity(n_workers=-1)
     try:
-        answer = await asyncio.wait_for(question, deadline("ping"))
+        answer = await asyncio.wait_for(question, 3 * deadline("ping"))  # a verb's guard is sooner
     except LOST as error:
-        raise WorkerError(f"the scheduler gives no answer: {error!r}") from error
+        raise SchedulerLost(f"gives no answer: {error!r}") from error
     return {
         address: WorkerFacts(
             address,
@@ -263,6 +268,24 @@ async def workers_now(client: Any) -> dict[str, WorkerFacts]:
         for address, worker in answer["workers"].items()
         if worker.get("status", "running") in ("running", "paused", *CLOSING)
     }
+
+
+async def count_workers(client: Any) -> int | None:
+    """Return how many workers the scheduler has; None where it does not say within the deadline."""
+    try:
+        return len(await asyncio.wait_for(client.scheduler.ncores(workers=None), deadline("ping")))
+    except LOST:
+        return None
+
+
+def connection_of(client: Any) -> Any:
+    """Return what stands for a client's connection: another one after it was broken."""
+    return client.scheduler_comm
+
+
+def has_scheduler(client: Any) -> bool:
+    """Whether a client is connected now."""
+    return client.scheduler_comm is not None and not client.scheduler_comm.closed()
 
 
 async def place_of(client: Any, key: str) -> str | None:
