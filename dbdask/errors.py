@@ -19,3 +19,7 @@ class CheckpointError(RuntimeError):
 
 class WorkerError(RuntimeError):
     """A worker cannot take part: it is named together with the remedy."""
+
+
+class SchedulerLost(RuntimeError):
+    """The cluster's scheduler is gone, and no recovery helps: verbs end in `ShardLost`."""

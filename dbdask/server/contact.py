@@ -7,6 +7,7 @@ goes over a direct connection, under a deadline, and ends in the answer or in `S
 import asyncio
 import concurrent.futures
 import pickle
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from distributed.core import ConnectionPool, send_recv
 from distributed.protocol import to_serialize
 from distributed.worker import get_worker
 
-from dbdask.errors import ShardLost, WorkerError
+from dbdask.errors import SchedulerLost, ShardLost, WorkerError
 from dbdask.server.deadlines import deadline
 
 
@@ -28,6 +29,7 @@ class ActorPlace(NamedTuple):
 
 
 LOST = (OSError, KeyError, asyncio.TimeoutError)
+LOOK_SECONDS = 0.5  # a wait that looks about looks so often
 
 
 async def call_actor(
@@ -60,7 +62,8 @@ async def call_actor(
             if not await answers_ping(pool, place):
                 raise ShardLost(f"{place.key} on {place.worker} answers no ping")
     except LOST as error:
-        raise ShardLost(f"{place.key} on {place.worker} is gone: {error!r}") from error
+        why = refused_certificate(pool, place.worker, error) or f"is gone: {error!r}"
+        raise ShardLost(f"{place.key} on {place.worker} {why}") from error
     finally:
         work.cancel()
 
@@ -96,6 +99,19 @@ async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: 
         pool.reuse(address, comm)
 
 
+def refused_certificate(pool: ConnectionPool, address: str, error: BaseException) -> str:
+    """Say what to do where a connection ended in TLS; nothing where it ended otherwise."""
+    if not (address.startswith("tls://") and re.search(r"TLS cert|SSL\w*Error", repr(error))):
+        return ""
+    server = pool.server() if pool.server else None
+    caller = getattr(server, "address", "the client")
+    return (
+        f"cannot be reached from {caller}, because one refuses the other's TLS certificate: "
+        f"scheduler, workers and client need certificates of one authority, or --tls-ca-file "
+        f"with the authorities of all ({error!r})"
+    )
+
+
 def unwrap(value: Any) -> Any:
     """Between workers of one process a message arrives still wrapped for serialisation."""
     return getattr(value, "data", value) if type(value).__name__ == "Serialize" else value
@@ -110,10 +126,13 @@ async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
     return True
 
 
-async def worker_answers(pool: ConnectionPool, address: str) -> bool:
-    """Whether a worker answers at all within the ping deadline."""
+async def worker_answers(
+    pool: ConnectionPool, address: str, *, seconds: float | None = None
+) -> bool:
+    """Whether a worker answers at all within `seconds` (None: the ping deadline)."""
+    seconds = deadline("ping") if seconds is None else seconds
     try:
-        await asyncio.wait_for(_talk(pool, address, "ping", op="identity"), deadline("ping"))
+        await asyncio.wait_for(_talk(pool, address, "ping", op="identity"), seconds)
     except (*LOST, RuntimeError):
         return False
     return True
@@ -142,10 +161,14 @@ async def run_on(
     }
     try:
         reply = await asyncio.wait_for(_talk(pool, address, "connect", **message), seconds)
+    except TimeoutError as error:
+        raise WorkerError(f"worker {address} gave no answer in {seconds:g} s") from error
     except LOST as error:
-        raise WorkerError(f"worker {address} gave no answer in {seconds:g} s: {error!r}") from error
+        why = refused_certificate(pool, address, error) or f"gave no answer: {error!r}"
+        raise WorkerError(f"worker {address} {why}") from error
     if reply["status"] != "OK":
-        raise unwrap(reply["exception"])
+        error = unwrap(reply["exception"])
+        raise pickle.loads(error) if isinstance(error, bytes) else error
     return unwrap(reply["result"])
 
 
@@ -171,15 +194,33 @@ def worker_loop(worker: Any) -> asyncio.AbstractEventLoop:
     return worker.loop.asyncio_loop
 
 
-async def settled(future: Any, seconds: float) -> str:
+def is_registered(worker: Any) -> bool:
+    """Whether a worker is connected to its scheduler now."""
+    return not worker.batched_stream.closed()
+
+
+async def settled(client: Any, future: Any, seconds: float) -> str:
     """Wait, on the client's loop, until a future ends; its status comes back.
 
     Raises
     ------
     asyncio.TimeoutError
         It did not end within `seconds`.
+    ShardLost
+        No worker is left for it. Dask would not give it to those that come, because it is pinned,
+        though loosely, to one that left.
     """
-    await asyncio.wait_for(future._state.wait(), seconds)
+    until = asyncio.get_running_loop().time() + seconds
+    waiting = asyncio.ensure_future(future._state.wait())
+    try:
+        while not (await asyncio.wait({waiting}, timeout=LOOK_SECONDS))[0]:
+            if asyncio.get_running_loop().time() > until:
+                raise TimeoutError
+            states = await client.scheduler.get_task_status(keys=[future.key])
+            if states[future.key] == "no-worker":
+                raise ShardLost(f"no worker is left to make {future.key}")
+    finally:
+        waiting.cancel()
     return str(future.status)
 
 
@@ -218,14 +259,14 @@ async def workers_now(client: Any) -> dict[str, WorkerFacts]:
 
     Raises
     ------
-    WorkerError
+    SchedulerLost
         The scheduler gives no answer.
     """
     question = client.scheduler.identity(n_workers=-1)
     try:
-        answer = await asyncio.wait_for(question, deadline("ping"))
+        answer = await asyncio.wait_for(question, 3 * deadline("ping"))  # a verb's guard is sooner
     except LOST as error:
-        raise WorkerError(f"the scheduler gives no answer: {error!r}") from error
+        raise SchedulerLost(f"gives no answer: {error!r}") from error
     return {
         address: WorkerFacts(
             address,
@@ -238,6 +279,24 @@ async def workers_now(client: Any) -> dict[str, WorkerFacts]:
         for address, worker in answer["workers"].items()
         if worker.get("status", "running") in ("running", "paused", *CLOSING)
     }
+
+
+async def count_workers(client: Any) -> int | None:
+    """Return how many workers the scheduler has; None where it does not say within the deadline."""
+    try:
+        return len(await asyncio.wait_for(client.scheduler.ncores(workers=None), deadline("ping")))
+    except LOST:
+        return None
+
+
+def connection_of(client: Any) -> Any:
+    """Return what stands for a client's connection: another one after it was broken."""
+    return client.scheduler_comm
+
+
+def has_scheduler(client: Any) -> bool:
+    """Whether a client is connected now."""
+    return client.scheduler_comm is not None and not client.scheduler_comm.closed()
 
 
 async def place_of(client: Any, key: str) -> str | None:

@@ -253,7 +253,7 @@ class ParameterServer:
     async def _made(self, index: int, future: Any) -> str:
         """Wait until a shard is made; returns its worker."""
         try:
-            status = await settled(future, deadline("placement"))
+            status = await settled(self.client, future, deadline("placement"))
         except TimeoutError as error:
             raise WorkerError(
                 f"no worker made parameter shard {index} within {deadline('placement'):g} s"

@@ -20,9 +20,8 @@ from threadpoolctl import ThreadpoolController
 from dbdask.errors import Stale
 from dbdask.numbers.policies import cache_bytes
 from dbdask.server.contact import answers_ping, this_worker, worker_loop
+from dbdask.server.deadlines import deadline
 from dbdask.server.link import Calls, ServerHandle, ServerLink
-
-LEASE_SECONDS = 10.0  # an idle room looks this often whether its run still lives
 
 _rooms: weakref.WeakKeyDictionary[Any, dict[str, "Room"]] = weakref.WeakKeyDictionary()
 _ended: weakref.WeakKeyDictionary[Any, deque[str]] = weakref.WeakKeyDictionary()
@@ -68,7 +67,7 @@ class Room:
     async def _watch(self) -> None:
         """Close the room when it idles and no shard of its run answers (the client died)."""
         while not self.closed:
-            await asyncio.sleep(LEASE_SECONDS)
+            await asyncio.sleep(deadline("lease"))
             handle = self.handle
             if self._running or handle is None or self.closed:
                 continue

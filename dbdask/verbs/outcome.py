@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbdask.numbers.history import History
+from dbdask.server.contact import has_scheduler, worker_answers
+from dbdask.server.deadlines import deadline
 from dbdask.status import Status
 
 
@@ -17,12 +19,13 @@ class Outcome:
     status: Status
 
 
-def where_it_stands(path: str | None) -> str:
-    """Name the last snapshot and the line that resumes it, or what would have made one."""
+def where_it_stands(path: str | None, *, twins_help: bool = True) -> str:
+    """Name the last snapshot and the line that resumes it, or what would have helped."""
     if path is None:
+        twins = ", or shard_copies=2" if twins_help else ""
         return (
             "the run has no checkpoint to go on from: give checkpoint=PATH "
-            '(and resume="auto"), or shard_copies=2'
+            f'(and resume="auto"){twins}'
         )
     return f"the last snapshot is in {path!r}: go on from it with checkpoint={path!r}, resume=True"
 
@@ -35,8 +38,21 @@ async def leave_nothing(run: Any) -> None:
         if hasattr(run, "server"):
             await run.snapshots.give_up()
             await run.validator.give_up()
-            await run.server.end_generation(run.workforce.everyone)
+            workers = await _answering(run.client, run.workforce.everyone)
+            await run.server.end_generation(workers)
             await asyncio.to_thread(run.plan.supply.close)
-            await run.server.release(run.workforce.everyone)
+            await run.server.release(workers)
     finally:
         run.at_rest.set()
+
+
+async def _answering(client: Any, workers: list[str]) -> list[str]:
+    """Those of some workers that answer: the dead are waited for once, not at every word.
+
+    Workers without their scheduler end by themselves, and what the run holds there with them.
+    """
+    if not has_scheduler(client):
+        return []
+    seconds, pool = deadline("connect"), client.rpc
+    answers = await asyncio.gather(*(worker_answers(pool, w, seconds=seconds) for w in workers))
+    return [worker for worker, answer in zip(workers, answers, strict=True) if answer]

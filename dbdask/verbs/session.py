@@ -17,6 +17,7 @@ from dbdask.numbers.history import Record
 from dbdask.progress import Progress
 from dbdask.server.contact import client_loop, start_on
 from dbdask.server.deadlines import deadline
+from dbdask.verbs.guard import guarded
 
 Callback = Callable[[Record], Any]
 
@@ -26,6 +27,7 @@ class Run(Protocol):
 
     records: "queue.SimpleQueue[Record]"
     at_rest: threading.Event  # set when nothing of the run is left on the cluster
+    plan: Any
 
     async def work(self) -> Any: ...
 
@@ -62,7 +64,7 @@ def watch(client: Client, run: Run, callbacks: Sequence[Callback], progress: Pro
     A callback that returns True stops the run; one that raises stops it and its error comes out
     when the run has come to rest. Ctrl-C stops it as a callback would; a second one abandons it.
     """
-    future = start_on(client_loop(client), run.work())
+    future = start_on(client_loop(client), guarded(client, run))
     raised: list[BaseException] = []
     try:
         while not future.done():

@@ -273,9 +273,10 @@ class Workforce:
                 out.since = now
 
     async def watch_silence(self) -> list[Any]:
-        """Ask the workers of overdue work for a sign of life.
+        """Ask the workers of overdue work for a sign of life; return what is given up.
 
-        What the silent held comes back, and what those held that have left.
+        That is what the silent held, what those held that have left, and what those held that
+        close: Dask ends their tasks without a word.
         """
         now = time.monotonic()
         least = deadline("silence")
@@ -310,7 +311,7 @@ class Workforce:
                 self._judge(worker, asked.result(), now)
         self.silent &= set(self.facts)
         left = {out.worker for out in self.outstanding} - set(self.facts)
-        return self.abandon(self.silent | left)
+        return self.abandon(self.silent | self.closing | left)
 
     def _judge(self, worker: str, answers: bool, now: float) -> None:
         if answers:

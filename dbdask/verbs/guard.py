@@ -1,0 +1,105 @@
+"""The guard of a run: without a scheduler, or without any worker, nothing else ends its waits."""
+
+import asyncio
+import time
+from typing import Any
+
+from dbdask.errors import SchedulerLost, ShardLost, WorkerError
+from dbdask.server.contact import connection_of, count_workers, has_scheduler
+from dbdask.server.deadlines import deadline
+from dbdask.verbs.outcome import where_it_stands
+
+MISSED_PINGS = 2  # one alone may be the client's own pause: it asks again when it wakes up
+LOOK_SECONDS = 0.5
+
+
+async def guarded(client: Any, run: Any) -> Any:
+    """Run to the end, or until the cluster is lost.
+
+    Raises
+    ------
+    ShardLost
+        The scheduler is gone: which, why, and the line that resumes the run.
+    WorkerError
+        Every worker has left, and none came.
+    """
+    guard = Guard(client, run.plan.path)
+    work = asyncio.ensure_future(run.work())
+    loss = asyncio.ensure_future(guard.watch())
+    try:
+        await asyncio.wait({work, loss}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (work, loss):
+            task.cancel()
+        await asyncio.wait({work, loss})
+    if not work.cancelled() and work.exception() is None:
+        return work.result()
+    error = None if work.cancelled() else work.exception()
+    cause = guard.cause_of(error) if loss.cancelled() else loss.result()
+    if cause is not None:
+        raise cause from error
+    return work.result()
+
+
+class Guard:
+    """Watches over the scheduler, and over there being a worker.
+
+    A broken connection is a loss even where the client finds a scheduler again: with its
+    connection the scheduler forgets a client's futures, and so the shards. A scheduler that pauses
+    is waited for as long as it answers one of `MISSED_PINGS` pings in a row.
+    """
+
+    def __init__(self, client: Any, path: str | None) -> None:
+        self.client, self.path = client, path
+        self.connection = connection_of(client)
+        self.missed = 0
+        self.last_seen = time.monotonic()  # a worker
+
+    async def watch(self) -> Exception:
+        """Wait until the cluster is lost; the error that says so comes back."""
+        asking = asyncio.ensure_future(count_workers(self.client))
+        try:
+            while True:
+                await asyncio.wait({asking}, timeout=LOOK_SECONDS)
+                if asking.done():
+                    self._note(asking.result())
+                    await asyncio.sleep(LOOK_SECONDS)
+                    asking = asyncio.ensure_future(count_workers(self.client))
+                loss = self._loss()
+                if loss is not None:
+                    return loss
+        finally:
+            asking.cancel()
+
+    def _note(self, workers: int | None) -> None:
+        self.missed = self.missed + 1 if workers is None else 0
+        if workers != 0:
+            self.last_seen = time.monotonic()
+
+    def _loss(self) -> Exception | None:
+        if self._is_disconnected():
+            return self._scheduler_lost("closed its connection")
+        if self.missed >= MISSED_PINGS:
+            silent = self.missed * deadline("ping")
+            return self._scheduler_lost(f"gave no answer for {silent:g} s")
+        if time.monotonic() - self.last_seen > deadline("portion-end"):
+            return WorkerError(
+                f"every worker has left, and none came in {deadline('portion-end'):g} s; "
+                f"{where_it_stands(self.path)}"
+            )
+        return None
+
+    def cause_of(self, error: BaseException | None) -> Exception | None:
+        """What of a run's error is the scheduler's loss, seen by the run before the guard."""
+        if error is not None and self._is_disconnected():
+            return self._scheduler_lost("closed its connection")
+        return self._scheduler_lost(str(error)) if isinstance(error, SchedulerLost) else None
+
+    def _is_disconnected(self) -> bool:
+        return connection_of(self.client) is not self.connection or not has_scheduler(self.client)
+
+    def _scheduler_lost(self, why: str) -> ShardLost:
+        return ShardLost(
+            f"the scheduler {self.client.scheduler.address} {why}, and without it the run cannot "
+            f"go on; {where_it_stands(self.path, twins_help=False)}"
+        )
