@@ -100,20 +100,35 @@ class Killer(threading.Thread):
         super().__init__(daemon=True)
         self.client, self.random = client, random.Random(seed)
         self.over = threading.Event()
+        self.since: dict[str, float] = {}  # when a worker was first seen
         self.kills: list[tuple[float, bool]] = []  # when, and whether it held a shard
         self.seen: list[tuple[float, int]] = []  # when a record came, and shards lost by then
 
     def run(self) -> None:
-        while not self.over.wait(self.random.uniform(5.0, 10.0)):
-            try:
-                self.kill()
-            except Exception as error:  # the worker that was chosen is gone already
-                print(f"no kill: {error!r}", flush=True)
+        due = time.monotonic() + self.random.uniform(5.0, 10.0)
+        while not self.over.wait(0.5):
+            workers = self.look()
+            if time.monotonic() > due and workers:
+                try:
+                    self.kill(workers)
+                except Exception as error:  # the worker that was chosen is gone already
+                    print(f"no kill: {error!r}", flush=True)
+                due = time.monotonic() + self.random.uniform(5.0, 10.0)
 
-    def kill(self) -> None:
+    def look(self) -> dict[str, bool]:
+        """Workers that are well up, and whether they hold a shard.
+
+        A nanny whose worker dies while it starts makes no other one: that is Dask's own doing,
+        and would leave no workers in the end.
+        """
         workers = self.client.run_on_scheduler(
             lambda dask_scheduler: {a: bool(w.actors) for a, w in dask_scheduler.workers.items()}
         )
+        now = time.monotonic()
+        self.since = {worker: self.since.get(worker, now) for worker in workers}
+        return {w: held for w, held in workers.items() if now - self.since[w] > 3.0}
+
+    def kill(self, workers: dict[str, bool]) -> None:
         victim = self.random.choice(sorted(workers))
         process = self.client.run(os.getpid, workers=[victim])[victim]
         os.kill(process, signal.SIGKILL)

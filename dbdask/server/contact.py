@@ -167,8 +167,8 @@ async def run_on(
         why = refused_certificate(pool, address, error) or f"gave no answer: {error!r}"
         raise WorkerError(f"worker {address} {why}") from error
     if reply["status"] != "OK":
-        error = unwrap(reply["exception"])
-        raise pickle.loads(error) if isinstance(error, bytes) else error
+        failure = unwrap(reply["exception"])
+        raise pickle.loads(failure) if isinstance(failure, bytes) else failure
     return unwrap(reply["result"])
 
 
