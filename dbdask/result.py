@@ -151,7 +151,15 @@ class Result:
     def _labels(self) -> np.ndarray:
         """The label of each output."""
         known = self.examples.output_classes
-        return np.arange(self.model.output_shape[0]) if known is None else np.asarray(known)
+        return np.arange(self._outputs()) if known is None else np.asarray(known)
+
+    def _outputs(self) -> int:
+        """Outputs of the model; one that does not say how many is given an example."""
+        declared = getattr(self.model, "output_shape", None)
+        if declared is not None:
+            return int(declared[0])
+        example = np.zeros((1, *self.examples.input_shape), np.float32)
+        return int(np.asarray(self.model.predict(self.vector(), example)).size)
 
     def _label_meaning(self) -> Meaning:
         recipe, labels = self.examples.recipe, self._labels()

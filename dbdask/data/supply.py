@@ -56,6 +56,19 @@ class _Group:
             return "error" in states
         return any(future.status in states for future in self.brought.result())
 
+    def let_go(self) -> None:
+        """Release the futures, also those that are still being brought.
+
+        By name, not by forgetting them: the traceback of an error may keep them for ever.
+        """
+        self.brought.add_done_callback(_release_all)
+
+
+def _release_all(brought: Promise[list[Future]]) -> None:
+    if brought.exception() is None:
+        for future in brought.result():
+            future.release()
+
 
 class Supply:
     """Futures of what portions need, made when asked for and dropped when released.
@@ -104,11 +117,13 @@ class Supply:
             self._note_failures(group)
             group.holders.discard((portion.epoch, portion.number))
             if not group.holders:
-                del self._groups[_name(portion)]
+                self._groups.pop(_name(portion)).let_go()
 
     def close(self) -> None:
         """Drop everything."""
         with self._lock:
+            for group in self._groups.values():
+                group.let_go()
             self._groups.clear()
             self._graphs.clear()
 

@@ -49,7 +49,7 @@ class Record:
     gradient_norm: float = math.nan
     """Root mean square of the minibatches' gradient norms."""
     replicas: int = 0
-    """Workers that trained."""
+    """Model replicas that trained."""
     staleness_median: float = math.nan
     """Updates between a fetch and its push."""
     staleness_max: float = math.nan

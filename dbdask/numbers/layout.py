@@ -75,6 +75,25 @@ class Layout:
         """The first element of each parameter."""
         return tuple(accumulate((p.size for p in self.parameters[:-1]), initial=0))
 
+    @property
+    def trained(self) -> tuple[tuple[int, int], ...]:
+        """Ranges of the flat vector that an update may change: all but buffers.
+
+        Examples
+        --------
+        >>> mean = Parameter("mean", (3,), ("input",), "buffer")
+        >>> Layout((Parameter("bias", (2,), ("output",)), mean)).trained
+        ((0, 2),)
+        """
+        ranges: list[tuple[int, int]] = []
+        for parameter, start in zip(self.parameters, self.offsets, strict=True):
+            stop = start + parameter.size
+            if parameter.kind == "trained" and ranges and ranges[-1][1] == start:
+                ranges[-1] = ranges[-1][0], stop
+            elif parameter.kind == "trained":
+                ranges.append((start, stop))
+        return tuple(ranges)
+
     def views(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """Return each parameter as a reshaped view of a flat vector."""
         if vector.shape != (self.size,):

@@ -67,8 +67,11 @@ def tasks_for(places: int, replicas: int | None) -> int:
 
 
 def replica_bytes(size: int, n_fetch: int, n_push: int) -> int:
-    """Return the bytes of a running replica's vectors, with those that are under way."""
-    vectors = 2 + (n_fetch > 1) + 2 * (n_push > 1)
+    """Return the bytes of a running replica's vectors, with those that are under way.
+
+    Parameters and gradient, and what has come of the parameters for the next step.
+    """
+    vectors = 3 + (n_fetch > 1) + 2 * (n_push > 1)
     return 4 * size * vectors
 
 

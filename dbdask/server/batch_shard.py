@@ -90,5 +90,7 @@ class BatchShard(ParameterShard):
         held.evaluation = -1
         vectors = self.state.vectors
         mean = vectors.setdefault(into, np.empty(held.total.size, np.float32))
-        np.divide(held.total, weight, out=mean, casting="same_kind")
+        mean.fill(0.0)
+        for part in self.trained:
+            np.divide(held.total[part], weight, out=mean[part], casting="same_kind")
         return carry_out(commands, self.state.vectors)

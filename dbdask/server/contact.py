@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cloudpickle
+from distributed.comm import get_address_host_port
 from distributed.core import ConnectionPool, send_recv
 from distributed.protocol import to_serialize
 from distributed.worker import get_worker
@@ -29,6 +30,7 @@ class ActorPlace(NamedTuple):
 
 
 LOST = (OSError, KeyError, asyncio.TimeoutError)
+FIRST_TRY_SECONDS = 0.5
 LOOK_SECONDS = 0.5  # a wait that looks about looks so often
 
 
@@ -92,11 +94,38 @@ async def _call(
 
 async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: Any) -> Any:
     """One message and its answer over a pooled connection; `connecting` names its deadline."""
-    comm = await pool.connect(address, timeout=deadline(connecting))
+    comm = await _connect(pool, address, deadline(connecting))
     try:
         return await send_recv(comm, reply=True, **message)
     finally:
         pool.reuse(address, comm)
+
+
+async def _connect(pool: ConnectionPool, address: str, seconds: float) -> Any:
+    """Return a connection; Dask tries an address where nobody listens until the time is up."""
+    first = min(seconds, FIRST_TRY_SECONDS)
+    try:
+        return await pool.connect(address, timeout=first)
+    except OSError:
+        if first == seconds or await _nobody_listens(address):
+            raise
+    return await pool.connect(address, timeout=seconds - first)
+
+
+async def _nobody_listens(address: str) -> bool:
+    """Whether a connection is refused: the process is gone, where a busy one lets it wait."""
+    if not address.startswith(("tcp://", "tls://")):
+        return False
+    host, port = get_address_host_port(address)
+    try:
+        knock = asyncio.open_connection(host, port)
+        _, writer = await asyncio.wait_for(knock, FIRST_TRY_SECONDS)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return False
 
 
 def refused_certificate(pool: ConnectionPool, address: str, error: BaseException) -> str:

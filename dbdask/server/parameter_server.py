@@ -65,6 +65,8 @@ class ParameterServer:
         The class of the shards.
     copies
         How many copies of each shard there are to be.
+    trained
+        Ranges of the flat vector that updates may change; None is all of it.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class ParameterServer:
         optimizer: Optimizer,
         kind: type[ParameterShard] = ParameterShard,
         copies: int = 1,
+        trained: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.client, self.run, self.size = client, run, size
         self.kind = kind
         self.slices = cut(size, count)
         self.optimizer = optimizer
         self.wanted = copies
+        self.trained = trained
         self.generation = 0
         self._copies: list[list[Copy]] = [[] for _ in self.slices]
         self._making: set[Any] = set()
@@ -236,6 +240,7 @@ class ParameterServer:
             self.optimizer,
             self.generation,
             initial,
+            self.trained,
             actor=True,
             key=key,
             workers=[worker],

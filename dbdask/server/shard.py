@@ -90,6 +90,8 @@ class ParameterShard:
         Messages of another generation are refused with `Stale`.
     initial
         Makes the first state on this worker, so that no vector travels.
+    trained
+        Ranges of the flat vector that updates may change; None is all of it.
     """
 
     def __init__(
@@ -99,11 +101,13 @@ class ParameterShard:
         optimizer: Optimizer,
         generation: int,
         initial: Callable[[int, int, Optimizer], ShardState],
+        trained: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.start, self.stop = start, stop
         self.optimizer = optimizer
         self.generation = generation
         self.state = initial(start, stop, optimizer)
+        self.trained = _within(trained or [(start, stop)], start, stop)
         self.pausing = False
         self._doing: dict[int, asyncio.Future[Any]] = {}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="dbdask-shard")
@@ -174,8 +178,10 @@ class ParameterShard:
             return Acknowledgement(self.state.applied, -1, self.pausing)
         staleness = max(0, self.state.applied - fetched)  # a twin may be behind the one fetched
         vectors = self.state.vectors
-        slots = {name: vectors[name] for name in self.optimizer.slots}
-        self.optimizer.update(vectors["parameters"], gradient, slots, self.state.applied)
+        for part in self.trained:
+            slots = {name: vectors[name][part] for name in self.optimizer.slots}
+            parameters = vectors["parameters"][part]
+            self.optimizer.update(parameters, gradient[part], slots, self.state.applied)
         self.state.applied += 1
         return Acknowledgement(self.state.applied, staleness, self.pausing)
 
@@ -284,3 +290,9 @@ class ParameterShard:
         """
         await asyncio.gather(*self._doing.values(), return_exceptions=True)
         return await self._serve(self.state.everything)
+
+
+def _within(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> list[slice]:
+    """The parts of a slice of the flat vector that ranges cover, counted from its start."""
+    parts = [(max(a, start) - start, min(b, stop) - start) for a, b in ranges]
+    return [slice(a, b) for a, b in parts if a < b]

@@ -19,7 +19,7 @@ from dbdask.verbs import arguments
 from dbdask.verbs.downpour_run import DownpourRun, Plan
 from dbdask.verbs.fitting import check_fit, targets_for
 from dbdask.verbs.replica import DownpourJob
-from dbdask.verbs.resuming import open_checkpoint
+from dbdask.verbs.resuming import digest_of, open_checkpoint, settings_of
 from dbdask.verbs.session import Callback, client_for, watch
 from dbdask.verbs.settling import (
     check_shared,
@@ -159,14 +159,12 @@ def downpour(
         seed,
     )
     portion_rows = suggest_portion_rows(len(examples), examples.row_bytes, layout.size, batch_size)
-    settings = {
-        "verb": "downpour",
-        "layout": layout.table(),
+    settings = settings_of("downpour", model, examples) | {
         "optimizer": optimizer.name,
         "batch_size": batch_size,
         "seed": seed,
-        "rows": len(examples),
         "portion_rows": portion_rows,
+        "cut": digest_of(examples.cut(portion_rows, batch_size)),
     }
     path, last = open_checkpoint(checkpoint, resume, settings)
     portion_rows = last.state["portion_rows"] if last else portion_rows
@@ -176,6 +174,7 @@ def downpour(
             model=cloudpickle.dumps(model),
             name=f"model of {layout.size:,} parameters",
             size=layout.size,
+            trained=layout.trained,
             optimizer=optimizer,
             cut=examples.cut(portion_rows, batch_size),
             validation_cut=validation_cut(validation, batch_size, portion_rows),

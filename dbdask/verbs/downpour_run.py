@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.errors import ShardLost
+from dbdask.errors import DataError, ShardLost, WorkerError
 from dbdask.numbers import policies
 from dbdask.numbers.checkpoint import Snapshot, VectorReference
 from dbdask.numbers.history import Record
@@ -21,7 +21,13 @@ from dbdask.status import Status
 from dbdask.verbs.barrier import Barrier
 from dbdask.verbs.homes import check_collectable, most_elements, shard_homes
 from dbdask.verbs.leaving import Leaving
-from dbdask.verbs.outcome import Outcome, leave_nothing, where_it_stands
+from dbdask.verbs.outcome import (
+    Outcome,
+    brought_home,
+    leave_nothing,
+    where_it_stands,
+    with_snapshot,
+)
 from dbdask.verbs.preflight import check_memory
 from dbdask.verbs.recovery import Recovery, RunLost
 from dbdask.verbs.replica import PortionOrder, PortionReport, train_portion
@@ -44,6 +50,7 @@ class Plan:
     model: bytes
     name: str
     size: int
+    trained: tuple[tuple[int, int], ...]  # ranges of the flat vector; the rest are buffers
     optimizer: Optimizer
     cut: Cut
     validation_cut: Cut | None
@@ -116,6 +123,8 @@ class DownpourRun:
             raise ShardLost(str(error)) from None
         except TROUBLE as error:
             raise ShardLost(f"{error}; {self.where_it_stands()}") from error
+        except (DataError, WorkerError) as error:
+            raise with_snapshot(error, self.plan.path) from error
         finally:
             await asyncio.shield(asyncio.ensure_future(leave_nothing(self)))
 
@@ -129,7 +138,13 @@ class DownpourRun:
         count = plan.shards or policies.shards_for(plan.size, len(homes))
         self._check_memory(count, len(homes))
         self.server = ParameterServer(
-            self.client, plan.run, plan.size, count, plan.optimizer, copies=plan.shard_copies
+            self.client,
+            plan.run,
+            plan.size,
+            count,
+            plan.optimizer,
+            copies=plan.shard_copies,
+            trained=plan.trained,
         )
         self.snapshots = Snapshots(self.server, plan.path, plan.snapshot_seconds, plan.last)
         self.validator = Validator(self)
@@ -258,7 +273,8 @@ class DownpourRun:
 
     async def _end_epoch(self) -> None:
         """All portions of the epoch are in: validate, and open the next epoch."""
-        validate = self.plan.validation_cut is not None and self.validator.each_epoch
+        follows = self.validator.each_epoch or self.validator.due
+        validate = self.plan.validation_cut is not None and follows
         if validate or self.snapshots.due:
             await self._pause_and_copy(validate, self.snapshots.due)
             if not self.stream.epoch_finished:
@@ -348,7 +364,8 @@ class DownpourRun:
         if not self.stream.done or self.tally.steps_since_start or self.plan.last is None:
             await self._write()
         assert self.snapshots.committed is not None
-        return VectorReference(self.plan.path, self.snapshots.committed.group, name)
+        reference = VectorReference(self.plan.path, self.snapshots.committed.group, name)
+        return await brought_home(reference, self.plan.size)
 
     def _reason(self) -> tuple[str, str]:
         reason = self.stop_reason or "epochs"

@@ -4,10 +4,15 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from dbdask.numbers.checkpoint import VectorReference
 from dbdask.numbers.history import History
 from dbdask.server.contact import has_scheduler, worker_answers
 from dbdask.server.deadlines import deadline
 from dbdask.status import Status
+
+LARGEST_READ = 256 * 2**20  # bytes of parameters that a result holds by itself
 
 
 @dataclass(frozen=True)
@@ -30,17 +35,34 @@ def where_it_stands(path: str | None, *, twins_help: bool = True) -> str:
     return f"the last snapshot is in {path!r}: go on from it with checkpoint={path!r}, resume=True"
 
 
+def with_snapshot(error: Exception, path: str | None) -> Exception:
+    """Return the error with where the last snapshot is, if there is one to go on from."""
+    stands = where_it_stands(path)
+    if path is None or stands in str(error):
+        return error
+    return type(error)(f"{error}; {stands}")
+
+
+async def brought_home(reference: VectorReference, size: int) -> np.ndarray | VectorReference:
+    """Read a small vector, so that the result outlives the checkpoint; leave a large one there."""
+    if 4 * size > LARGEST_READ:
+        return reference
+    return await asyncio.to_thread(reference.read)
+
+
 async def leave_nothing(run: Any) -> None:
     """End what a run has under way, and take its rooms and shards off the cluster."""
     try:
-        run.workforce.close()
+        await run.workforce.close()
         run.leaving.end()
         if hasattr(run, "server"):
             await run.snapshots.give_up()
             await run.validator.give_up()
             workers = await _answering(run.client, run.workforce.everyone)
             await run.server.end_generation(workers)
-            await asyncio.to_thread(run.plan.supply.close)
+            for supply in (run.plan.supply, run.plan.validation_supply):
+                if supply is not None:
+                    await asyncio.to_thread(supply.close)
             await run.server.release(workers)
     finally:
         run.at_rest.set()

@@ -10,6 +10,8 @@ from dbdask.numbers import checkpoint
 from dbdask.server.contact import WorkerFacts, run_on
 from dbdask.server.deadlines import deadline
 
+PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
+
 
 async def check_worker(pool: Any, address: str, job: bytes, path: str | None) -> None:
     """Let a worker open the run's data and checkpoint.
@@ -66,11 +68,12 @@ def check_memory(facts: list[WorkerFacts], replica: int, shard: int, model: str)
         Names the worker, the bytes it must hold, and its limit.
     """
     for worker in facts:
-        needed = replica + shard
+        needed = PROCESS_BYTES + replica + shard
         if worker.memory_limit and needed > worker.memory_limit:
             raise ValueError(
                 f"{model} does not fit worker {worker.address}: a replica holds "
-                f"{replica / 2**20:.0f} MiB and a shard {shard / 2**20:.0f} MiB, its memory_limit "
-                f"is {worker.memory_limit / 2**20:.0f} MiB: give workers more memory, or use more "
+                f"{replica / 2**20:.0f} MiB, a shard {shard / 2**20:.0f} MiB, Python and its "
+                f"libraries {PROCESS_BYTES / 2**20:.0f} MiB, and its memory_limit is "
+                f"{worker.memory_limit / 2**20:.0f} MiB: give workers more memory, or use more "
                 "of them with shards="
             )

@@ -1,14 +1,21 @@
 """The three forms of `resume`, and whether a checkpoint is of this very run."""
 
+import hashlib
 import os
 from typing import Any
 
+from dbdask.data.examples import Examples
 from dbdask.errors import CheckpointError
 from dbdask.numbers import checkpoint as store
 from dbdask.numbers.checkpoint import Snapshot
+from dbdask.numbers.layout import as_layout
+from dbdask.numbers.portions import Cut
+from dbdask.numbers.sealed import as_json
 
 SAME = {
     "verb": "another verb wrote it",
+    "model": "the model is another",
+    "examples": "the examples are others",
     "layout": "the model has other parameters",
     "optimizer": "another optimizer wrote its state",
     "batch_size": "the minibatches would be others",
@@ -16,7 +23,36 @@ SAME = {
     "l2": "the objective is another",
     "seed": "the order of the data would be another",
     "rows": "the number of examples is another",
+    "cut": "the data has other chunks, so the portions would be others",
 }
+
+
+def settings_of(verb: str, model: Any, examples: Examples) -> dict[str, Any]:
+    """Return what a checkpoint says of the model and the examples that it is of.
+
+    The numbers of a standardisation are left out: they are measured anew by each script, and may
+    differ in their last bits.
+    """
+    describe = getattr(model, "description", None)
+    described = examples.description()
+    scaled = {
+        name: described[name] is not None and any(s is not None for s in described[name])
+        for name in ("input_scalings", "target_scalings")
+    }
+    del described["variables"]
+    return {
+        "verb": verb,
+        "model": describe() if callable(describe) else None,
+        "layout": as_layout(model.layout).table(),
+        "examples": described | scaled,
+        "rows": len(examples),
+    }
+
+
+def digest_of(cut: Cut) -> str:
+    """Return what tells one cut into blocks from another; the length of portions is no part."""
+    blocks = cut.block_rows, cut.block_bytes, cut.mix_bytes
+    return hashlib.sha256(repr(blocks).encode()).hexdigest()[:16]
 
 
 def open_checkpoint(
@@ -56,12 +92,22 @@ def open_checkpoint(
 
 def _check_same(path: str, found: dict[str, Any], settings: dict[str, Any]) -> None:
     for name, why in SAME.items():
-        if name in settings and found.get(name) != settings[name]:
+        if name in settings and found.get(name) != as_json(settings)[name]:
+            name, there, here = _difference(name, found.get(name), as_json(settings)[name])
             raise CheckpointError(
                 f"checkpoint={path!r} cannot be resumed: {why} ({name} is "
-                f"{_brief(found.get(name))} there and {_brief(settings[name])} here); "
+                f"{_brief(there)} there and {_brief(here)} here); "
                 "use the same value, or another path"
             )
+
+
+def _difference(name: str, there: Any, here: Any) -> tuple[str, Any, Any]:
+    """Return the first entry in which two descriptions differ, else the two as they are."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in here:
+            if there.get(key) != here[key]:
+                return f"{name} {key!r}", there.get(key), here[key]
+    return name, there, here
 
 
 def _brief(value: Any) -> str:

@@ -17,7 +17,7 @@ from dbdask.result import Result
 from dbdask.verbs import arguments
 from dbdask.verbs.batch_replica import SandblasterJob
 from dbdask.verbs.fitting import check_fit, targets_for
-from dbdask.verbs.resuming import open_checkpoint
+from dbdask.verbs.resuming import open_checkpoint, settings_of
 from dbdask.verbs.sandblaster_run import BatchPlan, SandblasterRun
 from dbdask.verbs.session import Callback, client_for, watch
 from dbdask.verbs.settling import (
@@ -135,6 +135,10 @@ def sandblaster(
     every_steps, every_seconds = validation_interval(validate_every, validation)
     layout = as_layout(model.layout)
     check_fit(model, examples, validation)
+    if l2 and layout.trained != ((0, layout.size),):
+        raise ValueError(
+            f"l2 must be 0 for a model with buffers, which no penalty may change, got {l2}"
+        )
     examples = targets_for(model, examples)
     if validation is not None:
         validation = validation.prepared_like(examples)
@@ -148,13 +152,10 @@ def sandblaster(
         batch_size,
         seed,
     )
-    settings = {
-        "verb": "sandblaster",
-        "layout": layout.table(),
+    settings = settings_of("sandblaster", model, examples) | {
         "history_length": history_length,
         "l2": l2,
         "seed": seed,
-        "rows": len(examples),
     }
     path, last = open_checkpoint(checkpoint, resume, settings)
     with client_for(client) as connected:
@@ -163,6 +164,7 @@ def sandblaster(
             model=cloudpickle.dumps(model),
             name=f"model of {layout.size:,} parameters",
             size=layout.size,
+            trained=layout.trained,
             method=Settings(iterations, history_length, tolerance, l2),
             cut=examples.cut(portion_rows, 1),
             validation_cut=validation_cut(validation, batch_size, batch_size),

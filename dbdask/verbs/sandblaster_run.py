@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.errors import ShardLost
+from dbdask.errors import DataError, ShardLost, WorkerError
 from dbdask.numbers import policies
 from dbdask.numbers.checkpoint import Snapshot, VectorReference
 from dbdask.numbers.history import Record
@@ -37,7 +37,13 @@ from dbdask.status import Status
 from dbdask.verbs.gradient_pass import Experience, GradientPass, Interrupted, Sums
 from dbdask.verbs.homes import check_collectable, most_elements, shard_homes
 from dbdask.verbs.leaving import Leaving
-from dbdask.verbs.outcome import Outcome, leave_nothing, where_it_stands
+from dbdask.verbs.outcome import (
+    Outcome,
+    brought_home,
+    leave_nothing,
+    where_it_stands,
+    with_snapshot,
+)
 from dbdask.verbs.preflight import check_memory
 from dbdask.verbs.recovery import MOST_RECOVERIES, RunLost, wait_for_homes
 from dbdask.verbs.session import needs_workers
@@ -49,6 +55,8 @@ from dbdask.verbs.workforce import Workforce
 
 logger = logging.getLogger("dbdask")
 
+TOTALS = ("bundles", "backups_launched", "backups_won", "examples", "dropped")  # of Experience
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -58,6 +66,7 @@ class BatchPlan:
     model: bytes
     name: str
     size: int
+    trained: tuple[tuple[int, int], ...]  # ranges of the flat vector; the rest are buffers
     method: Settings
     cut: Cut
     validation_cut: Cut | None
@@ -104,9 +113,20 @@ class SandblasterRun:
             self._restore(plan.last)
 
     def _restore(self, snapshot: Snapshot) -> None:
-        state = snapshot.state["method"]
-        self.state = State(**state)
+        self.state = State(**snapshot.state["method"])
         self.experience.evaluations = max(self.experience.evaluations, self.state.evaluations)
+        if not self.tally.steps_since_start:
+            self._restore_totals(snapshot.state["totals"])
+
+    def _totals(self) -> dict[str, float]:
+        """What the history adds up over passes, for a resumed run to go on from."""
+        held = {name: getattr(self.experience, name) for name in TOTALS}
+        return held | {"evaluating": self.evaluating, "commanding": self.commanding}
+
+    def _restore_totals(self, totals: dict[str, float]) -> None:
+        for name in TOTALS:
+            setattr(self.experience, name, totals[name])
+        self.evaluating, self.commanding = totals["evaluating"], totals["commanding"]
 
     def request_stop(self, reason: str) -> None:
         """Ask the run to come to rest; the first reason stays. Safe from any thread."""
@@ -122,6 +142,8 @@ class SandblasterRun:
             raise ShardLost(str(error)) from None
         except TROUBLE as error:
             raise ShardLost(f"{error}; {self.where_it_stands()}") from error
+        except (DataError, WorkerError) as error:
+            raise with_snapshot(error, self.plan.path) from error
         finally:
             await asyncio.shield(asyncio.ensure_future(leave_nothing(self)))
 
@@ -147,6 +169,7 @@ class SandblasterRun:
             optimizer,
             BatchShard,
             plan.shard_copies,
+            plan.trained,
         )
         self.snapshots = Snapshots(self.server, plan.path, plan.snapshot_seconds, plan.last)
         self.validator = Validator(self)
@@ -355,6 +378,7 @@ class SandblasterRun:
             "run": self.plan.run,
             "generation": self.server.generation,
             "method": asdict(self.state),
+            "totals": self._totals(),
             "applied": 0,
             "best": self.validator.best,
             **self.tally.state(),
@@ -436,7 +460,8 @@ class SandblasterRun:
             return await self.server.read(name)
         await self._write()
         assert self.snapshots.committed is not None
-        return VectorReference(self.plan.path, self.snapshots.committed.group, name)
+        reference = VectorReference(self.plan.path, self.snapshots.committed.group, name)
+        return await brought_home(reference, self.plan.size)
 
     def _status(self, reason: str) -> tuple[str, str]:
         method, state = self.plan.method, self.state

@@ -26,6 +26,7 @@ class Tally:
         self._began = time.monotonic()
         self.last_loss = math.inf
         self.last_refusal = ""
+        self.replicas = 0
         self.shard_copies = math.nan
         self.lost = self.repeated = self.rolled_back = self.dropped = self.refused = 0
         self.history = History()
@@ -71,6 +72,7 @@ class Tally:
 
     def add(self, report: PortionReport, epoch: int, workers: int, replicas: int | None) -> None:
         """Add a portion's report, and make a record of it where it trained."""
+        self.replicas = workers if replicas is None else replicas
         self.steps += report.steps
         self.examples += report.examples
         self.applied += report.pushes
@@ -83,6 +85,7 @@ class Tally:
             )
         if report.steps == len(report.refused):
             return
+        self.replicas = workers if replicas is None else replicas
         self.last_loss = report.loss / report.weight
         good = report.steps - len(report.refused)
         staleness = report.staleness or [0]
@@ -90,13 +93,14 @@ class Tally:
             epoch=epoch,
             loss=self.last_loss,
             gradient_norm=math.sqrt(report.squared_norms / good),
-            replicas=min(workers, replicas or workers),
+            replicas=self.replicas,
             staleness_median=float(statistics.median(staleness)),
             staleness_max=float(max(staleness)),
         )
 
     def record(self, *, epoch: int, **values: float) -> None:
         """Make a record of `values` at the totals of now."""
+        values.setdefault("replicas", self.replicas)
         record = Record(
             seconds=self.seconds,
             epoch=epoch,

@@ -152,12 +152,14 @@ class Workforce:
             logger.warning("worker %s takes no part: %s", address, error)
             self._refused.add(address)
 
-    def close(self) -> None:
-        """Wait for nothing more."""
-        for task in (*self._checking.values(), *self._asking.values()):
+    async def close(self) -> None:
+        """End every wait, and let go of what the work held."""
+        tasks = [*self._checking.values(), *self._asking.values()]
+        tasks += [out.task for out in self.outstanding]
+        self.outstanding = []
+        for task in tasks:
             task.cancel()
-        for out in self.outstanding:
-            out.task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def idle_places(self, replicas: int | None) -> list[str]:
         """List workers with nothing to do, once for each place: nothing is to wait behind work."""

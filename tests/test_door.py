@@ -1,0 +1,168 @@
+"""What users are promised at the verbs' door, beyond the numbers."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from counting import CountingModel
+from test_downpour import assert_nothing_left, counted, flat, labelled, network, train, write_store
+from test_leaving import wait_until
+from test_sandblaster import train as minimise
+
+import dbdask
+from dbdask.server.contact import WorkerFacts
+from dbdask.verbs.preflight import check_memory
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("door") / "store.zarr")
+
+
+def test_minibatches_between_validations_count_though_an_epoch_is_one_portion(
+    threads_client, store
+):
+    rows = labelled(store).isel(row=slice(0, 320))
+    held_out = labelled(store).isel(row=slice(1000, 1200))
+    result = dbdask.downpour(
+        network(),
+        rows,
+        client=threads_client,
+        batch_size=20,
+        epochs=6,
+        validation=held_out,
+        validate_every=32,
+        progress=False,
+    )
+    scored = result.history["validation_loss"].notnull()
+    assert int(scored.sum()) >= 3
+    steps = result.history["step"].values[scored.values]
+    assert (np.diff(steps) >= 32).all() or len(steps) == 4  # the last one ends the run
+
+
+@pytest.mark.parametrize(("replicas", "told"), [(None, 2), (1, 1), (5, 5)])
+def test_every_record_tells_how_many_replicas_trained(threads_client, store, replicas, told):
+    held_out = labelled(store).isel(row=slice(1000, 1200))
+    result = train(threads_client, store, replicas=replicas, epochs=2, validation=held_out)
+    assert set(result.history["replicas"].values) == {told}
+
+
+def test_an_error_of_the_data_names_the_last_snapshot(threads_client, store, tmp_path):
+    data = xr.open_zarr(store, consolidated=False).load()
+    data["x"][700, 2] = np.nan
+    path = str(tmp_path / "run.zarr")
+    examples = dbdask.Examples(data, inputs="x", targets="label", along="row")
+    for verb in (dbdask.downpour, dbdask.sandblaster):
+        with pytest.raises(dbdask.DataError, match=r"row=700.*last snapshot is in .*resume=True"):
+            verb(network(), examples, client=threads_client, checkpoint=f"{path}-{verb.__name__}")
+    wait_until(
+        lambda: not threads_client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks)
+    )
+    assert_nothing_left(threads_client)
+
+
+def rechunked(store, path):
+    xr.open_zarr(store, consolidated=False).load().drop_encoding().chunk(row=160).to_zarr(
+        path, consolidated=False
+    )
+    return str(path)
+
+
+def test_a_checkpoint_of_other_data_or_of_another_model_is_not_gone_on_from(
+    threads_client, store, tmp_path
+):
+    path = str(tmp_path / "run.zarr")
+    train(threads_client, store, epochs=2, checkpoint=path)
+    relu = dbdask.Network(
+        input_shape=(6,), layers=[dbdask.Dense(8, "relu"), dbdask.Dense(3)], loss="softmax"
+    )
+    examples = labelled(store)
+    others = [
+        (relu, examples, r"the model is another \(model 'layers'.*tanh.* there and .*relu"),
+        (network(), examples.standardize(client=threads_client), "examples 'input_scalings'"),
+        (
+            network(),
+            labelled(rechunked(store, tmp_path / "other.zarr")),
+            "the data has other chunks",
+        ),
+    ]
+    for model, data, message in others:
+        with pytest.raises(dbdask.CheckpointError, match=message):
+            dbdask.downpour(
+                model,
+                data,
+                client=threads_client,
+                optimizer=dbdask.sgd(0.1),
+                batch_size=20,
+                epochs=3,
+                checkpoint=path,
+                resume=True,
+            )
+
+
+def test_a_result_outlives_what_its_checkpoint_held(threads_client, store, tmp_path):
+    path = str(tmp_path / "run.zarr")
+    first = train(threads_client, store, epochs=1, checkpoint=path)
+    before = flat(first)
+    train(threads_client, store, epochs=2, checkpoint=path, resume=True)
+    np.testing.assert_array_equal(flat(first), before)
+    assert np.isfinite(first.evaluate(labelled(store))["loss"])
+
+
+def test_totals_of_sandblaster_go_on_with_a_resumed_run(threads_client, store, tmp_path):
+    path = str(tmp_path / "run.zarr")
+    options = {"tolerance": 0.0, "checkpoint": path}
+    first = minimise(threads_client, store, iterations=4, **options).history.isel(record=-1)
+    again = minimise(threads_client, store, iterations=6, resume=True, **options)
+    for name in ("bundles", "examples", "evaluations", "seconds_evaluating"):
+        values = again.history[name].values
+        assert values[-1] > float(first[name]) and (np.diff(values) >= 0).all(), name
+
+
+def test_a_worker_that_cannot_see_the_data_is_named_with_the_remedy(process_client, store):
+    data = xr.open_zarr(store, consolidated=False).load()
+    data.chunk(row=100).to_zarr("memory://door/store.zarr", consolidated=False)
+    examples = dbdask.Examples("memory://door/store.zarr", inputs="x", targets="label", along="row")
+    with pytest.raises(dbdask.WorkerError, match=r"worker tcp://.* cannot take part.*every worker"):
+        dbdask.downpour(network(), examples, client=process_client, progress=False)
+    assert_nothing_left(process_client)
+
+
+def test_a_model_that_does_not_fit_a_workers_memory_is_named_before_it_is_placed():
+    worker = WorkerFacts("tcp://10.0.0.1:1", "0", "10.0.0.1", 1, 512 * 2**20)
+    check_memory([worker], 100 * 2**20, 100 * 2**20, "model of 9 parameters")
+    with pytest.raises(ValueError, match=r"tcp://10\.0\.0\.1:1: a replica holds 300 MiB.*512 MiB"):
+        check_memory([worker], 300 * 2**20, 100 * 2**20, "model of 9 parameters")
+
+
+def test_examples_of_no_weight_are_passed_over(threads_client, store):
+    data = xr.open_zarr(store, consolidated=False).load()
+    weights = np.ones(1200, np.float32)
+    weights[:400] = 0.0
+    data["w"] = "row", weights
+    examples = dbdask.Examples(data, inputs="x", targets="label", along="row", weights="w")
+    nothing = examples.isel(row=slice(0, 100))
+    result = dbdask.downpour(
+        network(),
+        examples,
+        client=threads_client,
+        batch_size=20,
+        validation=nothing,
+        progress=False,
+    )
+    assert np.isfinite(flat(result)).all()
+    assert np.isnan(result.evaluate(nothing)["loss"])
+
+
+def test_counts_stay_exact_though_portions_weigh_nothing(threads_client, store):
+    result = dbdask.downpour(
+        CountingModel(1200),
+        counted(store),
+        client=threads_client,
+        optimizer=dbdask.sgd(20.0),
+        batch_size=20,
+        epochs=2,
+        warmstart=7,
+        n_push=3,
+        progress=False,
+    )
+    np.testing.assert_array_equal(result.parameters["count"].values, 2)
