@@ -20,6 +20,7 @@ import threading
 import time
 from itertools import pairwise
 
+import dask
 import numpy as np
 import xarray as xr
 from distributed import Client, LocalCluster
@@ -29,6 +30,9 @@ import dbdask
 ROWS, FEATURES, CLASSES, BATCH, WORKERS = 20_000, 32, 10, 100, 4
 RATE = 0.5
 SNAPSHOT_SECONDS = 2.0
+# LocalCluster closes the nanny of a worker that is away 15 s after it was lost, though it may
+# have come back and been killed again.
+KEEP_NANNIES = {"distributed.deploy.lost-worker-timeout": "1h"}
 LONGEST_WAIT = 30.0
 
 
@@ -100,35 +104,20 @@ class Killer(threading.Thread):
         super().__init__(daemon=True)
         self.client, self.random = client, random.Random(seed)
         self.over = threading.Event()
-        self.since: dict[str, float] = {}  # when a worker was first seen
         self.kills: list[tuple[float, bool]] = []  # when, and whether it held a shard
         self.seen: list[tuple[float, int]] = []  # when a record came, and shards lost by then
 
     def run(self) -> None:
-        due = time.monotonic() + self.random.uniform(5.0, 10.0)
-        while not self.over.wait(0.5):
-            workers = self.look()
-            if time.monotonic() > due and workers:
-                try:
-                    self.kill(workers)
-                except Exception as error:  # the worker that was chosen is gone already
-                    print(f"no kill: {error!r}", flush=True)
-                due = time.monotonic() + self.random.uniform(5.0, 10.0)
+        while not self.over.wait(self.random.uniform(5.0, 10.0)):
+            try:
+                self.kill()
+            except Exception as error:  # the worker that was chosen is gone already
+                print(f"no kill: {error!r}", flush=True)
 
-    def look(self) -> dict[str, bool]:
-        """Workers that are well up, and whether they hold a shard.
-
-        A nanny whose worker dies while it starts makes no other one: that is Dask's own doing,
-        and would leave no workers in the end.
-        """
+    def kill(self) -> None:
         workers = self.client.run_on_scheduler(
             lambda dask_scheduler: {a: bool(w.actors) for a, w in dask_scheduler.workers.items()}
         )
-        now = time.monotonic()
-        self.since = {worker: self.since.get(worker, now) for worker in workers}
-        return {w: held for w, held in workers.items() if now - self.since[w] > 3.0}
-
-    def kill(self, workers: dict[str, bool]) -> None:
         victim = self.random.choice(sorted(workers))
         process = self.client.run(os.getpid, workers=[victim])[victim]
         os.kill(process, signal.SIGKILL)
@@ -229,6 +218,7 @@ def main() -> None:
     parser.add_argument("--pace", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    dask.config.set(KEEP_NANNIES)
     with tempfile.TemporaryDirectory() as folder:
         store = f"{folder}/store.zarr"
         make_store(store)

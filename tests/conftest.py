@@ -6,7 +6,14 @@ import dask
 import pytest
 from distributed import Client, LocalCluster
 
-dask.config.set({"distributed.worker.profile.enabled": False})
+dask.config.set(
+    {
+        "distributed.worker.profile.enabled": False,
+        # LocalCluster closes the nanny of a worker that is away 15 s after it was lost, though it
+        # may have come back and been killed again.
+        "distributed.deploy.lost-worker-timeout": "1h",
+    }
+)
 
 
 @pytest.fixture(scope="session")
