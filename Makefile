@@ -18,11 +18,12 @@ check: $(VENV)/.check
 	$(PY) -m mypy dbdask $(wildcard pipelines/*.py)
 
 bench: $(VENV)/.test $(VENV)/.demo
-	for program in $(basename $(notdir $(wildcard benchmarks/[a-z]*.py))); do \
+	for program in $(filter-out chaos,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
 	  $(PY) -m benchmarks.$$program || exit 1; done
 
 chaos: $(VENV)/.test
 	$(PY) -m pytest -m chaos
+	$(PY) -m benchmarks.chaos
 
 # A stamp per set of extras, so that a repeated make does nothing.
 $(VENV)/.made:

@@ -1,0 +1,126 @@
+"""The gradient of a pass is that of one process, whatever is cut, killed, copied or stopped."""
+
+import os
+import random
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from faults import everyone, holders
+from test_downpour import assert_nothing_left, labelled, network, write_store
+from test_leaving import wait_until
+from test_sandblaster import objective
+
+import dbdask
+from dbdask.numbers import checkpoint
+from dbdask.server.room import rooms_of
+
+WORKERS, L2 = 4, 1e-3
+POLICY_SECONDS = 10.0  # far below the deadlines of a ping: copies end the pass, not the silence
+
+
+class Slow:
+    """The network, taking its time, so that a pass lasts long enough to be disturbed."""
+
+    loss = "softmax"
+
+    def __init__(self, seconds):
+        self.seconds, self.network = seconds, network()
+        self.layout, self.output_shape = self.network.layout, self.network.output_shape
+        self.initial_parameters = self.network.initial_parameters
+        self.predict = self.network.predict
+
+    def loss_and_gradient(self, *arguments, **options):
+        for _ in range(int(self.seconds / 0.001)):  # so that a stopped process is late
+            time.sleep(0.001)
+        return self.network.loss_and_gradient(*arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("pass") / "store.zarr")
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+class InThePass(threading.Thread):
+    """Does something to a worker without a shard when it is at work on a bundle."""
+
+    def __init__(self, client, number):
+        super().__init__()
+        self.client, self.number, self.process = client, number, 0
+
+    def run(self):
+        wait_until(lambda: self._at_work())
+        worker = random.Random(3).choice(self._at_work())
+        self.process = self.client.run(os.getpid, workers=[worker])[worker]
+        os.kill(self.process, self.number)
+
+    def _at_work(self):
+        at_work = self.client.run_on_scheduler(
+            lambda dask_scheduler: [
+                t.processing_on.address
+                for k, t in dask_scheduler.tasks.items()
+                if str(k).startswith("dbdask-bundle") and t.processing_on
+            ]
+        )
+        return sorted(set(at_work) - set(holders(self.client)))
+
+
+CASES = [
+    (workers, seed, what)
+    for workers, whats in ((1, [None]), (2, [None, "kill"]), (4, [None, "kill", "stop"]))
+    for seed, what in enumerate(whats)
+]
+
+
+@pytest.mark.parametrize(("workers", "seed", "what"), CASES)
+def test_the_gradient_of_a_pass_is_that_of_one_process(
+    client, store, tmp_path, workers, seed, what
+):
+    wait_until(lambda: len(everyone(client)) == WORKERS)
+    portion_size = random.Random(f"{workers} {seed}").randint(7, 150)
+    path = str(tmp_path / "run.zarr")
+    disturb = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}.get(what)
+    beside = InThePass(client, disturb) if disturb else threading.Thread(target=int)
+    homes = everyone(client)[:workers]
+    beside.start()
+    began = time.monotonic()
+    try:
+        result = dbdask.sandblaster(
+            Slow(0.02 if what else 0.0),
+            labelled(store),
+            client=client,
+            l2=L2,
+            portion_size=portion_size,
+            workers=homes,
+            shard_workers=homes[:1],
+            shards=3,
+            tolerance=1e9,
+            checkpoint=path,
+            progress=False,
+        )
+        seconds = time.monotonic() - began
+    finally:
+        beside.join(30)
+        if what == "stop":
+            os.kill(beside.process, signal.SIGCONT)
+    assert result.status.reason == "tolerance"
+    assert what is None or beside.process
+    assert what is None or seconds < POLICY_SECONDS
+    group, size = checkpoint.latest(path).group, network().parameter_count
+    x, found = (checkpoint.read_slice(path, group, n, 0, size) for n in ("parameters", "gradient"))
+    np.testing.assert_allclose(found, objective(store, L2)(x)[1], atol=3e-7)
+    # A worker that was stopped while the run ended finds that out by itself.
+    wait_until(lambda: not any(client.run(rooms_of).values()))
+    assert_nothing_left(client)
