@@ -319,7 +319,7 @@ class Workforce:
         if answers:
             self.silent.discard(worker)
             self._restart_clocks(worker, now)
-        else:
+        elif worker not in self.silent:
             logger.warning("worker %s is silent; its work goes to others", worker)
             self.silent.add(worker)
 
