@@ -28,6 +28,7 @@ _PLACES = {
     "ShardLost": "dbdask.errors",
     "DataError": "dbdask.errors",
     "CheckpointError": "dbdask.errors",
+    "ResultError": "dbdask.errors",
     "WorkerError": "dbdask.errors",
 }
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from dbdask.data.examples import Examples as Examples
     from dbdask.errors import CheckpointError as CheckpointError
     from dbdask.errors import DataError as DataError
+    from dbdask.errors import ResultError as ResultError
     from dbdask.errors import ShardLost as ShardLost
     from dbdask.errors import WorkerError as WorkerError
     from dbdask.numbers.history import Record as Record

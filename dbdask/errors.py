@@ -17,5 +17,9 @@ class CheckpointError(RuntimeError):
     """A checkpoint is missing, already there, of another run, or damaged."""
 
 
+class ResultError(ValueError):
+    """A saved result is missing, damaged, or of another model."""
+
+
 class WorkerError(RuntimeError):
     """A worker cannot take part: it is named together with the remedy."""

@@ -1,7 +1,9 @@
 """The result of a run: a trained model that predicts, scores, and can be kept."""
 
+from itertools import pairwise
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -10,7 +12,7 @@ from dbdask.data.bundles import Bundle
 from dbdask.data.examples import Examples
 from dbdask.numbers.checkpoint import VectorReference
 from dbdask.numbers.history import History
-from dbdask.numbers.layout import as_layout
+from dbdask.numbers.layout import Layout, as_layout
 from dbdask.numbers.portions import Portion
 from dbdask.numbers.scores import Score, score_minibatch
 from dbdask.prediction import Meaning, Predictor, TargetUnits, predict_array
@@ -67,10 +69,9 @@ class Result:
     def parameters(self) -> xr.Dataset:
         """One variable for each named parameter; opened lazily where the model is large."""
         layout = as_layout(self.model.layout)
-        vector = self._vector
+        vector: Any = self._vector
         if isinstance(vector, VectorReference):
-            array = vector.open()
-            vector = vector.read() if array.nbytes <= EAGER_BYTES else da.from_zarr(array)
+            vector = vector.read() if 4 * layout.size <= EAGER_BYTES else _lazy(vector, layout)
         variables = {}
         for parameter, offset in zip(layout.parameters, layout.offsets, strict=True):
             values = vector[offset : offset + parameter.size].reshape(parameter.shape)
@@ -202,6 +203,16 @@ def load(path: Any, *, model: Any = None) -> Result:
     from dbdask.saving import load as load_result
 
     return load_result(path, model=model)
+
+
+def _lazy(reference: VectorReference, layout: Layout) -> da.Array:
+    """The flat vector as a dask array: each piece is read, and checked, when it is wanted."""
+    cuts = [*range(0, layout.size, EAGER_BYTES // 4), layout.size]
+    pieces = [
+        da.from_delayed(dask.delayed(reference.read)(start, stop), (stop - start,), np.float32)
+        for start, stop in pairwise(cuts)
+    ]
+    return da.concatenate(pieces)
 
 
 def _as_they_are(outputs: np.ndarray) -> np.ndarray:

@@ -1,13 +1,23 @@
-"""Saved results: a Zarr group of numbers and JSON; nothing in it is executed."""
+"""Saved results: a Zarr group of numbers and JSON; nothing in it is executed.
+
+model.zarr                   sealed: how long the vector is
+model.zarr/parameters        the flat vector
+model.zarr/description       sealed: all the rest; the last key
+"""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec
 
 from dbdask.data.examples import Examples
-from dbdask.numbers.checkpoint import VectorReference, exists
+from dbdask.errors import ResultError
+from dbdask.numbers import sealed
+from dbdask.numbers.checkpoint import VECTORS, VectorReference, write_vectors
 from dbdask.numbers.history import History
 from dbdask.numbers.layout import as_layout
 from dbdask.numbers.network import Network
@@ -16,8 +26,31 @@ from dbdask.status import Status
 if TYPE_CHECKING:
     from dbdask.result import Result
 
-FORMAT = 1
+KIND = {"dbdask_result": 2}
 CHUNK = 2**22  # floats
+
+
+@dataclass(frozen=True)
+class SavedVector(VectorReference):
+    """The parameters of a saved result."""
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read a slice, or the whole vector, float32."""
+        with _reading(str(self.path)):
+            return self._read(start, stop)
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except ResultError:
+        raise
+    except Exception as error:
+        raise ResultError(
+            f"path={path!r} holds no saved result that can be read: {error!r}; "
+            "restore it from a copy, or save the result again"
+        ) from error
 
 
 def save(result: "Result", path: Any, *, overwrite: bool) -> None:
@@ -26,33 +59,50 @@ def save(result: "Result", path: Any, *, overwrite: bool) -> None:
     Raises
     ------
     FileExistsError
-        Something lies at `path` and `overwrite` is False.
+        Something lies at `path` and `overwrite` is False; or it is no saved result.
     """
-    path = os.fspath(path)
-    if exists(path) and not overwrite:
-        raise FileExistsError(f"path={path!r} exists already: choose another, or overwrite=True")
-    layout = as_layout(result.model.layout)
-    describe = getattr(result.model, "description", None)
-    group = zarr.open_group(path, mode="w")
+    path = _as_path(path)
     vector = result.vector()
-    array = group.create_array(
-        "parameters",
-        shape=vector.shape,
-        chunks=(min(CHUNK, max(1, vector.size)),),
-        dtype="float32",
-        compressors=[Crc32cCodec()],
-    )
-    array[:] = vector
-    group.attrs.update(
-        {
-            "dbdask_result": FORMAT,
-            "model": describe() if callable(describe) else None,
-            "layout": layout.table(),
-            "examples": result.examples.description(),
-            "status": {"reason": result.status.reason, "message": result.status.message},
-            "history": result._history.to_json(),
-        }
-    )
+    description = sealed.as_json(_describe(result))
+    _make_room(path, overwrite)
+    chunk = min(CHUNK, max(1, vector.size))
+    write_vectors(path, "", {**KIND, **VECTORS}, ["parameters"], vector.size, chunk)
+    sealed.write_slice(path, "parameters", 0, vector.size, vector)
+    sealed.write(path, "description", KIND, description)
+
+
+def _describe(result: "Result") -> dict[str, Any]:
+    describe = getattr(result.model, "description", None)
+    return {
+        "model": describe() if callable(describe) else None,
+        "layout": as_layout(result.model.layout).table(),
+        "examples": result.examples.description(),
+        "status": {"reason": result.status.reason, "message": result.status.message},
+        "history": result._history.to_json(),
+    }
+
+
+def _make_room(path: str, overwrite: bool) -> None:
+    """Leave nothing at the path, but delete no more than a saved result."""
+    if sealed.is_empty(path):
+        return
+    if not overwrite:
+        raise FileExistsError(f"path={path!r} exists already: choose another, or overwrite=True")
+    if not _is_ours(path):
+        raise FileExistsError(
+            f"path={path!r} is no saved result, which is all that overwrite=True replaces: "
+            "choose another path, or delete it yourself"
+        )
+    sealed.clear(path)
+
+
+def _is_ours(path: str) -> bool:
+    """Whether the group says that it is a saved result, be it a damaged one."""
+    try:
+        group = zarr.open_group(sealed.open_store(path), mode="r", use_consolidated=False)
+    except Exception:
+        return False
+    return "dbdask_result" in group.attrs
 
 
 def load(path: Any, *, model: Any = None) -> "Result":
@@ -60,40 +110,39 @@ def load(path: Any, *, model: Any = None) -> "Result":
 
     Raises
     ------
-    ValueError
+    ResultError
         `path` holds no saved result, or a damaged one, or one of another model.
     """
     from dbdask.result import Result
 
-    path = os.path.abspath(path) if "://" not in os.fspath(path) else os.fspath(path)
-    try:
-        found: dict[str, Any] = dict(zarr.open_group(path, mode="r").attrs)
-    except Exception as error:
-        raise ValueError(f"path={path!r} is not a Zarr group that can be read: {error}") from error
-    if found.get("dbdask_result") != FORMAT:
-        raise ValueError(f"path={path!r} is not a result saved by dbdask (format {FORMAT})")
-    try:
-        model = _model_of(found, model)
-        reference = VectorReference(path, "", "parameters")
+    path = _as_path(path)
+    with _reading(path):
+        size = sealed.read(path, "", KIND)["size"]
+        found = sealed.read(path, "description", KIND)
+        model = _model_of(path, found, model)
         examples = Examples.from_description(found["examples"])
         history = History.from_json(found["history"])
         status = Status(found["status"]["reason"], found["status"]["message"])
-        shape = reference.open().shape
-    except (KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"path={path!r} is damaged: {error!r}") from error
-    if shape != (as_layout(model.layout).size,):
-        raise ValueError(
-            f"path={path!r} holds {shape[0]} parameters, the model has "
-            f"{as_layout(model.layout).size}"
-        )
-    return Result(model, examples, reference, history, status)
+        wanted = as_layout(model.layout).size
+        if size != wanted:
+            raise ResultError(f"path={path!r} holds {size} parameters, the model has {wanted}")
+    return Result(model, examples, SavedVector(path, ""), history, status)
 
 
-def _model_of(found: dict[str, Any], model: Any) -> Any:
+def _as_path(path: Any) -> str:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path or a URL, got {path!r}")
+    text = os.fspath(path)
+    return text if "://" in text else os.path.abspath(text)
+
+
+def _model_of(path: str, found: dict[str, Any], model: Any) -> Any:
     if model is None and found["model"] is None:
-        raise ValueError("the result was trained with a model of yours: give it as model=")
+        raise ResultError(
+            f"path={path!r} was saved with a model of yours, which is not in it: give it as model="
+        )
     if model is None:
         return Network.from_description(found["model"])
     if as_layout(model.layout).table() != found["layout"]:
-        raise ValueError("model has another layout than the saved result")
+        raise ResultError(f"model has another layout than the result saved at path={path!r}")
     return model

@@ -1,67 +1,98 @@
 """The checkpoint: numbered snapshots of the flat vector in one Zarr group, complete when committed.
 
-    run.zarr                     attributes: format, model, layout, run
-    run.zarr/<snapshot>          one group a snapshot, named after (number, generation, run)
+    run.zarr                     sealed: what the checkpoint is of
+    run.zarr/<snapshot>          sealed: its vectors; named after (number, generation, run)
     run.zarr/<snapshot>/<vector> a vector (parameters, optimiser slots), one chunk a shard
-    run.zarr/<snapshot>/commit   a group whose attributes are the state of the run: the last key
+    run.zarr/<snapshot>/commit   sealed: the state of the run; the last key
 
 Nothing is renamed: a reader takes the committed snapshot of the highest number and looks at
 nothing else, so a writer that is late or died half way disturbs nobody.
 """
 
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.codecs import Crc32cCodec
+from zarr.core.sync import sync
 
 from dbdask.errors import CheckpointError
+from dbdask.numbers import sealed
+from dbdask.numbers.sealed import Place
 
-FORMAT = 1
+logger = logging.getLogger("dbdask")
+
+KIND = {"dbdask_checkpoint": 2}
+VECTORS = {"dbdask_vectors": 2}
+COMMIT = {"dbdask_commit": 2}
+SNAPSHOT = re.compile(r"(\d{8,})-\d+-\w+")
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A committed snapshot: where it is, and the state of the run that it holds."""
 
-    path: str
+    path: Any  # a path, a URL or a Zarr store
     group: str
     number: int
     state: dict[str, Any]
 
 
-def exists(path: str) -> bool:
-    """Whether anything of Zarr lies at `path`."""
+@contextmanager
+def _reading(path: Place) -> Iterator[None]:
     try:
-        zarr.open(path, mode="r")
-    except (FileNotFoundError, zarr.errors.NodeNotFoundError):
-        return False
-    return True
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint={path!r} is damaged or out of reach: {error}; "
+            "restore it from a copy, or delete it to start anew"
+        ) from error
 
 
-def create(path: str, attributes: dict[str, Any]) -> None:
-    """Begin a checkpoint: an empty group that says what it is of."""
-    zarr.open_group(path, mode="w-", attributes={"dbdask_checkpoint": FORMAT, **attributes})
+@contextmanager
+def _writing(path: Place) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint={path!r} cannot be written: {error!r}; give a path or URL that the "
+            "client and every worker can write, with room for two snapshots"
+        ) from error
 
 
-def attributes(path: str) -> dict[str, Any]:
+def exists(path: Place) -> bool:
+    """Whether anything lies at `path`."""
+    with _reading(path):
+        return not sealed.is_empty(path)
+
+
+def create(path: Place, attributes: dict[str, Any]) -> None:
+    """Begin a checkpoint, where there is none: a group that says what it is of."""
+    with _writing(path):
+        sealed.write(path, "", KIND, attributes)
+
+
+def clear(path: Place) -> None:
+    """Delete all that lies at `path`."""
+    with _writing(path):
+        sealed.clear(path)
+
+
+def attributes(path: Place) -> dict[str, Any]:
     """Return what a checkpoint is of.
 
     Raises
     ------
     CheckpointError
-        `path` holds no checkpoint of this format.
+        `path` holds no checkpoint of this format, or a damaged one.
     """
-    try:
-        found = dict(zarr.open_group(path, mode="r").attrs)
-    except Exception as error:
-        raise CheckpointError(f"checkpoint={path!r} cannot be read: {error}") from error
-    if found.get("dbdask_checkpoint") != FORMAT:
-        raise CheckpointError(
-            f"checkpoint={path!r} is a Zarr group, but not a dbdask checkpoint of format {FORMAT}"
-        )
-    return found
+    with _reading(path):
+        return sealed.read(path, "", KIND)
 
 
 def name_of(number: int, generation: int, run: str) -> str:
@@ -69,87 +100,104 @@ def name_of(number: int, generation: int, run: str) -> str:
     return f"{number:08d}-{generation}-{run}"
 
 
-def begin(path: str, group: str, names: list[str], size: int, chunk: int) -> None:
-    """Make the arrays of a snapshot: one chunk for each shard, with a checksum."""
-    snapshot = zarr.open_group(path, mode="a").create_group(group)
+def begin(path: Place, group: str, names: list[str], size: int, chunk: int) -> None:
+    """Make the vectors of a snapshot: one chunk for each shard, with a checksum."""
+    with _writing(path):
+        write_vectors(path, group, VECTORS, names, size, chunk)
+
+
+def write_vectors(
+    path: Place, group: str, kind: dict[str, Any], names: list[str], size: int, chunk: int
+) -> None:
+    """Make a group of empty vectors, which says how long and how cut they are."""
+    sealed.write(path, group, kind, {"names": names, "size": size, "chunk": chunk})
     for name in names:
-        snapshot.create_array(
-            name, shape=(size,), chunks=(chunk,), dtype="float32", compressors=[Crc32cCodec()]
-        )
+        sealed.make_vector(path, f"{group}/{name}".lstrip("/"), size, chunk)
 
 
 def write_slice(
-    path: str, group: str, start: int, stop: int, vectors: dict[str, np.ndarray]
+    path: Place, group: str, start: int, stop: int, vectors: dict[str, np.ndarray]
 ) -> None:
     """Write one shard's slice of every vector: exactly one chunk each."""
-    snapshot = zarr.open_group(path, mode="r+", use_consolidated=False)[group]
-    for name, vector in vectors.items():
-        snapshot[name][start:stop] = vector  # type: ignore[index]
+    with _writing(path):
+        for name, vector in vectors.items():
+            sealed.write_slice(path, f"{group}/{name}", start, stop, vector)
 
 
-def commit(path: str, group: str, state: dict[str, Any]) -> None:
+def commit(path: Place, group: str, state: dict[str, Any]) -> None:
     """Put the one key that makes a snapshot count."""
-    snapshot = zarr.open_group(path, mode="r+", use_consolidated=False)[group]
-    snapshot.create_group("commit", attributes=state)  # type: ignore[union-attr]
+    with _writing(path):
+        sealed.write(path, f"{group}/commit", COMMIT, state)
 
 
-def committed(path: str) -> list[Snapshot]:
-    """List the committed snapshots, oldest first."""
-    root = zarr.open_group(path, mode="r", use_consolidated=False)
-    found = []
-    for group in sorted(root.group_keys()):
-        state = _commit_of(root, group)
-        if state is not None:
-            found.append(Snapshot(path, group, int(group.split("-")[0]), state))
-    return found
+def latest(path: Place) -> Snapshot | None:
+    """Return the committed snapshot of the highest number; None where none was committed yet.
 
-
-def _commit_of(root: zarr.Group, group: str) -> dict[str, Any] | None:
-    try:
-        commit_group = root[f"{group}/commit"]
-    except (KeyError, ValueError):
+    Raises
+    ------
+    CheckpointError
+        Snapshots were committed, and none can be read any more.
+    """
+    with _reading(path):
+        names = [name for name in sealed.children(path) if SNAPSHOT.fullmatch(name)]
+        trouble = None
+        for group in reversed(names):
+            try:
+                state = sealed.read(path, f"{group}/commit", COMMIT)
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                # A writer may have died within its commit: then the one before still counts.
+                logger.warning("the commit of snapshot %s cannot be read: %s", group, error)
+                trouble = trouble or error
+            else:
+                return Snapshot(path, group, _number(group), state)
+        if trouble is not None:
+            raise ValueError(f"no commit can be read: {trouble}")
+        # A run's second snapshot is begun when its first is committed.
+        if any(_number(group) > 1 for group in names):
+            raise ValueError(f"it holds {', '.join(names)}, and their commits are missing")
         return None
-    return dict(commit_group.attrs) or None
 
 
-def latest(path: str) -> Snapshot | None:
-    """Return the committed snapshot of the highest number, or None."""
-    snapshots = committed(path)
-    return snapshots[-1] if snapshots else None
+def _number(group: str) -> int:
+    return int(group.split("-")[0])
 
 
-def read_slice(path: str, group: str, name: str, start: int, stop: int) -> np.ndarray:
+def read_slice(path: Place, group: str, name: str, start: int, stop: int) -> np.ndarray:
     """Read a slice of one vector of a snapshot, whatever cut it was written in."""
-    array = zarr.open_array(path, path=f"{group}/{name}", mode="r")
-    return np.ascontiguousarray(array[start:stop], dtype=np.float32)
+    return VectorReference(path, group, name).read(start, stop)
 
 
-def vector_names(path: str, group: str) -> list[str]:
+def vector_names(path: Place, group: str) -> list[str]:
     """List the vectors of a snapshot."""
-    return sorted(zarr.open_group(path, path=group, mode="r", use_consolidated=False).array_keys())
+    with _reading(path):
+        return sorted(sealed.read(path, group, VECTORS)["names"])
 
 
-def delete(path: str, group: str) -> None:
+def delete(path: Place, group: str) -> None:
     """Delete a snapshot; its commit goes first, so no reader sees half of it."""
-    root = zarr.open_group(path, mode="r+", use_consolidated=False)
-    if f"{group}/commit" in root:
-        del root[f"{group}/commit"]
-    if group in root:
-        del root[group]
+    store = sealed.open_store(path)
+    sync(store.delete(f"{group}/commit/zarr.json"))
+    sync(store.delete_dir(group))
 
 
 @dataclass(frozen=True)
 class VectorReference:
     """A vector of a committed snapshot, or of a saved result: read when it is wanted."""
 
-    path: str
+    path: Place
     group: str
     name: str = "parameters"
 
-    def open(self) -> zarr.Array:
-        """Open the Zarr array."""
-        return zarr.open_array(self.path, path=f"{self.group}/{self.name}".lstrip("/"), mode="r")
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read a slice, or the whole vector, float32."""
+        with _reading(self.path):
+            return self._read(start, stop)
 
-    def read(self) -> np.ndarray:
-        """Read the whole vector, float32."""
-        return np.ascontiguousarray(self.open()[:], dtype=np.float32)
+    def _read(self, start: int, stop: int | None) -> np.ndarray:
+        vectors = sealed.read(self.path, self.group, VECTORS)
+        size, chunk = vectors["size"], vectors["chunk"]
+        path = f"{self.group}/{self.name}".lstrip("/")
+        stop = size if stop is None else stop
+        return sealed.read_slice(self.path, path, start, stop, size, chunk)
