@@ -117,6 +117,8 @@ def load(path: Any, *, model: Any = None) -> "Result":
 
     path = _as_path(path)
     with _reading(path):
+        if sealed.is_empty(path):
+            raise ResultError(f"path={path!r} does not exist: give what Result.save was given")
         size = sealed.read(path, "", KIND)["size"]
         found = sealed.read(path, "description", KIND)
         model = _model_of(path, found, model)

@@ -170,7 +170,9 @@ def check(path, read, same, error_type, count):
             except error_type as error:
                 assert not unchanged, what
                 assert str(path) in str(error), (what, str(error))
-                assert re.search("restore it from a copy|resume=", str(error)), str(error)
+                assert re.search("restore it from a copy|resume=|does not exist", str(error)), str(
+                    error
+                )
                 assert not isinstance(error.__cause__, MemoryError), what
                 errors += 1
             assert tracemalloc.get_traced_memory()[1] - before < MOST_BYTES, what

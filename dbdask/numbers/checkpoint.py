@@ -92,7 +92,13 @@ def attributes(path: Place) -> dict[str, Any]:
         `path` holds no checkpoint of this format, or a damaged one.
     """
     with _reading(path):
-        return sealed.read(path, "", KIND)
+        try:
+            return sealed.read(path, "", KIND)
+        except (FileNotFoundError, sealed.OtherKind) as error:
+            raise CheckpointError(
+                f"checkpoint={path!r} holds something, but no checkpoint of this version: {error}; "
+                "give another path, or restore it from a copy"
+            ) from error
 
 
 def name_of(number: int, generation: int, run: str) -> str:

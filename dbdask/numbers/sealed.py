@@ -21,6 +21,10 @@ Place = str | Store
 """A path, a URL or a Zarr store."""
 
 
+class OtherKind(ValueError):
+    """A Zarr group that is of another kind than the reader wants."""
+
+
 def open_store(place: Place) -> Store:
     """Return the store at a path or a URL; a store as it is."""
     if isinstance(place, Store):
@@ -75,8 +79,10 @@ def read(place: Place, path: str, kind: dict[str, Any]) -> dict[str, Any]:
 
     Raises
     ------
+    OtherKind
+        It is something else.
     ValueError
-        It is of another kind, or was changed.
+        It was changed.
     FileNotFoundError
         There is none.
     """
@@ -86,7 +92,7 @@ def read(place: Place, path: str, kind: dict[str, Any]) -> dict[str, Any]:
     found = dict(group.attrs)
     if any(found.get(name) != value for name, value in kind.items()):
         wanted = ", ".join(f"{name} {value}" for name, value in kind.items())
-        raise ValueError(f"it is a Zarr group, but not of {wanted}")
+        raise OtherKind(f"it is a Zarr group, but not of {wanted}")
     content = found.get("sealed")
     if not isinstance(content, dict) or found.get("sha256") != _checksum(content):
         raise ValueError("its checksum does not match: it was changed after it was written")

@@ -32,20 +32,26 @@ def open_checkpoint(
     if path is None:
         return None, None
     path = absolute(os.fspath(path))
-    if not store.exists(path):
-        if resume is True:
+    is_there = store.exists(path)
+    settings_there = store.attributes(path) if is_there else {}
+    last = store.latest(path) if is_there else None
+    if last is not None:
+        if resume is False:
             raise CheckpointError(
-                f'resume=True, but there is no checkpoint at {path!r}: resume="auto" starts one'
+                f"checkpoint={path!r} exists already: go on from it with resume=True "
+                '(or resume="auto"), or delete it to start anew'
             )
-        store.create(path, settings)
-        return path, None
-    if resume is False:
+        _check_same(path, settings_there, settings)
+        return path, last
+    if resume is True:
+        why = "holds no snapshot yet" if is_there else "does not exist"
         raise CheckpointError(
-            f"checkpoint={path!r} exists already: go on from it with resume=True "
-            '(or resume="auto"), or delete it to start anew'
+            f'resume=True, but checkpoint={path!r} {why}: resume="auto" starts one'
         )
-    _check_same(path, store.attributes(path), settings)
-    return path, store.latest(path)
+    if is_there:
+        store.clear(path)  # of a run that ended before its first snapshot
+    store.create(path, settings)
+    return path, None
 
 
 def _check_same(path: str, found: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -5,9 +5,11 @@ import logging
 import time
 from typing import Any
 
+from dbdask.errors import CheckpointError
 from dbdask.numbers import checkpoint
 from dbdask.numbers.checkpoint import Snapshot
 from dbdask.server.parameter_server import ParameterServer
+from dbdask.verbs.outcome import where_it_stands
 
 logger = logging.getLogger("dbdask")
 
@@ -39,9 +41,10 @@ class Snapshots:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for the next snapshot, and the one before is written."""
-        idle = self.writing is None or self.writing.done()
-        return self.path is not None and idle and time.monotonic() - self._since >= self.every
+        """Whether it is time for the next snapshot, and the one before was taken in."""
+        if self.path is None or self.writing is not None:
+            return False
+        return time.monotonic() - self._since >= self.every
 
     async def copy(self, users: int, *, whole: bool) -> int:
         """Let every shard keep a copy, of everything or of the parameters alone.
@@ -82,13 +85,21 @@ class Snapshots:
         assert self.path is not None
         server, path = self.server, self.path
         group = checkpoint.name_of(number, server.generation, server.run)
-        await asyncio.to_thread(checkpoint.begin, path, group, names, server.size, server.chunk)
-        nbytes = 4 * server.chunk * len(names)
-        await server.call_each(method, path, group, what, nbytes=nbytes)
-        await asyncio.to_thread(checkpoint.commit, path, group, state)
+        try:
+            await asyncio.to_thread(checkpoint.begin, path, group, names, server.size, server.chunk)
+            nbytes = 4 * server.chunk * len(names)
+            await server.call_each(method, path, group, what, nbytes=nbytes)
+            await asyncio.to_thread(checkpoint.commit, path, group, state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self._where_it_stands()}") from error
         before, self.committed = self.committed, Snapshot(path, group, number, state)
         if before is not None:
             await asyncio.to_thread(_delete_quietly, before)
+
+    def _where_it_stands(self) -> str:
+        if self.committed is None:
+            return f"no snapshot is in {self.path!r} yet: the same call starts anew"
+        return where_it_stands(self.path)
 
     async def settle(self) -> None:
         """Wait until what is being written is committed."""

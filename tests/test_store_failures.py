@@ -1,0 +1,241 @@
+"""Every single operation of the store may fail: a whole snapshot is there all the same."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import xarray as xr
+from test_downpour import assert_nothing_left, flat
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
+
+import dbdask
+from dbdask.errors import CheckpointError
+from dbdask.numbers import checkpoint, sealed
+from dbdask.numbers.layout import cut
+
+SIZE, SHARDS = 10, 3
+NEVER = 1 << 30
+
+
+class Fate:
+    """Which operation fails, and how: nothing was done, half of it, or all but the answer."""
+
+    def __init__(self):
+        self.restart(NEVER, "nothing")
+
+    def restart(self, index, how):
+        self.index, self.how, self.count = index, how, 0
+
+    @property
+    def struck(self):
+        return self.count > self.index
+
+    def now(self):
+        self.count += 1
+        return self.count - 1 == self.index
+
+
+class Failing(WrapperStore):
+    """A store of which one change fails."""
+
+    def __init__(self, store, fate):
+        super().__init__(store)
+        self.fate = fate
+
+    def _with_store(self, store):
+        return type(self)(store, self.fate)
+
+    async def set(self, key, value):
+        if not self.fate.now():
+            return await self._store.set(key, value)
+        if self.fate.how == "half":
+            await self._store.set(key, value[: len(value) // 2])
+        if self.fate.how == "all":
+            await self._store.set(key, value)
+        raise OSError(f"cannot put {key}")
+
+    async def set_if_not_exists(self, key, value):
+        if not await self._store.exists(key):
+            await self.set(key, value)
+
+    async def delete(self, key):
+        fails = self.fate.now()
+        if not fails or self.fate.how == "all":
+            await self._store.delete(key)
+        if fails:
+            raise OSError(f"cannot delete {key}")
+
+    async def delete_dir(self, prefix):
+        """As an object store does it: key after key."""
+        for key in sorted([key async for key in self._store.list_prefix(prefix)]):
+            await self.delete(key)
+
+    async def clear(self):
+        await self.delete_dir("")
+
+
+@pytest.fixture(params=["local", "object"])
+def failing(request, tmp_path):
+    inner = LocalStore(tmp_path / "run.zarr") if request.param == "local" else MemoryStore()
+    return Failing(inner, Fate())
+
+
+def take_snapshot(store, number, before=None):
+    """All store operations of one snapshot, in the order of a run."""
+    values = np.arange(SIZE, dtype=np.float32) * number
+    group = checkpoint.name_of(number, 0, "run")
+    slices = cut(SIZE, SHARDS)
+    checkpoint.begin(store, group, ["parameters", "slot"], SIZE, slices[0][1])
+    for start, stop in slices:
+        vectors = {"parameters": values[start:stop], "slot": np.zeros(stop - start, np.float32)}
+        checkpoint.write_slice(store, group, start, stop, vectors)
+    checkpoint.commit(store, group, {"number": number, "ledger": [[0, number, 4]]})
+    if before is not None:
+        checkpoint.delete(store, before.group)
+
+
+def assert_whole(store, numbers):
+    """The latest snapshot is one of `numbers`, and all of it is right."""
+    last = checkpoint.latest(store)
+    assert last is not None and last.number in numbers
+    assert last.state == {"number": last.number, "ledger": [[0, last.number, 4]]}
+    assert checkpoint.vector_names(store, last.group) == ["parameters", "slot"]
+    parameters = checkpoint.read_slice(store, last.group, "parameters", 0, SIZE)
+    np.testing.assert_array_equal(parameters, np.arange(SIZE, dtype=np.float32) * last.number)
+    assert not checkpoint.read_slice(store, last.group, "slot", 0, SIZE).any()
+    return last
+
+
+def operations(store, action):
+    """How many changes of the store an action makes."""
+    store.fate.restart(NEVER, "nothing")
+    action()
+    return store.fate.count
+
+
+@pytest.mark.parametrize("how", ["nothing", "half", "all"])
+def test_whichever_operation_of_a_snapshot_fails_one_is_whole(failing, how):
+    checkpoint.create(failing, {"seed": 0})
+    take_snapshot(failing, 1)
+    count = operations(failing, lambda: take_snapshot(failing, 2, assert_whole(failing, {1})))
+    # Its own group, two vectors, their three chunks each, the commit, and as many to delete.
+    assert count == 2 * (1 + 2 + 2 * SHARDS + 1)
+    number = 2
+    for index in range(count):
+        before = assert_whole(failing, {number})
+        failing.fate.restart(index, how)
+        with pytest.raises((CheckpointError, OSError), match="cannot"):
+            take_snapshot(failing, number + 1, before)
+        assert failing.fate.struck
+        failing.fate.restart(NEVER, how)
+        after = assert_whole(failing, {number, number + 1})
+        assert (after.number > number) == (index >= count // 2 or (index, how) == (9, "all"))
+        take_snapshot(failing, number + 2, after)
+        number += 2
+    assert_whole(failing, {number})
+
+
+@pytest.mark.parametrize("how", ["nothing", "all"])
+def test_a_first_snapshot_that_fails_leaves_a_checkpoint_that_can_be_begun_again(failing, how):
+    checkpoint.create(failing, {"seed": 0})
+    count = operations(failing, lambda: take_snapshot(failing, 1))
+    for index in range(count):
+        checkpoint.clear(failing)
+        checkpoint.create(failing, {"seed": 0})
+        failing.fate.restart(index, how)
+        with pytest.raises(CheckpointError, match="cannot put"):
+            take_snapshot(failing, 1)
+        failing.fate.restart(NEVER, how)
+        assert checkpoint.attributes(failing) == {"seed": 0}
+        last = checkpoint.latest(failing)
+        assert last is None or (index, how) == (count - 1, "all")
+
+
+@pytest.mark.parametrize("how", ["nothing", "half", "all"])
+def test_a_saved_result_is_whole_or_an_error(tmp_path, monkeypatch, how):
+    fate = Fate()
+    monkeypatch.setattr(
+        sealed,
+        "open_store",
+        lambda place: place if isinstance(place, MemoryStore) else Failing(LocalStore(place), fate),
+    )
+    data = xr.Dataset({"x": ("row", np.arange(4.0)), "y": ("row", np.arange(4.0))})
+    examples = dbdask.Examples(data, inputs="x", targets="y", along="row")
+    model = dbdask.Network(input_shape=(), layers=[dbdask.Dense(1)], loss="squared")
+    vector = np.array([2.0, 0.0], np.float32)
+    status = dbdask.Status("epochs", "done")
+    result = dbdask.Result(model, examples, vector, dbdask.numbers.history.History(), status)
+    path = tmp_path / "count.zarr"
+    result.save(path)
+    for index in range(fate.count):
+        path = tmp_path / f"{index}.zarr"
+        fate.restart(index, how)
+        with pytest.raises(OSError, match="cannot put"):
+            result.save(path)
+        fate.restart(NEVER, how)
+        try:
+            np.testing.assert_array_equal(dbdask.load(path).vector(), vector)
+            assert how == "all"
+        except dbdask.ResultError as error:
+            assert str(path) in str(error)
+
+
+# A run
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(240, 6)).astype(np.float32)
+    labels = (inputs @ rng.normal(size=(6, 3))).argmax(axis=1)
+    return xr.Dataset({"x": (("row", "feature"), inputs), "label": ("row", labels)})
+
+
+def train(data, client, **options):
+    examples = dbdask.Examples(data, inputs="x", targets="label", along="row")
+    model = dbdask.Network(
+        input_shape=(6,), layers=[dbdask.Dense(8, "tanh"), dbdask.Dense(3)], loss="softmax"
+    )
+    settings = {"optimizer": dbdask.adagrad(0.1), "batch_size": 20, "epochs": 2, "replicas": 1}
+    return dbdask.downpour(
+        model, examples, client=client, shards=2, progress=False, **settings, **options
+    )
+
+
+@pytest.mark.parametrize("kind", ["local", "object"])
+def test_a_run_whose_store_fails_is_resumed_and_ends_as_if_nothing_had_been(
+    threads_client, data, tmp_path, monkeypatch, kind
+):
+    whole = flat(train(data, threads_client))
+    fate, memories = Fate(), {}
+
+    def open_store(place):
+        if isinstance(place, MemoryStore):  # a reader's own
+            return place
+        if kind == "local":
+            return Failing(LocalStore(place), fate)
+        return Failing(memories.setdefault(place, MemoryStore()), fate)
+
+    monkeypatch.setattr(sealed, "open_store", open_store)
+    options = {"checkpoint": str(tmp_path / "count.zarr"), "snapshot_every": "1ms"}
+    np.testing.assert_array_equal(flat(train(data, threads_client, **options)), whole)
+    count = fate.count
+    assert count > 40  # several snapshots
+    ended = 0
+    for index in sorted({*range(12), *range(12, count, 11)}):
+        path = str(tmp_path / f"{index}.zarr")
+        options["checkpoint"] = path
+        fate.restart(index, ("nothing", "all")[index % 2])
+        try:
+            train(data, threads_client, **options)
+        except CheckpointError as error:
+            assert path in str(error)
+            assert "resume=True" in str(error) or "starts anew" in str(error) or index == 0
+            ended += 1
+        fate.restart(NEVER, "nothing")
+        assert_nothing_left(threads_client)
+        begun = not sealed.is_empty(path) and checkpoint.latest(path) is not None
+        resume = True if begun else "auto"
+        again = train(data, threads_client, resume=resume, **options)
+        np.testing.assert_array_equal(flat(again), whole)
+    assert ended >= 12
