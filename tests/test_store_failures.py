@@ -1,7 +1,5 @@
 """Every single operation of the store may fail: a whole snapshot is there all the same."""
 
-import asyncio
-
 import numpy as np
 import pytest
 import xarray as xr

@@ -81,7 +81,7 @@ class Tally:
             self.last_refusal = (
                 f"epoch {report.epoch}, portion {report.number}, step {step}: {parameter}"
             )
-        if report.steps == len(report.refused):
+        if not report.weight:
             return
         self.last_loss = report.loss / report.weight
         good = report.steps - len(report.refused)
