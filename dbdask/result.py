@@ -91,6 +91,8 @@ class Result:
             `loss`: the mean loss as trained, without the penalty; and `accuracy` for labels, or
             `rmse` and `r2` in the target's own units.
         """
+        if not isinstance(examples, Examples):
+            raise TypeError(f"examples must be dbdask.Examples, got {type(examples).__name__}")
         prepared = examples.prepared_like(self.examples)
         if prepared.target_shape is None:
             raise ValueError("examples has no targets: evaluate needs targets to compare with")

@@ -66,9 +66,15 @@ def save(result: "Result", path: Any, *, overwrite: bool) -> None:
     description = sealed.as_json(_describe(result))
     _make_room(path, overwrite)
     chunk = min(CHUNK, max(1, vector.size))
-    write_vectors(path, "", {**KIND, **VECTORS}, ["parameters"], vector.size, chunk)
-    sealed.write_slice(path, "parameters", 0, vector.size, vector)
-    sealed.write(path, "description", KIND, description)
+    try:
+        write_vectors(path, "", {**KIND, **VECTORS}, ["parameters"], vector.size, chunk)
+        sealed.write_slice(path, "parameters", 0, vector.size, vector)
+        sealed.write(path, "description", KIND, description)
+    except OSError as error:
+        raise OSError(
+            f"path={path!r} cannot be written: {error}; give a path or URL that this process can "
+            "write"
+        ) from error
 
 
 def _describe(result: "Result") -> dict[str, Any]:
@@ -116,6 +122,8 @@ def load(path: Any, *, model: Any = None) -> "Result":
     from dbdask.result import Result
 
     path = _as_path(path)
+    if model is not None and not hasattr(model, "layout"):
+        raise TypeError(f"model must keep the dbdask.Model contract, got {model!r}")
     with _reading(path):
         if sealed.is_empty(path):
             raise ResultError(f"path={path!r} does not exist: give what Result.save was given")
@@ -135,6 +143,8 @@ def _as_path(path: Any) -> str:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a path or a URL, got {path!r}")
     text = os.fspath(path)
+    if not text:
+        raise ValueError("path must be a path or a URL, got ''")
     return text if "://" in text else os.path.abspath(text)
 
 

@@ -214,7 +214,7 @@ def same_vectors(found, truth):
 @pytest.mark.parametrize(
     ("kind", "cuts", "vectors", "count"),
     [
-        ("downpour", [0, 40, 83], {"parameters", "accumulator"}, 300),
+        ("downpour", [0, 40, 83], {"parameters", "accumulator"}, 240),
         ("sandblaster", [0, 83], {"parameters", "gradient", "s0", "y0"}, 120),
     ],
 )

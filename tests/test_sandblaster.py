@@ -327,8 +327,8 @@ def test_weights_count_as_repeated_rows(threads_client, tmp_path):
     [
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
         ({"history_length": 0}, "history_length must be at least 1, got 0"),
-        ({"tolerance": -1.0}, "tolerance must be above 0, got -1.0"),
-        ({"l2": -0.1}, "l2 must be above 0, got -0.1"),
+        ({"tolerance": -1.0}, "tolerance must be at least 0, got -1.0"),
+        ({"l2": -0.1}, "l2 must be at least 0, got -0.1"),
         ({"portion_size": 0}, "portion_size must be at least 1, got 0"),
         ({"replicas": 0}, "replicas must be at least 1, got 0"),
         ({"keep": "best"}, 'keep="best" needs validation='),

@@ -59,8 +59,9 @@ def _read_part(
 
 def _feature_dims(recipe: Recipe, variable: Variable) -> tuple[str, ...]:
     for bundle in (recipe.inputs, recipe.targets):
-        if bundle is not None and variable in bundle.variables:
-            return bundle.feature_dims[bundle.variables.index(variable)]
+        keys = [] if bundle is None else [one.key for one in bundle.variables]
+        if bundle is not None and variable.key in keys:
+            return bundle.feature_dims[keys.index(variable.key)]
     return tuple(dim for dim in variable.dims if dim not in recipe.along)
 
 

@@ -19,7 +19,7 @@ from dbdask.data.opening import Given, open_recipe
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection
 from dbdask.data.sources import Source, Variable, open_source
-from dbdask.data.splits import check_fractions, contiguous_parts, drawn_parts
+from dbdask.data.splits import check_fractions, check_seed, contiguous_parts, drawn_parts
 from dbdask.data.sweeps import sweep
 from dbdask.numbers.portions import MIX_BYTES, Cut, Grid
 
@@ -143,6 +143,12 @@ class Examples:
         return self.recipe.classes is not None
 
     @property
+    def has_text(self) -> bool:
+        """Whether the targets are text."""
+        targets = self.recipe.targets
+        return targets is not None and targets.variables[0].value_dtype.kind in "US"
+
+    @property
     def output_classes(self) -> list[Any] | None:
         """The label of each output, as the store writes it; None where not known or no labels."""
         classes = self.recipe.classes
@@ -223,7 +229,7 @@ class Examples:
         else:
             groups = self.recipe.groups
             values = None if groups is None else groups.decode(groups.read())[0]
-            parts = drawn_parts(self.recipe, wanted, seed, values)
+            parts = drawn_parts(self.recipe, wanted, check_seed(seed), values)
         return tuple(self._selected(part) for part in parts)
 
     def _selected(self, selection: Selection) -> "Examples":

@@ -34,7 +34,13 @@ def sel_indexers(recipe: Recipe, indexers: Mapping[str, Any]) -> dict[str, Any]:
         selected = recipe.selection.positions(dim)
         labels = recipe.coordinates[dim].coordinate()[selected]
         here = xr.DataArray(np.arange(len(selected)), {dim: labels}, (dim,))
-        found[dim] = np.atleast_1d(here.sel({dim: label}).values)
+        try:
+            found[dim] = np.atleast_1d(here.sel({dim: label}).values)
+        except KeyError as error:
+            raise KeyError(
+                f"sel: {dim!r} has no coordinate {label!r} among these examples; it goes from "
+                f"{labels[0]} to {labels[-1]}"
+            ) from error
     return found
 
 
@@ -86,7 +92,12 @@ def _positions(dim: str, indexer: Any, count: int) -> np.ndarray:
     if isinstance(indexer, (int, np.integer)) and not isinstance(indexer, bool):
         indexer = [indexer]
     if not isinstance(indexer, slice):
-        indexer = np.asarray(indexer)
+        given, indexer = indexer, np.asarray(indexer)
+        if indexer.size and indexer.dtype.kind not in "iub":
+            raise TypeError(
+                f"isel: {dim!r} takes a position, a slice, a list of positions or of True and "
+                f"False, got {given!r}"
+            )
         if indexer.size == 0:
             raise ValueError(f"isel: {dim!r} selects nothing: no examples")
     try:

@@ -1,6 +1,6 @@
 """Labels: integers, whole floats or text, as class indices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -100,9 +100,14 @@ def as_classes(given: Sequence[Any], meanings: Sequence[str] | None = None) -> C
     """
     if isinstance(given, (str, bytes)):
         raise TypeError(f"classes must be a list of labels, got the text {given!r}")
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"classes must be a list of labels, got {given!r}")
     labels = tuple(_plain(label) for label in np.asarray(given).tolist())
     if not labels:
         raise ValueError("classes must have at least one label, got none")
+    for label in labels:
+        if not isinstance(label, (str, int, float)) or label != label:
+            raise ValueError(f"classes must hold numbers or text, got {label!r}")
     twice = [label for position, label in enumerate(labels) if label in labels[:position]]
     if twice:
         raise ValueError(f"classes must be unique, got {twice[0]!r} twice")

@@ -1,6 +1,6 @@
 """Opening: from what a user names to a recipe, with every error that metadata can show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ def _one_of(argument: str, value: Any, allowed: Sequence[str]) -> None:
 
 
 def _along(along: str | Sequence[str], source: Source) -> tuple[str, ...]:
-    dims = (along,) if isinstance(along, str) else tuple(along)
+    dims = (along,) if isinstance(along, str) else as_list("along", along, "a dimension's name")
     if not dims:
         raise ValueError("along must name at least one dimension, got none")
     if len(set(dims)) != len(dims):
@@ -92,10 +92,24 @@ def _along(along: str | Sequence[str], source: Source) -> tuple[str, ...]:
 
 
 def _variables(argument: str, given: Any, source: Source) -> tuple[Variable, ...]:
-    several = (given,) if isinstance(given, (str, xr.DataArray)) else tuple(given)
+    if isinstance(given, (str, xr.DataArray)):
+        return (_variable(argument, given, source),)
+    several = as_list(argument, given, "a variable's name, a DataArray")
     if not several:
         raise ValueError(f"{argument} must name at least one variable, got none")
-    return tuple(_variable(argument, one, source) for one in several)
+    found = tuple(_variable(argument, one, source) for one in several)
+    keys = [variable.key for variable in found]
+    for variable in found:
+        if keys.count(variable.key) > 1:
+            raise ValueError(f"{argument} must not name a variable twice, got {variable.name!r}")
+    return found
+
+
+def as_list(argument: str, given: Any, one: str) -> tuple[Any, ...]:
+    """Return what was given as several, or raise where it is neither one nor several."""
+    if isinstance(given, (Mapping, xr.Dataset)) or not isinstance(given, Iterable):
+        raise TypeError(f"{argument} must be {one} or a list of them, got {given!r}")
+    return tuple(given)
 
 
 def _variable(argument: str, given: Any, source: Source) -> Variable:

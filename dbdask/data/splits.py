@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,15 @@ from dbdask.data.selection import Selection, as_spans
 
 LEAST_PIECES = 20
 """Fewer whole chunks than this are drawn in equal pieces, so that fractions are kept."""
+
+
+def check_seed(seed: Any) -> int:
+    """Return a seed that random numbers can start from."""
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"split: seed must be a whole number or None, got {seed!r}")
+    if seed < 0:
+        raise ValueError(f"split: seed must be at least 0, got {seed}")
+    return int(seed)
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:

@@ -26,6 +26,8 @@ def sweep(examples: Examples, measure: Measure, client: Any = None) -> Iterator[
     """Yield `measure(reader, block, blocks)` of every block that holds examples, in order."""
     batches = list(_batches(examples))
     client = client if client is not None else _current_client()
+    if client is not None and not hasattr(client, "submit"):
+        raise TypeError(f"client must be a dask.distributed.Client, got {client!r}")
     if client is None:
         with examples.reader(cache_bytes=0, prefetch=False) as reader:
             for batch in batches:
@@ -76,12 +78,19 @@ def _sweep_on(
                 client.submit(_measure_batch, small, measure, batch, *pieces, pure=False)
             )
             if len(under_way) >= ahead:
-                yield from under_way.popleft().result()
+                yield from _first_of(under_way)
         while under_way:
-            yield from under_way.popleft().result()
+            yield from _first_of(under_way)
     finally:
         client.cancel(list(under_way))
         supply.close()
+
+
+def _first_of(under_way: deque[Any]) -> Any:
+    """Take the first result; a future that failed stays, to be cancelled with the others."""
+    result = under_way[0].result()
+    under_way.popleft()
+    return result
 
 
 def _measure_batch(

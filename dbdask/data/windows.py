@@ -94,6 +94,11 @@ def as_window(
                 f"window: {last - first + 1} positions along {dim!r} are more than its "
                 f"{sizes[dim]}; give a narrower window"
             )
+        if max(-first, last) >= sizes[dim]:
+            raise ValueError(
+                f"window[{dim!r}] is {(first, last)}, but {dim!r} has {sizes[dim]} positions: no "
+                "example has such neighbours; give offsets that are nearer"
+            )
     return Window(tuple(spans))
 
 

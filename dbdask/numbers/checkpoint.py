@@ -67,8 +67,13 @@ def _writing(path: Place) -> Iterator[None]:
 
 def exists(path: Place) -> bool:
     """Whether anything lies at `path`."""
-    with _reading(path):
+    try:
         return not sealed.is_empty(path)
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint={path!r} cannot be reached: {error}; give a path or URL that the client "
+            "and every worker can open"
+        ) from error
 
 
 def create(path: Place, attributes: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dbdask.errors import DataError
+
 Loss = Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
 
 
@@ -105,7 +107,7 @@ def _wanted(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
     if weights is not None:
         inside |= _shaped_weights(weights, outputs.shape) == 0
     if not inside.all():
-        raise ValueError(
+        raise DataError(
             f"targets of a 'logistic' loss must lie in 0 to 1 for every output, "
             f"got {wanted[~inside][0]}"
         )
@@ -131,7 +133,7 @@ def checked_labels(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         )
     classes = outputs.shape[1]
     if len(targets) and (targets.min() < 0 or targets.max() >= classes):
-        raise ValueError(
+        raise DataError(
             f"labels must lie in 0 to {classes - 1}, because the network has {classes} outputs, "
             f"got labels from {targets.min()} to {targets.max()}"
         )

@@ -45,7 +45,7 @@ class Network:
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
         object.__setattr__(self, "layers", _checked_layers(self.layers))
-        if self.loss not in LOSSES:
+        if not isinstance(self.loss, str) or self.loss not in LOSSES:
             choices = ", ".join(repr(name) for name in LOSSES)
             raise ValueError(f"loss must be one of {choices}, got {self.loss!r}")
         if self.loss != "squared" and self.layers[-1].activation != "linear":

@@ -64,7 +64,11 @@ class Optimizer:
         """
         if not callable(self.learning_rate):
             return float(self.learning_rate)
-        rate = float(self.learning_rate(step))
+        given = self.learning_rate(step)
+        try:
+            rate = float(given)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"learning_rate({step}) must be a number, got {given!r}") from error
         if not (math.isfinite(rate) and rate >= 0):
             raise ValueError(f"learning_rate({step}) must be finite and at least 0, got {rate}")
         return rate
@@ -166,6 +170,8 @@ def momentum(
     With `nesterov` the step is `rate * (gradient + momentum * v)`. Source: Sutskever et al. 2013.
     """
     _check_fraction("momentum", momentum)
+    if not isinstance(nesterov, bool):
+        raise TypeError(f"nesterov must be True or False, got {nesterov!r}")
     numbers = {"momentum": float(momentum), "nesterov": bool(nesterov)}
     return Optimizer("momentum", learning_rate, weight_decay, numbers)
 

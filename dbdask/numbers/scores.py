@@ -6,6 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.errors import DataError
+
+NOTHING = (
+    "examples has no example with a weight above 0 that is not missing; examples.check() says "
+    "what is left out"
+)
+
 
 @dataclass(frozen=True)
 class Score:
@@ -25,6 +32,8 @@ class Score:
 
     def summary(self) -> dict[str, float]:
         """Return loss and accuracy of labels, or loss, rmse and r2 of values."""
+        if not self.weight > 0:
+            raise DataError(NOTHING)
         loss = self.loss / self.weight
         if not self.elements:
             return {"loss": loss, "accuracy": self.correct / self.weight}

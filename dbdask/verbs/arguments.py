@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from dask.utils import parse_timedelta
@@ -25,21 +26,32 @@ def at_least(name: str, value: Any, least: int) -> int:
 
 def positive(name: str, value: Any) -> float:
     """Return a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and value > 0):
+    if finite(name, value) <= 0:
         raise ValueError(f"{name} must be above 0, got {value}")
     return float(value)
 
 
 def not_negative(name: str, value: Any) -> float:
     """Return a finite number of at least zero."""
-    return 0.0 if value == 0 and not isinstance(value, bool) else positive(name, value)
+    if finite(name, value) < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return float(value)
+
+
+def finite(name: str, value: Any) -> float:
+    """Return a finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
 
 
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
     """Return a value that is one of `allowed`."""
-    if not any(value is choice or value == choice for choice in allowed):
+    if not any(
+        value is choice or (isinstance(value, str) and value == choice) for choice in allowed
+    ):
         choices = ", ".join(repr(choice) for choice in allowed)
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
     return value

@@ -22,6 +22,7 @@ from dbdask.verbs.replica import DownpourJob
 from dbdask.verbs.resuming import digest_of, open_checkpoint, settings_of
 from dbdask.verbs.session import Callback, client_for, watch
 from dbdask.verbs.settling import (
+    check_named,
     check_shared,
     deviation_of,
     flat_parameters,
@@ -166,9 +167,14 @@ def downpour(
         "portion_rows": portion_rows,
         "cut": digest_of(examples.cut(portion_rows, batch_size)),
     }
+    start = flat_parameters(parameters, layout)
+    names = worker_names("workers", workers)
+    shard_names = worker_names("shard_workers", shard_workers)
     path, last = open_checkpoint(checkpoint, resume, settings)
     portion_rows = last.state["portion_rows"] if last else portion_rows
     with client_for(client) as connected:
+        check_named("workers", names, connected)
+        check_named("shard_workers", shard_names, connected)
         plan = Plan(
             job=cloudpickle.dumps(job),
             model=cloudpickle.dumps(model),
@@ -180,7 +186,7 @@ def downpour(
             validation_cut=validation_cut(validation, batch_size, portion_rows),
             supply=Supply(examples, connected),
             validation_supply=Supply(validation, connected) if validation is not None else None,
-            start=flat_parameters(parameters, layout),
+            start=start,
             run=uuid.uuid4().hex[:12],
             epochs=epochs,
             batch_size=batch_size,
@@ -189,8 +195,8 @@ def downpour(
             replicas=replicas,
             shards=shards,
             shard_copies=shard_copies,
-            workers=worker_names(workers),
-            shard_workers=worker_names(shard_workers),
+            workers=names,
+            shard_workers=shard_names,
             validate_steps=every_steps,
             validate_seconds=every_seconds,
             keep=keep,
@@ -204,7 +210,7 @@ def downpour(
         )
         run = DownpourRun(connected, plan)
         outcome = watch(connected, run, callbacks, Progress(progress, plan.total_examples))
-    warn_of_dropped(outcome.history)
+    warn_of_dropped(outcome)
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 
@@ -216,6 +222,8 @@ def _check_counts(given: dict[str, Any]) -> None:
     for name in ("clip_norm", "local_learning_rate"):
         if given[name] is not None:
             arguments.positive(name, given[name])
+    if given["target_loss"] is not None:
+        arguments.finite("target_loss", given["target_loss"])
     if not isinstance(given["optimizer"], Optimizer):
         raise TypeError(
             f"optimizer must be dbdask.sgd, momentum, adagrad or adam, got {given['optimizer']!r}"

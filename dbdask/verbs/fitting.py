@@ -1,5 +1,6 @@
 """Whether a model fits the examples: said before anything is read."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,19 +10,55 @@ from dbdask.data.examples import Examples
 CONTRACT = ("layout", "initial_parameters", "loss_and_gradient", "predict")
 
 
-def check_fit(model: Any, examples: Examples, validation: Examples | None) -> None:
-    """Raise where the model does not keep the contract, or does not fit the examples' shapes."""
+def check_contract(model: Any) -> None:
+    """Raise where the model does not keep the contract."""
+    if isinstance(model, type):
+        raise TypeError(f"model must be a model, got the class {model.__name__}: make one of it")
     for attribute in CONTRACT:
         if not hasattr(model, attribute):
             raise TypeError(
                 f"model has no {attribute!r}: it must keep the dbdask.Model contract, "
                 f"got {type(model).__name__}"
             )
-    if examples.target_shape is None:
-        raise ValueError("examples has no targets: training needs targets=")
-    check_input_shape(model, examples, "examples")
-    if validation is not None:
-        check_input_shape(model, validation, "validation")
+
+
+def check_fit(model: Any, examples: Examples, validation: Examples | None) -> None:
+    """Raise where the model does not fit the examples' shapes, or the validation's."""
+    for name, given in (("examples", examples), ("validation", validation)):
+        if given is None:
+            continue
+        if given.target_shape is None:
+            raise ValueError(f"{name} has no targets: give targets= to dbdask.Examples")
+        check_input_shape(model, given, name)
+    outputs = getattr(model, "output_shape", None)
+    if outputs is not None:
+        check_targets(getattr(model, "loss", None), math.prod(outputs), examples)
+
+
+def check_targets(loss: str | None, outputs: int, examples: Examples) -> None:
+    """Raise where the targets are not what a loss over so many outputs takes."""
+    shape, labels = examples.target_shape, examples.output_classes
+    assert shape is not None
+    if loss == "softmax" and shape != ():
+        raise ValueError(
+            f"loss 'softmax' takes one label an example, examples.target_shape is {shape}: "
+            "give one variable of labels as targets, or another loss"
+        )
+    elements = math.prod(shape)
+    one_vs_all = loss == "logistic" and shape == ()
+    if loss in ("squared", "logistic") and not one_vs_all and elements != outputs:
+        raise ValueError(
+            f"examples.target_shape is {shape}, the model has {outputs} outputs: a {loss!r} loss "
+            f"needs one output for each of the {elements} targets"
+        )
+    if loss == "squared" and examples.has_text:
+        raise TypeError("loss 'squared' takes numbers, the targets are text: give 'softmax'")
+    one_output = loss == "logistic" and outputs == 1
+    if loss != "squared" and labels is not None and len(labels) != outputs and not one_output:
+        raise ValueError(
+            f"examples has {len(labels)} classes, the model has {outputs} outputs: "
+            "give the last layer one unit for each class"
+        )
 
 
 def targets_for(model: Any, examples: Examples) -> Examples:

@@ -21,6 +21,7 @@ from dbdask.verbs.resuming import open_checkpoint, settings_of
 from dbdask.verbs.sandblaster_run import BatchPlan, SandblasterRun
 from dbdask.verbs.session import Callback, client_for, watch
 from dbdask.verbs.settling import (
+    check_named,
     check_shared,
     deviation_of,
     flat_parameters,
@@ -157,8 +158,13 @@ def sandblaster(
         "l2": l2,
         "seed": seed,
     }
+    start = flat_parameters(parameters, layout)
+    names = worker_names("workers", workers)
+    shard_names = worker_names("shard_workers", shard_workers)
     path, last = open_checkpoint(checkpoint, resume, settings)
     with client_for(client) as connected:
+        check_named("workers", names, connected)
+        check_named("shard_workers", shard_names, connected)
         plan = BatchPlan(
             job=cloudpickle.dumps(job),
             model=cloudpickle.dumps(model),
@@ -170,13 +176,13 @@ def sandblaster(
             validation_cut=validation_cut(validation, batch_size, batch_size),
             supply=Supply(examples, connected),
             validation_supply=Supply(validation, connected) if validation is not None else None,
-            start=flat_parameters(parameters, layout),
+            start=start,
             run=uuid.uuid4().hex[:12],
             replicas=replicas,
             shards=shards,
             shard_copies=shard_copies,
-            workers=worker_names(workers),
-            shard_workers=worker_names(shard_workers),
+            workers=names,
+            shard_workers=shard_names,
             validate_steps=every_steps,
             validate_seconds=every_seconds,
             keep=keep,
@@ -188,7 +194,7 @@ def sandblaster(
         )
         run = SandblasterRun(connected, plan)
         outcome = watch(connected, run, callbacks, Progress(progress, iterations, "iterations"))
-    warn_of_dropped(outcome.history)
+    warn_of_dropped(outcome)
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 

@@ -44,6 +44,8 @@ def client_for(client: Client | None) -> Iterator[Client]:
             with _own_cluster() as own:
                 yield own
             return
+    if not hasattr(client, "asynchronous"):
+        raise TypeError(f"client must be a dask.distributed.Client, got {client!r}")
     if client.asynchronous:
         raise TypeError("client must be synchronous, got an asynchronous one: Client(address)")
     yield client

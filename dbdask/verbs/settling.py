@@ -1,17 +1,22 @@
 """What both verbs settle before the first task: shared arguments, checked and made whole."""
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from dbdask.data.checks import drop_warning
 from dbdask.data.examples import Examples
-from dbdask.numbers.history import History
+from dbdask.errors import DataError, WorkerError
 from dbdask.numbers.portions import Cut
+from dbdask.numbers.scores import NOTHING
+from dbdask.server.contact import workers_now
 from dbdask.verbs import arguments
-from dbdask.verbs.fitting import layout_size
+from dbdask.verbs.fitting import check_contract, layout_size
+from dbdask.verbs.outcome import Outcome
 
 
 def check_shared(given: dict[str, Any]) -> None:
@@ -25,8 +30,14 @@ def check_shared(given: dict[str, Any]) -> None:
     arguments.one_of("keep", given["keep"], ("last", "best"))
     arguments.one_of("resume", given["resume"], (False, True, "auto"))
     arguments.duration("snapshot_every", given["snapshot_every"])
-    if not isinstance(given["examples"], Examples):
-        raise TypeError(f"examples must be dbdask.Examples, got {type(given['examples']).__name__}")
+    arguments.one_of("progress", given["progress"], (None, True, False))
+    for name in ("examples", "validation"):
+        if not isinstance(given[name], Examples) and (name, given[name]) != ("validation", None):
+            raise TypeError(f"{name} must be dbdask.Examples, got {type(given[name]).__name__}")
+    check_contract(given["model"])
+    _check_path(given["checkpoint"])
+    if not isinstance(given["callbacks"], Sequence):
+        raise TypeError(f"callbacks must be a list of callables, got {given['callbacks']!r}")
     for callback in given["callbacks"]:
         if not callable(callback):
             raise TypeError(f"callbacks must be callables, got {callback!r}")
@@ -34,6 +45,13 @@ def check_shared(given: dict[str, Any]) -> None:
         raise ValueError('keep="best" needs validation=, the examples to choose by')
     if given["resume"] and given["checkpoint"] is None:
         raise ValueError(f"resume={given['resume']!r} needs checkpoint=, the path to go on from")
+
+
+def _check_path(checkpoint: Any) -> None:
+    if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(f"checkpoint must be a path or a URL, got {checkpoint!r}")
+    if checkpoint is not None and not os.fspath(checkpoint):
+        raise ValueError("checkpoint must be a path or a URL, got ''")
 
 
 def validation_interval(
@@ -54,11 +72,20 @@ def validation_cut(validation: Examples | None, batch_size: int, portion_rows: i
     return validation.cut(portion_rows, batch_size) if validation is not None else None
 
 
-def warn_of_dropped(history: History) -> None:
-    """Say so where many examples were left out as missing."""
-    if not history.records:
+def warn_of_dropped(outcome: Outcome) -> None:
+    """Say so where many examples were left out as missing; where all were, it is an error.
+
+    Raises
+    ------
+    DataError
+        Nothing was trained on.
+    """
+    records = outcome.history.records
+    if not records:
+        if outcome.status.reason == "epochs":
+            raise DataError(NOTHING)
         return
-    last = history.records[-1]
+    last = records[-1]
     message = drop_warning(last.examples + last.dropped, last.dropped, "")
     if message:
         warnings.warn(f"{message}; examples.check() says where", UserWarning, stacklevel=3)
@@ -70,14 +97,34 @@ def deviation_of(examples: Examples) -> np.ndarray | float:
     return 1.0 if scaling is None else scaling[1].ravel()
 
 
-def worker_names(workers: Sequence[str] | str | None) -> tuple[str, ...] | None:
+def worker_names(argument: str, given: Sequence[str] | str | None) -> tuple[str, ...] | None:
     """The workers of `workers=` or `shard_workers=`, as names."""
-    if workers is None:
+    if given is None:
         return None
-    names = (workers,) if isinstance(workers, (str, int)) else tuple(workers)
-    if not names:
-        raise ValueError("workers must name at least one worker, got none")
-    return tuple(str(name) for name in names)
+    names = (given,) if isinstance(given, (str, int)) else given
+    if not isinstance(names, Iterable) or not all(isinstance(n, (str, int)) for n in names):
+        raise TypeError(f"{argument} must be a worker's name or address, or a list, got {given!r}")
+    found = tuple(str(name) for name in names)
+    if not found:
+        raise ValueError(f"{argument} must name at least one worker, got none")
+    return found
+
+
+def check_named(argument: str, names: Sequence[str] | None, client: Any) -> None:
+    """Refuse names of which no running worker has one.
+
+    Raises
+    ------
+    WorkerError
+        Says which workers there are.
+    """
+    facts = client.sync(workers_now, client)
+    if names is None or not facts:
+        return
+    if not any(worker.is_called(name) for worker in facts.values() for name in names):
+        raise WorkerError(
+            f"{argument}={list(names)} names no running worker; there are: {', '.join(facts)}"
+        )
 
 
 def flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
@@ -85,15 +132,20 @@ def flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
 
     Raises
     ------
-    ValueError
-        They do not fit the model: the parameter and both shapes are named.
+    ValueError, TypeError
+        They do not fit the model, or are not finite: the parameter is named.
     """
     if parameters is None:
         return None
     parameters = getattr(parameters, "parameters", parameters)
     if isinstance(parameters, np.ndarray):
         layout_size(parameters, layout)
-        return np.ascontiguousarray(parameters, np.float32)
+        return _finite(_numbers("parameters", parameters), layout)
+    if not isinstance(parameters, xr.Dataset):
+        raise TypeError(
+            "parameters must be a Result (dbdask.load(path) reads one), its .parameters, or a flat "
+            f"vector, got {parameters!r}"
+        )
     vector = np.empty(layout.size, np.float32)
     for name, view in layout.views(vector).items():
         if name not in parameters:
@@ -103,5 +155,21 @@ def flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
                 f"parameters[{name!r}] has shape {parameters[name].shape}, "
                 f"the model needs {view.shape}"
             )
-        view[...] = np.asarray(parameters[name].values, np.float32)
+        view[...] = _numbers(f"parameters[{name!r}]", parameters[name].values)
+    return _finite(vector, layout)
+
+
+def _numbers(name: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must hold real numbers, got dtype {values.dtype}")
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _finite(vector: np.ndarray, layout: Any) -> np.ndarray:
+    for name, view in layout.views(vector).items():
+        if not np.isfinite(view).all():
+            raise ValueError(
+                f"parameters must be finite, but {name!r} holds NaN or infinity: "
+                "give those of an earlier snapshot, or None to start anew"
+            )
     return vector

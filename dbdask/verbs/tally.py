@@ -83,7 +83,7 @@ class Tally:
             self.last_refusal = (
                 f"epoch {report.epoch}, portion {report.number}, step {step}: {parameter}"
             )
-        if report.steps == len(report.refused):
+        if not report.weight:
             return
         self.replicas = workers if replicas is None else replicas
         self.last_loss = report.loss / report.weight
