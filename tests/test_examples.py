@@ -535,3 +535,61 @@ def test_dataarrays_beside_the_data(speech):
     np.testing.assert_allclose(found, weights.values, rtol=1e-6)
     with pytest.raises(DataError, match="weights: variable 'trust' at frame=0 .*is negative"):
         _fed(Examples(path, inputs="energy", targets="phoneme", along="frame", weights=weights - 1))
+
+
+def _pictures(rows=6, height=3, width=3):
+    """Pictures whose dimensions come in different orders, and what an oracle makes of them."""
+    rng = np.random.default_rng(5)
+    dims = ("row", "y", "x")
+    return xr.Dataset(
+        {name: (dims, rng.normal(size=(rows, height, width))) for name in ("red", "green", "seen")}
+    )
+
+
+@pytest.mark.parametrize("width", [3, 2])
+def test_features_are_matched_by_the_names_of_their_dimensions(width):
+    data = _pictures(width=width)
+
+    def described(given):
+        return Examples(given, inputs=["red", "green"], targets="seen", along="row")
+
+    trained = described(data).standardize(per="feature")
+    turned = data.transpose("x", "row", "y")
+    turned["green"] = turned["green"].transpose("row", "x", "y")
+    own = described(turned)
+    stacked = np.stack([data[n].transpose("row", "x", "y").values for n in ("red", "green")], -1)
+    np.testing.assert_array_equal(_fed(own)[0], stacked.astype(np.float32))
+    inputs, targets, _ = _fed(trained)
+    for given in (trained, Examples.from_description(trained.description())):
+        again = _fed(own.prepared_like(given))
+        np.testing.assert_array_equal(again[0], inputs)
+        np.testing.assert_array_equal(again[1], targets)
+        np.testing.assert_array_equal(_fed(given.rebind(turned))[0], inputs)
+
+
+def test_a_variable_may_be_input_and_target_in_two_orders():
+    data = _pictures(width=2)
+    data["green"] = data["green"].transpose("x", "row", "y")
+    examples = Examples(data, inputs="red", targets=["green", "red"], along="row")
+    inputs, targets, _ = _fed(examples)
+    np.testing.assert_array_equal(inputs, data["red"].values.astype(np.float32))
+    turned = [data[name].transpose("row", "x", "y").values for name in ("green", "red")]
+    np.testing.assert_array_equal(targets, np.stack(turned, -1).astype(np.float32))
+
+
+def test_what_was_not_trained_on_is_named():
+    data = _pictures()
+    trained = Examples(data, inputs=["red", "green"], along="row")
+    renamed = data.rename(x="column")
+    with pytest.raises(ValueError, match="'red' has, .* 'y', 'column', .* have 'y', 'x'; rename"):
+        trained.rebind(renamed)
+    with pytest.raises(ValueError, match="inputs: variable 'red' has, .*rename"):
+        Examples(renamed, inputs=["red", "green"], along="row").prepared_like(trained)
+    with pytest.raises(ValueError, match="inputs are green, red, .* are red, green; .*same order"):
+        Examples(data, inputs=["green", "red"], along="row").prepared_like(trained)
+    with pytest.raises(ValueError, match="has 1 variables .red., the training examples have 2"):
+        Examples(data, inputs="red", along="row").prepared_like(trained)
+    past = Examples(data, inputs="red", along="row", window={"row": (-2, 0)})
+    centred = Examples(data, inputs="red", along="row", window={"row": 3})
+    with pytest.raises(ValueError, match=r"window .*\[-1, 1\].*examples .*\[-2, 0\]"):
+        centred.prepared_like(past)

@@ -23,6 +23,8 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "inputs": list(recipe.inputs.names),
         "targets": None if targets is None else list(targets.names),
         "along": list(recipe.along),
+        "input_dims": _dims_json(recipe.inputs),
+        "target_dims": None if targets is None else _dims_json(targets),
         "window": recipe.window.to_json() or None,
         "edges": recipe.edges,
         "groups": None if recipe.groups is None else recipe.groups.name,
@@ -43,10 +45,11 @@ def rebuild(description: Mapping[str, Any]) -> Recipe:
     recipe = _open(description, source, description["inputs"])
     if recipe.targets is None:
         return recipe
+    targets = recipe.targets.ordered("targets", description["target_dims"])
     return replace(
         recipe,
         classes=None if classes is None else Classes.from_json(classes),
-        targets=_with_scalings(recipe.targets, description["target_scalings"]),
+        targets=_with_scalings(targets, description["target_scalings"]),
     )
 
 
@@ -83,22 +86,38 @@ def inputs_on(recipe: Recipe, source: Source) -> Recipe:
 
 
 def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
-    """Return a recipe with another's scalings and classes, in place of its own."""
+    """Return a recipe with another's scalings, classes and order of dimensions, not its own."""
+    if recipe.window != other.window:
+        raise ValueError(
+            f"examples have the window {recipe.window.to_json() or None}, the training examples "
+            f"{other.window.to_json() or None}; give the same window"
+        )
+    recipe = replace(recipe, inputs=_bundle_like("inputs", recipe.inputs, other.inputs))
     if recipe.inputs.shape != other.inputs.shape:
         raise ValueError(
             f"examples have input_shape {recipe.inputs.shape}, the training examples "
             f"{other.inputs.shape}; give the same inputs and window"
         )
-    recipe = replace(recipe, inputs=recipe.inputs.scaled(other.inputs.scalings))
     if recipe.targets is None or other.targets is None:
         return recipe
+    recipe = replace(recipe, targets=_bundle_like("targets", recipe.targets, other.targets))
+    assert recipe.targets is not None
     if recipe.targets.shape != other.targets.shape:
         raise ValueError(
             f"examples have target_shape {recipe.targets.shape}, the training examples "
             f"{other.targets.shape}; give the same targets"
         )
-    targets = recipe.targets.scaled(other.targets.scalings)
-    return replace(recipe, targets=targets, classes=other.classes)
+    return replace(recipe, classes=other.classes)
+
+
+def _bundle_like(argument: str, bundle: Bundle, other: Bundle) -> Bundle:
+    """Return a bundle in the order and with the scalings of the one that was trained on."""
+    if bundle.names != other.names and set(bundle.names) == set(other.names):
+        raise ValueError(
+            f"{argument} are {', '.join(bundle.names)}, the training examples' are "
+            f"{', '.join(other.names)}; give them in the same order"
+        )
+    return bundle.ordered(argument, other.feature_dims).scaled(other.scalings)
 
 
 def _open(described: Mapping[str, Any], source: Source, inputs: list[str]) -> Recipe:
@@ -114,7 +133,12 @@ def _open(described: Mapping[str, Any], source: Source, inputs: list[str]) -> Re
         classes=None,
         missing=described["missing"],
     )
-    return replace(recipe, inputs=_with_scalings(recipe.inputs, described["input_scalings"]))
+    ordered = recipe.inputs.ordered("inputs", described["input_dims"])
+    return replace(recipe, inputs=_with_scalings(ordered, described["input_scalings"]))
+
+
+def _dims_json(bundle: Bundle) -> list[list[str]]:
+    return [list(dims) for dims in bundle.feature_dims]
 
 
 def _scalings_json(bundle: Bundle) -> list[dict[str, Any]] | None:

@@ -52,6 +52,13 @@ class Recipe:
             *(("weights", v) for v in weights),
         )
 
+    @cached_property
+    def feature_dims(self) -> tuple[tuple[str, ...], ...]:
+        """For every one of `roles`, its dimensions that make features, in their order."""
+        targets = self.targets.feature_dims if self.targets is not None else ()
+        weights = ((),) if self.weights is not None else ()
+        return (*self.inputs.feature_dims, *targets, *weights)
+
     @property
     def variables(self) -> tuple[Variable, ...]:
         """Every variable that is read."""

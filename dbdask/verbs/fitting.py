@@ -20,8 +20,8 @@ def check_fit(model: Any, examples: Examples, validation: Examples | None) -> No
     if examples.target_shape is None:
         raise ValueError("examples has no targets: training needs targets=")
     check_input_shape(model, examples, "examples")
-    if validation is not None:
-        check_input_shape(model, validation, "validation")
+    if validation is not None and validation.target_shape is None:
+        raise ValueError("validation has no targets: it needs targets= to compare with")
 
 
 def targets_for(model: Any, examples: Examples) -> Examples:
