@@ -593,3 +593,87 @@ def test_what_was_not_trained_on_is_named():
     centred = Examples(data, inputs="red", along="row", window={"row": 3})
     with pytest.raises(ValueError, match=r"window .*\[-1, 1\].*examples .*\[-2, 0\]"):
         centred.prepared_like(past)
+
+
+def _labelled_field():
+    rng = np.random.default_rng(8)
+    days = np.datetime64("2001-01-01", "ns") + np.arange(6) * np.timedelta64(1, "D")
+    return xr.Dataset(
+        {
+            "field": (("time", "lat"), rng.normal(size=(6, 5))),
+            "height": ("lat", rng.normal(size=5)),
+        },
+        coords={"time": days, "lat": np.linspace(-40, 40, 5)},
+    )
+
+
+@pytest.mark.parametrize("route", ["store", "memory"])
+@pytest.mark.parametrize(
+    "cut", [{"lat": slice(None, None, -1)}, {"lat": slice(1, 4), "time": [4, 0, 2]}, {}]
+)
+def test_masks_are_matched_by_label_as_xarray_does(tmp_path, route, cut):
+    data = _labelled_field()
+    data.to_zarr(tmp_path / "field.zarr", consolidated=False)
+    given = data if route == "memory" else tmp_path / "field.zarr"
+    mask = (data["field"] > 0).isel(cut)
+    kept = data["field"].where(mask)
+    wanted = kept.reindex_like(data).notnull().values
+    examples = Examples(given, inputs="field", along=("time", "lat")).where(mask)
+    assert len(examples) == wanted.sum()
+    inputs = _by_position(examples)[0]
+    np.testing.assert_array_equal(inputs[wanted], data["field"].values[wanted].astype(np.float32))
+    assert (inputs[~wanted] == -1).all()
+
+
+def test_masks_of_other_labels_leave_nothing():
+    data = _labelled_field()
+    examples = Examples(data, inputs="field", along=("time", "lat"))
+    mask = xr.ones_like(data["height"], bool)
+    with pytest.raises(ValueError, match="no examples are left"):
+        examples.where(mask.assign_coords(lat=mask.lat + 1))
+    with pytest.raises(ValueError, match="mask has the label 3.0 twice along 'lat'"):
+        examples.where(mask.assign_coords(lat=[1.0, 2.0, 3.0, 3.0, 4.0]))
+    assert len(examples.isel(lat=slice(1, 4)).where(mask.isel(lat=slice(2, 4)))) == 12
+    assert len(examples.isel(lat=slice(1, 4)).where(mask[1:4].drop_vars("lat"))) == 18
+
+
+@pytest.mark.parametrize("role", ["inputs", "targets", "weights", "groups"])
+def test_dataarrays_must_have_the_labels_of_the_data(role):
+    data = _labelled_field()
+    turned = data["height"].isel(lat=slice(None, None, -1)).rename("turned")
+    given = {"inputs": "field", "targets": "field", "along": ("time", "lat"), role: turned}
+    words = rf"{role}: DataArray 'turned' is at lat=40.0 where .* is at lat=-40.0 \(position 0\)"
+    with pytest.raises(ValueError, match=words + ".*xarray.align"):
+        Examples(data, **given)
+    Examples(data, **given | {role: turned.reindex_like(data)})
+    Examples(data, **given | {role: turned.drop_vars("lat")})
+
+
+def test_a_dataarray_stays_with_the_data_that_it_was_given_with():
+    data = _labelled_field()
+    along = ("time", "lat")
+    twice = (data["field"] * 2).rename("twice")
+    examples = Examples(data, inputs=["field", twice], along=along)
+    np.testing.assert_array_equal(_fed(examples.rebind(data))[0], _fed(examples)[0])
+    with pytest.raises(ValueError, match=r"inputs: 'twice' was given as a DataArray.*data.assign"):
+        examples.rebind(data * 100)
+    again = _fed(examples.rebind((data * 100).assign(twice=twice)))[0]
+    np.testing.assert_array_equal(again[:, 1], _fed(examples)[0][:, 1])
+
+    height = (data["height"] + 1).rename("raised")
+    static = Examples(data, inputs=["field", height], along=along)
+    fresh = data.drop_vars("height").isel(time=slice(0, 4)) * 3
+    wanted = np.broadcast_to(height.values.astype(np.float32), (4, 5)).ravel()
+    np.testing.assert_array_equal(_fed(static.rebind(fresh))[0][:, 1], wanted)
+    with pytest.raises(ValueError, match="'raised' was given as a DataArray"):
+        static.rebind(fresh.assign_coords(lat=fresh.lat + 1))
+    with pytest.raises(ValueError, match="'raised' was given as a DataArray"):
+        static.rebind(fresh.drop_vars("lat"))
+
+
+def test_a_dataarray_of_the_dataset_is_its_variable():
+    data = _labelled_field()
+    examples = Examples(data, inputs=data["field"], targets=data["height"], along=("time", "lat"))
+    assert examples.recipe.inputs.variables[0].key == "field"
+    half = examples.rebind((data / 2)[["field"]])
+    np.testing.assert_allclose(_fed(half)[0], _fed(examples)[0] / 2)

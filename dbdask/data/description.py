@@ -1,11 +1,12 @@
 """Description: examples as plain data, and put back on the same data or on other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from dbdask.data.alignment import same_labels
 from dbdask.data.bundles import Bundle
 from dbdask.data.decoding import Decoding
 from dbdask.data.labels import Classes
@@ -53,36 +54,57 @@ def rebuild(description: Mapping[str, Any]) -> Recipe:
     )
 
 
-def inputs_on(recipe: Recipe, source: Source) -> Recipe:
+def inputs_on(recipe: Recipe, source: Source, own: Source | None) -> Recipe:
     """Return the recipe for the inputs alone, on another source: what predicting reads.
 
-    Examples with missing values are left out, whatever the rule was in training.
+    Examples with missing values are left out, whatever the rule was in training. `own` is the
+    source of the recipe, where it is known.
     """
     described = describe(recipe) | {"targets": None, "weights": None, "missing": "drop"}
     if recipe.missing == "mask":
         described["missing"] = "mask"
-    known = {variable.name: variable for variable in recipe.inputs.variables}
-    # A DataArray given beside the data, such as an orography, need not be in new data.
-    beside = {
-        name: variable
-        for name, variable in known.items()
-        if name not in source.variables and not isinstance(variable.origin, Absent)
-        if "#" in variable.key
-    }
-    described["variables"] = {}
-    whole = Source(
-        {**source.variables, **beside},
-        frozenset(source.coords),
-        source.attrs,
-        description=source.description,
-    )
-    found = _open(described, whole, described["inputs"])
+    is_own = own is not None and own.shows_the_same(source)
+    if recipe.groups is not None:
+        described["groups"] = _found_on("groups", recipe.groups, recipe, source, is_own)
+    inputs = [_found_on("inputs", v, recipe, source, is_own) for v in recipe.inputs.variables]
+    found = _open(described, source, inputs)
     if found.inputs.shape != recipe.inputs.shape:
         raise ValueError(
             f"data: the inputs {', '.join(found.inputs.names)} have shape {found.inputs.shape} in "
             f"{source.description}, the model was trained on {recipe.inputs.shape}"
         )
     return found
+
+
+def _found_on(
+    argument: str, variable: Variable, recipe: Recipe, source: Source, is_own: bool
+) -> str | Variable:
+    """Return the name under which a source has a variable, or the DataArray that still fits it.
+
+    A DataArray that was given beside the data fits the data that it was given with, and data that
+    have the same labels along its sample dimensions, unless it has all of them, as what was
+    derived from the data themselves has.
+    """
+    if variable.is_beside and is_own:
+        return variable
+    if variable.name in source.variables or not variable.is_beside:
+        return variable.name
+    dims = [dim for dim in recipe.along if dim in variable.dims]
+    static = len(dims) < len(recipe.along) and not isinstance(variable.origin, Absent)
+    if static and all(_is_labelled_alike(recipe, source, dim) for dim in dims):
+        return variable
+    raise ValueError(
+        f"{argument}: {variable.name!r} was given as a DataArray, and {source.description} has no "
+        f"such variable; give a Dataset that has it, as data.assign({variable.name}=array)"
+    )
+
+
+def _is_labelled_alike(recipe: Recipe, source: Source, dim: str) -> bool:
+    labels = source.labels(dim)
+    known = recipe.coordinates.get(dim)
+    if labels is None or known is None or isinstance(known.origin, Absent):
+        return False
+    return same_labels(known.coordinate(), labels)
 
 
 def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
@@ -120,7 +142,7 @@ def _bundle_like(argument: str, bundle: Bundle, other: Bundle) -> Bundle:
     return bundle.ordered(argument, other.feature_dims).scaled(other.scalings)
 
 
-def _open(described: Mapping[str, Any], source: Source, inputs: list[str]) -> Recipe:
+def _open(described: Mapping[str, Any], source: Source, inputs: Sequence[str | Variable]) -> Recipe:
     recipe = open_recipe(
         source,
         inputs=inputs,

@@ -32,9 +32,9 @@ class Examples:
     data
         A Zarr store (path, URL or zarr `Store`) or an xarray Dataset.
     inputs, targets
-        Names or DataArrays. Several variables of one shape are stacked on a last axis; of unlike
-        shapes, each is flattened and they are joined. A variable without some of `along` is
-        broadcast.
+        Names or DataArrays, whose index coordinates must be those of the data. Several variables
+        of one shape are stacked on a last axis; of unlike shapes, each is flattened and they are
+        joined. A variable without some of `along` is broadcast.
     along
         The sample dimension, or several, slowest first.
     window
@@ -53,7 +53,8 @@ class Examples:
     Raises
     ------
     ValueError, TypeError
-        For what the metadata shows to be wrong; nothing is read.
+        For what the metadata shows to be wrong; nothing is read but, where DataArrays are given,
+        coordinates.
 
     Examples
     --------
@@ -204,7 +205,11 @@ class Examples:
         return self.isel(**sel_indexers(self.recipe, indexers))
 
     def where(self, mask: xr.DataArray) -> "Examples":
-        """Keep the examples where `mask`, over some of the sample dimensions, is True."""
+        """Keep the examples where `mask`, over some of the sample dimensions, is True.
+
+        As xarray does, the mask is matched by its index coordinates: in whatever order it has
+        them, and what it has no label for is left out. Where it or the data have none, by position.
+        """
         return self._selected(where_selection(self.recipe, mask))
 
     def split(self, *fractions: float, seed: int | None = None) -> tuple["Examples", ...]:
@@ -302,9 +307,14 @@ class Examples:
         return Examples._of(self.source, prepared_like(self.recipe, other._with_means().recipe))
 
     def rebind(self, data: Any) -> "Examples":
-        """Return the same inputs on other data, to predict from; targets need not be there."""
+        """Return the same inputs on other data, to predict from; targets need not be there.
+
+        What was given as a DataArray is found by its name in other data; one that lacks a sample
+        dimension, such as an orography, is taken as it was where the labels along those that it
+        has are the same.
+        """
         source = open_source(data)
-        return Examples._of(source, inputs_on(self._with_means().recipe, source))
+        return Examples._of(source, inputs_on(self._with_means().recipe, source, self.source))
 
     def description(self) -> dict[str, Any]:
         """Return everything but the data and the selection, as plain data."""
