@@ -312,8 +312,9 @@ def test_constants_and_labels_are_not_scaled_away(speech):
     inputs, targets, _ = _fed(scaled)
     np.testing.assert_allclose(inputs, 0, atol=1e-7)
     np.testing.assert_array_equal(targets, data.phoneme.values)
+    named = scaled.with_classes([0, 1, 2, 3, 4])
     with pytest.raises(ValueError, match="targets=True.*labels"):
-        scaled.standardize(targets=True)
+        named.standardize(targets=True)
 
 
 def test_standardize_is_the_same_on_a_cluster(speech, threads_client, monkeypatch):
@@ -677,3 +678,50 @@ def test_a_dataarray_of_the_dataset_is_its_variable():
     assert examples.recipe.inputs.variables[0].key == "field"
     half = examples.rebind((data / 2)[["field"]])
     np.testing.assert_allclose(_fed(half)[0], _fed(examples)[0] / 2)
+
+
+def _counted(targets):
+    rng = np.random.default_rng(2)
+    return xr.Dataset({"x": (("row", "f"), rng.normal(size=(40, 3))), "y": targets})
+
+
+@pytest.mark.parametrize("wanted", [None, True])
+@pytest.mark.parametrize("dtype", [np.int32, np.float64])
+def test_targets_of_the_squared_loss_are_scaled_whatever_their_dtype(dtype, wanted):
+    values = (100 + 50 * np.arange(40)).astype(dtype)
+    data = _counted(("row", values))
+    described = Examples(data, inputs="x", targets="y", along="row")
+    examples = described.standardize(targets=wanted).for_loss("squared", 1)
+    mean, deviation = examples.target_scaling
+    assert float(mean) == pytest.approx(values.mean())
+    assert float(deviation) == pytest.approx(values.std())
+    wanted_targets = (values - values.mean()) / values.std()
+    np.testing.assert_allclose(_fed(examples)[1], wanted_targets, rtol=1e-5, atol=1e-6)
+    unscaled = described.standardize(targets=False).for_loss("squared", 1)
+    np.testing.assert_array_equal(_fed(unscaled)[1], values.astype(np.float32))
+
+
+@pytest.mark.parametrize("loss", ["logistic", None])
+def test_targets_of_other_losses_stay_as_they_are(loss):
+    ones = np.eye(4, dtype=np.float32)[np.arange(40) % 4]
+    data = _counted((("row", "o"), ones))
+    scaled = Examples(data, inputs="x", targets="y", along="row").standardize()
+    examples = scaled.for_loss(loss, 4)
+    assert examples.target_scaling is None
+    np.testing.assert_array_equal(_fed(examples)[1], ones)
+    assert _fed(scaled.for_loss("squared", 4))[1].min() < 0
+
+
+def test_what_cannot_be_scaled_is_said_before_training():
+    data = _counted(("row", np.arange(40) % 4)).assign(word=("row", list("ab") * 20))
+    numbers = Examples(data, inputs="x", targets="y", along="row")
+    with pytest.raises(ValueError, match="targets=True: a 'softmax' loss takes labels"):
+        numbers.standardize(targets=True).for_loss("softmax", 4)
+    assert numbers.standardize().for_loss("softmax", 4).target_scaling is None
+    with pytest.raises(ValueError, match="targets=True needs targets"):
+        Examples(data, inputs="x", along="row").standardize(targets=True)
+    words = Examples(data, inputs="x", targets="word", along="row", classes=["a", "b"])
+    with pytest.raises(TypeError, match="targets: variable 'word' has dtype"):
+        words.standardize().for_loss("squared", 1)
+    with pytest.raises(ValueError, match="'word' has 2 classes, the model 5 outputs"):
+        words.for_loss("softmax", 5)

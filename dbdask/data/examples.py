@@ -13,6 +13,7 @@ from dbdask.data.description import describe, inputs_on, prepared_like, rebuild
 from dbdask.data.feed import CACHE_BYTES, Reader
 from dbdask.data.indexing import isel_selection, sel_indexers, where_selection
 from dbdask.data.labels import Classes, as_classes
+from dbdask.data.losses import targets_for_loss
 from dbdask.data.measures import measure_labels
 from dbdask.data.moments import measured_means, scalings_of
 from dbdask.data.opening import Given, open_recipe
@@ -155,7 +156,7 @@ class Examples:
     def target_scaling(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Mean and deviation of the targets, of `target_shape`; None where they are not scaled."""
         targets = self.recipe.targets
-        return None if targets is None else targets.flat_scaling
+        return None if targets is None or self.has_labels else targets.flat_scaling
 
     @property
     def grid(self) -> Grid:
@@ -242,7 +243,7 @@ class Examples:
         Parameters
         ----------
         targets
-            Whether targets are scaled too; None: where they are no labels and not whole numbers.
+            Whether targets are scaled too; None: for the squared loss.
         per
             ``"variable"``, or ``"feature"`` for each element of a variable on its own.
         client
@@ -282,21 +283,10 @@ class Examples:
         """Return the examples with targets as a loss takes them.
 
         Labels (whole numbers 0 to `outputs` - 1 unless classes are known) for "softmax", and for
-        "logistic" with one target each; float32 values for "squared".
+        "logistic" with one target each; float32 values for "squared". Where `standardize` was not
+        told whether to scale the targets, only "squared" has them scaled.
         """
-        targets, classes = self.recipe.targets, self.recipe.classes
-        if targets is None or loss is None:
-            return self
-        if loss == "squared":
-            return self if classes is None else self.with_classes(None)
-        if targets.shape != () or (classes is not None and classes.labels):
-            return self
-        if classes is not None and classes.labels == ():
-            raise ValueError(
-                f"classes: the labels of {targets.names[0]!r} are text; give classes=[...], or "
-                "classes=examples.find_classes()"
-            )
-        return self.with_classes(Classes(count=outputs))
+        return Examples._of(self.source, targets_for_loss(self.recipe, loss, outputs))
 
     def check(self, client: Any = None) -> Report:
         """Read everything once and report; raises DataError where training would."""

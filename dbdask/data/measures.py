@@ -23,7 +23,7 @@ SLAB_BYTES = 16 * 2**20
 class MeasureMoments:
     """Measures the moments of variables in a block: each position once, whatever the windows."""
 
-    role: str
+    roles: tuple[str, ...]
     per: str
     mask: Mask | None
 
@@ -31,12 +31,16 @@ class MeasureMoments:
         self, reader: Reader, block: int, blocks: Blocks | None
     ) -> tuple[Moments | None, ...]:
         recipe = reader.recipe
-        bundle = recipe.inputs if self.role == "inputs" else recipe.targets
-        assert bundle is not None
         return tuple(
             self._of(recipe, bundle, number, block, blocks)
+            for _, bundle in self.bundles(recipe)
             for number in range(len(bundle.variables))
         )
+
+    def bundles(self, recipe: Recipe) -> list[tuple[str, Bundle]]:
+        """Return the bundles that are measured, each with its role."""
+        known = {"inputs": recipe.inputs, "targets": recipe.targets}
+        return [(role, bundle) for role in self.roles if (bundle := known[role]) is not None]
 
     def _of(
         self, recipe: Recipe, bundle: Bundle, number: int, block: int, blocks: Blocks | None

@@ -32,6 +32,7 @@ class Recipe:
     missing: str
     selection: Selection
     coordinates: Mapping[str, Variable] = field(default_factory=dict)
+    scales_targets: bool = False  # asked for, whatever the loss
 
     @cached_property
     def sizes(self) -> dict[str, int]:
