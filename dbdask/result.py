@@ -12,7 +12,7 @@ from dbdask.numbers.checkpoint import VectorReference
 from dbdask.numbers.history import History
 from dbdask.numbers.layout import as_layout
 from dbdask.numbers.portions import Portion
-from dbdask.numbers.scores import Score, score_minibatch
+from dbdask.numbers.scores import Score, chosen_classes, class_probabilities, score_minibatch
 from dbdask.prediction import Meaning, Predictor, TargetUnits, predict_array
 from dbdask.status import Status
 
@@ -130,7 +130,7 @@ class Result:
             self._targets.names[0],
             np.float32,
             np.nan,
-            _as_they_are,
+            class_probabilities,
             ("class",),
             (len(labels),),
             {"class": labels},
@@ -150,7 +150,12 @@ class Result:
     def _labels(self) -> np.ndarray:
         """The label of each output."""
         known = self.examples.output_classes
-        return np.arange(self.model.output_shape[0]) if known is None else np.asarray(known)
+        if known is None:
+            # A model of the user's own need not say how many outputs it has.
+            one = np.zeros((1, *self.examples.input_shape), np.float32)
+            outputs = np.asarray(self.model.predict(self.vector(), one))
+            return np.arange(class_probabilities(outputs).shape[1])
+        return np.asarray(known)
 
     def _label_meaning(self) -> Meaning:
         recipe, labels = self.examples.recipe, self._labels()
@@ -204,18 +209,14 @@ def load(path: Any, *, model: Any = None) -> Result:
     return load_result(path, model=model)
 
 
-def _as_they_are(outputs: np.ndarray) -> np.ndarray:
-    return outputs
-
-
 class _Decode:
-    """Outputs as the label of the largest."""
+    """Outputs as the label of the class that is most probable."""
 
     def __init__(self, labels: np.ndarray) -> None:
         self.labels = labels
 
     def __call__(self, outputs: np.ndarray) -> np.ndarray:
-        return self.labels[outputs.reshape(len(outputs), -1).argmax(axis=1)]
+        return self.labels[chosen_classes(outputs)]
 
 
 class _InUnits:

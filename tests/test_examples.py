@@ -723,5 +723,5 @@ def test_what_cannot_be_scaled_is_said_before_training():
     words = Examples(data, inputs="x", targets="word", along="row", classes=["a", "b"])
     with pytest.raises(TypeError, match="targets: variable 'word' has dtype"):
         words.standardize().for_loss("squared", 1)
-    with pytest.raises(ValueError, match="'word' has 2 classes, the model 5 outputs"):
+    with pytest.raises(ValueError, match="'word' has 2 classes, the model has 5 outputs"):
         words.for_loss("softmax", 5)

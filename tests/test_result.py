@@ -178,3 +178,63 @@ def test_validation_is_in_the_targets_own_units(threads_client, grid):
     wanted = result.evaluate(held_out)
     assert result.history["validation_rmse"].values[-1] == pytest.approx(wanted["rmse"], rel=1e-4)
     assert result.history["validation_loss"].values[-1] == pytest.approx(wanted["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0.0, 1.0], ["no", "yes"], [7, 3]])
+def test_one_logistic_output_tells_two_classes_apart(threads_client, labels):
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=(400, 3)).astype(np.float32)
+    truth = (values.sum(axis=1) > 0).astype(int)
+    data = xr.Dataset({"x": (("row", "f"), values), "y": ("row", np.array(labels)[truth])})
+    examples = dbdask.Examples(
+        data, inputs="x", targets="y", along="row", classes=None if labels[0] == 0 else labels
+    ).standardize(client=threads_client)
+    model = dbdask.Network(input_shape=(3,), layers=[dbdask.Dense(1)], loss="logistic")
+    result = dbdask.downpour(
+        model,
+        examples,
+        client=threads_client,
+        optimizer=dbdask.adagrad(0.3),
+        batch_size=20,
+        epochs=5,
+        progress=False,
+    )
+    predicted = result.predict(data).compute(scheduler="threads")
+    accuracy = (predicted == data["y"]).mean()
+    assert accuracy > 0.95
+    scores = result.evaluate(examples)
+    assert scores["accuracy"] == pytest.approx(float(accuracy))
+    assert scores["loss"] < 0.3
+    probabilities = result.predict_proba(data).compute(scheduler="threads")
+    assert probabilities["class"].values.tolist() == labels
+    np.testing.assert_allclose(probabilities.sum("class"), 1, rtol=1e-5)
+    best = probabilities["class"].values[probabilities.argmax("class")]
+    np.testing.assert_array_equal(best, predicted)
+
+
+class _Centroids:
+    """A model of a user's own, which says nothing of its outputs: nearest of three fixed points."""
+
+    layout = (("offset", (3, 2), ("class", "feature")),)
+
+    def initial_parameters(self, seed, start, stop):
+        return np.arange(6, dtype=np.float32)[start:stop]
+
+    def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
+        gradient[:] = 0
+        return float(len(inputs))
+
+    def predict(self, parameters, inputs):
+        points = parameters.reshape(3, 2)
+        return -np.square(inputs[:, None] - points).sum(axis=2)
+
+
+def test_a_users_own_model_need_not_say_how_many_outputs_it_has(threads_client):
+    points = np.arange(6, dtype=np.float32).reshape(3, 2)
+    truth = np.arange(30) % 3
+    data = xr.Dataset({"x": (("row", "f"), points[truth]), "y": ("row", truth)})
+    examples = dbdask.Examples(data, inputs="x", targets="y", along="row")
+    result = dbdask.downpour(_Centroids(), examples, client=threads_client, progress=False)
+    np.testing.assert_array_equal(result.predict(data).compute(scheduler="threads"), truth)
+    assert result.predict_proba(data).sizes["class"] == 3
+    assert result.evaluate(examples)["accuracy"] == 1

@@ -283,8 +283,9 @@ class Examples:
         """Return the examples with targets as a loss takes them.
 
         Labels (whole numbers 0 to `outputs` - 1 unless classes are known) for "softmax", and for
-        "logistic" with one target each; float32 values for "squared". Where `standardize` was not
-        told whether to scale the targets, only "squared" has them scaled.
+        "logistic" with one target each, where one output tells two classes apart; float32 values
+        for "squared". Where `standardize` was not told whether to scale the targets, only
+        "squared" has them scaled.
         """
         return Examples._of(self.source, targets_for_loss(self.recipe, loss, outputs))
 

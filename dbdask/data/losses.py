@@ -27,21 +27,26 @@ def targets_for_loss(recipe: Recipe, loss: str | None, outputs: int | None) -> R
     assert recipe.targets is not None
     if recipe.targets.shape != ():
         return recipe
-    return replace(recipe, classes=_classes_for(recipe.targets, recipe.classes, outputs))
+    # The one output of a logistic loss is the probability of the second of two classes.
+    count = 2 if loss == "logistic" and outputs == 1 else outputs
+    return replace(recipe, classes=_classes_for(recipe.targets, recipe.classes, count, outputs))
 
 
-def _classes_for(targets: Bundle, classes: Classes | None, outputs: int | None) -> Classes:
-    """Return the classes of the model's outputs."""
+def _classes_for(
+    targets: Bundle, classes: Classes | None, count: int | None, outputs: int | None
+) -> Classes:
+    """Return the classes, `count` of them, that the model's outputs tell apart."""
     if classes is None or classes.labels is None:
-        return Classes(count=outputs)
+        return Classes(count=count)
     if not classes.labels:
         raise ValueError(
             f"classes: the labels of {targets.names[0]!r} are text; give classes=[...], or "
             "classes=examples.find_classes()"
         )
-    if outputs is not None and len(classes.labels) != outputs:
+    if count is not None and len(classes.labels) != count:
         raise ValueError(
-            f"classes: {targets.names[0]!r} has {len(classes.labels)} classes, the model "
-            f"{outputs} outputs; give it one output for each class"
+            f"classes: {targets.names[0]!r} has {len(classes.labels)} classes, the model has "
+            f"{outputs} outputs; give it one output for each class, or one for two classes and a "
+            "logistic loss"
         )
     return classes

@@ -36,6 +36,24 @@ class Score:
         }
 
 
+def class_probabilities(outputs: np.ndarray) -> np.ndarray:
+    """Return (examples, classes): the outputs, of which a single one is that of the second class.
+
+    Examples
+    --------
+    >>> class_probabilities(np.array([[0.25], [1.0]]))
+    array([[0.75, 0.25],
+           [0.  , 1.  ]])
+    """
+    flat = outputs.reshape(len(outputs), -1)
+    return np.concatenate([1 - flat, flat], axis=1) if flat.shape[1] == 1 else flat
+
+
+def chosen_classes(outputs: np.ndarray) -> np.ndarray:
+    """Return the class that is most probable for each example."""
+    return class_probabilities(outputs).argmax(axis=1)
+
+
 def score_minibatch(
     model: Any,
     parameters: np.ndarray,
@@ -61,7 +79,7 @@ def score_minibatch(
     total = float(by_example.sum())
     outputs = np.asarray(model.predict(parameters, batch.inputs), np.float64)
     if np.issubdtype(batch.targets.dtype, np.integer):
-        hits = outputs.reshape(count, -1).argmax(axis=1) == batch.targets
+        hits = chosen_classes(outputs) == batch.targets
         return Score(loss, total, correct=float(by_example @ hits))
     targets = batch.targets.reshape(count, -1) * deviation
     errors = outputs.reshape(count, -1) * deviation - targets
