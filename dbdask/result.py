@@ -13,7 +13,7 @@ from dbdask.numbers.history import History
 from dbdask.numbers.layout import as_layout
 from dbdask.numbers.portions import Portion
 from dbdask.numbers.scores import Score, chosen_classes, class_probabilities, score_minibatch
-from dbdask.prediction import Meaning, Predictor, TargetUnits, predict_array
+from dbdask.prediction import Meaning, Predictor, TargetUnits, may_have_gaps, predict_array
 from dbdask.status import Status
 
 EAGER_BYTES = 64 * 2**20  # parameters up to this size are read at once
@@ -109,11 +109,13 @@ class Result:
         DataArray
             Named after the target, on the data's own dimensions, order and coordinates: the
             decoded label, or the value in the target's own units. NaN (or the declared missing
-            label) where no example can be formed. A Dataset where there are several targets.
+            label, which is written as such) where no example can be formed: numbers as labels are
+            float64 unless one can be formed everywhere, as from integers; a missing text is "". A
+            Dataset where there are several targets.
         """
         recipe, predictor = self._on(data)
         if self.examples.has_labels:
-            return predict_array(predictor, recipe, self._label_meaning())
+            return predict_array(predictor, recipe, self._label_meaning(may_have_gaps(recipe)))
         arrays = {
             name: predict_array(predictor, recipe, self._value_meaning(number))
             for number, name in enumerate(self._targets.names)
@@ -157,20 +159,20 @@ class Result:
             return np.arange(class_probabilities(outputs).shape[1])
         return np.asarray(known)
 
-    def _label_meaning(self) -> Meaning:
-        recipe, labels = self.examples.recipe, self._labels()
-        variable = self._targets.variables[0]
-        declared = variable.attrs.get("_FillValue", variable.attrs.get("missing_value"))
-        whole = recipe.missing == "error" and recipe.edges == "repeat"
-        dtype: Any
-        fill: Any
-        if labels.dtype.kind in "US":
-            dtype, fill = labels.dtype, ""
-        elif whole or (declared is not None and float(declared).is_integer()):
-            dtype, fill = labels.dtype, -1 if declared is None else int(declared)
-        else:
+    def _label_meaning(self, has_gaps: bool) -> Meaning:
+        labels, variable = self._labels(), self._targets.variables[0]
+        dtype: Any = labels.dtype
+        fill: Any = 0  # stands nowhere
+        encoding = {}
+        if dtype.kind in "iu" and variable.decoding.missing:
+            fill = variable.decoding.missing[0]
+            encoding["_FillValue"] = dtype.type(fill)
+        elif dtype.kind in "US":
+            # Text that Zarr and xarray write without first computing it has no NaN.
+            dtype, fill = (object, np.nan) if has_gaps and "" in labels else (dtype, "")
+        elif has_gaps:
             dtype, fill = np.dtype(np.float64), np.nan
-        return Meaning(variable.name, dtype, fill, _Decode(labels))
+        return Meaning(variable.name, dtype, fill, _Decode(labels), encoding=encoding)
 
     def _value_meaning(self, number: int) -> Meaning:
         targets = self._targets

@@ -238,3 +238,74 @@ def test_a_users_own_model_need_not_say_how_many_outputs_it_has(threads_client):
     np.testing.assert_array_equal(result.predict(data).compute(scheduler="threads"), truth)
     assert result.predict_proba(data).sizes["class"] == 3
     assert result.evaluate(examples)["accuracy"] == 1
+
+
+def _trained_on(client, examples, outputs=2):
+    model = dbdask.Network(
+        input_shape=examples.input_shape, layers=[dbdask.Dense(outputs)], loss="softmax"
+    )
+    return dbdask.downpour(model, examples, client=client, batch_size=20, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("route", ["store", "lazy", "dask", "memory"])
+def test_a_declared_missing_label_is_written_as_one(threads_client, tmp_path, zarr_format, route):
+    values = np.random.default_rng(6).normal(size=(60, 3)).astype(np.float32)
+    truth = np.where(np.arange(60) < 5, -9, values[:, 0] > 0).astype(np.int16)
+    declared = {"_FillValue": -9} if zarr_format == 3 else {"missing_value": -9}
+    data = xr.Dataset({"x": (("row", "f"), values), "y": ("row", truth, declared)})
+    path = tmp_path / "data.zarr"
+    data.to_zarr(path, zarr_format=zarr_format, consolidated=False)
+    opened = xr.open_zarr(path, consolidated=False, chunks={} if route == "dask" else None)
+    given = {"store": path, "memory": opened.load()}.get(route, opened)
+    examples = dbdask.Examples(given, inputs="x", targets="y", along="row", missing="drop")
+    result = _trained_on(threads_client, examples)
+    result.save(tmp_path / "model.zarr")
+    data["x"][7] = np.nan
+    for trained in (result, dbdask.load(tmp_path / "model.zarr")):
+        predicted = trained.predict(data)
+        assert predicted.dtype.kind == "i" and predicted.values[7] == -9
+        predicted.to_zarr(tmp_path / "out.zarr", mode="w", consolidated=False)
+        again = xr.open_zarr(tmp_path / "out.zarr", consolidated=False)["y"]
+        assert again.isnull().values.nonzero()[0].tolist() == [7]
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0.25, 0.5]])
+def test_numbers_as_labels_are_missing_as_nan(threads_client, labels):
+    values = np.random.default_rng(6).normal(size=(60, 3)).astype(np.float32)
+    truth = np.array(labels)[np.arange(60) % 2]
+    data = xr.Dataset({"x": (("row", "f"), values), "y": ("row", truth)})
+    classes = labels if labels[1] != 1 else None
+    examples = dbdask.Examples(data, inputs="x", targets="y", along="row", classes=classes)
+    result = _trained_on(threads_client, examples)
+    data["x"][7, 1] = np.nan
+    predicted = result.predict(data)
+    assert predicted.dtype == np.float64
+    assert predicted.isnull().values.nonzero()[0].tolist() == [7]
+    assert set(predicted.dropna("row").values) <= set(labels)
+
+
+def test_labels_stay_whole_where_every_example_can_be_formed(threads_client):
+    pixels = np.random.default_rng(6).integers(0, 256, size=(60, 3)).astype(np.uint8)
+    data = xr.Dataset({"x": (("row", "f"), pixels), "y": ("row", np.arange(60) % 2)})
+    window = {"row": 3}
+    for edges, dtype in (("repeat", np.int64), ("drop", np.float64)):
+        examples = dbdask.Examples(
+            data, inputs="x", targets="y", along="row", window=window, edges=edges
+        )
+        predicted = _trained_on(threads_client, examples).predict(data)
+        assert predicted.dtype == dtype
+        assert int(predicted.isnull().sum()) == (2 if edges == "drop" else 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+def test_text_labels_are_missing_as_no_text(threads_client):
+    values = np.random.default_rng(6).normal(size=(60, 3)).astype(np.float32)
+    data = xr.Dataset({"x": (("row", "f"), values), "y": ("row", np.array(["a", "b"] * 30))})
+    for classes, gap in ((["a", "b"], ""), (["a", "b", ""], np.nan)):
+        examples = dbdask.Examples(data, inputs="x", targets="y", along="row", classes=classes)
+        result = _trained_on(threads_client, examples, len(classes))
+        gappy = data.assign(x=data["x"].where(data["row"] != 7))
+        predicted = result.predict(gappy).values
+        assert str(predicted[7]) == str(gap) and set(np.delete(predicted, 7)) <= set(classes)

@@ -177,6 +177,7 @@ def _variable_json(variable: Variable) -> dict[str, Any]:
         "dims": list(variable.dims),
         "shape": list(variable.shape),
         "dtype": variable.value_dtype.str,
+        "missing": list(variable.decoding.missing),
         "attrs": {name: value for name, value in kept.items() if value is not None},
     }
 
@@ -184,6 +185,7 @@ def _variable_json(variable: Variable) -> dict[str, Any]:
 def _detached(name: str, described: Mapping[str, Any]) -> Variable:
     """Return a variable of which only the metadata are known."""
     dtype = np.dtype(described["dtype"])
+    missing = tuple(described["missing"])
     return Variable(
         name=name,
         key=name,
@@ -193,7 +195,7 @@ def _detached(name: str, described: Mapping[str, Any]) -> Variable:
         itemsize=dtype.itemsize,
         chunks=tuple(max(1, size) for size in described["shape"]),
         attrs=dict(described["attrs"]),
-        decoding=Decoding(),
+        decoding=Decoding(missing=missing, fill=missing[0] if missing else None),
         origin=Absent("store"),
     )
 
