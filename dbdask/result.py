@@ -12,7 +12,13 @@ from dbdask.numbers.checkpoint import VectorReference
 from dbdask.numbers.history import History
 from dbdask.numbers.layout import as_layout
 from dbdask.numbers.portions import Portion
-from dbdask.numbers.scores import Score, chosen_classes, class_probabilities, score_minibatch
+from dbdask.numbers.scores import (
+    Determination,
+    Score,
+    chosen_classes,
+    class_probabilities,
+    score_minibatch,
+)
 from dbdask.prediction import Meaning, Predictor, TargetUnits, may_have_gaps, predict_array
 from dbdask.status import Status
 
@@ -81,14 +87,16 @@ class Result:
         """Return the flat float32 vector of all parameters."""
         return self._vector.read() if isinstance(self._vector, VectorReference) else self._vector
 
-    def evaluate(self, examples: Examples, *, client: Any = None) -> dict[str, float]:
-        """Score the model on examples.
+    def evaluate(self, examples: Examples) -> dict[str, float]:
+        """Score the model on examples, in this process.
 
         Returns
         -------
         dict
             `loss`: the mean loss as trained, without the penalty; and `accuracy` for labels, or
-            `rmse` and `r2` in the target's own units.
+            `rmse` and `r2` for values. `rmse` is one number over all elements of all targets, each
+            in its own units: of unlike units the largest shows. `r2` has no units: it is found for
+            each element, and averaged over those whose targets vary.
         """
         prepared = examples.prepared_like(self.examples)
         if prepared.target_shape is None:
@@ -97,9 +105,17 @@ class Result:
         portions = prepared.cut(PORTION_ROWS, BATCH_SIZE).contiguous()
         scaling = self.examples.target_scaling
         deviation = 1.0 if scaling is None else scaling[1].ravel()
+        determination = Determination()
+        score = Score()
         with prepared.reader() as reader:
-            parts = [_score(predictor, reader, portion, deviation) for portion in portions]
-        return sum(parts, Score()).summary()
+            for portion in portions:
+                score += _score(predictor, reader, portion, deviation, determination)
+        if not score.weight:
+            raise ValueError(
+                "examples has nothing to score: none can be formed, or all have weight 0"
+            )
+        values = {} if prepared.has_labels else {"r2": determination.mean()}
+        return score.summary() | values
 
     def predict(self, data: Any) -> xr.DataArray | xr.Dataset:
         """Predict lazily on data: a store or a Dataset with the inputs of the training data.
@@ -232,14 +248,18 @@ class _InUnits:
 
 
 def _score(
-    predictor: Predictor, reader: Any, portion: Portion, deviation: np.ndarray | float
+    predictor: Predictor,
+    reader: Any,
+    portion: Portion,
+    deviation: np.ndarray | float,
+    determination: Determination,
 ) -> Score:
     vector = predictor.parameters
     assert isinstance(vector, np.ndarray)
     scratch = np.empty_like(vector)
     score = Score()
     for batch in reader.minibatches(portion, BATCH_SIZE):
-        score += score_minibatch(predictor.model, vector, batch, scratch, deviation)
+        score += score_minibatch(predictor.model, vector, batch, scratch, deviation, determination)
     return score
 
 

@@ -309,3 +309,60 @@ def test_text_labels_are_missing_as_no_text(threads_client):
         gappy = data.assign(x=data["x"].where(data["row"] != 7))
         predicted = result.predict(gappy).values
         assert str(predicted[7]) == str(gap) and set(np.delete(predicted, 7)) <= set(classes)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+@pytest.mark.parametrize("missing", ["drop", "mask"])
+def test_r2_is_averaged_over_targets_of_unlike_units(threads_client, missing):
+    rng = np.random.default_rng(9)
+    values = rng.normal(size=(600, 2)).astype(np.float32)
+    noise = rng.normal(size=600)
+    data = xr.Dataset(
+        {
+            "x": (("row", "f"), values),
+            "pressure": ("row", 100_000 + 900 * values[:, 0]),
+            "moisture": ("row", 0.01 * values[:, 1] + 0.01 * noise),
+            "flat": ("row", np.ones(600)),
+        }
+    )
+    data["moisture"][5] = np.nan
+    examples = dbdask.Examples(
+        data,
+        inputs="x",
+        targets=["pressure", "moisture", "flat"],
+        along="row",
+        weights=xr.DataArray(rng.uniform(0.5, 1.5, 600), dims="row", name="trust"),
+        missing=missing,
+    ).standardize(client=threads_client)
+    model = dbdask.Network(input_shape=(2,), layers=[dbdask.Dense(3)], loss="squared")
+    result = dbdask.downpour(
+        model,
+        examples,
+        client=threads_client,
+        optimizer=dbdask.adagrad(0.3),
+        batch_size=20,
+        epochs=4,
+        progress=False,
+    )
+    predicted = result.predict(data).compute(scheduler="threads")
+    weights = examples.recipe.weights.read()
+    r2 = []
+    for name in ("pressure", "moisture"):
+        known = np.isfinite(data[name].values)
+        truth, found, weight = (v[known] for v in (data[name].values, predicted[name], weights))
+        spread = weight * (truth - np.average(truth, weights=weight)) ** 2
+        r2.append(1 - (weight * (truth - found.values) ** 2).sum() / spread.sum())
+    assert r2[0] > 0.9 > r2[1]
+    assert result.evaluate(examples)["r2"] == pytest.approx(np.mean(r2), abs=5e-3)
+
+
+def test_nothing_to_score_is_said(threads_client):
+    data = xr.Dataset({"x": (("row", "f"), np.ones((30, 2))), "y": ("row", np.ones(30))})
+    examples = dbdask.Examples(data, inputs="x", targets="y", along="row")
+    model = dbdask.Network(input_shape=(2,), layers=[dbdask.Dense(1)], loss="squared")
+    result = dbdask.downpour(model, examples, client=threads_client, progress=False)
+    unweighted = dbdask.Examples(
+        data * 0, inputs="x", targets="y", along="row", weights=data["y"] * 0
+    )
+    with pytest.raises(ValueError, match="nothing to score"):
+        result.evaluate(unweighted)

@@ -15,8 +15,6 @@ class Score:
     weight: float = 0.0
     correct: float = 0.0
     squared_error: float = 0.0  # in the target's own units
-    targets: float = 0.0  # sum of the targets
-    squared_targets: float = 0.0
     elements: float = 0.0
 
     def __add__(self, other: "Score") -> "Score":
@@ -24,16 +22,49 @@ class Score:
         return Score(*(mine + yours for mine, yours in pairs))
 
     def summary(self) -> dict[str, float]:
-        """Return loss and accuracy of labels, or loss, rmse and r2 of values."""
+        """Return loss and accuracy of labels, or loss and rmse of values."""
         loss = self.loss / self.weight
         if not self.elements:
             return {"loss": loss, "accuracy": self.correct / self.weight}
-        spread = self.squared_targets - self.targets**2 / self.elements
-        return {
-            "loss": loss,
-            "rmse": math.sqrt(self.squared_error / self.elements),
-            "r2": 1 - self.squared_error / spread if spread > 0 else math.nan,
-        }
+        return {"loss": loss, "rmse": math.sqrt(self.squared_error / self.elements)}
+
+
+class Determination:
+    """The coefficient of determination, r2, of each element of the targets.
+
+    Examples
+    --------
+    >>> found = Determination()
+    >>> found.add(np.array([[0.5], [0.0]]), np.array([[1.0], [3.0]]), np.ones((2, 1)))
+    >>> found.add(np.array([[-0.5]]), np.array([[5.0]]), np.ones((1, 1)))
+    >>> found.mean()
+    0.9375
+    """
+
+    def __init__(self) -> None:
+        self.weight: Any = 0.0
+        self.centre: Any = 0.0
+        self.spread: Any = 0.0  # weighted sum of squared deviations from the centre
+        self.squared_error: Any = 0.0
+
+    def add(self, errors: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+        """Add examples, all arrays (examples, elements): Chan, Golub and LeVeque (1983)."""
+        weight = weights.sum(axis=0)
+        total = self.weight + weight
+        part = np.divide(weight, total, out=np.zeros_like(total), where=total > 0)
+        own = (weights * targets).sum(axis=0) / np.where(weight > 0, weight, 1)
+        step = own - self.centre
+        around = (weights * np.square(targets - own)).sum(axis=0)
+        self.spread = self.spread + around + step * step * self.weight * part
+        self.centre = self.centre + step * part
+        self.weight = total
+        self.squared_error = self.squared_error + (weights * np.square(errors)).sum(axis=0)
+
+    def mean(self) -> float:
+        """Return r2, averaged over the elements whose targets vary; NaN where none does."""
+        spread, error = np.atleast_1d(self.spread), np.atleast_1d(self.squared_error)
+        varies = spread > 0
+        return float(np.mean(1 - error[varies] / spread[varies])) if varies.any() else math.nan
 
 
 def class_probabilities(outputs: np.ndarray) -> np.ndarray:
@@ -60,6 +91,7 @@ def score_minibatch(
     batch: Any,
     scratch: np.ndarray,
     deviation: float | np.ndarray = 1.0,
+    determination: Determination | None = None,
 ) -> Score:
     """Score one minibatch.
 
@@ -69,6 +101,8 @@ def score_minibatch(
         A vector of the model's size; it takes the gradient that the loss brings along.
     deviation
         What one unit of a scaled target is in the target's own units.
+    determination
+        Takes in the errors of values, where r2 is wanted: it has a number for each element.
     """
     loss = model.loss_and_gradient(
         parameters, batch.inputs, batch.targets, weights=batch.weights, seed=0, gradient=scratch
@@ -84,11 +118,11 @@ def score_minibatch(
     targets = batch.targets.reshape(count, -1) * deviation
     errors = outputs.reshape(count, -1) * deviation - targets
     by_element = weights.reshape(count, -1) * np.ones(targets.shape)
+    if determination is not None:
+        determination.add(errors, targets, by_element)
     return Score(
         loss,
         total,
         squared_error=float((by_element * errors**2).sum()),
-        targets=float((by_element * targets).sum()),
-        squared_targets=float((by_element * targets**2).sum()),
         elements=float(by_element.sum()),
     )
