@@ -1,5 +1,7 @@
 """The result: scores, predictions on the data's own grid, and what is kept of it."""
 
+import warnings
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -366,3 +368,87 @@ def test_nothing_to_score_is_said(threads_client):
     )
     with pytest.raises(ValueError, match="nothing to score"):
         result.evaluate(unweighted)
+
+
+def _warned(train):
+    """What a training run warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train()
+    return [str(one.message) for one in caught if "left out" in str(one.message)]
+
+
+def _downpour(client, examples, outputs):
+    model = dbdask.Network(
+        input_shape=examples.input_shape, layers=[dbdask.Dense(outputs)], loss="softmax"
+    )
+    return dbdask.downpour(
+        model, examples, client=client, batch_size=20, epochs=3, replicas=2, progress=False
+    )
+
+
+def _sandblaster(client, examples, outputs):
+    model = dbdask.Network(
+        input_shape=examples.input_shape, layers=[dbdask.Dense(outputs)], loss="softmax"
+    )
+    return dbdask.sandblaster(
+        model, examples, client=client, iterations=5, portion_size=50, progress=False
+    )
+
+
+@pytest.mark.parametrize("train", [_downpour, _sandblaster])
+def test_what_is_left_out_is_counted_once_and_named(threads_client, tmp_path, train):
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(400, 2)).astype(np.float32)
+    labels = np.array(["calm", "storm"])[rng.integers(0, 2, 400)]
+    labels[[250, 251]] = "fog"
+    data = xr.Dataset(
+        {"x": (("hour", "f"), values), "y": ("hour", labels)}, coords={"hour": np.arange(400) * 6}
+    )
+    classes = ["calm", "fog", "storm"]
+
+    def examples(gaps):
+        given = data.assign(x=data["x"].where(~data["hour"].isin(data["hour"][gaps])))
+        path = tmp_path / f"{len(gaps)}.zarr"
+        given.chunk(hour=64).to_zarr(path, mode="w", zarr_format=2)
+        return dbdask.Examples(
+            path, inputs="x", targets="y", along="hour", classes=classes, missing="drop"
+        )
+
+    many = examples(range(100, 140))
+    (found,) = _warned(lambda: train(threads_client, many, 3))
+    assert found.startswith("40 of 400 examples (10.0 %) are left out as missing, the first for ")
+    assert (
+        found.endswith("inputs: variable 'x' at hour=100 (600), f=0") or "hour=100 (600)" in found
+    )
+    assert "no example is left" not in found
+    (found,) = _warned(lambda: train(threads_client, examples([250, 251]), 3))
+    assert found.startswith("2 of 400 examples (0.5 %)")
+    assert found.endswith("no example is left of class fog")
+    assert _warned(lambda: train(threads_client, examples([250]), 3)) == []
+
+
+@pytest.mark.parametrize("train", [_downpour, _sandblaster])
+def test_windows_that_leave_their_group_are_not_missing(threads_client, train):
+    data = xr.Dataset(
+        {
+            "x": ("row", np.arange(200.0)),
+            "y": ("row", np.arange(200) % 2),
+            "group": ("row", np.arange(200) // 20),
+        }
+    )
+    # At the edge of a group: only windows that are cut anyway look at it.
+    data["x"][19] = np.nan
+    examples = dbdask.Examples(
+        data,
+        inputs="x",
+        targets="y",
+        along="row",
+        window={"row": (1, 1)},
+        edges="drop",
+        groups="group",
+        missing="drop",
+    )
+    report = examples.isel(row=slice(19, None)).check()
+    assert report.dropped == 9 and report.first_dropped == ""
+    assert _warned(lambda: train(threads_client, examples.isel(row=slice(19, None)), 2)) == []

@@ -55,13 +55,11 @@ def validation_cut(validation: Examples | None, batch_size: int, portion_rows: i
 
 
 def warn_of_dropped(history: History) -> None:
-    """Say so where many examples were left out as missing."""
-    if not history.records:
-        return
-    last = history.records[-1]
-    message = drop_warning(last.examples + last.dropped, last.dropped, "")
+    """Say so where many examples, or a whole class, were left out as missing."""
+    found = history.left_out
+    message = drop_warning(found.rows_read, found.count, found.first_place, found.lost_classes)
     if message:
-        warnings.warn(f"{message}; examples.check() says where", UserWarning, stacklevel=3)
+        warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def deviation_of(examples: Examples) -> np.ndarray | float:
