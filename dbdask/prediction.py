@@ -75,6 +75,17 @@ class Meaning:
     shape: tuple[int, ...] = ()
     coords: dict[str, Any] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
+    encoding: dict[str, Any] = field(default_factory=dict)
+
+
+def may_have_gaps(recipe: Recipe) -> bool:
+    """Say whether there may be positions of a recipe's data where no example can be formed."""
+    if recipe.edges == "drop" and recipe.window.spans:
+        return True
+    return recipe.missing == "drop" and any(
+        variable.value_dtype.kind == "f" or variable.decoding.missing
+        for variable in recipe.inputs.variables
+    )
 
 
 def predict_array(predictor: Predictor, recipe: Recipe, meaning: Meaning) -> xr.DataArray:
@@ -165,7 +176,9 @@ def _as_the_data(array: xr.DataArray, recipe: Recipe, meaning: Meaning) -> xr.Da
         for name, variable in recipe.coordinates.items()
         if set(variable.dims) <= set(recipe.along)
     }
-    return array.transpose(*order, *meaning.dims).assign_coords({**coords, **meaning.coords})
+    array = array.transpose(*order, *meaning.dims).assign_coords({**coords, **meaning.coords})
+    array.encoding = dict(meaning.encoding)
+    return array
 
 
 @dataclass(frozen=True)

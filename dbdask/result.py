@@ -14,8 +14,14 @@ from dbdask.numbers.checkpoint import VectorReference
 from dbdask.numbers.history import History
 from dbdask.numbers.layout import Layout, as_layout
 from dbdask.numbers.portions import Portion
-from dbdask.numbers.scores import Score, score_minibatch
-from dbdask.prediction import Meaning, Predictor, TargetUnits, predict_array
+from dbdask.numbers.scores import (
+    Determination,
+    Score,
+    chosen_classes,
+    class_probabilities,
+    score_minibatch,
+)
+from dbdask.prediction import Meaning, Predictor, TargetUnits, may_have_gaps, predict_array
 from dbdask.status import Status
 
 EAGER_BYTES = 64 * 2**20  # parameters up to this size are read at once
@@ -82,14 +88,16 @@ class Result:
         """Return the flat float32 vector of all parameters."""
         return self._vector.read() if isinstance(self._vector, VectorReference) else self._vector
 
-    def evaluate(self, examples: Examples, *, client: Any = None) -> dict[str, float]:
-        """Score the model on examples.
+    def evaluate(self, examples: Examples) -> dict[str, float]:
+        """Score the model on examples, in this process.
 
         Returns
         -------
         dict
             `loss`: the mean loss as trained, without the penalty; and `accuracy` for labels, or
-            `rmse` and `r2` in the target's own units.
+            `rmse` and `r2` for values. `rmse` is one number over all elements of all targets, each
+            in its own units: of unlike units the largest shows. `r2` has no units: it is found for
+            each element, and averaged over those whose targets vary.
         """
         if not isinstance(examples, Examples):
             raise TypeError(f"examples must be dbdask.Examples, got {type(examples).__name__}")
@@ -100,9 +108,17 @@ class Result:
         portions = prepared.cut(PORTION_ROWS, BATCH_SIZE).contiguous()
         scaling = self.examples.target_scaling
         deviation = 1.0 if scaling is None else scaling[1].ravel()
+        determination = Determination()
+        score = Score()
         with prepared.reader() as reader:
-            parts = [_score(predictor, reader, portion, deviation) for portion in portions]
-        return sum(parts, Score()).summary()
+            for portion in portions:
+                score += _score(predictor, reader, portion, deviation, determination)
+        if not score.weight:
+            raise ValueError(
+                "examples has nothing to score: none can be formed, or all have weight 0"
+            )
+        values = {} if prepared.has_labels else {"r2": determination.mean()}
+        return score.summary() | values
 
     def predict(self, data: Any) -> xr.DataArray | xr.Dataset:
         """Predict lazily on data: a store or a Dataset with the inputs of the training data.
@@ -112,11 +128,13 @@ class Result:
         DataArray
             Named after the target, on the data's own dimensions, order and coordinates: the
             decoded label, or the value in the target's own units. NaN (or the declared missing
-            label) where no example can be formed. A Dataset where there are several targets.
+            label, which is written as such) where no example can be formed: numbers as labels are
+            float64 unless one can be formed everywhere, as from integers; a missing text is "". A
+            Dataset where there are several targets.
         """
         recipe, predictor = self._on(data)
         if self.examples.has_labels:
-            return predict_array(predictor, recipe, self._label_meaning())
+            return predict_array(predictor, recipe, self._label_meaning(may_have_gaps(recipe)))
         arrays = {
             name: predict_array(predictor, recipe, self._value_meaning(number))
             for number, name in enumerate(self._targets.names)
@@ -133,7 +151,7 @@ class Result:
             self._targets.names[0],
             np.float32,
             np.nan,
-            _as_they_are,
+            class_probabilities,
             ("class",),
             (len(labels),),
             {"class": labels},
@@ -153,30 +171,32 @@ class Result:
     def _labels(self) -> np.ndarray:
         """The label of each output."""
         known = self.examples.output_classes
-        return np.arange(self._outputs()) if known is None else np.asarray(known)
+        if known is not None:
+            return np.asarray(known)
+        return np.arange(class_probabilities(self._outputs_of_nothing()).shape[1])
 
-    def _outputs(self) -> int:
-        """Outputs of the model; one that does not say how many is given an example."""
+    def _outputs_of_nothing(self) -> np.ndarray:
+        """Outputs for one example of zeros: their number, where a model need not declare it."""
         declared = getattr(self.model, "output_shape", None)
         if declared is not None:
-            return int(declared[0])
-        example = np.zeros((1, *self.examples.input_shape), np.float32)
-        return int(np.asarray(self.model.predict(self.vector(), example)).size)
+            return np.zeros((1, *declared))
+        one = np.zeros((1, *self.examples.input_shape), np.float32)
+        return np.asarray(self.model.predict(self.vector(), one))
 
-    def _label_meaning(self) -> Meaning:
-        recipe, labels = self.examples.recipe, self._labels()
-        variable = self._targets.variables[0]
-        declared = variable.attrs.get("_FillValue", variable.attrs.get("missing_value"))
-        whole = recipe.missing == "error" and recipe.edges == "repeat"
-        dtype: Any
-        fill: Any
-        if labels.dtype.kind in "US":
-            dtype, fill = labels.dtype, ""
-        elif whole or (declared is not None and float(declared).is_integer()):
-            dtype, fill = labels.dtype, -1 if declared is None else int(declared)
-        else:
+    def _label_meaning(self, has_gaps: bool) -> Meaning:
+        labels, variable = self._labels(), self._targets.variables[0]
+        dtype: Any = labels.dtype
+        fill: Any = 0  # stands nowhere
+        encoding = {}
+        if dtype.kind in "iu" and variable.decoding.missing:
+            fill = variable.decoding.missing[0]
+            encoding["_FillValue"] = dtype.type(fill)
+        elif dtype.kind in "US":
+            # Text that Zarr and xarray write without first computing it has no NaN.
+            dtype, fill = (object, np.nan) if has_gaps and "" in labels else (dtype, "")
+        elif has_gaps:
             dtype, fill = np.dtype(np.float64), np.nan
-        return Meaning(variable.name, dtype, fill, _Decode(labels))
+        return Meaning(variable.name, dtype, fill, _Decode(labels), encoding=encoding)
 
     def _value_meaning(self, number: int) -> Meaning:
         targets = self._targets
@@ -225,18 +245,14 @@ def _lazy(reference: VectorReference, layout: Layout) -> da.Array:
     return da.concatenate(pieces)
 
 
-def _as_they_are(outputs: np.ndarray) -> np.ndarray:
-    return outputs
-
-
 class _Decode:
-    """Outputs as the label of the largest."""
+    """Outputs as the label of the class that is most probable."""
 
     def __init__(self, labels: np.ndarray) -> None:
         self.labels = labels
 
     def __call__(self, outputs: np.ndarray) -> np.ndarray:
-        return self.labels[outputs.reshape(len(outputs), -1).argmax(axis=1)]
+        return self.labels[chosen_classes(outputs)]
 
 
 class _InUnits:
@@ -250,14 +266,18 @@ class _InUnits:
 
 
 def _score(
-    predictor: Predictor, reader: Any, portion: Portion, deviation: np.ndarray | float
+    predictor: Predictor,
+    reader: Any,
+    portion: Portion,
+    deviation: np.ndarray | float,
+    determination: Determination,
 ) -> Score:
     vector = predictor.parameters
     assert isinstance(vector, np.ndarray)
     scratch = np.empty_like(vector)
     score = Score()
     for batch in reader.minibatches(portion, BATCH_SIZE):
-        score += score_minibatch(predictor.model, vector, batch, scratch, deviation)
+        score += score_minibatch(predictor.model, vector, batch, scratch, deviation, determination)
     return score
 
 

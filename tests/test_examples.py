@@ -312,8 +312,9 @@ def test_constants_and_labels_are_not_scaled_away(speech):
     inputs, targets, _ = _fed(scaled)
     np.testing.assert_allclose(inputs, 0, atol=1e-7)
     np.testing.assert_array_equal(targets, data.phoneme.values)
+    named = scaled.with_classes([0, 1, 2, 3, 4])
     with pytest.raises(ValueError, match="targets=True.*labels"):
-        scaled.standardize(targets=True)
+        named.standardize(targets=True)
 
 
 def test_standardize_is_the_same_on_a_cluster(speech, threads_client, monkeypatch):
@@ -535,3 +536,192 @@ def test_dataarrays_beside_the_data(speech):
     np.testing.assert_allclose(found, weights.values, rtol=1e-6)
     with pytest.raises(DataError, match="weights: variable 'trust' at frame=0 .*is negative"):
         _fed(Examples(path, inputs="energy", targets="phoneme", along="frame", weights=weights - 1))
+
+
+def _pictures(rows=6, height=3, width=3):
+    """Pictures whose dimensions come in different orders, and what an oracle makes of them."""
+    rng = np.random.default_rng(5)
+    dims = ("row", "y", "x")
+    return xr.Dataset(
+        {name: (dims, rng.normal(size=(rows, height, width))) for name in ("red", "green", "seen")}
+    )
+
+
+@pytest.mark.parametrize("width", [3, 2])
+def test_features_are_matched_by_the_names_of_their_dimensions(width):
+    data = _pictures(width=width)
+
+    def described(given):
+        return Examples(given, inputs=["red", "green"], targets="seen", along="row")
+
+    trained = described(data).standardize(per="feature")
+    turned = data.transpose("x", "row", "y")
+    turned["green"] = turned["green"].transpose("row", "x", "y")
+    own = described(turned)
+    stacked = np.stack([data[n].transpose("row", "x", "y").values for n in ("red", "green")], -1)
+    np.testing.assert_array_equal(_fed(own)[0], stacked.astype(np.float32))
+    inputs, targets, _ = _fed(trained)
+    for given in (trained, Examples.from_description(trained.description())):
+        again = _fed(own.prepared_like(given))
+        np.testing.assert_array_equal(again[0], inputs)
+        np.testing.assert_array_equal(again[1], targets)
+        np.testing.assert_array_equal(_fed(given.rebind(turned))[0], inputs)
+
+
+def test_a_variable_may_be_input_and_target_in_two_orders():
+    data = _pictures(width=2)
+    data["green"] = data["green"].transpose("x", "row", "y")
+    examples = Examples(data, inputs="red", targets=["green", "red"], along="row")
+    inputs, targets, _ = _fed(examples)
+    np.testing.assert_array_equal(inputs, data["red"].values.astype(np.float32))
+    turned = [data[name].transpose("row", "x", "y").values for name in ("green", "red")]
+    np.testing.assert_array_equal(targets, np.stack(turned, -1).astype(np.float32))
+
+
+def test_what_was_not_trained_on_is_named():
+    data = _pictures()
+    trained = Examples(data, inputs=["red", "green"], along="row")
+    renamed = data.rename(x="column")
+    with pytest.raises(ValueError, match="'red' has, .* 'y', 'column', .* have 'y', 'x'; rename"):
+        trained.rebind(renamed)
+    with pytest.raises(ValueError, match="inputs: variable 'red' has, .*rename"):
+        Examples(renamed, inputs=["red", "green"], along="row").prepared_like(trained)
+    with pytest.raises(ValueError, match="inputs are green, red, .* are red, green; .*same order"):
+        Examples(data, inputs=["green", "red"], along="row").prepared_like(trained)
+    with pytest.raises(ValueError, match="has 1 variables .red., the training examples have 2"):
+        Examples(data, inputs="red", along="row").prepared_like(trained)
+    past = Examples(data, inputs="red", along="row", window={"row": (-2, 0)})
+    centred = Examples(data, inputs="red", along="row", window={"row": 3})
+    with pytest.raises(ValueError, match=r"window .*\[-1, 1\].*examples .*\[-2, 0\]"):
+        centred.prepared_like(past)
+
+
+def _labelled_field():
+    rng = np.random.default_rng(8)
+    days = np.datetime64("2001-01-01", "ns") + np.arange(6) * np.timedelta64(1, "D")
+    return xr.Dataset(
+        {
+            "field": (("time", "lat"), rng.normal(size=(6, 5))),
+            "height": ("lat", rng.normal(size=5)),
+        },
+        coords={"time": days, "lat": np.linspace(-40, 40, 5)},
+    )
+
+
+@pytest.mark.parametrize("route", ["store", "memory"])
+@pytest.mark.parametrize(
+    "cut", [{"lat": slice(None, None, -1)}, {"lat": slice(1, 4), "time": [4, 0, 2]}, {}]
+)
+def test_masks_are_matched_by_label_as_xarray_does(tmp_path, route, cut):
+    data = _labelled_field()
+    data.to_zarr(tmp_path / "field.zarr", consolidated=False)
+    given = data if route == "memory" else tmp_path / "field.zarr"
+    mask = (data["field"] > 0).isel(cut)
+    kept = data["field"].where(mask)
+    wanted = kept.reindex_like(data).notnull().values
+    examples = Examples(given, inputs="field", along=("time", "lat")).where(mask)
+    assert len(examples) == wanted.sum()
+    inputs = _by_position(examples)[0]
+    np.testing.assert_array_equal(inputs[wanted], data["field"].values[wanted].astype(np.float32))
+    assert (inputs[~wanted] == -1).all()
+
+
+def test_masks_of_other_labels_leave_nothing():
+    data = _labelled_field()
+    examples = Examples(data, inputs="field", along=("time", "lat"))
+    mask = xr.ones_like(data["height"], bool)
+    with pytest.raises(ValueError, match="no examples are left"):
+        examples.where(mask.assign_coords(lat=mask.lat + 1))
+    with pytest.raises(ValueError, match="mask has the label 3.0 twice along 'lat'"):
+        examples.where(mask.assign_coords(lat=[1.0, 2.0, 3.0, 3.0, 4.0]))
+    assert len(examples.isel(lat=slice(1, 4)).where(mask.isel(lat=slice(2, 4)))) == 12
+    assert len(examples.isel(lat=slice(1, 4)).where(mask[1:4].drop_vars("lat"))) == 18
+
+
+@pytest.mark.parametrize("role", ["inputs", "targets", "weights", "groups"])
+def test_dataarrays_must_have_the_labels_of_the_data(role):
+    data = _labelled_field()
+    turned = data["height"].isel(lat=slice(None, None, -1)).rename("turned")
+    given = {"inputs": "field", "targets": "field", "along": ("time", "lat"), role: turned}
+    words = rf"{role}: DataArray 'turned' is at lat=40.0 where .* is at lat=-40.0 \(position 0\)"
+    with pytest.raises(ValueError, match=words + ".*xarray.align"):
+        Examples(data, **given)
+    Examples(data, **given | {role: turned.reindex_like(data)})
+    Examples(data, **given | {role: turned.drop_vars("lat")})
+
+
+def test_a_dataarray_stays_with_the_data_that_it_was_given_with():
+    data = _labelled_field()
+    along = ("time", "lat")
+    twice = (data["field"] * 2).rename("twice")
+    examples = Examples(data, inputs=["field", twice], along=along)
+    np.testing.assert_array_equal(_fed(examples.rebind(data))[0], _fed(examples)[0])
+    with pytest.raises(ValueError, match=r"inputs: 'twice' was given as a DataArray.*data.assign"):
+        examples.rebind(data * 100)
+    again = _fed(examples.rebind((data * 100).assign(twice=twice)))[0]
+    np.testing.assert_array_equal(again[:, 1], _fed(examples)[0][:, 1])
+
+    height = (data["height"] + 1).rename("raised")
+    static = Examples(data, inputs=["field", height], along=along)
+    fresh = data.drop_vars("height").isel(time=slice(0, 4)) * 3
+    wanted = np.broadcast_to(height.values.astype(np.float32), (4, 5)).ravel()
+    np.testing.assert_array_equal(_fed(static.rebind(fresh))[0][:, 1], wanted)
+    with pytest.raises(ValueError, match="'raised' was given as a DataArray"):
+        static.rebind(fresh.assign_coords(lat=fresh.lat + 1))
+    with pytest.raises(ValueError, match="'raised' was given as a DataArray"):
+        static.rebind(fresh.drop_vars("lat"))
+
+
+def test_a_dataarray_of_the_dataset_is_its_variable():
+    data = _labelled_field()
+    examples = Examples(data, inputs=data["field"], targets=data["height"], along=("time", "lat"))
+    assert examples.recipe.inputs.variables[0].key == "field"
+    half = examples.rebind((data / 2)[["field"]])
+    np.testing.assert_allclose(_fed(half)[0], _fed(examples)[0] / 2)
+
+
+def _counted(targets):
+    rng = np.random.default_rng(2)
+    return xr.Dataset({"x": (("row", "f"), rng.normal(size=(40, 3))), "y": targets})
+
+
+@pytest.mark.parametrize("wanted", [None, True])
+@pytest.mark.parametrize("dtype", [np.int32, np.float64])
+def test_targets_of_the_squared_loss_are_scaled_whatever_their_dtype(dtype, wanted):
+    values = (100 + 50 * np.arange(40)).astype(dtype)
+    data = _counted(("row", values))
+    described = Examples(data, inputs="x", targets="y", along="row")
+    examples = described.standardize(targets=wanted).for_loss("squared", 1)
+    mean, deviation = examples.target_scaling
+    assert float(mean) == pytest.approx(values.mean())
+    assert float(deviation) == pytest.approx(values.std())
+    wanted_targets = (values - values.mean()) / values.std()
+    np.testing.assert_allclose(_fed(examples)[1], wanted_targets, rtol=1e-5, atol=1e-6)
+    unscaled = described.standardize(targets=False).for_loss("squared", 1)
+    np.testing.assert_array_equal(_fed(unscaled)[1], values.astype(np.float32))
+
+
+@pytest.mark.parametrize("loss", ["logistic", None])
+def test_targets_of_other_losses_stay_as_they_are(loss):
+    ones = np.eye(4, dtype=np.float32)[np.arange(40) % 4]
+    data = _counted((("row", "o"), ones))
+    scaled = Examples(data, inputs="x", targets="y", along="row").standardize()
+    examples = scaled.for_loss(loss, 4)
+    assert examples.target_scaling is None
+    np.testing.assert_array_equal(_fed(examples)[1], ones)
+    assert _fed(scaled.for_loss("squared", 4))[1].min() < 0
+
+
+def test_what_cannot_be_scaled_is_said_before_training():
+    data = _counted(("row", np.arange(40) % 4)).assign(word=("row", list("ab") * 20))
+    numbers = Examples(data, inputs="x", targets="y", along="row")
+    with pytest.raises(ValueError, match="targets=True: a 'softmax' loss takes labels"):
+        numbers.standardize(targets=True).for_loss("softmax", 4)
+    assert numbers.standardize().for_loss("softmax", 4).target_scaling is None
+    with pytest.raises(ValueError, match="targets=True needs targets"):
+        Examples(data, inputs="x", along="row").standardize(targets=True)
+    words = Examples(data, inputs="x", targets="word", along="row", classes=["a", "b"])
+    with pytest.raises(TypeError, match="targets: variable 'word' has dtype"):
+        words.standardize().for_loss("squared", 1)
+    with pytest.raises(ValueError, match="'word' has 2 classes, the model has 5 outputs"):
+        words.for_loss("softmax", 5)

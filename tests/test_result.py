@@ -1,5 +1,7 @@
 """The result: scores, predictions on the data's own grid, and what is kept of it."""
 
+import warnings
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -178,3 +180,275 @@ def test_validation_is_in_the_targets_own_units(threads_client, grid):
     wanted = result.evaluate(held_out)
     assert result.history["validation_rmse"].values[-1] == pytest.approx(wanted["rmse"], rel=1e-4)
     assert result.history["validation_loss"].values[-1] == pytest.approx(wanted["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0.0, 1.0], ["no", "yes"], [7, 3]])
+def test_one_logistic_output_tells_two_classes_apart(threads_client, labels):
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=(400, 3)).astype(np.float32)
+    truth = (values.sum(axis=1) > 0).astype(int)
+    data = xr.Dataset({"x": (("row", "f"), values), "y": ("row", np.array(labels)[truth])})
+    examples = dbdask.Examples(
+        data, inputs="x", targets="y", along="row", classes=None if labels[0] == 0 else labels
+    ).standardize(client=threads_client)
+    model = dbdask.Network(input_shape=(3,), layers=[dbdask.Dense(1)], loss="logistic")
+    result = dbdask.downpour(
+        model,
+        examples,
+        client=threads_client,
+        optimizer=dbdask.adagrad(0.3),
+        batch_size=20,
+        epochs=5,
+        progress=False,
+    )
+    predicted = result.predict(data).compute(scheduler="threads")
+    accuracy = (predicted == data["y"]).mean()
+    assert accuracy > 0.95
+    scores = result.evaluate(examples)
+    assert scores["accuracy"] == pytest.approx(float(accuracy))
+    assert scores["loss"] < 0.3
+    probabilities = result.predict_proba(data).compute(scheduler="threads")
+    assert probabilities["class"].values.tolist() == labels
+    np.testing.assert_allclose(probabilities.sum("class"), 1, rtol=1e-5)
+    best = probabilities["class"].values[probabilities.argmax("class")]
+    np.testing.assert_array_equal(best, predicted)
+
+
+class _Centroids:
+    """A model of a user's own, which says nothing of its outputs: nearest of three fixed points."""
+
+    layout = (("offset", (3, 2), ("class", "feature")),)
+
+    def initial_parameters(self, seed, start, stop):
+        return np.arange(6, dtype=np.float32)[start:stop]
+
+    def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
+        gradient[:] = 0
+        return float(len(inputs))
+
+    def predict(self, parameters, inputs):
+        points = parameters.reshape(3, 2)
+        return -np.square(inputs[:, None] - points).sum(axis=2)
+
+
+def test_a_users_own_model_need_not_say_how_many_outputs_it_has(threads_client):
+    points = np.arange(6, dtype=np.float32).reshape(3, 2)
+    truth = np.arange(30) % 3
+    data = xr.Dataset({"x": (("row", "f"), points[truth]), "y": ("row", truth)})
+    examples = dbdask.Examples(data, inputs="x", targets="y", along="row")
+    result = dbdask.downpour(_Centroids(), examples, client=threads_client, progress=False)
+    np.testing.assert_array_equal(result.predict(data).compute(scheduler="threads"), truth)
+    assert result.predict_proba(data).sizes["class"] == 3
+    assert result.evaluate(examples)["accuracy"] == 1
+
+
+def _trained_on(client, examples, outputs=2):
+    model = dbdask.Network(
+        input_shape=examples.input_shape, layers=[dbdask.Dense(outputs)], loss="softmax"
+    )
+    return dbdask.downpour(model, examples, client=client, batch_size=20, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("route", ["store", "lazy", "dask", "memory"])
+def test_a_declared_missing_label_is_written_as_one(threads_client, tmp_path, zarr_format, route):
+    values = np.random.default_rng(6).normal(size=(60, 3)).astype(np.float32)
+    truth = np.where(np.arange(60) < 5, -9, values[:, 0] > 0).astype(np.int16)
+    declared = {"_FillValue": -9} if zarr_format == 3 else {"missing_value": -9}
+    data = xr.Dataset({"x": (("row", "f"), values), "y": ("row", truth, declared)})
+    path = tmp_path / "data.zarr"
+    data.to_zarr(path, zarr_format=zarr_format, consolidated=False)
+    opened = xr.open_zarr(path, consolidated=False, chunks={} if route == "dask" else None)
+    given = {"store": path, "memory": opened.load()}.get(route, opened)
+    examples = dbdask.Examples(given, inputs="x", targets="y", along="row", missing="drop")
+    result = _trained_on(threads_client, examples)
+    result.save(tmp_path / "model.zarr")
+    data["x"][7] = np.nan
+    for trained in (result, dbdask.load(tmp_path / "model.zarr")):
+        predicted = trained.predict(data)
+        assert predicted.dtype.kind == "i" and predicted.values[7] == -9
+        predicted.to_zarr(tmp_path / "out.zarr", mode="w", consolidated=False)
+        again = xr.open_zarr(tmp_path / "out.zarr", consolidated=False)["y"]
+        assert again.isnull().values.nonzero()[0].tolist() == [7]
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0.25, 0.5]])
+def test_numbers_as_labels_are_missing_as_nan(threads_client, labels):
+    values = np.random.default_rng(6).normal(size=(60, 3)).astype(np.float32)
+    truth = np.array(labels)[np.arange(60) % 2]
+    data = xr.Dataset({"x": (("row", "f"), values), "y": ("row", truth)})
+    classes = labels if labels[1] != 1 else None
+    examples = dbdask.Examples(data, inputs="x", targets="y", along="row", classes=classes)
+    result = _trained_on(threads_client, examples)
+    data["x"][7, 1] = np.nan
+    predicted = result.predict(data)
+    assert predicted.dtype == np.float64
+    assert predicted.isnull().values.nonzero()[0].tolist() == [7]
+    assert set(predicted.dropna("row").values) <= set(labels)
+
+
+def test_labels_stay_whole_where_every_example_can_be_formed(threads_client):
+    pixels = np.random.default_rng(6).integers(0, 256, size=(60, 3)).astype(np.uint8)
+    data = xr.Dataset({"x": (("row", "f"), pixels), "y": ("row", np.arange(60) % 2)})
+    window = {"row": 3}
+    for edges, dtype in (("repeat", np.int64), ("drop", np.float64)):
+        examples = dbdask.Examples(
+            data, inputs="x", targets="y", along="row", window=window, edges=edges
+        )
+        predicted = _trained_on(threads_client, examples).predict(data)
+        assert predicted.dtype == dtype
+        assert int(predicted.isnull().sum()) == (2 if edges == "drop" else 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+def test_text_labels_are_missing_as_no_text(threads_client):
+    values = np.random.default_rng(6).normal(size=(60, 3)).astype(np.float32)
+    data = xr.Dataset({"x": (("row", "f"), values), "y": ("row", np.array(["a", "b"] * 30))})
+    for classes, gap in ((["a", "b"], ""), (["a", "b", ""], np.nan)):
+        examples = dbdask.Examples(data, inputs="x", targets="y", along="row", classes=classes)
+        result = _trained_on(threads_client, examples, len(classes))
+        gappy = data.assign(x=data["x"].where(data["row"] != 7))
+        predicted = result.predict(gappy).values
+        assert str(predicted[7]) == str(gap) and set(np.delete(predicted, 7)) <= set(classes)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+@pytest.mark.parametrize("missing", ["drop", "mask"])
+def test_r2_is_averaged_over_targets_of_unlike_units(threads_client, missing):
+    rng = np.random.default_rng(9)
+    values = rng.normal(size=(600, 2)).astype(np.float32)
+    noise = rng.normal(size=600)
+    data = xr.Dataset(
+        {
+            "x": (("row", "f"), values),
+            "pressure": ("row", 100_000 + 900 * values[:, 0]),
+            "moisture": ("row", 0.01 * values[:, 1] + 0.01 * noise),
+            "flat": ("row", np.ones(600)),
+        }
+    )
+    data["moisture"][5] = np.nan
+    examples = dbdask.Examples(
+        data,
+        inputs="x",
+        targets=["pressure", "moisture", "flat"],
+        along="row",
+        weights=xr.DataArray(rng.uniform(0.5, 1.5, 600), dims="row", name="trust"),
+        missing=missing,
+    ).standardize(client=threads_client)
+    model = dbdask.Network(input_shape=(2,), layers=[dbdask.Dense(3)], loss="squared")
+    result = dbdask.downpour(
+        model,
+        examples,
+        client=threads_client,
+        optimizer=dbdask.adagrad(0.3),
+        batch_size=20,
+        epochs=4,
+        progress=False,
+    )
+    predicted = result.predict(data).compute(scheduler="threads")
+    weights = examples.recipe.weights.read()
+    r2 = []
+    for name in ("pressure", "moisture"):
+        known = np.isfinite(data[name].values)
+        truth, found, weight = (v[known] for v in (data[name].values, predicted[name], weights))
+        spread = weight * (truth - np.average(truth, weights=weight)) ** 2
+        r2.append(1 - (weight * (truth - found.values) ** 2).sum() / spread.sum())
+    assert r2[0] > 0.9 > r2[1]
+    assert result.evaluate(examples)["r2"] == pytest.approx(np.mean(r2), abs=5e-3)
+
+
+def test_nothing_to_score_is_said(threads_client):
+    data = xr.Dataset({"x": (("row", "f"), np.ones((30, 2))), "y": ("row", np.ones(30))})
+    examples = dbdask.Examples(data, inputs="x", targets="y", along="row")
+    model = dbdask.Network(input_shape=(2,), layers=[dbdask.Dense(1)], loss="squared")
+    result = dbdask.downpour(model, examples, client=threads_client, progress=False)
+    unweighted = dbdask.Examples(
+        data * 0, inputs="x", targets="y", along="row", weights=data["y"] * 0
+    )
+    with pytest.raises(ValueError, match="nothing to score"):
+        result.evaluate(unweighted)
+
+
+def _warned(train):
+    """What a training run warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train()
+    return [str(one.message) for one in caught if "left out" in str(one.message)]
+
+
+def _downpour(client, examples, outputs):
+    model = dbdask.Network(
+        input_shape=examples.input_shape, layers=[dbdask.Dense(outputs)], loss="softmax"
+    )
+    return dbdask.downpour(
+        model, examples, client=client, batch_size=20, epochs=3, replicas=2, progress=False
+    )
+
+
+def _sandblaster(client, examples, outputs):
+    model = dbdask.Network(
+        input_shape=examples.input_shape, layers=[dbdask.Dense(outputs)], loss="softmax"
+    )
+    return dbdask.sandblaster(
+        model, examples, client=client, iterations=5, portion_size=50, progress=False
+    )
+
+
+@pytest.mark.parametrize("train", [_downpour, _sandblaster])
+def test_what_is_left_out_is_counted_once_and_named(threads_client, tmp_path, train):
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(400, 2)).astype(np.float32)
+    labels = np.array(["calm", "storm"])[rng.integers(0, 2, 400)]
+    labels[[250, 251]] = "fog"
+    data = xr.Dataset(
+        {"x": (("hour", "f"), values), "y": ("hour", labels)}, coords={"hour": np.arange(400) * 6}
+    )
+    classes = ["calm", "fog", "storm"]
+
+    def examples(gaps):
+        given = data.assign(x=data["x"].where(~data["hour"].isin(data["hour"][gaps])))
+        path = tmp_path / f"{len(gaps)}.zarr"
+        given.chunk(hour=64).to_zarr(path, mode="w", zarr_format=2)
+        return dbdask.Examples(
+            path, inputs="x", targets="y", along="hour", classes=classes, missing="drop"
+        )
+
+    many = examples(range(100, 140))
+    (found,) = _warned(lambda: train(threads_client, many, 3))
+    assert found.startswith("40 of 400 examples (10.0 %) are left out as missing, the first for ")
+    assert (
+        found.endswith("inputs: variable 'x' at hour=100 (600), f=0") or "hour=100 (600)" in found
+    )
+    assert "no example is left" not in found
+    (found,) = _warned(lambda: train(threads_client, examples([250, 251]), 3))
+    assert found.startswith("2 of 400 examples (0.5 %)")
+    assert found.endswith("no example is left of class fog")
+    assert _warned(lambda: train(threads_client, examples([250]), 3)) == []
+
+
+@pytest.mark.parametrize("train", [_downpour, _sandblaster])
+def test_windows_that_leave_their_group_are_not_missing(threads_client, train):
+    data = xr.Dataset(
+        {
+            "x": ("row", np.arange(200.0)),
+            "y": ("row", np.arange(200) % 2),
+            "group": ("row", np.arange(200) // 20),
+        }
+    )
+    # At the edge of a group: only windows that are cut anyway look at it.
+    data["x"][19] = np.nan
+    examples = dbdask.Examples(
+        data,
+        inputs="x",
+        targets="y",
+        along="row",
+        window={"row": (1, 1)},
+        edges="drop",
+        groups="group",
+        missing="drop",
+    )
+    report = examples.isel(row=slice(19, None)).check()
+    assert report.dropped == 9 and report.first_dropped == ""
+    assert _warned(lambda: train(threads_client, examples.isel(row=slice(19, None)), 2)) == []

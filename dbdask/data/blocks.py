@@ -30,9 +30,9 @@ def read_block(
         within = _within_groups(recipe, spread, ledger, supplied)
     block = Block(number, within, _kept(recipe, within), [])
     judge = Judge(recipe, block)
-    for role, variable in recipe.roles:
+    for (role, variable), features in zip(recipe.roles, recipe.feature_dims, strict=True):
         box = recipe.box(variable, spread, role)
-        part = _read_part(recipe, variable, box, supplied)
+        part = _read_part(recipe, variable, features, box, supplied)
         if role == "targets" and recipe.classes is not None:
             judge.labels = variable.decode(part.values)[0]
             codes = recipe.classes.encode(*variable.decode(part.values))
@@ -43,26 +43,21 @@ def read_block(
 
 
 def _read_part(
-    recipe: Recipe, variable: Variable, box: dict[str, slice], supplied: Blocks | None
+    recipe: Recipe,
+    variable: Variable,
+    features: tuple[str, ...],
+    box: dict[str, slice],
+    supplied: Blocks | None,
 ) -> Part:
     """Read a box, with the sample dimensions first and the features flattened."""
     stored = variable.read(box, blocks=supplied)
     own = [dim for dim in recipe.along if dim in variable.dims]
-    features = _feature_dims(recipe, variable)
     order = [variable.dims.index(dim) for dim in (*own, *features)]
     lengths = {dim: box[dim].stop - box[dim].start for dim in own}
     count = int(np.prod(list(lengths.values()), dtype=np.int64))
     width = int(np.prod([variable.sizes[dim] for dim in features], dtype=np.int64))
     values = np.ascontiguousarray(stored.transpose(order)).reshape(count, width)
     return Part(values, {dim: box[dim].start for dim in own}, lengths)
-
-
-def _feature_dims(recipe: Recipe, variable: Variable) -> tuple[str, ...]:
-    for bundle in (recipe.inputs, recipe.targets):
-        keys = [] if bundle is None else [one.key for one in bundle.variables]
-        if bundle is not None and variable.key in keys:
-            return bundle.feature_dims[keys.index(variable.key)]
-    return tuple(dim for dim in variable.dims if dim not in recipe.along)
 
 
 def _within_groups(

@@ -18,16 +18,27 @@ class Bundle:
 
     Variables of one shape are stacked on a last axis; of unlike shapes, each is flattened and they
     are joined.
+
+    Parameters
+    ----------
+    variables, along, window, scalings
+        The variables, the sample dimensions, what is seen of them, and how each is scaled.
+    orders
+        The order of each variable's own dimensions in an example; None: as the variable has them,
+        or as the first variable of the same dimensions has them.
     """
 
     variables: tuple[Variable, ...]
     along: tuple[str, ...]
     window: Window = NO_WINDOW
     scalings: tuple[Scaling, ...] | None = None
+    orders: tuple[tuple[str, ...], ...] | None = None
 
     @cached_property
     def feature_dims(self) -> tuple[tuple[str, ...], ...]:
-        """The dimensions of each variable that are not sample dimensions."""
+        """The dimensions of each variable that are not sample dimensions, as examples have them."""
+        if self.orders is not None:
+            return self.orders
         found: list[tuple[str, ...]] = []
         for variable in self.variables:
             dims = tuple(dim for dim in variable.dims if dim not in self.along)
@@ -56,6 +67,28 @@ class Bundle:
     def names(self) -> tuple[str, ...]:
         """Names of the variables."""
         return tuple(variable.name for variable in self.variables)
+
+    def ordered(self, argument: str, orders: Sequence[Sequence[str]]) -> "Bundle":
+        """Return the bundle with its variables' own dimensions in the order that a model knows.
+
+        Raises
+        ------
+        ValueError
+            If there are other variables or other dimensions than the model was trained on.
+        """
+        if len(orders) != len(self.variables):
+            raise ValueError(
+                f"{argument} has {len(self.variables)} variables ({', '.join(self.names)}), the "
+                f"training examples have {len(orders)}; give the same {argument}"
+            )
+        for name, own, wanted in zip(self.names, self.feature_dims, orders, strict=True):
+            if set(own) != set(wanted):
+                raise ValueError(
+                    f"{argument}: variable {name!r} has, beside the sample dimensions, "
+                    f"{_listed(own)}, the training examples have {_listed(wanted)}; rename its "
+                    "dimensions"
+                )
+        return replace(self, orders=tuple(tuple(order) for order in orders))
 
     def scaled(self, scalings: Sequence[Scaling] | None) -> "Bundle":
         """Return the bundle with other scalings."""
@@ -128,6 +161,10 @@ class Bundle:
             return values.reshape(shape), None
         values = np.where(missing, scaling.fill if scaling is not None else 0, values)
         return values.astype(np.float32).reshape(shape), missing.reshape(shape)
+
+
+def _listed(dims: Sequence[str]) -> str:
+    return ", ".join(map(repr, dims)) or "no dimension"
 
 
 def check_numbers(argument: str, variable: Variable) -> None:

@@ -43,18 +43,21 @@ def report(examples: "Examples", client: Any = None) -> Report:
     """Read every block; warn as training does where much is left out."""
     counts: list[BlockCount] = list(sweep(examples, measure_block, client))
     rows, dropped = sum(c.rows for c in counts), sum(c.dropped for c in counts)
+    missing = sum(c.missing for c in counts)
     found, kept = _sum(c.classes for c in counts), _sum(c.kept_classes for c in counts)
-    lost = tuple(sorted(label for label in found if label >= 0 and not kept.get(label)))
+    lost = tuple(sorted(label for label in found if not kept.get(label)))
     place = next((c.place for c in counts if c.place), "")
-    message = drop_warning(rows, dropped, place, lost)
+    labels = examples.output_classes
+    named = tuple(label if labels is None else labels[label] for label in lost)
+    message = drop_warning(rows, missing, place, named)
     if message:
         warnings.warn(message, UserWarning, stacklevel=3)
-    labelled = {label: kept[label] for label in sorted(kept) if label >= 0}
+    labelled = {label: kept[label] for label in sorted(kept)}
     return Report(rows - dropped, dropped, place, labelled if examples.has_labels else None, lost)
 
 
-def drop_warning(rows: int, dropped: int, place: str, lost: tuple[int, ...] = ()) -> str:
-    """Return what to say about examples that were left out; empty where it is not worth a word.
+def drop_warning(rows: int, missing: int, place: str, lost: tuple[Any, ...] = ()) -> str:
+    """Return what to say about examples left out as missing; empty where it is not worth a word.
 
     Examples
     --------
@@ -63,12 +66,12 @@ def drop_warning(rows: int, dropped: int, place: str, lost: tuple[int, ...] = ()
     >>> drop_warning(1000, 5, "")
     ''
     """
-    if not dropped or (dropped <= WORTH_A_WARNING * rows and not lost):
+    if not missing or (missing <= WORTH_A_WARNING * rows and not lost):
         return ""
     first = f", the first for {place}" if place else ""
     classes = f"; no example is left of class {', '.join(map(str, lost))}" if lost else ""
-    part = 100 * dropped / rows
-    return f"{dropped} of {rows} examples ({part:.1f} %) are left out as missing{first}{classes}"
+    part = 100 * missing / rows
+    return f"{missing} of {rows} examples ({part:.1f} %) are left out as missing{first}{classes}"
 
 
 def _sum(counts: Any) -> dict[int, int]:

@@ -1,11 +1,12 @@
 """Description: examples as plain data, and put back on the same data or on other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from dbdask.data.alignment import same_labels
 from dbdask.data.bundles import Bundle
 from dbdask.data.decoding import Decoding
 from dbdask.data.labels import Classes
@@ -23,6 +24,8 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "inputs": list(recipe.inputs.names),
         "targets": None if targets is None else list(targets.names),
         "along": list(recipe.along),
+        "input_dims": _dims_json(recipe.inputs),
+        "target_dims": None if targets is None else _dims_json(targets),
         "window": recipe.window.to_json() or None,
         "edges": recipe.edges,
         "groups": None if recipe.groups is None else recipe.groups.name,
@@ -43,37 +46,28 @@ def rebuild(description: Mapping[str, Any]) -> Recipe:
     recipe = _open(description, source, description["inputs"])
     if recipe.targets is None:
         return recipe
+    targets = recipe.targets.ordered("targets", description["target_dims"])
     return replace(
         recipe,
         classes=None if classes is None else Classes.from_json(classes),
-        targets=_with_scalings(recipe.targets, description["target_scalings"]),
+        targets=_with_scalings(targets, description["target_scalings"]),
     )
 
 
-def inputs_on(recipe: Recipe, source: Source) -> Recipe:
+def inputs_on(recipe: Recipe, source: Source, own: Source | None) -> Recipe:
     """Return the recipe for the inputs alone, on another source: what predicting reads.
 
-    Examples with missing values are left out, whatever the rule was in training.
+    Examples with missing values are left out, whatever the rule was in training. `own` is the
+    source of the recipe, where it is known.
     """
     described = describe(recipe) | {"targets": None, "weights": None, "missing": "drop"}
     if recipe.missing == "mask":
         described["missing"] = "mask"
-    known = {variable.name: variable for variable in recipe.inputs.variables}
-    # A DataArray given beside the data, such as an orography, need not be in new data.
-    beside = {
-        name: variable
-        for name, variable in known.items()
-        if name not in source.variables and not isinstance(variable.origin, Absent)
-        if "#" in variable.key
-    }
-    described["variables"] = {}
-    whole = Source(
-        {**source.variables, **beside},
-        frozenset(source.coords),
-        source.attrs,
-        description=source.description,
-    )
-    found = _open(described, whole, described["inputs"])
+    is_own = own is not None and own.shows_the_same(source)
+    if recipe.groups is not None:
+        described["groups"] = _found_on("groups", recipe.groups, recipe, source, is_own)
+    inputs = [_found_on("inputs", v, recipe, source, is_own) for v in recipe.inputs.variables]
+    found = _open(described, source, inputs)
     if found.inputs.shape != recipe.inputs.shape:
         raise ValueError(
             f"data: the inputs {', '.join(found.inputs.names)} have shape {found.inputs.shape} in "
@@ -82,26 +76,73 @@ def inputs_on(recipe: Recipe, source: Source) -> Recipe:
     return found
 
 
+def _found_on(
+    argument: str, variable: Variable, recipe: Recipe, source: Source, is_own: bool
+) -> str | Variable:
+    """Return the name under which a source has a variable, or the DataArray that still fits it.
+
+    A DataArray that was given beside the data fits the data that it was given with, and data that
+    have the same labels along its sample dimensions, unless it has all of them, as what was
+    derived from the data themselves has.
+    """
+    if variable.is_beside and is_own:
+        return variable
+    if variable.name in source.variables or not variable.is_beside:
+        return variable.name
+    dims = [dim for dim in recipe.along if dim in variable.dims]
+    static = len(dims) < len(recipe.along) and not isinstance(variable.origin, Absent)
+    if static and all(_is_labelled_alike(recipe, source, dim) for dim in dims):
+        return variable
+    raise ValueError(
+        f"{argument}: {variable.name!r} was given as a DataArray, and {source.description} has no "
+        f"such variable; give a Dataset that has it, as data.assign({variable.name}=array)"
+    )
+
+
+def _is_labelled_alike(recipe: Recipe, source: Source, dim: str) -> bool:
+    labels = source.labels(dim)
+    known = recipe.coordinates.get(dim)
+    if labels is None or known is None or isinstance(known.origin, Absent):
+        return False
+    return same_labels(known.coordinate(), labels)
+
+
 def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
-    """Return a recipe with another's scalings and classes, in place of its own."""
+    """Return a recipe with another's scalings, classes and order of dimensions, not its own."""
+    if recipe.window != other.window:
+        raise ValueError(
+            f"examples have the window {recipe.window.to_json() or None}, the training examples "
+            f"{other.window.to_json() or None}; give the same window"
+        )
+    recipe = replace(recipe, inputs=_bundle_like("inputs", recipe.inputs, other.inputs))
     if recipe.inputs.shape != other.inputs.shape:
         raise ValueError(
             f"examples have input_shape {recipe.inputs.shape}, the training examples "
             f"{other.inputs.shape}; give the same inputs and window"
         )
-    recipe = replace(recipe, inputs=recipe.inputs.scaled(other.inputs.scalings))
     if recipe.targets is None or other.targets is None:
         return recipe
+    recipe = replace(recipe, targets=_bundle_like("targets", recipe.targets, other.targets))
+    assert recipe.targets is not None
     if recipe.targets.shape != other.targets.shape:
         raise ValueError(
             f"examples have target_shape {recipe.targets.shape}, the training examples "
             f"{other.targets.shape}; give the same targets"
         )
-    targets = recipe.targets.scaled(other.targets.scalings)
-    return replace(recipe, targets=targets, classes=other.classes)
+    return replace(recipe, classes=other.classes)
 
 
-def _open(described: Mapping[str, Any], source: Source, inputs: list[str]) -> Recipe:
+def _bundle_like(argument: str, bundle: Bundle, other: Bundle) -> Bundle:
+    """Return a bundle in the order and with the scalings of the one that was trained on."""
+    if bundle.names != other.names and set(bundle.names) == set(other.names):
+        raise ValueError(
+            f"{argument} are {', '.join(bundle.names)}, the training examples' are "
+            f"{', '.join(other.names)}; give them in the same order"
+        )
+    return bundle.ordered(argument, other.feature_dims).scaled(other.scalings)
+
+
+def _open(described: Mapping[str, Any], source: Source, inputs: Sequence[str | Variable]) -> Recipe:
     recipe = open_recipe(
         source,
         inputs=inputs,
@@ -114,7 +155,12 @@ def _open(described: Mapping[str, Any], source: Source, inputs: list[str]) -> Re
         classes=None,
         missing=described["missing"],
     )
-    return replace(recipe, inputs=_with_scalings(recipe.inputs, described["input_scalings"]))
+    ordered = recipe.inputs.ordered("inputs", described["input_dims"])
+    return replace(recipe, inputs=_with_scalings(ordered, described["input_scalings"]))
+
+
+def _dims_json(bundle: Bundle) -> list[list[str]]:
+    return [list(dims) for dims in bundle.feature_dims]
 
 
 def _scalings_json(bundle: Bundle) -> list[dict[str, Any]] | None:
@@ -131,6 +177,7 @@ def _variable_json(variable: Variable) -> dict[str, Any]:
         "dims": list(variable.dims),
         "shape": list(variable.shape),
         "dtype": variable.value_dtype.str,
+        "missing": list(variable.decoding.missing),
         "attrs": {name: value for name, value in kept.items() if value is not None},
     }
 
@@ -138,6 +185,7 @@ def _variable_json(variable: Variable) -> dict[str, Any]:
 def _detached(name: str, described: Mapping[str, Any]) -> Variable:
     """Return a variable of which only the metadata are known."""
     dtype = np.dtype(described["dtype"])
+    missing = tuple(described["missing"])
     return Variable(
         name=name,
         key=name,
@@ -147,7 +195,7 @@ def _detached(name: str, described: Mapping[str, Any]) -> Variable:
         itemsize=dtype.itemsize,
         chunks=tuple(max(1, size) for size in described["shape"]),
         attrs=dict(described["attrs"]),
-        decoding=Decoding(),
+        decoding=Decoding(missing=missing, fill=missing[0] if missing else None),
         origin=Absent("store"),
     )
 

@@ -13,6 +13,7 @@ from dbdask.data.description import describe, inputs_on, prepared_like, rebuild
 from dbdask.data.feed import CACHE_BYTES, Reader
 from dbdask.data.indexing import isel_selection, sel_indexers, where_selection
 from dbdask.data.labels import Classes, as_classes
+from dbdask.data.losses import targets_for_loss
 from dbdask.data.measures import measure_labels
 from dbdask.data.moments import measured_means, scalings_of
 from dbdask.data.opening import Given, open_recipe
@@ -32,9 +33,9 @@ class Examples:
     data
         A Zarr store (path, URL or zarr `Store`) or an xarray Dataset.
     inputs, targets
-        Names or DataArrays. Several variables of one shape are stacked on a last axis; of unlike
-        shapes, each is flattened and they are joined. A variable without some of `along` is
-        broadcast.
+        Names or DataArrays, whose index coordinates must be those of the data. Several variables
+        of one shape are stacked on a last axis; of unlike shapes, each is flattened and they are
+        joined. A variable without some of `along` is broadcast.
     along
         The sample dimension, or several, slowest first.
     window
@@ -53,7 +54,8 @@ class Examples:
     Raises
     ------
     ValueError, TypeError
-        For what the metadata shows to be wrong; nothing is read.
+        For what the metadata shows to be wrong; nothing is read but, where DataArrays are given,
+        coordinates.
 
     Examples
     --------
@@ -160,7 +162,7 @@ class Examples:
     def target_scaling(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Mean and deviation of the targets, of `target_shape`; None where they are not scaled."""
         targets = self.recipe.targets
-        return None if targets is None else targets.flat_scaling
+        return None if targets is None or self.has_labels else targets.flat_scaling
 
     @property
     def grid(self) -> Grid:
@@ -210,7 +212,11 @@ class Examples:
         return self.isel(**sel_indexers(self.recipe, indexers))
 
     def where(self, mask: xr.DataArray) -> "Examples":
-        """Keep the examples where `mask`, over some of the sample dimensions, is True."""
+        """Keep the examples where `mask`, over some of the sample dimensions, is True.
+
+        As xarray does, the mask is matched by its index coordinates: in whatever order it has
+        them, and what it has no label for is left out. Where it or the data have none, by position.
+        """
         return self._selected(where_selection(self.recipe, mask))
 
     def split(self, *fractions: float, seed: int | None = None) -> tuple["Examples", ...]:
@@ -243,7 +249,7 @@ class Examples:
         Parameters
         ----------
         targets
-            Whether targets are scaled too; None: where they are no labels and not whole numbers.
+            Whether targets are scaled too; None: for the squared loss.
         per
             ``"variable"``, or ``"feature"`` for each element of a variable on its own.
         client
@@ -283,21 +289,11 @@ class Examples:
         """Return the examples with targets as a loss takes them.
 
         Labels (whole numbers 0 to `outputs` - 1 unless classes are known) for "softmax", and for
-        "logistic" with one target each; float32 values for "squared".
+        "logistic" with one target each, where one output tells two classes apart; float32 values
+        for "squared". Where `standardize` was not told whether to scale the targets, only
+        "squared" has them scaled.
         """
-        targets, classes = self.recipe.targets, self.recipe.classes
-        if targets is None or loss is None:
-            return self
-        if loss == "squared":
-            return self if classes is None else self.with_classes(None)
-        if targets.shape != () or (classes is not None and classes.labels):
-            return self
-        if classes is not None and classes.labels == ():
-            raise ValueError(
-                f"classes: the labels of {targets.names[0]!r} are text; give classes=[...], or "
-                "classes=examples.find_classes()"
-            )
-        return self.with_classes(Classes(count=outputs))
+        return Examples._of(self.source, targets_for_loss(self.recipe, loss, outputs))
 
     def check(self, client: Any = None) -> Report:
         """Read everything once and report; raises DataError where training would."""
@@ -308,9 +304,14 @@ class Examples:
         return Examples._of(self.source, prepared_like(self.recipe, other._with_means().recipe))
 
     def rebind(self, data: Any) -> "Examples":
-        """Return the same inputs on other data, to predict from; targets need not be there."""
+        """Return the same inputs on other data, to predict from; targets need not be there.
+
+        What was given as a DataArray is found by its name in other data; one that lacks a sample
+        dimension, such as an orography, is taken as it was where the labels along those that it
+        has are the same.
+        """
         source = open_source(data)
-        return Examples._of(source, inputs_on(self._with_means().recipe, source))
+        return Examples._of(source, inputs_on(self._with_means().recipe, source, self.source))
 
     def description(self) -> dict[str, Any]:
         """Return everything but the data and the selection, as plain data."""

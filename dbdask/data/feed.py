@@ -12,8 +12,10 @@ from dbdask.data.blocks import read_block
 from dbdask.data.gathering import Block, Gathered
 from dbdask.data.groups import GroupLedger
 from dbdask.data.labels import MISSING
+from dbdask.data.leaving_out import left_out_of
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Blocks
+from dbdask.numbers.left_out import LeftOut
 from dbdask.numbers.portions import Portion
 
 CACHE_BYTES = 256 * 2**20
@@ -81,6 +83,7 @@ class Reader:
         self._lock = Lock()
         self._cache: OrderedDict[int, Block] = OrderedDict()
         self._held = 0
+        self._left_out: dict[int, LeftOut] = {}  # by block
         self._loading: dict[int, Future[Block]] = {}
         self._group: tuple[tuple[int, ...], Gathered] | None = None
         self._order: tuple[tuple[int, ...], int, np.ndarray] | None = None
@@ -165,6 +168,14 @@ class Reader:
         positions = tuple(centres.positions for centres in places)
         return BlockExamples(positions, valid, self._minibatch(gathered, rows[valid], 0))
 
+    def left_out(self, portion: Portion) -> LeftOut:
+        """Return what the blocks of a portion that was read leave out as missing."""
+        found = LeftOut()
+        for block in portion.blocks:
+            if block in self._left_out:
+                found.add(self._left_out[block])
+        return found
+
     def raw_block(self, block: int, blocks: Blocks | None = None) -> Block:
         """Return a block as it was read."""
         return self._block(block, blocks)
@@ -239,6 +250,8 @@ class Reader:
     def _read(self, number: int, supplied: Blocks | None, result: "Future[Block]") -> Block:
         try:
             block = read_block(self.recipe, number, self._ledger, supplied)
+            if self.recipe.missing == "drop" and number not in self._left_out:
+                self._left_out[number] = left_out_of(self.recipe, block)
         except BaseException as error:
             with self._lock:
                 del self._loading[number]

@@ -36,8 +36,10 @@ class Block:
     kept: np.ndarray | None  # rows of the product of centres that are examples; None: all
     parts: list[Part]
     valid: np.ndarray | None = None  # which rows are complete; None: all
+    cut: np.ndarray | None = None  # which rows' windows leave their group; None: no row's
+    missing: int = 0  # rows that are left out because a value is missing
     gaps: bool = False  # whether missing elements are to be masked
-    bad_place: str = ""  # where the first incomplete row is
+    bad_place: str = ""  # where the first missing value is
 
     @property
     def rows(self) -> int:
@@ -49,7 +51,7 @@ class Block:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        extra = sum(a.nbytes for a in (self.kept, self.valid) if a is not None)
+        extra = sum(a.nbytes for a in (self.kept, self.valid, self.cut) if a is not None)
         return extra + sum(part.values.nbytes for part in self.parts)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dbdask.data.alignment import put_in_place, same_labels
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Mask, Selection
 
@@ -57,10 +58,13 @@ def where_selection(recipe: Recipe, mask: xr.DataArray) -> Selection:
 
 
 def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> np.ndarray:
-    """Return the mask over whole dimensions; one over the present selection is put in place."""
+    """Return the mask over whole dimensions: put in place by label, else by position."""
     values = mask.to_numpy()
     for axis, dim in enumerate(dims):
         size, selected = recipe.sizes[dim], recipe.selection.positions(dim)
+        if dim in mask.indexes and dim in recipe.coordinates:
+            values = _by_label(recipe, mask, dim, values, axis)
+            continue
         if values.shape[axis] == size:
             continue
         if values.shape[axis] != len(selected):
@@ -72,6 +76,20 @@ def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> np.nda
         whole[(slice(None),) * axis + (selected,)] = values
         values = whole
     return values
+
+
+def _by_label(
+    recipe: Recipe, mask: xr.DataArray, dim: str, values: np.ndarray, axis: int
+) -> np.ndarray:
+    own, labels = mask.indexes[dim], recipe.coordinates[dim].coordinate()
+    if same_labels(own.to_numpy(), labels):
+        return values
+    if not own.is_unique:
+        raise ValueError(
+            f"where: mask has the label {own[own.duplicated()][0]} twice along {dim!r}; give each "
+            "once, or the labels of the data"
+        )
+    return put_in_place(values, axis, own, labels)
 
 
 def _check_dim(recipe: Recipe, argument: str, dim: str) -> None:

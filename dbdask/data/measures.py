@@ -7,8 +7,7 @@ import numpy as np
 
 from dbdask.data.bundles import Bundle
 from dbdask.data.feed import Reader
-from dbdask.data.gathering import Gathered
-from dbdask.data.missing import SLAB_ROWS
+from dbdask.data.leaving_out import class_counts
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Mask
 from dbdask.data.sources import Blocks, Variable
@@ -23,7 +22,7 @@ SLAB_BYTES = 16 * 2**20
 class MeasureMoments:
     """Measures the moments of variables in a block: each position once, whatever the windows."""
 
-    role: str
+    roles: tuple[str, ...]
     per: str
     mask: Mask | None
 
@@ -31,12 +30,16 @@ class MeasureMoments:
         self, reader: Reader, block: int, blocks: Blocks | None
     ) -> tuple[Moments | None, ...]:
         recipe = reader.recipe
-        bundle = recipe.inputs if self.role == "inputs" else recipe.targets
-        assert bundle is not None
         return tuple(
             self._of(recipe, bundle, number, block, blocks)
+            for _, bundle in self.bundles(recipe)
             for number in range(len(bundle.variables))
         )
+
+    def bundles(self, recipe: Recipe) -> list[tuple[str, Bundle]]:
+        """Return the bundles that are measured, each with its role."""
+        known = {"inputs": recipe.inputs, "targets": recipe.targets}
+        return [(role, bundle) for role in self.roles if (bundle := known[role]) is not None]
 
     def _of(
         self, recipe: Recipe, bundle: Bundle, number: int, block: int, blocks: Blocks | None
@@ -155,6 +158,7 @@ class BlockCount:
     block: int
     rows: int
     dropped: int
+    missing: int
     place: str
     classes: dict[int, int]
     kept_classes: dict[int, int]
@@ -162,24 +166,7 @@ class BlockCount:
 
 def measure_block(reader: Reader, block: int, blocks: Blocks | None) -> BlockCount:
     """Read a block as training would, and count its examples."""
-    recipe = reader.recipe
     read = reader.raw_block(block, blocks)
-    valid = np.ones(read.rows, bool) if read.valid is None else read.valid
-    found: dict[int, int] = {}
-    kept: dict[int, int] = {}
-    if recipe.classes is not None:
-        number = len(recipe.inputs.variables)
-        gathered = Gathered(recipe, [read])
-        for start in range(0, read.rows, SLAB_ROWS):
-            rows = np.arange(start, min(start + SLAB_ROWS, read.rows))
-            labels = gathered.take(number, gathered.locate(rows))[:, 0, 0]
-            _count(found, labels)
-            _count(kept, labels[valid[rows]])
-    return BlockCount(block, read.rows, int((~valid).sum()), read.bad_place, found, kept)
-
-
-def _count(counts: dict[int, int], labels: np.ndarray) -> None:
-    for label, count in zip(
-        *(a.tolist() for a in np.unique(labels, return_counts=True)), strict=True
-    ):
-        counts[label] = counts.get(label, 0) + count
+    dropped = 0 if read.valid is None else int((~read.valid).sum())
+    found, kept = class_counts(reader.recipe, read)
+    return BlockCount(block, read.rows, dropped, read.missing, read.bad_place, found, kept)

@@ -32,7 +32,7 @@ class Judge:
     recipe
         The recipe.
     block
-        The block; its `valid`, `gaps` and `bad_place` are set.
+        The block; its `valid`, `cut`, `missing`, `gaps` and `bad_place` are set.
     """
 
     def __init__(self, recipe: Recipe, block: Block) -> None:
@@ -42,7 +42,8 @@ class Judge:
     def pronounce(self) -> None:
         """Raise DataError, leave rows out, or note that there are gaps."""
         self._alone = Gathered(self.recipe, [self.block])
-        bad = self._cut_windows()
+        self.block.cut = self._cut_windows()
+        bad = np.zeros(self._alone.rows, bool)
         for number, (role, variable) in enumerate(self.recipe.roles):
             missing, wrong, rule = self._inspect(number, role, variable)
             if wrong is not None:
@@ -54,20 +55,22 @@ class Judge:
                 self._refuse(number, missing, _MISSING_RULE)
             elif self.recipe.missing == "drop":
                 self.block.bad_place = self.block.bad_place or self._name_first(number, missing)
-                bad = rows if bad is None else bad | rows
+                bad |= rows
             else:
                 self.block.gaps = True
-        self.block.valid = None if bad is None or not bad.any() else ~bad
+        self.block.missing = int(bad.sum())
+        left_out = bad if self.block.cut is None else bad | self.block.cut
+        self.block.valid = None if not left_out.any() else ~left_out
 
     def _cut_windows(self) -> np.ndarray | None:
-        """Say of each row whether its window leaves its group, where such rows are dropped."""
+        """Say of each row whether its window leaves its group; None where none is dropped."""
         recipe = self.recipe
         if recipe.edges != "drop" or recipe.groups is None or not recipe.window.spans:
             return None
         axis = recipe.along.index(recipe.groups.dims[0])
         first, last = recipe.window.reach(recipe.along[axis])
         here = self._alone.locate(np.arange(self._alone.rows)).centres[axis]
-        return (here.positions + first < here.low) | (here.positions + last >= here.high)
+        return _any((here.positions + first < here.low) | (here.positions + last >= here.high))
 
     def _inspect(
         self, number: int, role: str, variable: Variable
@@ -85,13 +88,13 @@ class Judge:
         return (*_scan(variable, values, signed=role != "weights"), rule)
 
     def _rows_using(self, number: int, flags: np.ndarray) -> np.ndarray:
-        """Say of each row whether it uses a flagged position."""
+        """Say of each row that is not cut whether it uses a flagged position."""
         alone = self._alone
         using = np.zeros(alone.rows, bool)
         for start in range(0, alone.rows, SLAB_ROWS):
             rows = np.arange(start, min(start + SLAB_ROWS, alone.rows))
             using[rows] = flags[alone.index(number, alone.locate(rows))].any(axis=1)
-        return using
+        return using if self.block.cut is None else using & ~self.block.cut
 
     def _refuse(self, number: int, flags: np.ndarray, rule: str) -> None:
         """Raise if a row uses a flagged position; name the first."""

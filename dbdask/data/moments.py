@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dbdask.data.bundles import Bundle
 from dbdask.data.measures import MeasureMoments
 from dbdask.data.recipe import Recipe
 from dbdask.data.standardization import Moments, Scaling, merge
@@ -16,55 +15,73 @@ if TYPE_CHECKING:
 
 
 def scalings_of(examples: "Examples", targets: bool | None, per: str, client: Any) -> Recipe:
-    """Return the recipe with inputs, and targets where wanted, scaled."""
+    """Return the recipe with inputs scaled, and targets as they are to be for the squared loss.
+
+    Whether the targets' scaling is for the loss at hand is decided when that is known: before,
+    whole numbers may be labels as well as values.
+    """
     recipe = examples.recipe
-    scaled = replace(recipe, inputs=_scaled(examples, "inputs", per, client))
-    if recipe.targets is None or not _scales_targets(recipe, targets):
+    if targets:
+        recipe = _as_values(recipe)
+    measured = _measures_targets(recipe, targets)
+    roles = ("inputs", "targets") if measured else ("inputs",)
+    scalings = _measured(examples, roles, per, client)
+    count = len(recipe.inputs.variables)
+    scaled = replace(
+        recipe, inputs=recipe.inputs.scaled(scalings[:count]), scales_targets=bool(targets)
+    )
+    if recipe.targets is None:
         return scaled
-    return replace(scaled, targets=_scaled(examples, "targets", per, client))
+    return replace(scaled, targets=recipe.targets.scaled(scalings[count:] if measured else None))
 
 
 def measured_means(examples: "Examples") -> Recipe:
     """Return the recipe that knows every input's mean, unscaled."""
-    return replace(
-        examples.recipe, inputs=_scaled(examples, "inputs", "variable", None, applied=False)
-    )
-
-
-def _scales_targets(recipe: Recipe, wanted: bool | None) -> bool:
-    assert recipe.targets is not None
-    if recipe.classes is not None:
-        if wanted:
-            raise ValueError(
-                f"targets=True: the targets {', '.join(recipe.targets.names)} are labels, which "
-                "cannot be scaled"
-            )
-        return False
-    floating = all(v.value_dtype.kind == "f" for v in recipe.targets.variables)
-    return floating if wanted is None else wanted
-
-
-def _scaled(examples: "Examples", role: str, per: str, client: Any, applied: bool = True) -> Bundle:
     recipe = examples.recipe
-    bundle = recipe.inputs if role == "inputs" else recipe.targets
-    assert bundle is not None
-    found: list[list[Moments]] = [[] for _ in bundle.variables]
-    for moments in sweep(
-        _bare(examples, role), MeasureMoments(role, per, recipe.selection.mask), client
-    ):
+    means = _measured(examples, ("inputs",), "variable", None, applied=False)
+    return replace(recipe, inputs=recipe.inputs.scaled(means))
+
+
+def _as_values(recipe: Recipe) -> Recipe:
+    """Return the recipe with targets that are no labels; raise where they can be nothing else."""
+    if recipe.targets is None:
+        raise ValueError("targets=True needs targets to scale, the examples have none")
+    if recipe.classes is not None and recipe.classes.labels is not None:
+        raise ValueError(
+            f"targets=True: the targets {', '.join(recipe.targets.names)} are labels, which "
+            "cannot be scaled"
+        )
+    return replace(recipe, classes=None)
+
+
+def _measures_targets(recipe: Recipe, wanted: bool | None) -> bool:
+    if recipe.targets is None or wanted is False:
+        return False
+    return all(variable.value_dtype.kind in "iufb" for variable in recipe.targets.variables)
+
+
+def _measured(
+    examples: "Examples", roles: tuple[str, ...], per: str, client: Any, applied: bool = True
+) -> list[Scaling]:
+    """Return the scaling of every variable of the roles, found in one pass."""
+    recipe = examples.recipe
+    measure = MeasureMoments(roles, per, recipe.selection.mask)
+    variables = [(role, v) for role, bundle in measure.bundles(recipe) for v in bundle.variables]
+    found: list[list[Moments]] = [[] for _ in variables]
+    for moments in sweep(_bare(examples), measure, client):
         for mine, one in zip(found, moments, strict=True):
             if one is not None:
                 mine.append(one)
     merged = [merge(mine) for mine in found]
-    for variable, moments in zip(bundle.variables, merged, strict=True):
+    for (role, variable), moments in zip(variables, merged, strict=True):
         if (moments.count == 0).any():
             raise DataError(
                 f"{role}: variable {variable.name!r} has no value that is not missing; leave it out"
             )
-    return bundle.scaled([Scaling.of(moments, applied) for moments in merged])
+    return [Scaling.of(moments, applied) for moments in merged]
 
 
-def _bare(examples: "Examples", role: str) -> "Examples":
+def _bare(examples: "Examples") -> "Examples":
     """Return the examples without windows and mask: every selected position is read once."""
     recipe = examples.recipe
     bare = replace(

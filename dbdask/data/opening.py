@@ -14,22 +14,23 @@ from dbdask.data.sources import Source, Variable
 from dbdask.data.windows import as_window
 
 Given = str | xr.DataArray
+Known = Given | Variable
 
 
 def open_recipe(
     source: Source,
     *,
-    inputs: Given | Sequence[Given],
-    targets: Given | Sequence[Given] | None,
+    inputs: Known | Sequence[Known],
+    targets: Known | Sequence[Known] | None,
     along: str | Sequence[str],
     window: Mapping[str, int | Sequence[int]] | None,
     edges: str,
-    groups: Given | None,
-    weights: Given | None,
+    groups: Known | None,
+    weights: Known | None,
     classes: Sequence[Any] | Classes | None,
     missing: str,
 ) -> Recipe:
-    """Check the arguments of `Examples` against the metadata; read nothing."""
+    """Check the arguments of `Examples` against the metadata; no more than coordinates is read."""
     _one_of("edges", edges, ("repeat", "drop"))
     _one_of("missing", missing, ("error", "drop", "mask"))
     dims = _along(along, source)
@@ -92,7 +93,7 @@ def _along(along: str | Sequence[str], source: Source) -> tuple[str, ...]:
 
 
 def _variables(argument: str, given: Any, source: Source) -> tuple[Variable, ...]:
-    if isinstance(given, (str, xr.DataArray)):
+    if isinstance(given, (str, xr.DataArray, Variable)):
         return (_variable(argument, given, source),)
     several = as_list(argument, given, "a variable's name, a DataArray")
     if not several:
@@ -121,7 +122,7 @@ def _variable(argument: str, given: Any, source: Source) -> Variable:
 
 def _single(
     argument: str,
-    given: Given | None,
+    given: Known | None,
     source: Source,
     along: tuple[str, ...],
     sizes: Mapping[str, int],
@@ -143,7 +144,7 @@ def _single(
 
 
 def _groups(
-    given: Given | None, source: Source, along: tuple[str, ...], sizes: Mapping[str, int]
+    given: Known | None, source: Source, along: tuple[str, ...], sizes: Mapping[str, int]
 ) -> Variable | None:
     variable = _single("groups", given, source, along, sizes)
     if variable is not None and len(variable.dims) != 1:

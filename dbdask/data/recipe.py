@@ -32,6 +32,7 @@ class Recipe:
     missing: str
     selection: Selection
     coordinates: Mapping[str, Variable] = field(default_factory=dict)
+    scales_targets: bool = False  # asked for, whatever the loss
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -51,6 +52,13 @@ class Recipe:
             *(("targets", v) for v in targets),
             *(("weights", v) for v in weights),
         )
+
+    @cached_property
+    def feature_dims(self) -> tuple[tuple[str, ...], ...]:
+        """For every one of `roles`, its dimensions that make features, in their order."""
+        targets = self.targets.feature_dims if self.targets is not None else ()
+        weights = ((),) if self.weights is not None else ()
+        return (*self.inputs.feature_dims, *targets, *weights)
 
     @property
     def variables(self) -> tuple[Variable, ...]:

@@ -42,10 +42,12 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
 import zarr
 from zarr.abc.store import Store
 
+from dbdask.data.alignment import first_difference
 from dbdask.data.decoding import is_format_2
 from dbdask.data.locations import Location, locate
 from dbdask.data.routes import Blocks, Piece
@@ -91,15 +93,31 @@ class Source:
         order: tuple[Route, ...] = ("dask", "memory", "lazy", "store")
         return next((route for route in order if route in found), "memory")
 
-    def variable(self, given: str | xr.DataArray) -> Variable:
-        """Return a variable by name, or the variable that a DataArray is.
+    def shows_the_same(self, other: Source) -> bool:
+        """Say whether the other is the same Dataset object, or the same path, URL or store."""
+        if self._dataset is not None:
+            return self._dataset is other._dataset
+        mine, yours = self._location, other._location
+        if mine is None or yours is None:
+            return False
+        return mine.store is yours.store if mine.store is not None else mine == yours
+
+    def labels(self, dim: str) -> np.ndarray | None:
+        """Return the index coordinate of a dimension; None where it has none."""
+        variable = self.coords.get(dim)
+        return None if variable is None or variable.dims != (dim,) else variable.coordinate()
+
+    def variable(self, given: str | xr.DataArray | Variable) -> Variable:
+        """Return a variable by name, the variable that a DataArray is, or one that is known.
 
         Raises
         ------
         ValueError
-            If there is no such variable, it has no dimension names, or a DataArray's length
-            along a shared dimension differs.
+            If there is no such variable, it has no dimension names, or a DataArray's length or
+            index coordinate along a shared dimension differs.
         """
+        if isinstance(given, Variable):
+            return given
         if isinstance(given, xr.DataArray):
             return self._of_array(given)
         if not isinstance(given, str):
@@ -142,6 +160,8 @@ class Source:
 
     def _of_array(self, array: xr.DataArray) -> Variable:
         name = str(array.name) if array.name is not None else "unnamed"
+        if self._dataset is not None and self._dataset.variables.get(name) is array.variable:
+            return self.variables[name]
         variable = variable_of_array(name, array.variable)
         for dim, size in variable.sizes.items():
             if self.sizes.get(dim, size) != size:
@@ -149,7 +169,21 @@ class Source:
                     f"DataArray {name!r} has length {size} along {dim!r}, "
                     f"{self.description} has {self.sizes[dim]}; align them with xarray.align"
                 )
+            self._check_labels(name, array, dim)
         return variable
+
+    def _check_labels(self, name: str, array: xr.DataArray, dim: str) -> None:
+        labels = self.labels(dim) if dim in array.indexes else None
+        if labels is None:
+            return
+        own = array.indexes[dim].to_numpy()
+        place = first_difference(own, labels)
+        if place is not None:
+            raise ValueError(
+                f"DataArray {name!r} is at {dim}={own[place]} where {self.description} is at "
+                f"{dim}={labels[place]} (position {place}); align them with xarray.align, or give "
+                "array.reindex_like(data)"
+            )
 
 
 def open_source(data: str | os.PathLike[str] | Store | xr.Dataset | Source) -> Source:

@@ -43,6 +43,11 @@ class Variable:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
+    def is_beside(self) -> bool:
+        """True where it is a DataArray that was given beside the data."""
+        return self.key != self.name
+
+    @property
     def route(self) -> str:
         """How the values are reached: "store", "lazy", "dask" or "memory"."""
         return self.origin.route

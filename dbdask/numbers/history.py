@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dbdask.numbers.left_out import LeftOut
+
 COORDINATES = ("seconds", "epoch", "step", "examples")
 SANDBLASTER = (
     "iteration",
@@ -63,7 +65,7 @@ class Record:
     shard_copies: float = math.nan
     """Copies of the shard that has the fewest, where `shard_copies` is above 1."""
     dropped: int = 0
-    """Examples left out as missing, so far."""
+    """Examples left out so far, in every epoch and pass again: missing, or cut by a group."""
     refused: int = 0
     """Bad gradients refused, so far."""
     iteration: float = math.nan
@@ -88,10 +90,11 @@ NAMES = tuple(field.name for field in fields(Record))
 
 
 class History:
-    """The records of a run, in order."""
+    """The records of a run, in order; and what it left out of the data that it has read."""
 
     def __init__(self, records: list[Record] | None = None) -> None:
         self.records = list(records or [])
+        self.left_out = LeftOut()
 
     def append(self, record: Record) -> None:
         """Add a record."""

@@ -22,8 +22,6 @@ class Score:
     weight: float = 0.0
     correct: float = 0.0
     squared_error: float = 0.0  # in the target's own units
-    targets: float = 0.0  # sum of the targets
-    squared_targets: float = 0.0
     elements: float = 0.0
 
     def __add__(self, other: "Score") -> "Score":
@@ -31,18 +29,69 @@ class Score:
         return Score(*(mine + yours for mine, yours in pairs))
 
     def summary(self) -> dict[str, float]:
-        """Return loss and accuracy of labels, or loss, rmse and r2 of values."""
+        """Return loss and accuracy of labels, or loss and rmse of values."""
         if not self.weight > 0:
             raise DataError(NOTHING)
         loss = self.loss / self.weight
         if not self.elements:
             return {"loss": loss, "accuracy": self.correct / self.weight}
-        spread = self.squared_targets - self.targets**2 / self.elements
-        return {
-            "loss": loss,
-            "rmse": math.sqrt(self.squared_error / self.elements),
-            "r2": 1 - self.squared_error / spread if spread > 0 else math.nan,
-        }
+        return {"loss": loss, "rmse": math.sqrt(self.squared_error / self.elements)}
+
+
+class Determination:
+    """The coefficient of determination, r2, of each element of the targets.
+
+    Examples
+    --------
+    >>> found = Determination()
+    >>> found.add(np.array([[0.5], [0.0]]), np.array([[1.0], [3.0]]), np.ones((2, 1)))
+    >>> found.add(np.array([[-0.5]]), np.array([[5.0]]), np.ones((1, 1)))
+    >>> found.mean()
+    0.9375
+    """
+
+    def __init__(self) -> None:
+        self.weight: Any = 0.0
+        self.centre: Any = 0.0
+        self.spread: Any = 0.0  # weighted sum of squared deviations from the centre
+        self.squared_error: Any = 0.0
+
+    def add(self, errors: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+        """Add examples, all arrays (examples, elements): Chan, Golub and LeVeque (1983)."""
+        weight = weights.sum(axis=0)
+        total = self.weight + weight
+        part = np.divide(weight, total, out=np.zeros_like(total), where=total > 0)
+        own = (weights * targets).sum(axis=0) / np.where(weight > 0, weight, 1)
+        step = own - self.centre
+        around = (weights * np.square(targets - own)).sum(axis=0)
+        self.spread = self.spread + around + step * step * self.weight * part
+        self.centre = self.centre + step * part
+        self.weight = total
+        self.squared_error = self.squared_error + (weights * np.square(errors)).sum(axis=0)
+
+    def mean(self) -> float:
+        """Return r2, averaged over the elements whose targets vary; NaN where none does."""
+        spread, error = np.atleast_1d(self.spread), np.atleast_1d(self.squared_error)
+        varies = spread > 0
+        return float(np.mean(1 - error[varies] / spread[varies])) if varies.any() else math.nan
+
+
+def class_probabilities(outputs: np.ndarray) -> np.ndarray:
+    """Return (examples, classes): the outputs, of which a single one is that of the second class.
+
+    Examples
+    --------
+    >>> class_probabilities(np.array([[0.25], [1.0]]))
+    array([[0.75, 0.25],
+           [0.  , 1.  ]])
+    """
+    flat = outputs.reshape(len(outputs), -1)
+    return np.concatenate([1 - flat, flat], axis=1) if flat.shape[1] == 1 else flat
+
+
+def chosen_classes(outputs: np.ndarray) -> np.ndarray:
+    """Return the class that is most probable for each example."""
+    return class_probabilities(outputs).argmax(axis=1)
 
 
 def score_minibatch(
@@ -51,6 +100,7 @@ def score_minibatch(
     batch: Any,
     scratch: np.ndarray,
     deviation: float | np.ndarray = 1.0,
+    determination: Determination | None = None,
 ) -> Score:
     """Score one minibatch.
 
@@ -60,6 +110,8 @@ def score_minibatch(
         A vector of the model's size; it takes the gradient that the loss brings along.
     deviation
         What one unit of a scaled target is in the target's own units.
+    determination
+        Takes in the errors of values, where r2 is wanted: it has a number for each element.
     """
     loss = model.loss_and_gradient(
         parameters, batch.inputs, batch.targets, weights=batch.weights, seed=0, gradient=scratch
@@ -70,16 +122,16 @@ def score_minibatch(
     total = float(by_example.sum())
     outputs = np.asarray(model.predict(parameters, batch.inputs), np.float64)
     if np.issubdtype(batch.targets.dtype, np.integer):
-        hits = outputs.reshape(count, -1).argmax(axis=1) == batch.targets
+        hits = chosen_classes(outputs) == batch.targets
         return Score(loss, total, correct=float(by_example @ hits))
     targets = batch.targets.reshape(count, -1) * deviation
     errors = outputs.reshape(count, -1) * deviation - targets
     by_element = weights.reshape(count, -1) * np.ones(targets.shape)
+    if determination is not None:
+        determination.add(errors, targets, by_element)
     return Score(
         loss,
         total,
         squared_error=float((by_element * errors**2).sum()),
-        targets=float((by_element * targets).sum()),
-        squared_targets=float((by_element * targets**2).sum()),
         elements=float(by_element.sum()),
     )

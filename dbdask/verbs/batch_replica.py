@@ -1,7 +1,7 @@
 """A model replica at work on one bundle: Algorithm 1.2 of the paper, from the worker's side."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +11,7 @@ from dbdask.data.supply import gather_blocks
 from dbdask.errors import ShardLost, Stale
 from dbdask.numbers.bundles import Bundle
 from dbdask.numbers.gradients import minibatch_seed, weight_of
+from dbdask.numbers.left_out import LeftOut
 from dbdask.server.link import ServerHandle
 from dbdask.server.room import Room, open_room
 
@@ -40,7 +41,7 @@ class BundleOrder:
 
 @dataclass
 class BundleReport:
-    """What a bundle's task tells the verb: scalars only."""
+    """What a bundle's task tells the verb: scalars, and what it left out as missing."""
 
     worker: str
     loss: float = 0.0
@@ -52,6 +53,7 @@ class BundleReport:
     seconds: float = 0.0
     working: float = 0.0  # seconds of reading and computing
     pushing: float = 0.0
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
@@ -123,6 +125,7 @@ def _add_up(
             is_first = False
             report.weight += weight_of(batch.weights, len(batch.inputs))
             report.examples += len(batch.inputs)
+        report.left_out.add(reader.left_out(portion))
     if is_first:
         accrued.fill(0.0)
     return True

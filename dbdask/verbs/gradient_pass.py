@@ -14,6 +14,7 @@ from dbdask.numbers.bundles import (
     choose_backup,
     work_out,
 )
+from dbdask.numbers.left_out import LeftOut
 from dbdask.numbers.portions import Portion
 from dbdask.server.parameter_server import ParameterServer
 from dbdask.verbs.batch_replica import BundleOrder, BundleReport, accrue_bundle
@@ -38,6 +39,7 @@ class Experience:
     backups_won: int = 0
     examples: int = 0
     dropped: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 @dataclass
@@ -156,6 +158,7 @@ class GradientPass:
         self.sums.weight += report.weight
         self.sums.examples += report.examples
         self.sums.rows += report.rows
+        self.experience.left_out.add(report.left_out)
         for portion in bundle.portions:
             self.experience.owners[portion.number] = copy.worker
         losers = [c.worker for c in self.copies.values() if c.bundle.number == bundle.number]

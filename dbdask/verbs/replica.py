@@ -18,6 +18,7 @@ from dbdask.numbers.gradients import (
     weight_of,
 )
 from dbdask.numbers.layout import as_layout
+from dbdask.numbers.left_out import LeftOut
 from dbdask.numbers.portions import Portion
 from dbdask.server.link import ServerHandle, ServerLink
 from dbdask.server.room import Room, open_room
@@ -72,6 +73,7 @@ class PortionReport:
     staleness: list[int] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)  # step, parameter
     dropped: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
     repeated: int = 0
     seconds: float = 0.0
 
@@ -117,7 +119,8 @@ class _Replica:
         size = self.order.handle.size
         self.local, self.gradient = self.room.buffer(size), self.room.buffer(size)
         self.accrued = self.gradient if job.n_push == 1 else self.room.buffer(size)
-        batches = self.room.reader("train").minibatches(
+        reader = self.room.reader("train")
+        batches = reader.minibatches(
             portion,
             job.batch_size,
             first_step=first,
@@ -126,6 +129,7 @@ class _Replica:
         )
         self.report.finished = self._train(batches, last)
         self._settle()
+        self.report.left_out = reader.left_out(portion)
         if self.report.finished and first == 0:
             self.report.dropped = portion.rows - self.report.examples
         self.room.give_back(*{id(v): v for v in (self.local, self.gradient, self.accrued)}.values())

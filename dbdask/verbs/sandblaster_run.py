@@ -334,6 +334,7 @@ class SandblasterRun:
         state, experience = self.state, self.experience
         self.tally.steps, self.tally.examples = state.iteration, experience.examples
         self.tally.dropped = experience.dropped
+        self.tally.history.left_out = experience.left_out
         self.tally.record(
             epoch=max(0, state.evaluations - 1),
             loss=state.loss,

@@ -73,22 +73,19 @@ def validation_cut(validation: Examples | None, batch_size: int, portion_rows: i
 
 
 def warn_of_dropped(outcome: Outcome) -> None:
-    """Say so where many examples were left out as missing; where all were, it is an error.
+    """Say so where many examples, or a whole class, were left out as missing.
 
     Raises
     ------
     DataError
         Nothing was trained on.
     """
-    records = outcome.history.records
-    if not records:
-        if outcome.status.reason == "epochs":
-            raise DataError(NOTHING)
-        return
-    last = records[-1]
-    message = drop_warning(last.examples + last.dropped, last.dropped, "")
+    if not outcome.history.records and outcome.status.reason == "epochs":
+        raise DataError(NOTHING)
+    found = outcome.history.left_out
+    message = drop_warning(found.rows_read, found.count, found.first_place, found.lost_classes)
     if message:
-        warnings.warn(f"{message}; examples.check() says where", UserWarning, stacklevel=3)
+        warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def deviation_of(examples: Examples) -> np.ndarray | float:

@@ -78,6 +78,7 @@ class Tally:
         self.applied += report.pushes
         self.repeated += report.repeated
         self.dropped += report.dropped
+        self.history.left_out.add(report.left_out)
         self.refused += len(report.refused)
         for step, parameter in report.refused[-1:]:
             self.last_refusal = (

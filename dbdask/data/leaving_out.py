@@ -1,0 +1,48 @@
+"""Leaving out: what one block leaves out as missing, and of which classes."""
+
+import numpy as np
+
+from dbdask.data.gathering import Block, Gathered
+from dbdask.data.missing import SLAB_ROWS
+from dbdask.data.recipe import Recipe
+from dbdask.numbers.left_out import LeftOut
+
+
+def left_out_of(recipe: Recipe, block: Block) -> LeftOut:
+    """Return what a block that was judged leaves out."""
+    total = int(recipe.block_rows.sum())
+    found, kept = class_counts(recipe, block)
+    classes = recipe.classes
+    labels = None if classes is None else classes.labels
+    gone = [number for number in found if number not in kept]
+    return LeftOut(
+        total,
+        {block.number: block.rows},
+        {block.number: block.missing} if block.missing else {},
+        {block.number: block.bad_place} if block.bad_place else {},
+        sum(1 << number for number in kept),
+        {number: labels[number] if labels else number for number in gone},
+    )
+
+
+def class_counts(recipe: Recipe, block: Block) -> tuple[dict[int, int], dict[int, int]]:
+    """Count a block's examples of each class: all of them, and those that are not left out."""
+    found: dict[int, int] = {}
+    kept: dict[int, int] = {}
+    if recipe.classes is None:
+        return found, kept
+    number = len(recipe.inputs.variables)
+    gathered = Gathered(recipe, [block])
+    for start in range(0, block.rows, SLAB_ROWS):
+        rows = np.arange(start, min(start + SLAB_ROWS, block.rows))
+        labels = gathered.take(number, gathered.locate(rows))[:, 0, 0]
+        _count(found, labels if block.cut is None else labels[~block.cut[rows]])
+        _count(kept, labels if block.valid is None else labels[block.valid[rows]])
+    return found, kept
+
+
+def _count(counts: dict[int, int], labels: np.ndarray) -> None:
+    """Count labels, which are below 0 where they are missing."""
+    many = np.bincount(labels[labels >= 0])
+    for label in np.flatnonzero(many).tolist():
+        counts[label] = counts.get(label, 0) + int(many[label])

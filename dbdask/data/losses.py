@@ -1,0 +1,52 @@
+"""Losses: which targets they take, and whether those are labels, values, or scaled values."""
+
+from dataclasses import replace
+
+from dbdask.data.bundles import Bundle, check_numbers
+from dbdask.data.labels import Classes
+from dbdask.data.recipe import Recipe
+
+
+def targets_for_loss(recipe: Recipe, loss: str | None, outputs: int | None) -> Recipe:
+    """Return the recipe with targets as a loss takes them; None: a loss that is not known."""
+    if recipe.targets is None:
+        return recipe
+    if loss == "squared":
+        for variable in recipe.targets.variables:
+            check_numbers("targets", variable)
+        return replace(recipe, classes=None)
+    if not recipe.scales_targets:
+        recipe = replace(recipe, targets=recipe.targets.scaled(None))
+    if loss is None:
+        return recipe
+    if recipe.scales_targets:
+        raise ValueError(
+            f"targets=True: a {loss!r} loss takes labels, or 0/1 for every output, which cannot be "
+            "scaled; leave targets=None in standardize"
+        )
+    assert recipe.targets is not None
+    if recipe.targets.shape != ():
+        return recipe
+    # The one output of a logistic loss is the probability of the second of two classes.
+    count = 2 if loss == "logistic" and outputs == 1 else outputs
+    return replace(recipe, classes=_classes_for(recipe.targets, recipe.classes, count, outputs))
+
+
+def _classes_for(
+    targets: Bundle, classes: Classes | None, count: int | None, outputs: int | None
+) -> Classes:
+    """Return the classes, `count` of them, that the model's outputs tell apart."""
+    if classes is None or classes.labels is None:
+        return Classes(count=count)
+    if not classes.labels:
+        raise ValueError(
+            f"classes: the labels of {targets.names[0]!r} are text; give classes=[...], or "
+            "classes=examples.find_classes()"
+        )
+    if count is not None and len(classes.labels) != count:
+        raise ValueError(
+            f"classes: {targets.names[0]!r} has {len(classes.labels)} classes, the model has "
+            f"{outputs} outputs; give it one output for each class, or one for two classes and a "
+            "logistic loss"
+        )
+    return classes
