@@ -405,12 +405,6 @@ EXAMPLES = [
         r"per .*got 'row'",
     ),
     (
-        "standardize labels",
-        lambda g: g.examples().standardize(targets=True, client=g.client),
-        ValueError,
-        r"targets=True: the targets label are labels",
-    ),
-    (
         "standardize nothing",
         lambda g: g.examples(g.changed("x", slice(None), np.nan)).standardize(client=g.client),
         dbdask.DataError,
