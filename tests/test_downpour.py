@@ -239,6 +239,7 @@ def test_bad_gradients_are_refused_counted_and_named(threads_client, store):
         ({"warmstart": -1}, "warmstart must be at least 0, got -1"),
         ({"replicas": 0}, "replicas must be at least 1, got 0"),
         ({"shards": 0}, "shards must be at least 1, got 0"),
+        ({"shard_copies": 0}, "shard_copies must be at least 1, got 0"),
         ({"clip_norm": 0.0}, "clip_norm must be above 0, got 0.0"),
         ({"keep": "first"}, "keep must be one of 'last', 'best', got 'first'"),
         ({"keep": "best"}, 'keep="best" needs validation='),
@@ -255,7 +256,7 @@ def test_wrong_arguments_are_named_before_work_begins(threads_client, store, opt
         train(threads_client, store, **options)
 
 
-@pytest.mark.parametrize("options", [{"partitions": 2}, {"shard_copies": 2}])
+@pytest.mark.parametrize("options", [{"partitions": 2}])
 def test_what_does_not_work_yet_is_refused(threads_client, store, options):
     with pytest.raises(NotImplementedError, match=next(iter(options))):
         train(threads_client, store, **options)

@@ -2,7 +2,9 @@
 
 import random
 
-from dbdask.numbers.ledger import Ledger
+import pytest
+
+from dbdask.numbers.ledger import Ledger, Standing, furthest
 
 
 def test_every_step_is_admitted_once_whatever_is_repeated():
@@ -34,5 +36,27 @@ def test_rows_bring_a_ledger_back():
         ledger.admit(*identity)
     ledger.close_before(2)
     again = Ledger.from_rows(ledger.rows(), ledger.first_open_epoch)
-    assert again.rows() == ledger.rows() == [(2, 0, 7), (2, 1, 4), (3, 0, 0)]
+    assert again.rows() == ledger.rows() == [(2, 0, 7, 1), (2, 1, 4, 1), (3, 0, 0, 1)]
     assert not again.admit(1, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_furthest_standing_has_what_any_shard_has_and_counts_its_updates(seed):
+    """Three shards admit the same pushes in order, each as far as it came."""
+    rng = random.Random(seed)
+    pushes = [(1, portion, step) for portion in range(4) for step in range(1, 12, 2)]
+    shards = []
+    for _ in range(3):
+        ledger, applied = Ledger.from_rows([(0, 7, 3, 4)], 0), 100
+        for portion in range(4):
+            mine = [push for push in pushes if push[1] == portion][: rng.randrange(7)]
+            applied += sum(ledger.admit(*push) for push in mine)
+        shards.append(Standing(ledger.rows(), applied))
+    everything = {row[:3] for shard in shards for row in shard.rows if row.epoch == 1}
+    together = furthest(shards, first_epoch=1)
+    for portion in range(4):
+        steps = [step for _, number, step in everything if number == portion]
+        assert [row.step for row in together.rows if row.portion == portion] == (
+            [max(steps)] if steps else []
+        )
+    assert together.applied == 100 + sum(row.updates for row in together.rows)

@@ -109,7 +109,7 @@ def test_a_command_that_comes_twice_is_done_once():
         first = await shard.command(7, "copy", 3, True)
         await shard.push(0, (0, 0, 1), np.ones(16, np.float32), 0)
         again = await shard.command(7, "copy", 3, True)
-        return first, again, shard.copies[3].applied
+        return first, again, shard.state.copies[3].applied
 
     assert run(scenario()) == (1, 1, 1)
 
@@ -146,14 +146,14 @@ def test_a_snapshot_comes_back_to_the_bit_on_another_number_of_shards(tmp_path, 
             shard = make_shard(optimizer, start, stop)
             await shard.push(0, (0, 0, 0), gradient[start:stop], 0)
             await shard.command(1, "copy", 1, True)
-            await shard.command(2, "write", path, group, 1)
+            await shard.write(path, group, 1)
             wanted.append(await shard.whole_state())
         assert checkpoint.latest(path) is None
         checkpoint.commit(path, group, {"applied": 1})
         return wanted, group
 
     wanted, group = run(write())
-    source = FromSnapshot(path, group, 1, ((0, 0, 0),), 0)
+    source = FromSnapshot(path, group, 1, ((0, 0, 0, 1),), 0)
     shards = [ParameterShard(a, b, optimizer, 0, source) for a, b in cut(16, again)]
     for name in ("parameters", "accumulator"):
         before = np.concatenate([state.vectors[name] for state in wanted])

@@ -273,7 +273,7 @@ class Examples:
         labels = classes if isinstance(classes, Classes) or classes is None else as_classes(classes)
         return Examples._of(self.source, replace(self.recipe, classes=labels))
 
-    def for_loss(self, loss: str | None, outputs: int) -> "Examples":
+    def for_loss(self, loss: str | None, outputs: int | None) -> "Examples":
         """Return the examples with targets as a loss takes them.
 
         Labels (whole numbers 0 to `outputs` - 1 unless classes are known) for "softmax", and for

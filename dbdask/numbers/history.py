@@ -19,7 +19,7 @@ SANDBLASTER = (
     "seconds_evaluating",
     "seconds_commanding",
 )
-OPTIONAL = ("validation_loss", "validation_accuracy", "validation_rmse")
+OPTIONAL = ("validation_loss", "validation_accuracy", "validation_rmse", "shard_copies")
 COUNTS = ("epoch", "step", "examples", "lost", "repeated", "rolled_back", "dropped", "refused")
 
 
@@ -55,11 +55,13 @@ class Record:
     staleness_max: float = math.nan
     """The most updates between a fetch and its push."""
     lost: int = 0
-    """Shards lost so far."""
+    """Shards, and copies of shards, lost with their workers so far."""
     repeated: int = 0
     """Pushes that a shard had already, so far."""
     rolled_back: int = 0
-    """Updates that lost shards had applied after their last snapshot, so far."""
+    """Updates that shards lost with their workers, so far: counted once for each such shard."""
+    shard_copies: float = math.nan
+    """Copies of the shard that has the fewest, where `shard_copies` is above 1."""
     dropped: int = 0
     """Examples left out as missing, so far."""
     refused: int = 0

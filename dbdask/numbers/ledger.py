@@ -1,6 +1,16 @@
-"""The ledger: one number for each portion, so that nothing is applied twice."""
+"""The ledger: two numbers for each portion, so that nothing is applied twice or goes uncounted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """How far one portion has come in a shard."""
+
+    epoch: int
+    portion: int
+    step: int  # the last one applied
+    updates: int  # applied so far; fewer than steps where a push accrues several
 
 
 class Ledger:
@@ -16,31 +26,34 @@ class Ledger:
     (True, False, True)
     >>> ledger.last(0, 3)
     1
+    >>> ledger.rows()
+    [Row(epoch=0, portion=3, step=1, updates=2)]
     """
 
     def __init__(self) -> None:
-        self._last: dict[tuple[int, int], int] = {}
+        self._last: dict[tuple[int, int], tuple[int, int]] = {}
         self._first_open_epoch = 0
 
     def last(self, epoch: int, portion: int) -> int:
         """Return the last applied step of a portion; -1 where none was applied."""
-        return self._last.get((epoch, portion), -1)
+        return self._last.get((epoch, portion), (-1, 0))[0]
 
     def admit(self, epoch: int, portion: int, step: int) -> bool:
         """Note a step and return True, or return False where it was applied before."""
-        if epoch < self._first_open_epoch or step <= self.last(epoch, portion):
+        last, updates = self._last.get((epoch, portion), (-1, 0))
+        if epoch < self._first_open_epoch or step <= last:
             return False
-        self._last[epoch, portion] = step
+        self._last[epoch, portion] = step, updates + 1
         return True
 
     def close_before(self, epoch: int) -> None:
         """Admit nothing more of the epochs before `epoch`, and forget their portions."""
         self._first_open_epoch = max(self._first_open_epoch, epoch)
-        self._last = {key: step for key, step in self._last.items() if key[0] >= epoch}
+        self._last = {key: value for key, value in self._last.items() if key[0] >= epoch}
 
-    def rows(self) -> list[tuple[int, int, int]]:
-        """Return (epoch, portion, last step), sorted: what a checkpoint keeps."""
-        return sorted((epoch, portion, step) for (epoch, portion), step in self._last.items())
+    def rows(self) -> list[Row]:
+        """Return a row for each portion, sorted: what a checkpoint keeps."""
+        return sorted(Row(*key, *value) for key, value in self._last.items())
 
     @property
     def first_open_epoch(self) -> int:
@@ -48,12 +61,45 @@ class Ledger:
         return self._first_open_epoch
 
     @classmethod
-    def from_rows(cls, rows: list[tuple[int, int, int]], first_open_epoch: int) -> "Ledger":
+    def from_rows(cls, rows: Iterable[Sequence[int]], first_open_epoch: int) -> "Ledger":
         """Rebuild a ledger from `rows()`."""
         ledger = cls()
         ledger._first_open_epoch = first_open_epoch
-        ledger._last = {(epoch, portion): step for epoch, portion, step in rows}
+        ledger._last = {(row[0], row[1]): (row[2], row[3]) for row in rows}
         return ledger
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        return iter(self.rows())
+    def copy(self) -> "Ledger":
+        """Return a ledger that goes its own way from here."""
+        return self.from_rows(self.rows(), self._first_open_epoch)
+
+
+class Standing(NamedTuple):
+    """What a shard says of itself when it is asked to rest: its ledger, and its updates."""
+
+    rows: list[Row]
+    applied: int
+
+
+def furthest(standings: Iterable[Standing], first_epoch: int) -> Standing:
+    """Return the standing of a shard that has everything that one of several shards has.
+
+    Of each portion the row with the largest step; `applied` grows by the updates that the shard
+    it was taken from lacks. Rows of epochs before `first_epoch`, which are closed, are left out.
+
+    Examples
+    --------
+    >>> behind = Standing([Row(1, 1, 4, 5)], applied=15)
+    >>> ahead = Standing([Row(0, 9, 9, 10), Row(1, 1, 5, 6), Row(1, 2, 0, 1)], applied=17)
+    >>> furthest([behind, ahead], first_epoch=1) == Standing(ahead.rows[1:], applied=17)
+    True
+    """
+    latest: dict[tuple[int, int], Row] = {}
+    known = list(standings)
+    for row in (Row(*row) for standing in known for row in standing.rows):
+        held = latest.get(row[:2])
+        if row.epoch >= first_epoch and (held is None or row.step > held.step):
+            latest[row[:2]] = row
+    one = known[0]
+    has = sum(row[3] for row in one.rows if row[0] >= first_epoch)
+    updates = sum(row.updates for row in latest.values())
+    return Standing(sorted(latest.values()), one.applied + updates - has)

@@ -1,6 +1,7 @@
 """A shard for batch methods: it carries out commands on vectors, and adds up a pass's gradient."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,19 @@ from dbdask.numbers.vectors import Command, carry_out
 from dbdask.server.shard import ParameterShard
 
 
+@dataclass
+class Contributions:
+    """The gradient of one pass, as far as bundles have come in."""
+
+    total: np.ndarray  # float64
+    evaluation: int = -1  # of the pass that is open, if one is
+    admitted: set[int] = field(default_factory=set)  # bundles
+
+    def copy(self) -> "Contributions":
+        """Return contributions that go their own way from here."""
+        return Contributions(self.total.copy(), self.evaluation, set(self.admitted))
+
+
 class BatchShard(ParameterShard):
     """Named vectors of one slice, and the gradient of the pass that is open.
 
@@ -17,9 +31,11 @@ class BatchShard(ParameterShard):
     but for the last bits, and a repeat of a bundle changes nothing.
     """
 
-    _evaluation = -1
-    _total: np.ndarray | None = None
-    _admitted: set[int]
+    @property
+    def _pass(self) -> Contributions:
+        if self.state.contributions is None:
+            self.state.contributions = Contributions(np.empty(self.stop - self.start, np.float64))
+        return self.state.contributions
 
     async def fetch_vector(self, generation: int, name: str) -> np.ndarray:
         """Return a copy of one vector."""
@@ -39,11 +55,11 @@ class BatchShard(ParameterShard):
         self, generation: int, evaluation: int, bundle: int, gradient: np.ndarray
     ) -> bool:
         self._check(generation)
-        if evaluation != self._evaluation or bundle in self._admitted:
+        held = self._pass
+        if evaluation != held.evaluation or bundle in held.admitted:
             return False
-        assert self._total is not None
-        np.add(self._total, gradient, out=self._total)
-        self._admitted.add(bundle)
+        np.add(held.total, gradient, out=held.total)
+        held.admitted.add(bundle)
         return True
 
     async def _carry_out(self, commands: Sequence[Command]) -> list[Any]:
@@ -55,10 +71,9 @@ class BatchShard(ParameterShard):
 
     def _open(self, evaluation: int, commands: Sequence[Command]) -> None:
         carry_out(commands, self.state.vectors)
-        if self._total is None:
-            self._total = np.empty(self.stop - self.start, np.float64)
-        self._total.fill(0.0)
-        self._evaluation, self._admitted = evaluation, set()
+        held = self._pass
+        held.total.fill(0.0)
+        held.evaluation, held.admitted = evaluation, set()
 
     async def _close_pass(
         self, evaluation: int, bundles: int, weight: float, into: str, commands: Sequence[Command]
@@ -69,11 +84,11 @@ class BatchShard(ParameterShard):
     def _close(
         self, evaluation: int, bundles: int, weight: float, into: str, commands: Sequence[Command]
     ) -> list[Any]:
-        if evaluation != self._evaluation or len(self._admitted) != bundles:
+        held = self._pass
+        if evaluation != held.evaluation or len(held.admitted) != bundles:
             raise Stale(f"evaluation {evaluation} is not whole in this shard")
-        assert self._total is not None
-        self._evaluation = -1
+        held.evaluation = -1
         vectors = self.state.vectors
-        mean = vectors.setdefault(into, np.empty(self._total.size, np.float32))
-        np.divide(self._total, weight, out=mean, casting="same_kind")
+        mean = vectors.setdefault(into, np.empty(held.total.size, np.float32))
+        np.divide(held.total, weight, out=mean, casting="same_kind")
         return carry_out(commands, self.state.vectors)

@@ -69,11 +69,16 @@ async def call_actor(
 
 
 async def _call(
-    pool: ConnectionPool, place: ActorPlace, method: str, arguments: tuple[Any, ...]
+    pool: ConnectionPool,
+    place: ActorPlace,
+    method: str,
+    arguments: tuple[Any, ...],
+    connecting: str = "connect",
 ) -> Any:
     reply = await _talk(
         pool,
         place.worker,
+        connecting,
         op="actor_execute",
         actor=place.key,
         function=method,
@@ -85,9 +90,9 @@ async def _call(
     return unwrap(reply["result"])
 
 
-async def _talk(pool: ConnectionPool, address: str, **message: Any) -> Any:
-    """One message and its answer over a pooled connection."""
-    comm = await pool.connect(address, timeout=deadline("connect"))
+async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: Any) -> Any:
+    """One message and its answer over a pooled connection; `connecting` names its deadline."""
+    comm = await pool.connect(address, timeout=deadline(connecting))
     try:
         return await send_recv(comm, reply=True, **message)
     finally:
@@ -115,7 +120,7 @@ def unwrap(value: Any) -> Any:
 async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
     """Whether the actor's worker answers, for this actor, within the ping deadline."""
     try:
-        await asyncio.wait_for(_call(pool, place, "ping", ()), deadline("ping"))
+        await asyncio.wait_for(_call(pool, place, "ping", (), "ping"), deadline("ping"))
     except (*LOST, RuntimeError):
         return False
     return True
@@ -127,7 +132,7 @@ async def worker_answers(
     """Whether a worker answers at all within `seconds` (None: the ping deadline)."""
     seconds = deadline("ping") if seconds is None else seconds
     try:
-        await asyncio.wait_for(_talk(pool, address, op="identity"), seconds)
+        await asyncio.wait_for(_talk(pool, address, "ping", op="identity"), seconds)
     except (*LOST, RuntimeError):
         return False
     return True
@@ -155,7 +160,7 @@ async def run_on(
         "wait": True,
     }
     try:
-        reply = await asyncio.wait_for(_talk(pool, address, **message), seconds)
+        reply = await asyncio.wait_for(_talk(pool, address, "connect", **message), seconds)
     except TimeoutError as error:
         raise WorkerError(f"worker {address} gave no answer in {seconds:g} s") from error
     except LOST as error:
@@ -216,6 +221,11 @@ async def settled(client: Any, future: Any, seconds: float) -> str:
     finally:
         waiting.cancel()
     return str(future.status)
+
+
+def is_loss_of_actor(error: BaseException) -> bool:
+    """Whether a future's error says that the worker of its actor is gone."""
+    return isinstance(error, RuntimeError) and "Worker holding Actor was lost" in str(error)
 
 
 async def result_of(client: Any, future: Any) -> Any:

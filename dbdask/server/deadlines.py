@@ -6,7 +6,7 @@ from dask.utils import parse_timedelta
 DEFAULTS = {
     "connect": "5s",
     "ping": "10s",
-    "answer": "10s",
+    "answer": "5s",
     "placement": "60s",
     "preflight": "60s",
     "silence": "10s",

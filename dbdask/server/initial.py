@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dbdask.numbers import checkpoint
-from dbdask.numbers.ledger import Ledger
+from dbdask.numbers.ledger import Ledger, Row
 from dbdask.numbers.optimizers import Optimizer
 from dbdask.server.contact import ActorPlace, call_actor, start_on, this_worker, worker_loop
 from dbdask.server.shard import ShardState
@@ -34,7 +34,7 @@ class FromSnapshot:
     path: str
     group: str
     applied: int
-    rows: tuple[tuple[int, int, int], ...]
+    rows: tuple[Row, ...]
     first_open_epoch: int
 
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
@@ -42,7 +42,7 @@ class FromSnapshot:
         vectors = {
             name: checkpoint.read_slice(self.path, self.group, name, start, stop) for name in names
         }
-        ledger = Ledger.from_rows(list(self.rows), self.first_open_epoch)
+        ledger = Ledger.from_rows(self.rows, self.first_open_epoch)
         return ShardState(vectors, self.applied, ledger)
 
 
@@ -57,6 +57,4 @@ class FromNeighbour:
         nbytes = 4 * (stop - start) * (2 + len(optimizer.slots))
         call = call_actor(worker.rpc, self.place, "whole_state", nbytes=nbytes)
         state: ShardState = start_on(worker_loop(worker), call).result()
-        for name, vector in state.vectors.items():
-            state.vectors[name] = np.array(vector)  # what came off the wire may be read-only
-        return state
+        return state.everything()  # what came off the wire may be read-only

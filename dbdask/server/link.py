@@ -1,8 +1,8 @@
-"""What a replica holds of the parameter server: a frozen handle, and start_on calls over it."""
+"""What a replica holds of the parameter server: a frozen handle, and blocking calls over it."""
 
 import asyncio
 import concurrent.futures
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,16 @@ from dbdask.server.shard import Acknowledgement, Progress
 
 @dataclass(frozen=True, slots=True)
 class ShardPlace:
-    """A slice of the flat vector and the actor that holds it."""
+    """A slice of the flat vector and the actors that hold it: the first one, and its twins."""
 
     start: int
     stop: int
-    place: ActorPlace
+    copies: tuple[ActorPlace, ...]
+
+    @property
+    def first(self) -> ActorPlace:
+        """The copy that is read from."""
+        return self.copies[0]
 
     @property
     def nbytes(self) -> int:
@@ -73,6 +78,8 @@ class ServerLink:
     """Blocking calls on all shards at once, for the thread of a task.
 
     Every method ends: in the answer, in `ShardLost`, or in `Stale` when the generation ended.
+    What is read comes from the first copy of each shard; what is pushed goes to every copy, and
+    is acknowledged when all of them have it.
     """
 
     def __init__(self, handle: ServerHandle, worker: Any, calls: Calls) -> None:
@@ -82,21 +89,20 @@ class ServerLink:
         self._calls = calls
 
     def progress(self, epoch: int, portion: int) -> list[Progress]:
-        """Ask every shard for the last step it applied of a portion."""
+        """Ask every copy of every shard for the last step it applied of a portion."""
 
-        async def ask(shard: ShardPlace) -> Progress:
-            return await call_actor(
-                self._pool, shard.place, "progress", self.handle.generation, epoch, portion
-            )
+        async def ask(shard: ShardPlace) -> list[Progress]:
+            return await self._every_copy(shard, "progress", epoch, portion)
 
-        return self._wait(self._calls.start(self._loop, self.handle.generation, self._all(ask)))
+        answers = self._wait(self._calls.start(self._loop, self.handle.generation, self._all(ask)))
+        return [progress for copies in answers for progress in copies]
 
     def start_fetch(self, into: np.ndarray) -> concurrent.futures.Future[list[int]]:
         """Start to fetch the parameters into a vector; the versions come back, a shard each."""
 
         async def fetch(shard: ShardPlace) -> int:
             values, version = await call_actor(
-                self._pool, shard.place, "fetch", self.handle.generation, nbytes=shard.nbytes
+                self._pool, shard.first, "fetch", self.handle.generation, nbytes=shard.nbytes
             )
             np.copyto(into[shard.start : shard.stop], values)
             return version
@@ -116,21 +122,27 @@ class ServerLink:
         """
         versions = dict(zip(self.handle.shards, fetched, strict=True))
 
-        async def push(shard: ShardPlace) -> Acknowledgement:
+        async def push_to(shard: ShardPlace, copy: ActorPlace, fetch: bool) -> Acknowledgement:
             acknowledgement, values = await call_actor(
                 self._pool,
-                shard.place,
+                copy,
                 "push",
                 self.handle.generation,
                 identity,
                 gradient[shard.start : shard.stop],
                 versions[shard],
-                into is not None,
+                fetch,
                 nbytes=shard.nbytes,
             )
-            if into is not None:
+            if fetch:
+                assert into is not None
                 np.copyto(into[shard.start : shard.stop], values)
             return acknowledgement
+
+        async def push(shard: ShardPlace) -> Acknowledgement:
+            wanted = into is not None
+            pushes = (push_to(shard, c, wanted and c is shard.first) for c in shard.copies)
+            return together(await _gather(pushes))
 
         return self._calls.start(self._loop, self.handle.generation, self._all(push))
 
@@ -140,7 +152,7 @@ class ServerLink:
         async def fetch(shard: ShardPlace) -> None:
             values = await call_actor(
                 self._pool,
-                shard.place,
+                shard.first,
                 "fetch_vector",
                 self.handle.generation,
                 name,
@@ -153,16 +165,9 @@ class ServerLink:
     def contribute(self, identity: tuple[int, int], gradient: np.ndarray) -> None:
         """Add a gradient, under its identity (evaluation, bundle), to every batch shard."""
 
-        async def push(shard: ShardPlace) -> bool:
-            return await call_actor(
-                self._pool,
-                shard.place,
-                "contribute",
-                self.handle.generation,
-                *identity,
-                gradient[shard.start : shard.stop],
-                nbytes=shard.nbytes,
-            )
+        async def push(shard: ShardPlace) -> None:
+            part = gradient[shard.start : shard.stop]
+            await self._every_copy(shard, "contribute", *identity, part, nbytes=shard.nbytes)
 
         self._wait(self._calls.start(self._loop, self.handle.generation, self._all(push)))
 
@@ -171,7 +176,7 @@ class ServerLink:
 
         async def fetch(shard: ShardPlace) -> None:
             values = await call_actor(
-                self._pool, shard.place, "fetch_copy", number, nbytes=shard.nbytes
+                self._pool, shard.first, "fetch_copy", number, nbytes=shard.nbytes
             )
             np.copyto(into[shard.start : shard.stop], values)
 
@@ -182,12 +187,17 @@ class ServerLink:
         return self._wait(future)
 
     async def _all(self, one: Callable[[ShardPlace], Coroutine[Any, Any, Any]]) -> list[Any]:
-        tasks = [asyncio.ensure_future(one(shard)) for shard in self.handle.shards]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        return await _gather(one(shard) for shard in self.handle.shards)
+
+    async def _every_copy(
+        self, shard: ShardPlace, method: str, *arguments: Any, nbytes: int = 0
+    ) -> list[Any]:
+        """Call a method that is given the generation on every copy of a shard."""
+        generation = self.handle.generation
+        return await _gather(
+            call_actor(self._pool, copy, method, generation, *arguments, nbytes=nbytes)
+            for copy in shard.copies
+        )
 
     def _wait(self, future: concurrent.futures.Future[Any]) -> Any:
         try:
@@ -198,3 +208,26 @@ class ServerLink:
             if isinstance(error, (ShardLost, Stale)):
                 raise
             raise ShardLost(f"a call to a shard failed: {error!r}") from error
+
+
+async def _gather(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Await calls at once; where one fails the others are ended, none is left behind."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def together(copies: list[Acknowledgement]) -> Acknowledgement:
+    """Return what the copies of one shard answered as one: a repeat for one of them is a repeat.
+
+    Copies apply the updates of several replicas each in its own order, as Downpour allows, so
+    that only the first one's numbers fit what was fetched from it.
+    """
+    first = copies[0]
+    is_new = all(copy.staleness >= 0 for copy in copies[1:])
+    return Acknowledgement(
+        first.version, first.staleness if is_new else -1, any(copy.pause for copy in copies)
+    )

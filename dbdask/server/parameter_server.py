@@ -7,19 +7,22 @@ stay in the shards.
 import asyncio
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dbdask.errors import ShardLost, Stale, WorkerError
 from dbdask.numbers.layout import cut
+from dbdask.numbers.ledger import Standing
 from dbdask.numbers.optimizers import Optimizer
+from dbdask.numbers.placement import missing_copies
 from dbdask.server.contact import (
     ActorPlace,
     answers_ping,
     call_actor,
+    is_loss_of_actor,
     place_of,
     run_on,
     settled,
@@ -34,8 +37,19 @@ from dbdask.server.shard import ParameterShard, ShardState
 Initial = Callable[[int, int, Optimizer], ShardState]
 
 
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """One copy of a shard: its actor, and the future that keeps it alive."""
+
+    place: ActorPlace
+    future: Any
+
+
 class ParameterServer:
-    """The shards of one run.
+    """The shards of one run, each in one copy or in several on different workers.
+
+    The first copy is read from; pushes and commands go to all. Where there are fewer workers than
+    copies the run goes on with fewer, and makes the others when a worker comes.
 
     Parameters
     ----------
@@ -49,6 +63,8 @@ class ParameterServer:
         The update rule that each shard applies to its own slice.
     kind
         The class of the shards.
+    copies
+        How many copies of each shard there are to be.
     """
 
     def __init__(
@@ -59,14 +75,16 @@ class ParameterServer:
         count: int,
         optimizer: Optimizer,
         kind: type[ParameterShard] = ParameterShard,
+        copies: int = 1,
     ) -> None:
         self.client, self.run, self.size = client, run, size
         self.kind = kind
         self.slices = cut(size, count)
         self.optimizer = optimizer
+        self.wanted = copies
         self.generation = 0
-        self._futures: list[Any] = [None] * len(self.slices)
-        self._places: list[ActorPlace | None] = [None] * len(self.slices)
+        self._copies: list[list[Copy]] = [[] for _ in self.slices]
+        self._making: set[Any] = set()
         self._command = 0
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -79,63 +97,105 @@ class ParameterServer:
     @property
     def handle(self) -> ServerHandle:
         """The frozen handle of the current generation, for replicas."""
-        shards = []
-        for (start, stop), place in zip(self.slices, self._places, strict=True):
-            assert place is not None
-            shards.append(ShardPlace(start, stop, place))
-        return ServerHandle(self.run, self.generation, self.size, tuple(shards))
+        shards = tuple(
+            ShardPlace(start, stop, tuple(copy.place for copy in copies))
+            for (start, stop), copies in zip(self.slices, self._copies, strict=True)
+        )
+        assert all(shard.copies for shard in shards)
+        return ServerHandle(self.run, self.generation, self.size, shards)
 
     @property
     def workers(self) -> list[str]:
-        """The worker of each shard."""
-        return [place.worker if place else "" for place in self._places]
+        """Every worker that holds a copy of a shard."""
+        return sorted({worker for holders in self.holders for worker in holders})
+
+    @property
+    def holders(self) -> list[list[str]]:
+        """The workers of each shard's copies, the first copy's first."""
+        return [[copy.place.worker for copy in copies] for copies in self._copies]
+
+    @property
+    def copies(self) -> int:
+        """Copies of the shard that has the fewest."""
+        return min(len(copies) for copies in self._copies)
+
+    @property
+    def gone(self) -> list[int]:
+        """The shards of which no copy is left."""
+        return [index for index, copies in enumerate(self._copies) if not copies]
+
+    # Making, moving and losing shards
 
     async def place(self, initial: Initial, workers: Sequence[str]) -> None:
-        """Make every shard, spread over `workers`."""
+        """Make every copy of every shard, spread over `workers`."""
         await self.replace(range(len(self.slices)), initial, workers)
 
     async def replace(
         self, indices: Sequence[int], initial: Initial, workers: Sequence[str]
     ) -> None:
-        """Make the named shards anew, each on the worker that holds the fewest."""
-        chosen = self._choose(indices, workers)
-        await asyncio.gather(
-            *(self._make(index, initial, worker) for index, worker in chosen.items())
-        )
+        """Make every copy of the named shards anew."""
+        for index in indices:
+            self._let_go(index, self._copies[index])
+        missing = self._missing(workers)
+        await self._make_all([(i, initial, worker) for i, worker in missing if i in indices])
 
-    async def move(self, indices: Sequence[int], workers: Sequence[str]) -> None:
-        """Move shards that still answer to other workers, under a new generation.
+    def lacks_copies(self, workers: Sequence[str]) -> bool:
+        """Whether a shard has fewer copies than it could have on `workers`."""
+        return bool(self._missing(workers))
+
+    async def add_copies(self, workers: Sequence[str]) -> None:
+        """Make the copies that are missing, from those that are there; nothing may be applied."""
+        missing = self._missing(workers)
+        await self._make_all([(i, self._neighbour(i), worker) for i, worker in missing])
+
+    def _neighbour(self, index: int) -> Initial:
+        return FromNeighbour(self._copies[index][0].place)
+
+    def can_leave(self, going: Collection[str], workers: Sequence[str]) -> bool:
+        """Whether every shard still has a copy when the workers `going` have left."""
+        return bool(workers) or all(set(holders) - set(going) for holders in self.holders)
+
+    async def move(self, going: Collection[str], workers: Sequence[str]) -> None:
+        """Free some workers of their copies, which are made anew on others where there are any.
 
         No replica may be at work: what is still on its way is refused by the new generation.
         """
-        await self.advance(range(len(self.slices)))
-        sources = {index: self._places[index] for index in indices}
-        before = [self._futures[index] for index in indices]  # keeps the old shards alive
-        chosen = self._choose(indices, workers)
-        await asyncio.gather(
-            *(
-                self._make(index, FromNeighbour(place), chosen[index])
-                for index, place in sources.items()
-                if place is not None
-            )
-        )
-        for future in before:
-            future.release()
-        for place in sources.values():
-            assert place is not None
-            await self._until_forgotten(place.key)
+        await self.advance()
+        left = [[c for c in copies if c.place.worker in going] for copies in self._copies]
+        stay = [[w for w in holders if w not in going] for holders in self.holders]
+        homes = [worker for worker in workers if worker not in going]
+        missing = missing_copies(stay, self.wanted, homes)
+        await self._make_all([(i, self._neighbour(i), worker) for i, worker in missing])
+        for index, copies in enumerate(left):
+            self._let_go(index, copies)
+        for copy in (copy for copies in left for copy in copies):
+            await self._until_forgotten(copy.place.key)
 
-    def _choose(self, indices: Sequence[int], workers: Sequence[str]) -> dict[int, str]:
-        """For each shard, the worker that holds the fewest; the shards' places are given up."""
-        for index in indices:
-            self._places[index] = None
-        loads = Counter(dict.fromkeys(workers, 0))
-        loads.update(place.worker for place in self._places if place and place.worker in loads)
-        chosen = {}
-        for index in indices:
-            chosen[index] = min(workers, key=lambda name: loads[name])
-            loads[chosen[index]] += 1
-        return chosen
+    async def drop_lost(self, workers: Collection[str]) -> int:
+        """Give up copies whose worker left, or that answer no ping; returns how many.
+
+        A copy that stopped and comes back later holds an old generation, and nobody calls it.
+        """
+
+        async def is_lost(copy: Copy) -> bool:
+            if copy.place.worker not in workers:
+                return True
+            return not await answers_ping(self.client.rpc, copy.place)
+
+        held = [(index, copy) for index, copies in enumerate(self._copies) for copy in copies]
+        answers = await asyncio.gather(*(is_lost(copy) for _, copy in held))
+        lost = [(index, copy) for (index, copy), gone in zip(held, answers, strict=True) if gone]
+        for index, copy in lost:
+            self._let_go(index, [copy])
+        return len(lost)
+
+    def _let_go(self, index: int, copies: Iterable[Copy]) -> None:
+        for copy in list(copies):
+            self._copies[index].remove(copy)
+            copy.future.release()
+
+    def _missing(self, workers: Sequence[str]) -> list[tuple[int, str]]:
+        return missing_copies(self.holders, self.wanted, workers)
 
     async def _until_forgotten(self, key: str) -> None:
         """Wait until the scheduler has dropped an actor: its worker can be retired only then."""
@@ -143,7 +203,30 @@ class ParameterServer:
         while await place_of(self.client, key) is not None and time.monotonic() < until:
             await asyncio.sleep(0.02)
 
-    async def _make(self, index: int, initial: Initial, worker: str) -> None:
+    async def _make_all(self, plan: Sequence[tuple[int, Initial, str]]) -> None:
+        """Make copies at once; what was made stays when one of them fails, and none is on its way.
+
+        Raises
+        ------
+        ShardLost
+            A worker left meanwhile.
+        WorkerError
+            A copy could not be made in time.
+        """
+        made = await asyncio.gather(*(self._make(*one) for one in plan), return_exceptions=True)
+        for (index, _, _), copy in zip(plan, made, strict=True):
+            if isinstance(copy, Copy):
+                self._copies[index].append(copy)
+        for failed in made:
+            if isinstance(failed, BaseException):
+                raise failed
+        twice = [index for index, held in enumerate(self.holders) if len(set(held)) < len(held)]
+        for index in twice:  # the worker that was meant left, and Dask took one that has a copy
+            self._let_go(index, self._copies[index][-1:])
+        if twice:
+            raise ShardLost(f"a worker left while it made a copy of shard {twice[0]}")
+
+    async def _make(self, index: int, initial: Initial, worker: str) -> Copy:
         start, stop = self.slices[index]
         key = f"{shard_prefix(self.run)}{index}-{uuid.uuid4().hex[:8]}"
         future = self.client.submit(
@@ -159,20 +242,31 @@ class ParameterServer:
             allow_other_workers=True,
             priority=100,
         )
-        self._futures[index] = future
+        self._making.add(future)
+        try:
+            address = await self._made(index, future)
+        finally:
+            self._making.discard(future)
+        await self._tell([address], add_farewell, self.run)
+        return Copy(ActorPlace(address, key), future)
+
+    async def _made(self, index: int, future: Any) -> str:
+        """Wait until a shard is made; returns its worker."""
         try:
             status = await settled(self.client, future, deadline("placement"))
         except TimeoutError as error:
             raise WorkerError(
                 f"no worker made parameter shard {index} within {deadline('placement'):g} s"
             ) from error
-        if status != "finished":
-            raise future._state.exception or WorkerError(f"shard {index} could not be made")
-        address = await place_of(self.client, key)
-        if address is None:
+        failure = future._state.exception
+        if status == "error" and failure is not None and not is_loss_of_actor(failure):
+            raise failure
+        address = await place_of(self.client, future.key)
+        if status != "finished" or address is None:
             raise ShardLost(f"shard {index} was lost while it was made")
-        self._places[index] = ActorPlace(address, key)
-        await self._tell([address], add_farewell, self.run)
+        return address
+
+    # Talking to shards
 
     async def command(
         self,
@@ -182,47 +276,79 @@ class ParameterServer:
         nbytes: int = 0,
         number: int | None = None,
     ) -> list[Any]:
-        """Give a numbered command to all shards (or to some) and await every answer.
+        """Give a numbered command to all shards (or to some); returns an answer for each shard.
 
-        With the `number` of a command that was given before it is a repeat: a shard that has done
-        it only answers again.
+        Every copy does it. With the `number` of a command that was given before it is a repeat: a
+        shard that has done it only answers again.
         """
+        answers = await self.command_copies(
+            name, *arguments, only=only, nbytes=nbytes, number=number
+        )
+        return [copies[0] for copies in answers]
+
+    async def command_copies(
+        self,
+        name: str,
+        *arguments: Any,
+        only: Sequence[int] | None = None,
+        nbytes: int = 0,
+        number: int | None = None,
+    ) -> list[list[Any]]:
+        """Give a command as `command` does; every copy's answer comes back."""
         number = self.new_number() if number is None else number
-        indices = range(len(self.slices)) if only is None else only
         return await asyncio.gather(
             *(
-                self.call(index, "command", number, name, *arguments, nbytes=nbytes)
-                for index in indices
+                self._of_copies(index, "command", number, name, *arguments, nbytes=nbytes)
+                for index in self._indices(only)
             )
         )
+
+    def _indices(self, only: Sequence[int] | None) -> Sequence[int]:
+        return range(len(self.slices)) if only is None else only
 
     def new_number(self) -> int:
         """Return the number of a new command."""
         self._command += 1
         return self._command
 
-    async def call(self, index: int, method: str, *arguments: Any, nbytes: int = 0) -> Any:
-        """Call one shard over a direct connection."""
-        place = self._places[index]
-        if place is None:
+    async def _of_copies(
+        self, index: int, method: str, *arguments: Any, nbytes: int = 0
+    ) -> list[Any]:
+        """Call every copy of a shard over direct connections."""
+        copies = self._copies[index]
+        if not copies:
             raise ShardLost(f"shard {index} has no place")
-        return await call_actor(self.client.rpc, place, method, *arguments, nbytes=nbytes)
+        return await asyncio.gather(
+            *(
+                call_actor(self.client.rpc, copy.place, method, *arguments, nbytes=nbytes)
+                for copy in copies
+            )
+        )
 
-    async def find_lost(self, workers: Sequence[str]) -> list[int]:
-        """List the shards whose worker left, or that answer no ping."""
+    async def call(self, index: int, method: str, *arguments: Any, nbytes: int = 0) -> Any:
+        """Call the first copy of one shard, for what one copy answers for all."""
+        copies = self._copies[index]
+        if not copies:
+            raise ShardLost(f"shard {index} has no place")
+        return await call_actor(self.client.rpc, copies[0].place, method, *arguments, nbytes=nbytes)
 
-        async def is_lost(place: ActorPlace | None) -> bool:
-            if place is None or place.worker not in workers:
-                return True
-            return not await answers_ping(self.client.rpc, place)
+    async def call_each(self, method: str, *arguments: Any, nbytes: int = 0) -> list[Any]:
+        """Call the first copy of every shard."""
+        return await asyncio.gather(
+            *(self.call(i, method, *arguments, nbytes=nbytes) for i in self._indices(None))
+        )
 
-        lost = await asyncio.gather(*(is_lost(place) for place in self._places))
-        return [index for index, gone in enumerate(lost) if gone]
-
-    async def advance(self, survivors: Sequence[int]) -> list[list[tuple[int, int, int]]]:
-        """Enter a new generation on the surviving shards; their ledgers come back."""
+    async def advance(self) -> list[Standing]:
+        """Enter a new generation on all shards that are there; every copy's standing comes back."""
         self.generation += 1
-        return await self.command("advance", self.generation, only=survivors)
+        there = [index for index, copies in enumerate(self._copies) if copies]
+        answers = await self.command_copies("advance", self.generation, only=there)
+        return [standing for copies in answers for standing in copies]
+
+    async def pause(self) -> list[Standing]:
+        """Ask replicas to hand their portions back; every copy's standing comes back."""
+        answers = await self.command_copies("pause", True)
+        return [standing for copies in answers for standing in copies]
 
     async def end_generation(self, workers: Sequence[str]) -> None:
         """End the calls of the current generation on every worker that answers."""
@@ -230,11 +356,10 @@ class ParameterServer:
 
     async def assign(self, values: np.ndarray, only: Sequence[int] | None = None) -> None:
         """Send each shard its slice of a vector that the client holds."""
-        indices = range(len(self.slices)) if only is None else only
         number = self.new_number()
         await asyncio.gather(
             *(
-                self.call(
+                self._of_copies(
                     index,
                     "command",
                     number,
@@ -242,7 +367,7 @@ class ParameterServer:
                     values[slice(*self.slices[index])],
                     nbytes=4 * self.chunk,
                 )
-                for index in indices
+                for index in self._indices(only)
             )
         )
 
@@ -272,10 +397,10 @@ class ParameterServer:
             telling.cancel()
         await self._tell(workers, close_room, self.run)
         await self._tell(workers, forget_farewell, self.run)
-        for future in self._futures:
-            if future is not None:
-                future.release()
-        self._futures = []
+        for future in self._making:
+            future.release()
+        for index, copies in enumerate(self._copies):
+            self._let_go(index, copies)
 
     async def _tell(
         self, workers: Sequence[str], function: Callable[..., Any], *arguments: Any

@@ -72,7 +72,7 @@ class Room:
             if self._running or handle is None or self.closed:
                 continue
             pool = self.worker.rpc
-            alive = [await answers_ping(pool, shard.place) for shard in handle.shards]
+            alive = [await answers_ping(pool, c) for shard in handle.shards for c in shard.copies]
             if not any(alive) and handle is self.handle:
                 _close(self.run, self.worker)  # not for good: the run may be recovering
 

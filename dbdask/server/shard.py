@@ -9,14 +9,14 @@ update.
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dbdask.errors import Stale
 from dbdask.numbers import checkpoint
-from dbdask.numbers.ledger import Ledger
+from dbdask.numbers.ledger import Ledger, Row, Standing
 from dbdask.numbers.optimizers import Optimizer
 
 REMEMBERED = 64  # commands whose answers are kept for a repeat
@@ -39,11 +39,42 @@ class Progress(NamedTuple):
 
 @dataclass
 class ShardState:
-    """All that moves with a shard: vectors of one length, how many updates, and the ledger."""
+    """All that moves with a shard, so that a shard made from it answers as the first one would."""
 
     vectors: dict[str, np.ndarray]
+    """The parameters, the optimiser's slots, and the best parameters: of one length."""
     applied: int
+    """Updates so far; those that a loss took from this shard alone are counted."""
     ledger: Ledger
+    """What was applied, so that a repeat is known."""
+    copies: "dict[int, ShardState]" = field(default_factory=dict)
+    """Snapshot copies, by number; nothing changes them."""
+    answers: dict[int, Any] = field(default_factory=dict)
+    """Answers to the last commands, for a repeat."""
+    forgotten: int = -1
+    """The newest command whose answer is kept no more."""
+    contributions: Any = None
+    """What the open pass of a batch method has added up."""
+
+    def copy(self, names: Sequence[str] | None = None) -> "ShardState":
+        """Return a state that shares no vector with this one, of some vectors or of all.
+
+        Snapshot copies are shared: nothing writes into them.
+        """
+        return ShardState(
+            {n: v.copy() for n, v in self.vectors.items() if names is None or n in names},
+            self.applied,
+            self.ledger.copy(),
+        )
+
+    def everything(self) -> "ShardState":
+        """Return a copy with snapshot copies, remembered answers and the open pass."""
+        state = self.copy()
+        state.copies, state.answers = dict(self.copies), dict(self.answers)
+        state.forgotten = self.forgotten
+        if self.contributions is not None:
+            state.contributions = self.contributions.copy()
+        return state
 
 
 class ParameterShard:
@@ -73,10 +104,8 @@ class ParameterShard:
         self.optimizer = optimizer
         self.generation = generation
         self.state = initial(start, stop, optimizer)
-        self.copies: dict[int, ShardState] = {}
         self.pausing = False
-        self._commands: dict[int, asyncio.Future[Any]] = {}
-        self._forgotten = -1
+        self._doing: dict[int, asyncio.Future[Any]] = {}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="dbdask-shard")
 
     async def _serve(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -143,7 +172,7 @@ class ParameterShard:
         self._check(generation)
         if not self.state.ledger.admit(*identity):
             return Acknowledgement(self.state.applied, -1, self.pausing)
-        staleness = self.state.applied - fetched
+        staleness = max(0, self.state.applied - fetched)  # a twin may be behind the one fetched
         vectors = self.state.vectors
         slots = {name: vectors[name] for name in self.optimizer.slots}
         self.optimizer.update(vectors["parameters"], gradient, slots, self.state.applied)
@@ -152,34 +181,47 @@ class ParameterShard:
 
     async def fetch_copy(self, number: int) -> np.ndarray:
         """Return the parameters of a snapshot copy (it is never written again)."""
-        return self.copies[number].vectors["parameters"]
+        return self.state.copies[number].vectors["parameters"]
 
     # What the verb commands; each command carries a running number and is done once
 
     async def command(self, number: int, name: str, *arguments: Any) -> Any:
         """Do a numbered command; a repeat gets the first answer again."""
-        if number not in self._commands:
-            if number <= self._forgotten:
+        if number in self.state.answers:
+            return self.state.answers[number]
+        if number not in self._doing:
+            if number <= self.state.forgotten:
                 raise Stale(f"command {number} ({name}) is older than those that a shard remembers")
-            work = asyncio.ensure_future(getattr(self, "_" + name)(*arguments))
-            self._commands[number] = work
-            if len(self._commands) > REMEMBERED:
-                self._forgotten = min(self._commands)
-                del self._commands[self._forgotten]
-        return await asyncio.shield(self._commands[number])
+            self._doing[number] = asyncio.ensure_future(self._do(number, name, arguments))
+        return await asyncio.shield(self._doing[number])
 
-    async def _advance(self, generation: int) -> list[tuple[int, int, int]]:
-        """Enter a new generation: what is still on its way is refused. Returns the ledger."""
-        return await self._serve(self._enter, generation)
+    async def _do(self, number: int, name: str, arguments: tuple[Any, ...]) -> Any:
+        try:
+            answer = await getattr(self, "_" + name)(*arguments)
+            self._remember(number, answer)
+            return answer
+        finally:
+            del self._doing[number]
 
-    def _enter(self, generation: int) -> list[tuple[int, int, int]]:
+    def _remember(self, number: int, answer: Any) -> None:
+        answers = self.state.answers
+        answers[number] = answer
+        if len(answers) > REMEMBERED:
+            self.state.forgotten = min(answers)
+            del answers[self.state.forgotten]
+
+    async def _advance(self, generation: int) -> Standing:
+        """Enter a new generation: what is still on its way is refused."""
         self.generation = max(self.generation, generation)
-        return self.state.ledger.rows()
+        return await self._serve(self._standing)
 
-    async def _pause(self, pausing: bool) -> list[tuple[int, int, int]]:
+    async def _pause(self, pausing: bool) -> Standing:
         """Ask replicas, by their next acknowledgement, to hand their portions back (or not)."""
         self.pausing = pausing
-        return await self._serve(self.state.ledger.rows)
+        return await self._serve(self._standing)
+
+    def _standing(self) -> Standing:
+        return Standing(self.state.ledger.rows(), self.state.applied)
 
     async def _copy(self, number: int, whole: bool) -> int:
         """Keep a copy of the parameters, or of the whole state, under a number.
@@ -189,32 +231,16 @@ class ParameterShard:
         return await self._serve(self._take_copy, number, whole)
 
     def _take_copy(self, number: int, whole: bool) -> int:
-        held = self.state.vectors
-        vectors = {n: v.copy() for n, v in held.items() if whole or n == "parameters"}
-        ledger = Ledger.from_rows(self.state.ledger.rows(), self.state.ledger.first_open_epoch)
-        self.copies[number] = ShardState(vectors, self.state.applied, ledger)
+        self.state.copies[number] = self.state.copy(None if whole else ["parameters"])
         return self.state.applied
-
-    async def _write(self, path: str, group: str, number: int) -> int:
-        """Write a copy into its own chunk of a snapshot, on a thread that serves no calls."""
-        copy = self.copies[number]
-        await asyncio.to_thread(
-            checkpoint.write_slice, path, group, self.start, self.stop, copy.vectors
-        )
-        return copy.applied
-
-    async def _write_vectors(self, path: str, group: str, names: Sequence[str]) -> None:
-        """Write vectors as they are, without a copy: nothing may change them meanwhile."""
-        vectors = {name: self.state.vectors[name] for name in names}
-        await self._serve(checkpoint.write_slice, path, group, self.start, self.stop, vectors)
 
     async def _keep_best(self, number: int) -> None:
         """Keep the parameters of a copy as the best so far."""
-        self.state.vectors["best"] = self.copies[number].vectors["parameters"].copy()
+        self.state.vectors["best"] = self.state.copies[number].vectors["parameters"].copy()
 
     async def _drop(self, number: int) -> None:
         """Forget a copy."""
-        self.copies.pop(number, None)
+        self.state.copies.pop(number, None)
 
     async def _close_epochs(self, epoch: int) -> None:
         """Forget the ledger of the epochs before `epoch`."""
@@ -224,9 +250,24 @@ class ParameterShard:
         """Replace the parameters."""
         await self._serve(np.copyto, self.state.vectors["parameters"], values)
 
-    async def _adopt(self, rows: list[tuple[int, int, int]], first_open_epoch: int) -> None:
-        """Take over the survivors' ledger after a loss."""
-        self.state.ledger = Ledger.from_rows([tuple(row) for row in rows], first_open_epoch)  # type: ignore[misc]
+    async def _adopt(self, rows: Sequence[Row], applied: int, first_open_epoch: int) -> int:
+        """Take over the survivors' standing after a loss; returns the updates lost by it."""
+        lost = applied - self.state.applied
+        self.state.ledger = Ledger.from_rows(rows, first_open_epoch)
+        self.state.applied = applied
+        return lost
+
+    # What has no number: it changes nothing here, and a repeat writes the same bytes again
+
+    async def write(self, path: str, group: str, number: int) -> None:
+        """Write a copy into its own chunk of a snapshot, on a thread that serves no calls."""
+        vectors = self.state.copies[number].vectors
+        await asyncio.to_thread(checkpoint.write_slice, path, group, self.start, self.stop, vectors)
+
+    async def write_vectors(self, path: str, group: str, names: Sequence[str]) -> None:
+        """Write vectors as they are, without a copy: nothing may change them meanwhile."""
+        vectors = {name: self.state.vectors[name] for name in names}
+        await self._serve(checkpoint.write_slice, path, group, self.start, self.stop, vectors)
 
     async def read(self, name: str) -> np.ndarray:
         """Return a copy of one vector: `parameters`, `best`, or an optimiser slot."""
@@ -237,10 +278,9 @@ class ParameterShard:
         return self.state.applied
 
     async def whole_state(self) -> ShardState:
-        """Return a consistent copy of everything, for a shard that takes this one's place."""
-        return await self._serve(self._copy_state)
+        """Return a consistent copy of everything, for a shard that takes this one's place.
 
-    def _copy_state(self) -> ShardState:
-        vectors = {name: vector.copy() for name, vector in self.state.vectors.items()}
-        ledger = Ledger.from_rows(self.state.ledger.rows(), self.state.ledger.first_open_epoch)
-        return ShardState(vectors, self.state.applied, ledger)
+        Commands under way end first: else the new shard would have done one without knowing it.
+        """
+        await asyncio.gather(*self._doing.values(), return_exceptions=True)
+        return await self._serve(self.state.everything)

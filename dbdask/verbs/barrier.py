@@ -3,11 +3,10 @@
 from typing import TYPE_CHECKING
 
 from dbdask.errors import ShardLost
+from dbdask.numbers.ledger import Standing
 
 if TYPE_CHECKING:
     from dbdask.verbs.downpour_run import DownpourRun
-
-Rows = list[list[int]]  # (epoch, portion, last step) of every open portion
 
 
 class Barrier:
@@ -15,7 +14,7 @@ class Barrier:
 
     def __init__(self, run: "DownpourRun") -> None:
         self.run = run
-        self.ledger: Rows = []
+        self.standing = Standing([], 0)  # of every copy of every shard, at the last rest
 
     async def rest(self) -> None:
         """Return when no replica works and every shard has applied the same steps.
@@ -26,7 +25,7 @@ class Barrier:
         await server.command("pause", True)
         await self._empty()
         if workforce.abandoned:
-            await server.advance(range(len(server.slices)))
+            await server.advance()
             workforce.abandoned = False
         while uneven := await self._uneven():
             await self._complete(uneven)
@@ -36,11 +35,11 @@ class Barrier:
         await self.run.server.command("pause", False)
 
     async def _uneven(self) -> set[tuple[int, int]]:
-        """The portions that shards hold at different steps."""
-        ledgers = await self.run.server.command("pause", True)
-        first = {tuple(row) for row in ledgers[0]}
-        self.ledger = [list(row) for row in ledgers[0]]
-        return {(e, p) for rows in ledgers for e, p, _ in first ^ {tuple(row) for row in rows}}
+        """The portions that copies of shards hold at different steps."""
+        standings = await self.run.server.pause()
+        self.standing = standings[0]
+        first, *others = ({row[:3] for row in standing.rows} for standing in standings)
+        return {(epoch, portion) for steps in others for epoch, portion, _ in first ^ steps}
 
     async def _empty(self) -> None:
         """Take in until nothing is outstanding; trouble on the way comes out."""

@@ -17,7 +17,7 @@ from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
 from dbdask.verbs.downpour_run import DownpourRun, Plan
-from dbdask.verbs.fitting import check_fit
+from dbdask.verbs.fitting import check_fit, targets_for
 from dbdask.verbs.replica import DownpourJob
 from dbdask.verbs.resuming import open_checkpoint
 from dbdask.verbs.session import Callback, client_for, watch
@@ -98,6 +98,9 @@ def downpour(
         Model replicas; None is one a worker, following workers that come and go.
     shards
         Slices of the parameter server; None chooses by the size of the model.
+    shard_copies
+        Copies of every shard, each on another worker. With 2 the loss of a worker loses no update
+        that was acknowledged; every push then travels twice.
     workers, shard_workers
         Where replicas and shards may live, as in `client.submit(workers=)`.
     validation
@@ -131,15 +134,14 @@ def downpour(
     Raises
     ------
     ShardLost
-        A shard was lost and there is no `checkpoint` to rebuild it from.
+        A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from.
     """
     optimizer = adagrad(0.01) if optimizer is None else optimizer
     _check_counts(locals())
     every_steps, every_seconds = validation_interval(validate_every, validation)
     layout = as_layout(model.layout)
     check_fit(model, examples, validation)
-    loss, outputs = getattr(model, "loss", None), getattr(model, "output_shape", (0,))
-    examples = examples.for_loss(loss, outputs[0])
+    examples = targets_for(model, examples)
     local_rate = _local_rate(local_learning_rate, optimizer)
     if validation is not None:
         validation = validation.prepared_like(examples)
@@ -187,6 +189,7 @@ def downpour(
             target_loss=target_loss,
             replicas=replicas,
             shards=shards,
+            shard_copies=shard_copies,
             workers=worker_names(workers),
             shard_workers=worker_names(shard_workers),
             validate_steps=every_steps,

@@ -12,6 +12,7 @@ from dbdask.errors import ShardLost
 from dbdask.numbers import policies
 from dbdask.numbers.checkpoint import Snapshot, VectorReference
 from dbdask.numbers.history import Record
+from dbdask.numbers.ledger import Row
 from dbdask.numbers.optimizers import Optimizer
 from dbdask.numbers.portions import Cut, Portion
 from dbdask.server.initial import FromModel, FromSnapshot
@@ -28,6 +29,7 @@ from dbdask.verbs.session import needs_workers
 from dbdask.verbs.snapshots import Snapshots
 from dbdask.verbs.stream import PortionStream
 from dbdask.verbs.tally import Tally
+from dbdask.verbs.twins import Twins
 from dbdask.verbs.validating import Validator
 from dbdask.verbs.workforce import Workforce
 
@@ -55,6 +57,7 @@ class Plan:
     target_loss: float | None
     replicas: int | None
     shards: int | None
+    shard_copies: int
     workers: tuple[str, ...] | None
     shard_workers: tuple[str, ...] | None
     validate_steps: int | None
@@ -96,6 +99,7 @@ class DownpourRun:
         self.barrier = Barrier(self)
         self.recovery = Recovery(self)
         self.leaving = Leaving(self)
+        self.twins = Twins(self)
 
     def request_stop(self, reason: str) -> None:
         """Ask the run to come to rest; the first reason stays. Safe from any thread."""
@@ -124,11 +128,14 @@ class DownpourRun:
         homes = self.shard_homes()
         count = plan.shards or policies.shards_for(plan.size, len(homes))
         self._check_memory(count, len(homes))
-        self.server = ParameterServer(self.client, plan.run, plan.size, count, plan.optimizer)
+        self.server = ParameterServer(
+            self.client, plan.run, plan.size, count, plan.optimizer, copies=plan.shard_copies
+        )
         self.snapshots = Snapshots(self.server, plan.path, plan.snapshot_seconds, plan.last)
         self.validator = Validator(self)
         self.leaving.begin()
         await self.server.place(self.initial(), homes)
+        self.twins.note()
         if plan.start is not None and plan.last is None:
             await self.server.assign(plan.start)
         if plan.path is not None and plan.last is None:
@@ -140,7 +147,7 @@ class DownpourRun:
         if snapshot is None:
             return FromModel(self.plan.model, self.plan.seed)
         state = snapshot.state
-        rows = tuple((int(a), int(b), int(c)) for a, b, c in state["ledger"])
+        rows = tuple(Row(*row) for row in state["ledger"])
         return FromSnapshot(snapshot.path, snapshot.group, state["applied"], rows, state["epoch"])
 
     def shard_homes(self) -> list[str]:
@@ -151,7 +158,7 @@ class DownpourRun:
     def _check_memory(self, shards: int, homes: int) -> None:
         plan = self.plan
         check_collectable(plan.name, plan.size, plan.path)
-        length = most_elements(plan.size, shards, homes)
+        length = most_elements(plan.size, shards, homes, plan.shard_copies)
         slots, keeps_best = len(plan.optimizer.slots), plan.keep == "best"
         facts = list(self.workforce.facts.values())
         copied = policies.shard_bytes(length, slots, keeps_best, copied=True)
@@ -173,6 +180,8 @@ class DownpourRun:
                 raise ShardLost(trouble)
             if self.leaving.due:
                 await self.leaving.hand_on()
+            elif self.twins.due:
+                await self._make_twins()
             elif self.stream.epoch_finished:
                 await self._end_epoch()
             elif self.snapshots.due or self.validator.due:
@@ -241,6 +250,12 @@ class DownpourRun:
 
     # Barriers
 
+    async def _make_twins(self) -> None:
+        """A worker has come that can hold copies of shards: they are made while nothing moves."""
+        await self.barrier.rest()
+        await self.twins.make_at_new_generation()
+        await self.barrier.release()
+
     async def _end_epoch(self) -> None:
         """All portions of the epoch are in: validate, and open the next epoch."""
         validate = self.plan.validation_cut is not None and self.validator.each_epoch
@@ -282,8 +297,8 @@ class DownpourRun:
             "generation": self.server.generation,
             "epoch": self.stream.epoch,
             "finished": sorted(list(identity) for identity in self.stream.finished),
-            "ledger": self.barrier.ledger,
-            "applied": self.tally.applied,
+            "ledger": [list(row) for row in self.barrier.standing.rows],
+            "applied": self.barrier.standing.applied,
             "best": self.validator.best,
             **self.tally.state(),
         }

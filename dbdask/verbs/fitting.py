@@ -24,6 +24,15 @@ def check_fit(model: Any, examples: Examples, validation: Examples | None) -> No
         check_input_shape(model, validation, "validation")
 
 
+def targets_for(model: Any, examples: Examples) -> Examples:
+    """Return the examples with targets as the model's loss takes them.
+
+    A model that says nothing of its outputs takes any whole number from 0 as a label.
+    """
+    outputs = getattr(model, "output_shape", None)
+    return examples.for_loss(getattr(model, "loss", None), outputs[0] if outputs else None)
+
+
 def check_input_shape(model: Any, examples: Examples, name: str) -> None:
     """Raise where the model declares another input shape than the examples have."""
     wanted = getattr(model, "input_shape", None)

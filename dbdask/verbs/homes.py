@@ -52,12 +52,12 @@ def check_collectable(model: str, size: int, path: str | None) -> None:
         )
 
 
-def most_elements(size: int, shards: int, homes: int) -> int:
-    """Return the elements of the flat vector that the fullest worker holds.
+def most_elements(size: int, shards: int, homes: int, copies: int = 1) -> int:
+    """Return the elements of the flat vector, copies counted, that the fullest worker holds.
 
     Examples
     --------
-    >>> most_elements(10, 4, 3)
-    6
+    >>> most_elements(10, 4, 3), most_elements(10, 4, 3, copies=2)
+    (6, 9)
     """
-    return math.ceil(size / shards) * math.ceil(shards / homes)
+    return math.ceil(size / shards) * math.ceil(shards * min(copies, homes) / homes)

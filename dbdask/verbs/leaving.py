@@ -44,7 +44,9 @@ class Leaving:
     def due(self) -> bool:
         """Whether a worker that leaves holds a shard, and something can be done about it."""
         going = self.workers & set(self.run.server.workers)
-        return bool(going) and bool(self._asked or self.run.shard_homes())
+        return bool(going) and (
+            bool(self._asked) or self.run.server.can_leave(going, self.run.shard_homes())
+        )
 
     async def hand_on(self) -> None:
         """Bring a Downpour run to rest, move the shards of leaving workers, and go on."""
@@ -62,12 +64,12 @@ class Leaving:
         """
         run, going = self.run, self.workers
         homes = run.shard_homes()
-        if not homes:
+        if not run.server.can_leave(going, homes):
             self._refuse()
             return
-        indices = [i for i, worker in enumerate(run.server.workers) if worker in going]
-        logger.info("moving shards %s: %s leave", indices, sorted(going))
-        await run.server.move(indices, homes)
+        logger.info("moving shards: %s leave", sorted(going))
+        await run.server.move(going, homes)
+        run.twins.note()
         asked, self._asked = self._asked, set()
         for worker in asked:
             run.workforce.leaving.add(worker)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dbdask.errors import ShardLost, WorkerError
+from dbdask.numbers.ledger import Standing, furthest
 from dbdask.server.deadlines import deadline
 from dbdask.server.parameter_server import TROUBLE
 
@@ -17,7 +18,6 @@ logger = logging.getLogger("dbdask")
 
 MOST_RECOVERIES = 3  # without a step between them
 TURN_SECONDS = 0.25
-Row = tuple[int, int, int]  # epoch, portion, last step
 
 
 class RunLost(ShardLost):
@@ -27,9 +27,10 @@ class RunLost(ShardLost):
 class Recovery:
     """What one run does about lost shards.
 
-    Portions in flight end first, because a shard's constructor needs a free worker thread. Then
-    only the lost shards go back to the last snapshot; the survivors' ledger tells them what not
-    to apply again. Where no shard survives, the whole run goes back.
+    Portions in flight end first, because a shard's constructor needs a free worker thread. A
+    shard that has a copy left loses nothing: the copy takes over, and a new one is made from it.
+    Of the others only those go back to the last snapshot; the survivors' ledger tells them what
+    not to apply again. Where no shard survives, the whole run goes back.
     """
 
     def __init__(self, run: "DownpourRun") -> None:
@@ -64,17 +65,18 @@ class Recovery:
     async def _recover(self) -> None:
         run = self.run
         await run.workforce.refresh(now=True)  # a dead worker is not waited for
+        for portion in await run.workforce.look_around():  # nor one that stopped
+            run.stream.hand_back(portion)
         await self._end_flight()
         await run.workforce.refresh(now=True)
-        lost = await run.server.find_lost(run.workforce.everyone)
-        run.tally.lost += len(lost)
-        await self._rebuild(lost)
+        run.tally.lost += await run.server.drop_lost(run.workforce.answering)
+        await self._rebuild(run.server.gone)
         await run.barrier.release()
 
     async def _end_flight(self) -> None:
         """End every call, wait for the tasks to come home, and hand their portions back."""
         run = self.run
-        await run.server.end_generation(run.workforce.everyone)
+        await run.server.end_generation(run.workforce.answering)
         await run.snapshots.give_up()
         await run.validator.give_up()
         until = time.monotonic() + deadline("portion-end")
@@ -83,48 +85,43 @@ class Recovery:
         for portion in run.workforce.give_up_all():
             run.stream.hand_back(portion)
 
-    async def _rebuild(self, lost: list[int]) -> None:
-        server = self.run.server
-        survivors = [i for i in range(len(server.slices)) if i not in lost]
-        if lost and self.run.plan.path is None:
-            raise self.lost(f"shard {lost[0]} of {len(server.slices)} is gone")
-        ledgers = await server.advance(survivors)
-        self.run.workforce.abandoned = False
-        if not lost:
-            return
-        await wait_for_homes(self.run)
-        if not survivors:
-            await self._go_back(lost)
-            return
-        await self._make_again(lost)
-        await self._adopt(lost, ledgers)
+    async def _rebuild(self, gone: list[int]) -> None:
+        """Make anew what no copy is left of, and then the copies that are missing."""
+        run, server = self.run, self.run.server
+        if gone and run.plan.path is None:
+            raise self.lost(f"shard {gone[0]} of {len(server.slices)} is gone")
+        standings = await server.advance()
+        run.workforce.abandoned = False
+        if gone:
+            await wait_for_homes(run)
+            if standings:
+                await self._make_again(gone)
+                await self._adopt(gone, standings)
+            else:
+                await self._go_back(gone)
+        await run.twins.make()
 
-    async def _make_again(self, lost: Sequence[int]) -> None:
-        """Rebuild shards from the last snapshot, else from where the run started."""
+    async def _make_again(self, gone: Sequence[int]) -> None:
+        """Rebuild shards from the last snapshot."""
         run = self.run
-        await run.server.replace(lost, run.initial(), run.shard_homes())
-        if run.snapshots.committed is None and run.plan.start is not None:
-            await run.server.assign(run.plan.start, only=lost)
+        await run.server.replace(gone, run.initial(), run.shard_homes())
 
-    async def _adopt(self, lost: Sequence[int], ledgers: list[list[Row]]) -> None:
-        """The survivors' numbers become the new shards': nothing is applied to them twice."""
+    async def _adopt(self, gone: Sequence[int], standings: list[Standing]) -> None:
+        """The survivors' standing becomes the new shards': nothing is applied to them twice."""
         run = self.run
-        rows = merged(ledgers)
-        await run.server.command("adopt", rows, run.stream.epoch, only=lost)
-        snapshot = run.snapshots.committed
-        kept = snapshot.state["applied"] if snapshot else 0
-        run.tally.rolled_back += max(0, run.tally.applied - kept) * len(lost)
+        rows, applied = furthest(standings, run.stream.epoch)
+        lost = await run.server.command("adopt", rows, applied, run.stream.epoch, only=gone)
+        run.tally.rolled_back += sum(lost)
 
-    async def _go_back(self, lost: Sequence[int]) -> None:
+    async def _go_back(self, gone: Sequence[int]) -> None:
         """Every shard is lost: the whole run goes back to the snapshot, and nothing is skipped."""
         run = self.run
         snapshot = run.snapshots.committed
-        state: dict[str, Any] = (
-            snapshot.state if snapshot else {"epoch": 0, "finished": [], "applied": 0}
-        )
+        assert snapshot is not None  # a run with a checkpoint begins with a snapshot
+        state = snapshot.state
         run.tally.go_back(state)
         run.stream.restart(state["epoch"], [tuple(identity) for identity in state["finished"]])
-        await self._make_again(lost)
+        await self._make_again(gone)
 
     def lost(self, why: str) -> RunLost:
         """Return the error that ends the run: what is lost, and what would have saved it."""
@@ -149,17 +146,3 @@ async def wait_for_homes(run: Any) -> None:
         await asyncio.sleep(TURN_SECONDS)
         await run.workforce.refresh()
         await run.workforce.watch_silence()
-
-
-def merged(ledgers: list[list[Row]]) -> list[Row]:
-    """Return the largest step of every portion over several shards' ledgers.
-
-    Examples
-    --------
-    >>> merged([[(0, 1, 4)], [(0, 1, 5), (0, 2, 0)]])
-    [(0, 1, 5), (0, 2, 0)]
-    """
-    latest: dict[tuple[int, int], int] = {}
-    for epoch, portion, step in (row for rows in ledgers for row in rows):
-        latest[epoch, portion] = max(step, latest.get((epoch, portion), -1))
-    return [(epoch, portion, step) for (epoch, portion), step in sorted(latest.items())]

@@ -64,6 +64,7 @@ class PortionReport:
     finished: bool = False
     trouble: str = ""  # why the portion ended early, when a shard or the generation was lost
     steps: int = 0
+    pushes: int = 0  # acknowledged by every shard, and new to all of them
     examples: int = 0
     loss: float = 0.0  # summed over minibatches: mean loss times weight
     weight: float = 0.0
@@ -149,8 +150,7 @@ class _Replica:
             self._step(batch)
             if self._must_stop(step, last):
                 return False
-            if most is not None and self.report.steps >= most:
-                self._flush(step)
+            if most is not None and self.report.steps >= most and self._at_boundary(step):
                 return False
         self._flush(step)
         return not self.order.complete_only
@@ -160,8 +160,11 @@ class _Replica:
         if len(self.report.refused) >= self.job.max_refused:
             self._flush(step)
             return True
-        boundary = self.accrued_steps == 0 and (step + 1) % self.job.n_fetch == 0
-        return self.paused and boundary and not self.order.complete_only
+        return self.paused and self._at_boundary(step) and not self.order.complete_only
+
+    def _at_boundary(self, step: int) -> bool:
+        """Whether nothing has accrued: a push never ends where a repeat of it would not."""
+        return self.accrued_steps == 0 and (step + 1) % self.job.n_fetch == 0
 
     def _step(self, batch: Any) -> None:
         """One minibatch: fetch when it is due, compute, judge, accrue, push when it is due."""
@@ -261,7 +264,9 @@ class _Replica:
             self.fetched = [a.version for a in acknowledgements]
         self.report.next_step = step + 1
         self.report.staleness.extend(a.staleness for a in acknowledgements if a.staleness >= 0)
-        self.report.repeated += any(a.staleness < 0 for a in acknowledgements)
+        is_repeat = any(a.staleness < 0 for a in acknowledgements)
+        self.report.repeated += is_repeat
+        self.report.pushes += not is_repeat
         self.paused = self.paused or any(a.pause for a in acknowledgements)
 
     def _flush(self, step: int) -> None:

@@ -16,7 +16,7 @@ from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
 from dbdask.verbs.batch_replica import SandblasterJob
-from dbdask.verbs.fitting import check_fit
+from dbdask.verbs.fitting import check_fit, targets_for
 from dbdask.verbs.resuming import open_checkpoint
 from dbdask.verbs.sandblaster_run import BatchPlan, SandblasterRun
 from dbdask.verbs.session import Callback, client_for, watch
@@ -94,6 +94,9 @@ def sandblaster(
         Model replicas; None is one a worker, following workers that come and go.
     shards
         Slices of the parameter server; None chooses by the size of the model.
+    shard_copies
+        Copies of every shard, each on another worker. With 2 the loss of a worker costs one pass,
+        not the iterations since the last snapshot; every bundle's gradient then travels twice.
     workers, shard_workers
         Where replicas and shards may live, as in `client.submit(workers=)`.
     validation
@@ -126,14 +129,13 @@ def sandblaster(
     Raises
     ------
     ShardLost
-        A shard was lost and there is no `checkpoint` to rebuild it from.
+        A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from.
     """
     _check_arguments(locals())
     every_steps, every_seconds = validation_interval(validate_every, validation)
     layout = as_layout(model.layout)
     check_fit(model, examples, validation)
-    loss, outputs = getattr(model, "loss", None), getattr(model, "output_shape", (0,))
-    examples = examples.for_loss(loss, outputs[0])
+    examples = targets_for(model, examples)
     if validation is not None:
         validation = validation.prepared_like(examples)
     portion_rows = portion_size or suggest_rows(len(examples), examples.row_bytes)
@@ -170,6 +172,7 @@ def sandblaster(
             run=uuid.uuid4().hex[:12],
             replicas=replicas,
             shards=shards,
+            shard_copies=shard_copies,
             workers=worker_names(workers),
             shard_workers=worker_names(shard_workers),
             validate_steps=every_steps,

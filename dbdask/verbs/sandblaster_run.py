@@ -5,6 +5,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,6 +43,7 @@ from dbdask.verbs.recovery import MOST_RECOVERIES, RunLost, wait_for_homes
 from dbdask.verbs.session import needs_workers
 from dbdask.verbs.snapshots import Snapshots
 from dbdask.verbs.tally import Tally
+from dbdask.verbs.twins import Twins
 from dbdask.verbs.validating import Validator
 from dbdask.verbs.workforce import Workforce
 
@@ -65,6 +67,7 @@ class BatchPlan:
     run: str
     replicas: int | None
     shards: int | None
+    shard_copies: int
     workers: tuple[str, ...] | None
     shard_workers: tuple[str, ...] | None
     validate_steps: int | None
@@ -91,6 +94,7 @@ class SandblasterRun:
             client, plan.run, plan.job, plan.path, plan.replicas, plan.workers, plan.supply
         )
         self.leaving = Leaving(self)
+        self.twins = Twins(self)
         self.experience = Experience()
         self.portions = plan.cut.contiguous()
         self.state = State()
@@ -112,8 +116,7 @@ class SandblasterRun:
         """Run to the end; whatever happens, leave nothing on the cluster."""
         try:
             await self._begin()
-            reason = await self._minimise()
-            parameters = await self._conclude()
+            reason, parameters = await self._to_the_end()
             return Outcome(parameters, self.tally.history, Status(*self._status(reason)))
         except RunLost as error:
             raise ShardLost(str(error)) from None
@@ -137,12 +140,19 @@ class SandblasterRun:
         self._check_memory(count, len(homes))
         optimizer = sgd(1.0)  # batch shards apply no update rule; this one keeps no state
         self.server = ParameterServer(
-            self.client, plan.run, plan.size, count, optimizer, BatchShard
+            self.client,
+            plan.run,
+            plan.size,
+            count,
+            optimizer,
+            BatchShard,
+            plan.shard_copies,
         )
         self.snapshots = Snapshots(self.server, plan.path, plan.snapshot_seconds, plan.last)
         self.validator = Validator(self)
         self.leaving.begin()
         await self.server.place(self._initial(), homes)
+        self.twins.note()
         if plan.start is not None and plan.last is None:
             await self.server.assign(plan.start)
         if plan.path is not None and plan.last is None:
@@ -163,29 +173,35 @@ class SandblasterRun:
     def _check_memory(self, shards: int, homes: int) -> None:
         plan = self.plan
         check_collectable(plan.name, plan.size, plan.path)
-        length = most_elements(plan.size, shards, homes)
+        length = most_elements(plan.size, shards, homes, plan.shard_copies)
         shard = policies.batch_shard_bytes(length, plan.method.history_length, plan.keep == "best")
         replica = policies.replica_bytes(plan.size, 2, 1)
         check_memory(list(self.workforce.facts.values()), replica, shard, plan.name)
 
     # The method
 
-    async def _minimise(self) -> str:
-        """Serve the method's requests until it stops; trouble goes back to the last snapshot."""
+    async def _to_the_end(self) -> tuple[str, Any]:
+        """Minimise, and bring the parameters home; trouble goes back to the last snapshot."""
         while True:
-            method = minimise(self.state, self.plan.method)
-            answer: Any = None
             try:
-                while True:
-                    answer = await self._serve(method.send(answer))
-            except StopIteration as done:
-                return str(done.value)
-            except Interrupted:
-                return "stopped"
+                reason = await self._minimise()
+                return reason, await self._through_trouble(self._last_words)
             except RunLost:
                 raise
             except TROUBLE as error:
                 await self._recover(str(error))
+
+    async def _minimise(self) -> str:
+        """Serve the method's requests until it stops."""
+        method = minimise(self.state, self.plan.method)
+        answer: Any = None
+        try:
+            while True:
+                answer = await self._serve(method.send(answer))
+        except StopIteration as done:
+            return str(done.value)
+        except Interrupted:
+            return "stopped"
 
     async def _serve(self, request: Request) -> Any:
         if isinstance(request, Accepted):
@@ -204,30 +220,57 @@ class SandblasterRun:
     async def _repeat(self, name: str, *arguments: Any) -> list[Any]:
         """Give a command until every shard has answered; its number makes a repeat harmless."""
         number = self.server.new_number()
+
+        async def give() -> list[Any]:
+            return await self.server.command(name, *arguments, number=number)
+
+        return await self._through_trouble(give)
+
+    async def _through_trouble(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do work that may be done again, until no trouble that cost no shard is in its way."""
         while True:
             try:
-                return await self.server.command(name, *arguments, number=number)
+                return await work()
+            except RunLost:
+                raise
             except TROUBLE as error:
-                await self._look_after(error)
+                await self._mend(error)
 
-    async def _look_after(self, error: Exception) -> None:
-        """After trouble: return where every shard still answers, else let it come out."""
+    async def _mend(self, error: Exception) -> None:
+        """After trouble: return where every shard still has a copy, else let it come out.
+
+        Then nothing goes back: what was under way is done again by its number or its identity.
+        """
+        while True:
+            await self.workforce.refresh(now=True)
+            await self.workforce.look_around()
+            self.tally.lost += await self.server.drop_lost(self.workforce.answering)
+            if self.server.gone:
+                raise error
+            self._count_recovery(str(error))
+            logger.warning("recovering: %s", error)
+            try:
+                await self._end_flight()
+                await self.validator.give_up()
+                await self.twins.make_at_new_generation()
+                return
+            except TROUBLE as again:
+                error = again
+
+    def _count_recovery(self, why: str) -> None:
         self.recoveries += 1
         if self.recoveries > MOST_RECOVERIES:
             raise RunLost(
-                f"{MOST_RECOVERIES} recoveries in a row without a pass: {error}; "
+                f"{MOST_RECOVERIES} recoveries in a row without a pass: {why}; "
                 f"{self.where_it_stands()}"
             )
-        await self.workforce.refresh(now=True)
-        if await self.server.find_lost(self.workforce.everyone):
-            raise error
 
     async def _evaluate(self, request: Evaluate) -> tuple[float, list[Any]]:
         """A pass over the data; it is made again after trouble that cost no shard."""
         began = time.monotonic()
-        sums, work = await self._pass(request)
+        sums, work = await self._through_trouble(lambda: self._pass(request))
         while sums is None:
-            sums, work = await self._pass(request)
+            sums, work = await self._through_trouble(lambda: self._pass(request))
         if sums.weight <= 0:
             raise ValueError("examples has no example with a weight above 0 that is not missing")
         answers = await self._repeat(
@@ -239,8 +282,7 @@ class SandblasterRun:
 
     async def _pass(self, request: Evaluate) -> tuple[Sums | None, GradientPass]:
         """One try of a pass; no sums where it has to be made again."""
-        if self.leaving.due:
-            await self._hand_on()
+        await self._move_shards()
         work = GradientPass(
             self.plan.run,
             self.workforce,
@@ -249,22 +291,23 @@ class SandblasterRun:
             self.experience,
             request.point,
             self.plan.replicas,
-            lambda: bool(self.stop_reason) or self.leaving.due,
+            lambda: bool(self.stop_reason) or self.leaving.due or self.twins.due,
         )
-        await self._repeat("open_pass", work.number, request.before)
+        await self.server.command("open_pass", work.number, request.before)
         try:
             return await work.work(), work
         except Interrupted:
             if self.stop_reason:
                 raise
-        except TROUBLE as error:
-            await self._look_after(error)
-            await self._end_flight()
-            await self.server.advance(range(len(self.server.slices)))
         return None, work
 
     async def _accept(self) -> bool:
         """A new point: note it, validate and write when due; True where the run is to stop."""
+        self._note_point()
+        await self._through_trouble(self._attend)
+        return bool(self.stop_reason)
+
+    def _note_point(self) -> None:
         state, experience = self.state, self.experience
         self.tally.steps, self.tally.examples = state.iteration, experience.examples
         self.tally.dropped = experience.dropped
@@ -282,14 +325,15 @@ class SandblasterRun:
             seconds_evaluating=self.evaluating,
             seconds_commanding=self.commanding,
         )
+
+    async def _attend(self) -> None:
+        """Whatever is due between two steps; it can be done again after trouble."""
         if self._validation_due():
             await self._validate()
         await self.validator.check()
         if self.snapshots.due:
             await self._write()
-        if self.leaving.due:
-            await self._hand_on()
-        return bool(self.stop_reason)
+        await self._move_shards()
 
     def _validation_due(self) -> bool:
         if self.plan.validation_cut is None or self.validator.is_busy:
@@ -319,14 +363,18 @@ class SandblasterRun:
 
     # Workers that leave, shards that are lost
 
-    async def _hand_on(self) -> None:
-        """Move the shards of leaving workers, between two commands."""
-        await self._end_flight()
-        await self.leaving.move()
+    async def _move_shards(self) -> None:
+        """Move the shards of leaving workers and make missing copies, between two commands."""
+        if self.leaving.due:
+            await self._end_flight()
+            await self.leaving.move()
+        if self.twins.due:
+            await self._end_flight()
+            await self.twins.make_at_new_generation()
 
     async def _end_flight(self) -> None:
         """End every call, and wait for the tasks to come home."""
-        await self.server.end_generation(self.workforce.everyone)
+        await self.server.end_generation(self.workforce.answering)
         until = time.monotonic() + deadline("portion-end")
         while self.workforce.outstanding and time.monotonic() < until:
             await self.workforce.refresh()
@@ -341,12 +389,7 @@ class SandblasterRun:
         Else curvature pairs, inner products and loss would belong to no point.
         """
         while True:
-            self.recoveries += 1
-            if self.recoveries > MOST_RECOVERIES:
-                raise RunLost(
-                    f"{MOST_RECOVERIES} recoveries in a row without a pass: {why}; "
-                    f"{self.where_it_stands()}"
-                )
+            self._count_recovery(why)
             logger.warning("recovering: %s", why)
             try:
                 await self._go_back(why)
@@ -358,15 +401,16 @@ class SandblasterRun:
 
     async def _go_back(self, why: str) -> None:
         await self.workforce.refresh(now=True)
+        await self.workforce.look_around()
         await self.snapshots.give_up()
         await self.validator.give_up()
         await self._end_flight()
         await self.workforce.refresh(now=True)
-        lost = await self.server.find_lost(self.workforce.everyone)
-        self.tally.lost += len(lost)
+        self.tally.lost += await self.server.drop_lost(self.workforce.answering)
+        gone = self.server.gone
         if self.plan.path is None:
-            gone = f"shard {lost[0]} of {len(self.server.slices)} is gone" if lost else why
-            raise RunLost(f"{gone}; {self.where_it_stands()}")
+            lost = f"shard {gone[0]} of {len(self.server.slices)} is gone" if gone else why
+            raise RunLost(f"{lost}; {self.where_it_stands()}")
         await wait_for_homes(self)
         snapshot = self.snapshots.committed
         assert snapshot is not None
@@ -374,22 +418,14 @@ class SandblasterRun:
         iteration = self.state.iteration
         self.server.generation += 1
         await self.server.replace(everything, self._initial(), self.shard_homes())
+        self.twins.note()
         self._restore(snapshot)
         self.tally.rolled_back += max(0, iteration - self.state.iteration)
 
     # Conclusion
 
-    async def _conclude(self) -> Any:
-        """Validate for the last time, and bring the parameters home."""
-        while True:
-            try:
-                return await self._last_words()
-            except RunLost:
-                raise
-            except TROUBLE as error:
-                await self._recover(repr(error))
-
     async def _last_words(self) -> Any:
+        """Validate for the last time, and bring the parameters home."""
         await self.validator.settle()
         if self.plan.validation_cut is not None and self.validator.stale:
             await self._validate()

@@ -21,7 +21,7 @@ def check_shared(given: dict[str, Any]) -> None:
         if given[name] is not None:
             arguments.at_least(name, given[name], 1)
     arguments.not_yet("partitions", given["partitions"], 1)
-    arguments.not_yet("shard_copies", given["shard_copies"], 1)
+    arguments.at_least("shard_copies", given["shard_copies"], 1)
     arguments.one_of("keep", given["keep"], ("last", "best"))
     arguments.one_of("resume", given["resume"], (False, True, "auto"))
     arguments.duration("snapshot_every", given["snapshot_every"])

@@ -77,14 +77,14 @@ class Snapshots:
         self._since = time.monotonic()
 
     async def _write(
-        self, number: int, names: list[str], state: dict[str, Any], command: str, what: Any
+        self, number: int, names: list[str], state: dict[str, Any], method: str, what: Any
     ) -> None:
         assert self.path is not None
         server, path = self.server, self.path
         group = checkpoint.name_of(number, server.generation, server.run)
         await asyncio.to_thread(checkpoint.begin, path, group, names, server.size, server.chunk)
         nbytes = 4 * server.chunk * len(names)
-        await server.command(command, path, group, what, nbytes=nbytes)
+        await server.call_each(method, path, group, what, nbytes=nbytes)
         await asyncio.to_thread(checkpoint.commit, path, group, state)
         before, self.committed = self.committed, Snapshot(path, group, number, state)
         if before is not None:

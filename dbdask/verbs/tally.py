@@ -26,6 +26,7 @@ class Tally:
         self._began = time.monotonic()
         self.last_loss = math.inf
         self.last_refusal = ""
+        self.shard_copies = math.nan
         self.lost = self.repeated = self.rolled_back = self.dropped = self.refused = 0
         self.history = History()
         self.seconds_before = 0.0
@@ -65,14 +66,14 @@ class Tally:
 
     def go_back(self, state: dict[str, Any]) -> None:
         """The whole run goes back to a snapshot: what came after is done again."""
-        self.repeated += self.applied - state["applied"]
+        self.repeated += max(0, self.applied - state["applied"])
         self.applied = state["applied"]
 
     def add(self, report: PortionReport, epoch: int, workers: int, replicas: int | None) -> None:
         """Add a portion's report, and make a record of it where it trained."""
         self.steps += report.steps
         self.examples += report.examples
-        self.applied += len(report.staleness) and report.steps - len(report.refused)
+        self.applied += report.pushes
         self.repeated += report.repeated
         self.dropped += report.dropped
         self.refused += len(report.refused)
@@ -106,6 +107,7 @@ class Tally:
             rolled_back=self.rolled_back,
             dropped=self.dropped,
             refused=self.refused,
+            shard_copies=self.shard_copies,
             **values,  # type: ignore[arg-type]
         )
         self.history.append(record)

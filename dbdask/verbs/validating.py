@@ -7,11 +7,12 @@ import time
 import uuid
 from typing import Any
 
-from dbdask.errors import DataError
+from dbdask.errors import DataError, ShardLost, WorkerError
 from dbdask.numbers.scores import Score
 from dbdask.server.contact import result_of
 from dbdask.server.parameter_server import TROUBLE
 from dbdask.verbs.validation import evaluate_portion
+from dbdask.verbs.workforce import MOST_ATTEMPTS
 
 logger = logging.getLogger("dbdask")
 
@@ -85,8 +86,21 @@ class Validator:
         return sum(scores, Score())
 
     async def _score_portion(self, number: int, portion: Any) -> Score:
+        """Score a portion, on another worker where the first one leaves or falls silent."""
+        for attempt in range(MOST_ATTEMPTS):
+            workers = self.run.workforce.workers or self.run.workforce.answering
+            if not workers:
+                raise ShardLost("no worker is left to validate on")
+            worker = workers[(portion.number + attempt) % len(workers)]
+            score = await self._score_on(worker, number, portion)
+            if score is not None:
+                return score
+        raise WorkerError(f"{portion.name} of validation was lost with {MOST_ATTEMPTS} workers")
+
+    async def _score_on(self, worker: str, number: int, portion: Any) -> Score | None:
         run = self.run
-        blocks = await asyncio.to_thread(self.plan.validation_supply.futures, portion)
+        supply = self.plan.validation_supply
+        blocks = await asyncio.to_thread(supply.futures, portion, workers=[worker])
         future = run.client.submit(
             evaluate_portion,
             self.plan.run,
@@ -97,12 +111,15 @@ class Validator:
             *blocks,
             key=f"dbdask-validation-{self.plan.run}-{number}-{portion.number}-{uuid.uuid4().hex[:6]}",
             priority=10,
+            workers=[worker],
         )
+        task = asyncio.ensure_future(result_of(run.client, future))
         try:
-            return await result_of(run.client, future)
+            return task.result() if await run.workforce.attend(task, worker) else None
         finally:
+            task.cancel()
             future.release()
-            self.plan.validation_supply.release(portion)
+            supply.release(portion)
 
     async def check(self) -> None:
         """Take in a validation that ended; an error in the data comes out."""

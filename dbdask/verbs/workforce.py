@@ -87,6 +87,11 @@ class Workforce:
         return list(self.facts)
 
     @property
+    def answering(self) -> list[str]:
+        """Every running worker that is not silent."""
+        return [address for address in self.facts if address not in self.silent]
+
+    @property
     def workers(self) -> list[str]:
         """The workers that may be given portions now."""
         return [
@@ -194,8 +199,8 @@ class Workforce:
             self.job,
             *blocks,
             key=key,
+            # Nowhere else: Dask would steal it for a worker that is silent, and looks idle.
             workers=[worker],
-            allow_other_workers=True,
         )
         try:
             return await result_of(self.client, future)
@@ -203,6 +208,20 @@ class Workforce:
             future.release()
             for portion in work.portions:
                 self.supply.release(portion)
+
+    async def attend(self, task: "asyncio.Task[Any]", worker: str) -> bool:
+        """Wait until a task on a worker has ended; False where the worker left or fell silent."""
+        asked = time.monotonic()
+        while not task.done():
+            await asyncio.wait({task}, timeout=REFRESH_SECONDS)
+            await self.refresh()
+            if worker not in self.facts and not task.done():
+                return False
+            if time.monotonic() - asked > deadline("silence"):
+                if not await worker_answers(self.client.rpc, worker):
+                    return False
+                asked = time.monotonic()
+        return True
 
     async def ended(self, seconds: float) -> list[tuple[Outstanding, Any]]:
         """Wait up to `seconds` for work to end; its report comes back, or None where it failed.
@@ -256,11 +275,9 @@ class Workforce:
     async def watch_silence(self) -> list[Any]:
         """Ask the workers of overdue work for a sign of life; return what is given up.
 
-        That is what the silent held, and what those held that close: Dask ends their tasks
-        without a word.
+        That is what the silent held, what those held that have left, and what those held that
+        close: Dask ends their tasks without a word.
         """
-        if not self.facts:
-            return self.give_up_all()  # no worker is left that could end it
         now = time.monotonic()
         least = deadline("silence")
         overdue = {
@@ -268,17 +285,33 @@ class Workforce:
             for out in self.outstanding
             if is_overdue(now - out.since, self.durations, least=least)
         }
-        for worker in (overdue | self.silent) & set(self.facts):
+        self._ask(overdue | self.silent)
+        return self._take_answers(now)
+
+    def _ask(self, workers: set[str]) -> None:
+        for worker in workers & set(self.facts):
             if worker not in self._asking:
                 asked = asyncio.ensure_future(worker_answers(self.client.rpc, worker))
                 self._asking[worker] = asked
+
+    async def look_around(self) -> list[Any]:
+        """Ask every worker for a sign of life, and wait; return what the silent held.
+
+        It takes no longer than the deadline of a ping, and no time where all answer.
+        """
+        self._ask(set(self.facts))
+        if self._asking:
+            await asyncio.wait(self._asking.values())
+        return self._take_answers(time.monotonic())
+
+    def _take_answers(self, now: float) -> list[Any]:
         for worker, asked in list(self._asking.items()):
             if asked.done():
                 del self._asking[worker]
                 self._judge(worker, asked.result(), now)
         self.silent &= set(self.facts)
-        # What was pinned to the last of several workers that left may wait for ever.
-        return self.abandon(self.silent | self.closing | (overdue - set(self.facts)))
+        left = {out.worker for out in self.outstanding} - set(self.facts)
+        return self.abandon(self.silent | self.closing | left)
 
     def _judge(self, worker: str, answers: bool, now: float) -> None:
         if answers:

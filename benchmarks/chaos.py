@@ -1,0 +1,244 @@
+"""Random workers killed for minutes: does training end where it ends undisturbed, and exactly?
+
+    python -m benchmarks.chaos [--epochs 34] [--pace 0.1] [--seed 0]
+
+Four workers, a snapshot every 2 s; every 5 to 10 s the process of a random worker is killed, and
+its nanny starts another one. The model is a softmax regression on labels that no model can
+predict, run to its plateau, and beside it counts how often each example was applied, once for
+each of two shards. It runs undisturbed five times (without the pause `--pace` of each minibatch,
+which changes no number), then disturbed with a checkpoint, then disturbed with `shard_copies=2`.
+Each line of the result is checked: the program fails where one does not hold.
+"""
+
+import argparse
+import os
+import random
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from itertools import pairwise
+
+import numpy as np
+import xarray as xr
+from distributed import Client, LocalCluster
+
+import dbdask
+
+ROWS, FEATURES, CLASSES, BATCH, WORKERS = 20_000, 32, 10, 100, 4
+RATE = 0.5
+SNAPSHOT_SECONDS = 2.0
+LONGEST_WAIT = 30.0
+
+
+class CountingSoftmax:
+    """Softmax regression, with a count of each example before its parameters and one behind.
+
+    Under `sgd(1.0)` a count grows by one whenever its example is applied, and the regression takes
+    steps of `RATE`. Two shards hold one array of counts each.
+    """
+
+    loss = "softmax"
+
+    def __init__(self, pace: float) -> None:
+        self.pace = pace
+        self.network = dbdask.Network(
+            input_shape=(FEATURES,), layers=[dbdask.Dense(CLASSES)], loss="softmax"
+        )
+        inner = self.network.parameter_count
+        self.layout = dbdask.Layout(
+            (
+                dbdask.Parameter("first", (ROWS,), ("example",)),
+                dbdask.Parameter("regression", (inner,), ("weight",)),
+                dbdask.Parameter("second", (ROWS,), ("example",)),
+            )
+        )
+        self.inner = slice(ROWS, ROWS + inner)
+
+    def initial_parameters(self, seed: int, start: int, stop: int) -> np.ndarray:
+        return np.zeros(stop - start, np.float32)
+
+    def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
+        time.sleep(self.pace)
+        gradient[:] = 0
+        rows = inputs[:, -1].astype(np.int64)
+        for counts in (gradient[:ROWS], gradient[-ROWS:]):
+            np.add.at(counts, rows, -len(rows))  # the mean over the minibatch is one
+        inner = gradient[self.inner]
+        features = np.ascontiguousarray(inputs[:, :-1])
+        loss = self.network.loss_and_gradient(
+            parameters[self.inner], features, targets, weights=weights, gradient=inner
+        )
+        inner *= RATE
+        return loss
+
+    def predict(self, parameters, inputs):
+        features = np.ascontiguousarray(inputs[:, :-1])
+        return self.network.predict(parameters[self.inner], features)
+
+
+def make_store(path: str) -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(ROWS, FEATURES)).astype(np.float32)
+    noise = rng.gumbel(size=(ROWS, CLASSES))
+    labels = (inputs @ rng.normal(size=(FEATURES, CLASSES)) / 3 + noise).argmax(axis=1)
+    rows = np.arange(ROWS, dtype=np.float32)[:, None]
+    data = xr.Dataset(
+        {
+            "x": (("row", "feature"), np.concatenate([inputs, rows], axis=1)),
+            "label": ("row", labels.astype(np.int32)),
+        }
+    )
+    data.chunk({"row": 400}).to_zarr(path, consolidated=False)
+
+
+class Killer(threading.Thread):
+    """Kills a random worker every 5 to 10 s until it is told to end; a callback takes the time."""
+
+    def __init__(self, client: Client, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.client, self.random = client, random.Random(seed)
+        self.over = threading.Event()
+        self.kills: list[tuple[float, bool]] = []  # when, and whether it held a shard
+        self.seen: list[tuple[float, int]] = []  # when a record came, and shards lost by then
+
+    def run(self) -> None:
+        while not self.over.wait(self.random.uniform(5.0, 10.0)):
+            try:
+                self.kill()
+            except Exception as error:  # the worker that was chosen is gone already
+                print(f"no kill: {error!r}", flush=True)
+
+    def kill(self) -> None:
+        workers = self.client.run_on_scheduler(
+            lambda dask_scheduler: {a: bool(w.actors) for a, w in dask_scheduler.workers.items()}
+        )
+        victim = self.random.choice(sorted(workers))
+        process = self.client.run(os.getpid, workers=[victim])[victim]
+        os.kill(process, signal.SIGKILL)
+        self.kills.append((time.monotonic(), workers[victim]))
+
+    def __call__(self, record: dbdask.Record) -> None:
+        self.seen.append((time.monotonic(), record.lost))
+
+    @property
+    def recoveries(self) -> list[float]:
+        """Seconds from a kill that cost a shard to the first record after the recovery."""
+        found = []
+        for (_, before), (when, lost) in pairwise(self.seen):
+            killed = [at for at, held in self.kills if held and at < when]
+            if lost > before and killed:
+                found.append(when - killed[-1])
+        return found
+
+    @property
+    def longest_wait(self) -> float:
+        """The longest time without a record."""
+        return max((b - a for (a, _), (b, _) in pairwise(self.seen)), default=0.0)
+
+
+def train(client: Client, store: str, options: argparse.Namespace, pace: float, **more):
+    examples = dbdask.Examples(store, inputs="x", targets="label", along="row")
+    result = dbdask.downpour(
+        CountingSoftmax(pace),
+        examples,
+        client=client,
+        optimizer=dbdask.sgd(1.0),
+        batch_size=BATCH,
+        epochs=options.epochs,
+        shards=2,
+        progress=False,
+        **more,
+    )
+    assert result.status.reason == "epochs", result.status
+    return result, result.evaluate(examples)["loss"]
+
+
+def missing_updates(result: dbdask.Result, epochs: int) -> int:
+    """Updates that the two arrays of counts lack; no count may be above the epochs."""
+    counts = [result.parameters[name].values for name in ("first", "second")]
+    assert max(c.max() for c in counts) <= epochs, "an example was applied too often"
+    return round(sum(float((epochs - c).sum()) for c in counts) / BATCH)
+
+
+def disturbed(store: str, options: argparse.Namespace, what: str, **more) -> float:
+    """Train while workers are killed; returns the final loss."""
+    with (
+        LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        killer = Killer(client, options.seed)
+        killer.start()
+        began = time.monotonic()
+        result, loss = train(client, store, options, options.pace, callbacks=[killer], **more)
+        seconds = time.monotonic() - began
+        killer.over.set()
+        killer.join(30)
+        report(what, result, loss, killer, seconds, options)
+    return loss
+
+
+def report(
+    what: str,
+    result: dbdask.Result,
+    loss: float,
+    killer: Killer,
+    seconds: float,
+    options: argparse.Namespace,
+) -> None:
+    last = result.history.isel(record=-1)
+    rolled_back, missing = int(last["rolled_back"]), missing_updates(result, options.epochs)
+    recoveries = killer.recoveries or [float("nan")]
+    speed = options.epochs * ROWS / BATCH / seconds
+    print(
+        f"{what}: {seconds:.0f} s, loss {loss:.5f}, {len(killer.kills)} kills, "
+        f"{sum(held for _, held in killer.kills)} of them of a worker with a shard, "
+        f"{int(last['lost'])} shards lost, {len(killer.recoveries)} recoveries of "
+        f"{statistics.median(recoveries):.1f} s (median) and {max(recoveries):.1f} s (worst), "
+        f"longest time without a record {killer.longest_wait:.1f} s, {rolled_back} updates rolled "
+        f"back ({rolled_back / speed:.1f} s of training), {missing} missing from the counts",
+        flush=True,
+    )
+    assert missing == rolled_back, "the history does not say what was lost"
+    assert killer.longest_wait < LONGEST_WAIT
+    # Of `speed` updates a second in the mean; between pauses it is at most twice as fast.
+    assert rolled_back <= len(killer.kills) * 2 * SNAPSHOT_SECONDS * speed
+    if "shard_copies" in last:
+        assert rolled_back == 0, "an acknowledged update was lost"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--epochs", type=int, default=34)
+    parser.add_argument("--pace", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"{folder}/store.zarr"
+        make_store(store)
+        with (
+            LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as local,
+            Client(local) as client,
+        ):
+            losses = [train(client, store, options, 0.0)[1] for _ in range(5)]
+        middle, spread = statistics.median(losses), max(losses) - min(losses)
+        allowed = max(0.02 * middle, 3 * spread)
+        print(
+            f"undisturbed, five times: loss {middle:.5f} (median), spread {spread:.5f}", flush=True
+        )
+        against = {
+            "with a checkpoint": {
+                "checkpoint": f"{folder}/run.zarr",
+                "snapshot_every": SNAPSHOT_SECONDS,
+            },
+            "with shard_copies=2": {"shard_copies": 2},
+        }
+        for what, more in against.items():
+            loss = disturbed(store, options, what, **more)
+            print(f"{what}: loss off by {abs(loss - middle):.5f}, allowed {allowed:.5f}")
+            assert abs(loss - middle) <= allowed
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Every fault of the table, against the counting model: each example counts as often as it says."""
+
+import random
+import threading
+
+import dask
+import pytest
+from counting import CountingModel, missing_updates
+from distributed import Client, LocalCluster
+from faults import TABLE, everyone
+from test_downpour import assert_nothing_left, counted, write_store
+from test_leaving import wait_until
+from test_recovery import assert_workers_run_tasks
+
+import dbdask
+
+ROWS, BATCH, EPOCHS, WORKERS = 1200, 20, 12, 4
+SHORT = {"dbdask.silence": "500ms", "dbdask.ping": "2s", "dbdask.answer": "1s"}
+CASES = [
+    pytest.param(fault, marks=pytest.mark.chaos if fault.chaos else (), id=fault.name)
+    for fault in TABLE
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("faults") / "store.zarr", ROWS)
+
+
+@pytest.fixture
+def client():
+    with (
+        dask.config.set(SHORT),
+        LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+class Trouble:
+    """A callback that lets a fault happen some records apart, each on a thread of its own."""
+
+    def __init__(self, client, fault, seed, apart=8):
+        self.client, self.fault, self.rng = client, fault, random.Random(seed)
+        self.apart, self.records, self.happened = apart, 0, 0
+        self.threads, self.errors = [], []
+
+    def __call__(self, record):
+        self.records += 1
+        if self.records % self.apart == 0 and self.happened < self.fault.times:
+            self.happened += 1
+            self.threads.append(threading.Thread(target=self._act))
+            self.threads[-1].start()
+
+    def _act(self):
+        try:
+            self.fault.act(self.client, self.rng)
+        except Exception as error:
+            self.errors.append(error)
+
+    def settle(self):
+        for thread in self.threads:
+            thread.join(30)
+        assert not self.errors, self.errors
+        assert self.happened == self.fault.times
+
+
+def run_through(client, store, fault, seed, path, epochs=EPOCHS):
+    """Train the counting model while a fault happens; returns the result."""
+    trouble = Trouble(client, fault, seed)
+    result = dbdask.downpour(
+        CountingModel(ROWS, fault.shards, seconds=0.005),
+        counted(store),
+        client=client,
+        optimizer=dbdask.sgd(float(BATCH)),
+        batch_size=BATCH,
+        epochs=epochs,
+        shards=fault.shards,
+        shard_copies=fault.copies,
+        checkpoint=path if fault.checkpoint else None,
+        snapshot_every="300ms",
+        callbacks=[trouble],
+        progress=False,
+    )
+    trouble.settle()
+    return result
+
+
+@pytest.mark.parametrize("fault", CASES)
+def test_each_example_counts_as_often_as_the_history_says(client, store, tmp_path, fault):
+    result = run_through(client, store, fault, 7, str(tmp_path / "run.zarr"))
+    assert result.status.reason == "epochs"
+    missing = missing_updates(result, EPOCHS, fault.shards, BATCH)
+    rolled_back = int(result.history["rolled_back"].values[-1])
+    print(f"{fault.name}: {missing} updates missing, {rolled_back} rolled back")
+    assert missing == rolled_back
+    assert fault.loses or rolled_back == 0
+    assert_nothing_left(client)
+    wait_until(lambda: len(everyone(client)) >= 1)
+    assert_workers_run_tasks(client)

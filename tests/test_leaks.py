@@ -1,0 +1,61 @@
+"""What runs leave in the processes of client and workers: nothing that grows."""
+
+import gc
+import os
+import sys
+import threading
+
+import pytest
+from counting import CountingModel
+from test_downpour import assert_nothing_left, counted, write_store
+from test_leaving import wait_until
+from test_sandblaster import LinearCounting
+
+import dbdask
+from dbdask.server.room import Room, _rooms
+from dbdask.server.shard import ParameterShard, ShardState
+
+
+def held():
+    """What a process holds that a run could have left there."""
+    gc.collect()
+    files = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            files.append(os.readlink(f"/proc/self/fd/{number}"))
+        except OSError:  # the listing itself
+            continue
+    with open("/proc/self/maps") as maps:
+        mapped = {line.split(maxsplit=5)[-1].strip() for line in maps if len(line.split()) > 5}
+    return {
+        "threads": sorted(t.name for t in threading.enumerate() if "dbdask" in t.name),
+        "files": sorted(f for f in files if f.startswith("/") and not f.startswith("/dev")),
+        "mappings": sorted(m for m in mapped if m.startswith(("/dev/shm", "/tmp", "/memfd"))),
+        "rooms": sum(len(rooms) for rooms in _rooms.values()),
+        "objects": sum(isinstance(o, (ParameterShard, ShardState, Room)) for o in gc.get_objects()),
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
+def test_runs_leave_nothing_in_any_process(process_client, tmp_path, verb):
+    store = write_store(tmp_path / "store.zarr", 1200)
+
+    def run(number):
+        options = {"client": process_client, "shards": 2, "shard_copies": 2, "progress": False}
+        options |= {"checkpoint": str(tmp_path / f"{verb}-{number}.zarr"), "snapshot_every": "50ms"}
+        options["validation"] = counted(store).isel(row=slice(0, 100))
+        if verb == "downpour":
+            dbdask.downpour(CountingModel(1200), counted(store), epochs=2, **options)
+        else:
+            dbdask.sandblaster(LinearCounting(1200), counted(store), iterations=3, **options)
+
+    def looks():
+        return [held(), *process_client.run(held).values()]
+
+    run(0)
+    before = looks()
+    run(1)
+    run(2)
+    assert_nothing_left(process_client)
+    wait_until(lambda: looks() == before or print(before, looks()), seconds=15)
