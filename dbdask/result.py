@@ -8,6 +8,8 @@ import xarray as xr
 
 from dbdask.data.bundles import Bundle
 from dbdask.data.examples import Examples
+from dbdask.data.recipe import Recipe
+from dbdask.data.sources import Source
 from dbdask.numbers.checkpoint import VectorReference
 from dbdask.numbers.history import History
 from dbdask.numbers.layout import as_layout
@@ -98,6 +100,8 @@ class Result:
             in its own units: of unlike units the largest shows. `r2` has no units: it is found for
             each element, and averaged over those whose targets vary.
         """
+        if not isinstance(examples, Examples):
+            raise TypeError(f"examples must be dbdask.Examples, got {type(examples).__name__}")
         prepared = examples.prepared_like(self.examples)
         if prepared.target_shape is None:
             raise ValueError("examples has no targets: evaluate needs targets to compare with")
@@ -129,11 +133,12 @@ class Result:
             float64 unless one can be formed everywhere, as from integers; a missing text is "". A
             Dataset where there are several targets.
         """
-        recipe, predictor = self._on(data)
+        recipe, source, predictor = self._on(data)
         if self.examples.has_labels:
-            return predict_array(predictor, recipe, self._label_meaning(may_have_gaps(recipe)))
+            meaning = self._label_meaning(may_have_gaps(recipe))
+            return predict_array(predictor, recipe, source, meaning)
         arrays = {
-            name: predict_array(predictor, recipe, self._value_meaning(number))
+            name: predict_array(predictor, recipe, source, self._value_meaning(number))
             for number, name in enumerate(self._targets.names)
         }
         return next(iter(arrays.values())) if len(arrays) == 1 else xr.Dataset(arrays)
@@ -142,7 +147,7 @@ class Result:
         """Predict the probability of every class lazily: as `predict`, with a `class` dimension."""
         if not self.examples.has_labels:
             raise ValueError("predict_proba needs a model of classes; predict gives its values")
-        recipe, predictor = self._on(data)
+        recipe, source, predictor = self._on(data)
         labels = self._labels()
         meaning = Meaning(
             self._targets.names[0],
@@ -153,11 +158,13 @@ class Result:
             (len(labels),),
             {"class": labels},
         )
-        return predict_array(predictor, recipe, meaning)
+        return predict_array(predictor, recipe, source, meaning)
 
-    def _on(self, data: Any) -> tuple[Any, Predictor]:
+    def _on(self, data: Any) -> tuple[Recipe, Source, Predictor]:
         examples = self.examples.rebind(data)
-        return examples.recipe, Predictor(self.model, examples.worker_side(), self._vector)
+        assert examples.source is not None
+        predictor = Predictor(self.model, examples.worker_side(), self._vector)
+        return examples.recipe, examples.source, predictor
 
     @property
     def _targets(self) -> Bundle:
