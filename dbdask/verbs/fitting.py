@@ -1,5 +1,6 @@
 """Whether a model fits the examples: said before anything is read."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def targets_for(model: Any, examples: Examples) -> Examples:
     A model that says nothing of its outputs takes any whole number from 0 as a label.
     """
     outputs = getattr(model, "output_shape", None)
-    return examples.for_loss(getattr(model, "loss", None), outputs[0] if outputs else None)
+    return examples.for_loss(getattr(model, "loss", None), math.prod(outputs) if outputs else None)
 
 
 def check_input_shape(model: Any, examples: Examples, name: str) -> None:
