@@ -767,3 +767,11 @@ def test_targets_that_do_not_fit_the_outputs_are_named(speech, loss, targets, me
     examples = Examples(speech[0], inputs="energy", targets=targets, along="frame")
     with pytest.raises(ValueError, match=message):
         examples.for_loss(loss, 3)
+
+
+def test_a_missing_label_that_is_left_out_is_named_by_its_place():
+    labels = np.where(np.arange(40) == 6, np.nan, np.arange(40) % 2)
+    data = xr.Dataset({"x": ("row", np.arange(40.0)), "y": ("row", labels)})
+    examples = Examples(data, inputs="x", targets="y", along="row", missing="drop")
+    with pytest.warns(UserWarning, match="the first for targets: variable 'y' at row=6$"):
+        examples.for_loss("softmax", 2).check()
