@@ -14,6 +14,7 @@ import xarray as xr
 
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Piece
+from dbdask.data.sources import Source
 from dbdask.numbers.checkpoint import VectorReference
 
 ROWS = 1024  # examples that go through the model at once
@@ -88,8 +89,10 @@ def may_have_gaps(recipe: Recipe) -> bool:
     )
 
 
-def predict_array(predictor: Predictor, recipe: Recipe, meaning: Meaning) -> xr.DataArray:
-    """Return the lazy prediction over the whole grid of a recipe's data."""
+def predict_array(
+    predictor: Predictor, recipe: Recipe, source: Source, meaning: Meaning
+) -> xr.DataArray:
+    """Return the lazy prediction over the whole grid of a recipe's data, which `source` shows."""
     shared = dask.delayed(predictor, name=f"dbdask-model-{uuid.uuid4().hex}", traverse=False)
     blocks = np.empty(recipe.grid.shape, dtype=object)
     for number in range(recipe.grid.block_count):
@@ -101,7 +104,7 @@ def predict_array(predictor: Predictor, recipe: Recipe, meaning: Meaning) -> xr.
     wanted = xr.DataArray(
         array, dims=(*recipe.along, *meaning.dims), name=meaning.name, attrs=meaning.attrs
     )
-    return _as_the_data(wanted, recipe, meaning)
+    return _as_the_data(wanted, recipe, source, meaning)
 
 
 def _nested(blocks: np.ndarray, place: tuple[int, ...], extra: tuple[None, ...]) -> Any:
@@ -166,17 +169,22 @@ def _predict_block(
     return found
 
 
-def _as_the_data(array: xr.DataArray, recipe: Recipe, meaning: Meaning) -> xr.DataArray:
+def _as_the_data(
+    array: xr.DataArray, recipe: Recipe, source: Source, meaning: Meaning
+) -> xr.DataArray:
     """Give the prediction the data's own order of dimensions, and its coordinates."""
+    known = source.variables.get(meaning.name)
     largest = max(recipe.inputs.variables, key=lambda variable: variable.nbytes)
-    order = [dim for dim in largest.dims if dim in recipe.along]
-    order += [dim for dim in recipe.along if dim not in order]
-    coords = {
-        name: (variable.dims, variable.coordinate({}))
-        for name, variable in recipe.coordinates.items()
-        if set(variable.dims) <= set(recipe.along)
-    }
-    array = array.transpose(*order, *meaning.dims).assign_coords({**coords, **meaning.coords})
+    alike = known if known is not None and set(recipe.along) <= set(known.dims) else largest
+    order = [dim for dim in alike.dims if dim in array.dims]
+    array = array.transpose(*order, *(dim for dim in array.dims if dim not in order))
+    coords = source.to_dataset().coords.to_dataset()
+    other = [
+        name
+        for name, coord in coords.variables.items()
+        if any(array.sizes.get(dim) != size for dim, size in coord.sizes.items())
+    ]
+    array = array.assign_coords(coords.drop_vars(other).coords).assign_coords(meaning.coords)
     array.encoding = dict(meaning.encoding)
     return array
 

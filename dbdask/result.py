@@ -10,6 +10,8 @@ import xarray as xr
 
 from dbdask.data.bundles import Bundle
 from dbdask.data.examples import Examples
+from dbdask.data.recipe import Recipe
+from dbdask.data.sources import Source
 from dbdask.numbers.checkpoint import VectorReference
 from dbdask.numbers.history import History
 from dbdask.numbers.layout import Layout, as_layout
@@ -132,11 +134,12 @@ class Result:
             float64 unless one can be formed everywhere, as from integers; a missing text is "". A
             Dataset where there are several targets.
         """
-        recipe, predictor = self._on(data)
+        recipe, source, predictor = self._on(data)
         if self.examples.has_labels:
-            return predict_array(predictor, recipe, self._label_meaning(may_have_gaps(recipe)))
+            meaning = self._label_meaning(may_have_gaps(recipe))
+            return predict_array(predictor, recipe, source, meaning)
         arrays = {
-            name: predict_array(predictor, recipe, self._value_meaning(number))
+            name: predict_array(predictor, recipe, source, self._value_meaning(number))
             for number, name in enumerate(self._targets.names)
         }
         return next(iter(arrays.values())) if len(arrays) == 1 else xr.Dataset(arrays)
@@ -145,7 +148,7 @@ class Result:
         """Predict the probability of every class lazily: as `predict`, with a `class` dimension."""
         if not self.examples.has_labels:
             raise ValueError("predict_proba needs a model of classes; predict gives its values")
-        recipe, predictor = self._on(data)
+        recipe, source, predictor = self._on(data)
         labels = self._labels()
         meaning = Meaning(
             self._targets.names[0],
@@ -156,11 +159,13 @@ class Result:
             (len(labels),),
             {"class": labels},
         )
-        return predict_array(predictor, recipe, meaning)
+        return predict_array(predictor, recipe, source, meaning)
 
-    def _on(self, data: Any) -> tuple[Any, Predictor]:
+    def _on(self, data: Any) -> tuple[Recipe, Source, Predictor]:
         examples = self.examples.rebind(data)
-        return examples.recipe, Predictor(self.model, examples.worker_side(), self._vector)
+        assert examples.source is not None
+        predictor = Predictor(self.model, examples.worker_side(), self._vector)
+        return examples.recipe, examples.source, predictor
 
     @property
     def _targets(self) -> Bundle:

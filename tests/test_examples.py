@@ -725,3 +725,53 @@ def test_what_cannot_be_scaled_is_said_before_training():
         words.standardize().for_loss("squared", 1)
     with pytest.raises(ValueError, match="'word' has 2 classes, the model has 5 outputs"):
         words.for_loss("softmax", 5)
+
+
+def test_dataarrays_may_share_a_name_or_have_none(speech):
+    path, data = speech
+    energy = data.energy.drop_vars("frame")
+    examples = Examples(
+        path, inputs=[energy * 2], targets=(energy.sum("mel")).rename("energy"), along="frame"
+    )
+    again = Examples.from_description(json.loads(json.dumps(examples.description())))
+    assert again.input_shape == (4,) and again.target_shape == ()
+    nameless = [xr.DataArray(energy.values * n, dims=energy.dims) for n in (1, 2)]
+    both = Examples(path, inputs=nameless, targets=nameless[0], along="frame")
+    assert both.recipe.inputs.names == ("inputs_0", "inputs_1")
+    assert both.recipe.targets.names == ("targets",)
+    with pytest.raises(ValueError, match="inputs: two variables have the name 'energy'"):
+        Examples(path, inputs=["energy", energy * 2], along="frame")
+
+
+def test_cuts_take_what_xarray_takes(speech):
+    path, data = speech
+    examples = Examples(path, inputs="energy", along="frame")
+    cut = {"frame": slice(3, 20)}
+    np.testing.assert_array_equal(_fed(examples.isel(cut))[0], data.isel(cut).energy)
+    near = {"frame": [1.2, 7.1]}
+    wanted = data.sel(near, method="nearest").energy
+    np.testing.assert_array_equal(_fed(examples.sel(near, method="nearest"))[0], wanted)
+    assert [len(part) for part in examples.split(np.float32(0.5))] == [50, 50]
+
+
+@pytest.mark.parametrize(
+    "loss, targets, message",
+    [
+        ("softmax", "energy", r"targets have shape \(4,\), a 'softmax' loss takes one label"),
+        ("squared", "energy", "4 elements for each example, the model has 3 outputs"),
+        ("squared", ["phoneme", "utterance"], "2 elements for each example, the model has 3"),
+        ("logistic", "energy", "4 elements for each example, the model has 3 outputs"),
+    ],
+)
+def test_targets_that_do_not_fit_the_outputs_are_named(speech, loss, targets, message):
+    examples = Examples(speech[0], inputs="energy", targets=targets, along="frame")
+    with pytest.raises(ValueError, match=message):
+        examples.for_loss(loss, 3)
+
+
+def test_a_missing_label_that_is_left_out_is_named_by_its_place():
+    labels = np.where(np.arange(40) == 6, np.nan, np.arange(40) % 2)
+    data = xr.Dataset({"x": ("row", np.arange(40.0)), "y": ("row", labels)})
+    examples = Examples(data, inputs="x", targets="y", along="row", missing="drop")
+    with pytest.warns(UserWarning, match="the first for targets: variable 'y' at row=6$"):
+        examples.for_loss("softmax", 2).check()

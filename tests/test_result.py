@@ -452,3 +452,48 @@ def test_windows_that_leave_their_group_are_not_missing(threads_client, train):
     report = examples.isel(row=slice(19, None)).check()
     assert report.dropped == 9 and report.first_dropped == ""
     assert _warned(lambda: train(threads_client, examples.isel(row=slice(19, None)), 2)) == []
+
+
+def test_a_prediction_has_the_coordinates_and_the_order_of_the_data(threads_client, tmp_path):
+    rng = np.random.default_rng(7)
+    dims = ("y", "time", "x")
+    data = xr.Dataset(
+        {
+            "field": (dims, rng.normal(size=(3, 20, 4))),
+            "seen": (dims, rng.normal(size=(3, 20, 4))),
+        },
+        coords={
+            "time": ("time", np.arange(20), {"units": "days"}),
+            "x": np.arange(4) * 10,
+            "lat": (("y", "x"), rng.normal(size=(3, 4)), {"units": "degrees_north"}),
+            "season": ("time", np.arange(20) % 4),
+            "model": "north",
+        },
+    )
+    data.to_zarr(tmp_path / "data.zarr", zarr_format=2, consolidated=False)
+    for along in ("time", ("time", "y", "x")):
+        examples = dbdask.Examples(data, inputs="field", targets="seen", along=along)
+        outputs = int(np.prod(examples.target_shape))
+        model = dbdask.Network(
+            input_shape=examples.input_shape, layers=[dbdask.Dense(outputs)], loss="squared"
+        )
+        result = dbdask.downpour(model, examples, client=threads_client, progress=False)
+        for given in (data, tmp_path / "data.zarr", data.transpose("x", "y", "time")):
+            predicted = result.predict(given)
+            shown = given if isinstance(given, xr.Dataset) else data
+            xr.testing.assert_identical(
+                predicted.coords.to_dataset(), shown["seen"].coords.to_dataset()
+            )
+            assert predicted.dims == shown["seen"].dims
+            np.testing.assert_array_equal(
+                predicted.transpose(*dims), result.predict(data).transpose(*dims)
+            )
+
+
+def test_only_examples_are_scored(threads_client):
+    data = xr.Dataset({"x": (("row", "f"), np.ones((30, 2))), "y": ("row", np.ones(30))})
+    examples = dbdask.Examples(data, inputs="x", targets="y", along="row")
+    model = dbdask.Network(input_shape=(2,), layers=[dbdask.Dense(1)], loss="squared")
+    result = dbdask.downpour(model, examples, client=threads_client, progress=False)
+    with pytest.raises(TypeError, match="examples must be dbdask.Examples, got Dataset"):
+        result.evaluate(data)

@@ -34,16 +34,24 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "missing": recipe.missing,
         "input_scalings": _scalings_json(recipe.inputs),
         "target_scalings": None if targets is None else _scalings_json(targets),
-        "variables": {variable.name: _variable_json(variable) for variable in recipe.variables},
+        "variables": [_variable_json(variable) for variable in recipe.variables],
     }
 
 
 def rebuild(description: Mapping[str, Any]) -> Recipe:
     """Return the recipe of a description, with variables that have no values."""
-    variables = {name: _detached(name, v) for name, v in description["variables"].items()}
-    source = Source(variables, frozenset(), {}, description="the saved description")
+    variables = [_detached(described) for described in description["variables"]]
+    # By number: DataArrays may have one name.
+    numbered = {str(number): variable for number, variable in enumerate(variables)}
+    source = Source(numbered, frozenset(), {}, description="the saved description")
     classes = description["classes"]
-    recipe = _open(description, source, description["inputs"])
+    rest = iter(variables)
+    inputs = [next(rest) for _ in description["inputs"]]
+    targets = description["targets"] and [next(rest) for _ in description["targets"]]
+    weights = description["weights"] and next(rest)
+    groups = description["groups"] and next(rest)
+    given = {"targets": targets, "weights": weights, "groups": groups}
+    recipe = _open({**description, **given}, source, inputs)
     if recipe.targets is None:
         return recipe
     targets = recipe.targets.ordered("targets", description["target_dims"])
@@ -174,6 +182,7 @@ def _with_scalings(bundle: Bundle, tables: list[dict[str, Any]] | None) -> Bundl
 def _variable_json(variable: Variable) -> dict[str, Any]:
     kept = {name: _plain(value) for name, value in variable.attrs.items()}
     return {
+        "name": variable.name,
         "dims": list(variable.dims),
         "shape": list(variable.shape),
         "dtype": variable.value_dtype.str,
@@ -182,13 +191,13 @@ def _variable_json(variable: Variable) -> dict[str, Any]:
     }
 
 
-def _detached(name: str, described: Mapping[str, Any]) -> Variable:
+def _detached(described: Mapping[str, Any]) -> Variable:
     """Return a variable of which only the metadata are known."""
     dtype = np.dtype(described["dtype"])
     missing = tuple(described["missing"])
     return Variable(
-        name=name,
-        key=name,
+        name=described["name"],
+        key=described["name"],
         dims=tuple(described["dims"]),
         shape=tuple(described["shape"]),
         dtype=dtype,

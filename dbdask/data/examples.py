@@ -203,13 +203,20 @@ class Examples:
         """Return a reader, which opens the stores when it first reads."""
         return Reader(self.recipe, cache_bytes, prefetch)
 
-    def isel(self, **indexers: Any) -> "Examples":
+    def isel(self, indexers: Mapping[str, Any] | None = None, **more: Any) -> "Examples":
         """Cut by position along sample dimensions, as xarray does; windows end at the cuts."""
-        return self._selected(isel_selection(self.recipe, indexers))
+        return self._selected(isel_selection(self.recipe, {**(indexers or {}), **more}))
 
-    def sel(self, **indexers: Any) -> "Examples":
+    def sel(
+        self,
+        indexers: Mapping[str, Any] | None = None,
+        method: str | None = None,
+        tolerance: Any = None,
+        **more: Any,
+    ) -> "Examples":
         """Cut by coordinate along sample dimensions, as xarray does."""
-        return self.isel(**sel_indexers(self.recipe, indexers))
+        wanted = {**(indexers or {}), **more}
+        return self.isel(sel_indexers(self.recipe, wanted, method, tolerance))
 
     def where(self, mask: xr.DataArray) -> "Examples":
         """Keep the examples where `mask`, over some of the sample dimensions, is True.

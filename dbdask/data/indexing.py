@@ -25,7 +25,9 @@ def isel_selection(recipe: Recipe, indexers: Mapping[str, Any]) -> Selection:
     return selection
 
 
-def sel_indexers(recipe: Recipe, indexers: Mapping[str, Any]) -> dict[str, Any]:
+def sel_indexers(
+    recipe: Recipe, indexers: Mapping[str, Any], method: str | None, tolerance: Any
+) -> dict[str, Any]:
     """Return positions for labels, found in the coordinates as xarray finds them."""
     found: dict[str, Any] = {}
     for dim, label in indexers.items():
@@ -36,12 +38,13 @@ def sel_indexers(recipe: Recipe, indexers: Mapping[str, Any]) -> dict[str, Any]:
         labels = recipe.coordinates[dim].coordinate()[selected]
         here = xr.DataArray(np.arange(len(selected)), {dim: labels}, (dim,))
         try:
-            found[dim] = np.atleast_1d(here.sel({dim: label}).values)
+            chosen = here.sel({dim: label}, method=method, tolerance=tolerance)
         except KeyError as error:
             raise KeyError(
                 f"sel: {dim!r} has no coordinate {label!r} among these examples; it goes from "
                 f"{labels[0]} to {labels[-1]}"
             ) from error
+        found[dim] = np.atleast_1d(chosen.values)
     return found
 
 

@@ -1,5 +1,6 @@
 """Losses: which targets they take, and whether those are labels, values, or scaled values."""
 
+import math
 from dataclasses import replace
 
 from dbdask.data.bundles import Bundle, check_numbers
@@ -14,6 +15,7 @@ def targets_for_loss(recipe: Recipe, loss: str | None, outputs: int | None) -> R
     if loss == "squared":
         for variable in recipe.targets.variables:
             check_numbers("targets", variable)
+        _check_count(recipe.targets, loss, outputs)
         return replace(recipe, classes=None)
     if not recipe.scales_targets:
         recipe = replace(recipe, targets=recipe.targets.scaled(None))
@@ -26,10 +28,25 @@ def targets_for_loss(recipe: Recipe, loss: str | None, outputs: int | None) -> R
         )
     assert recipe.targets is not None
     if recipe.targets.shape != ():
+        if loss == "softmax":
+            raise ValueError(
+                f"targets have shape {recipe.targets.shape}, a 'softmax' loss takes one label for "
+                "each example"
+            )
+        _check_count(recipe.targets, loss, outputs)
         return recipe
     # The one output of a logistic loss is the probability of the second of two classes.
     count = 2 if loss == "logistic" and outputs == 1 else outputs
     return replace(recipe, classes=_classes_for(recipe.targets, recipe.classes, count, outputs))
+
+
+def _check_count(targets: Bundle, loss: str, outputs: int | None) -> None:
+    elements = math.prod(targets.shape)
+    if outputs is not None and elements != outputs:
+        raise ValueError(
+            f"targets have {elements} elements for each example, the model has {outputs} outputs; "
+            f"a {loss!r} loss takes one for each output"
+        )
 
 
 def _classes_for(

@@ -54,7 +54,7 @@ class Judge:
             if self.recipe.missing == "error":
                 self._refuse(number, missing, _MISSING_RULE)
             elif self.recipe.missing == "drop":
-                self.block.bad_place = self.block.bad_place or self._name_first(number, missing)
+                self.block.bad_place = self.block.bad_place or self._name_first(number, missing)[0]
                 bad |= rows
             else:
                 self.block.gaps = True
@@ -98,22 +98,25 @@ class Judge:
 
     def _refuse(self, number: int, flags: np.ndarray, rule: str) -> None:
         """Raise if a row uses a flagged position; name the first."""
-        place = self._name_first(number, flags)
+        place, label = self._name_first(number, flags)
         if place:
-            raise DataError(f"{place} {rule}")
+            raise DataError(f"{place}{label} {rule}")
 
-    def _name_first(self, number: int, flags: np.ndarray) -> str:
-        """Name argument, variable and coordinates of the first flagged position in use."""
+    def _name_first(self, number: int, flags: np.ndarray) -> tuple[str, str]:
+        """Name argument, variable and coordinates of the first flagged position in use.
+
+        What a message says of the label there is apart; both are empty where there is none.
+        """
         rows = np.flatnonzero(self._rows_using(number, flags))
         if not len(rows):
-            return ""
+            return "", ""
         used = self._alone.index(number, self._alone.locate(rows[:1]))[0]
         position = int(used[flags[used]][0])
         role, variable = self.recipe.roles[number]
         shown = ""
         if role == "targets" and self.labels is not None:
             shown = f" is {self.labels[position].ravel()[0].item()!r}, which"
-        return f"{role}: variable {variable.name!r} at {self._place(number, position)}{shown}"
+        return f"{role}: variable {variable.name!r} at {self._place(number, position)}", shown
 
     def _place(self, number: int, position: int) -> str:
         part = self.block.parts[number]

@@ -98,7 +98,17 @@ def _variables(argument: str, given: Any, source: Source) -> tuple[Variable, ...
     several = as_list(argument, given, "a variable's name, a DataArray")
     if not several:
         raise ValueError(f"{argument} must name at least one variable, got none")
-    found = tuple(_variable(argument, one, source) for one in several)
+    found = tuple(
+        _variable(argument, one, source, f"{argument}_{number}" if len(several) > 1 else argument)
+        for number, one in enumerate(several)
+    )
+    names = {variable.name: variable for variable in found}
+    for variable in found:
+        if names[variable.name].key != variable.key:
+            raise ValueError(
+                f"{argument}: two variables have the name {variable.name!r}; give a DataArray "
+                "another with .rename"
+            )
     keys = [variable.key for variable in found]
     for variable in found:
         if keys.count(variable.key) > 1:
@@ -113,7 +123,10 @@ def as_list(argument: str, given: Any, one: str) -> tuple[Any, ...]:
     return tuple(given)
 
 
-def _variable(argument: str, given: Any, source: Source) -> Variable:
+def _variable(argument: str, given: Any, source: Source, name: str = "") -> Variable:
+    """Return one variable; a DataArray without a name is called `name`, else as the argument."""
+    if isinstance(given, xr.DataArray) and given.name is None:
+        given = given.rename(name or argument)
     try:
         return source.variable(given)
     except (ValueError, TypeError) as error:

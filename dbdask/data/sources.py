@@ -140,7 +140,12 @@ class Source:
             raise RuntimeError("the Dataset stayed with the client; only its variables travel")
         group = self._location.open_group()
         consolidated = group.metadata.consolidated_metadata is not None
-        return xr.open_zarr(group.store, chunks=None, consolidated=consolidated)
+        return xr.open_zarr(
+            group.store,
+            chunks=None,
+            consolidated=consolidated,
+            drop_variables=sorted(self._unnamed),
+        )
 
     def open(self) -> None:
         """Open every variable in this process."""

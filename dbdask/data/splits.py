@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
     if not fractions:
         raise ValueError("split needs at least one fraction, got none")
     for fraction in fractions:
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
+        if isinstance(fraction, bool) or not isinstance(fraction, Real):
             raise TypeError(f"split: a fraction must be a number, got {fraction!r}")
         if not 0 < fraction < 1:
             raise ValueError(f"split: a fraction must be above 0 and below 1, got {fraction}")

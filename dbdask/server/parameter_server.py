@@ -404,8 +404,12 @@ class ParameterServer:
         await self._tell(workers, forget_farewell, self.run)
         for future in self._making:
             future.release()
+        keys = [copy.place.key for copies in self._copies for copy in copies]
         for index, copies in enumerate(self._copies):
             self._let_go(index, copies)
+        if workers and keys:
+            # What a client releases comes to the scheduler in order, this key last.
+            await self._until_forgotten(keys[-1])
 
     async def _tell(
         self, workers: Sequence[str], function: Callable[..., Any], *arguments: Any

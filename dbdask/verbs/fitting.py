@@ -67,7 +67,7 @@ def targets_for(model: Any, examples: Examples) -> Examples:
     A model that says nothing of its outputs takes any whole number from 0 as a label.
     """
     outputs = getattr(model, "output_shape", None)
-    return examples.for_loss(getattr(model, "loss", None), outputs[0] if outputs else None)
+    return examples.for_loss(getattr(model, "loss", None), math.prod(outputs) if outputs else None)
 
 
 def check_input_shape(model: Any, examples: Examples, name: str) -> None:
