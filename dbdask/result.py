@@ -115,10 +115,6 @@ class Result:
         with prepared.reader() as reader:
             for portion in portions:
                 score += _score(predictor, reader, portion, deviation, determination)
-        if not score.weight:
-            raise ValueError(
-                "examples has nothing to score: none can be formed, or all have weight 0"
-            )
         values = {} if prepared.has_labels else {"r2": determination.mean()}
         return score.summary() | values
 

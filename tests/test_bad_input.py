@@ -855,7 +855,7 @@ CHECKPOINTS = [
         lambda g: g.sandblaster(checkpoint=g.checkpoint, resume=True),
         r"another verb wrote it \(verb is 'downpour' there and 'sandblaster' here\)",
     ),
-    ("another model", resumed(model=network(4)), r"the model has other parameters \(layout is"),
+    ("another model", resumed(model=network(4)), r"the model is another \(model 'layers' is"),
     (
         "another optimizer",
         resumed(optimizer=dbdask.adam(0.1)),
@@ -930,13 +930,13 @@ RESULTS = [
         "evaluate other inputs",
         lambda g: g.result.evaluate(g.examples(window={"row": 3})),
         ValueError,
-        r"input_shape \(3, 6\), the training examples \(6,\)",
+        r"have the window \{'row': \[-1, 1\]\}, the training examples None; give the same window",
     ),
     (
         "evaluate other targets",
         lambda g: g.result.evaluate(g.examples(targets="x")),
         ValueError,
-        r"target_shape \(6,\), the training examples \(\); give the same targets",
+        r"variable 'x' has, beside the sample dimensions, 'feature', the training examples have no",
     ),
     (
         "evaluate a label outside",

@@ -62,7 +62,7 @@ def test_no_rule_changes_a_buffer(threads_client, store, shards):
         parameters = result.parameters
         np.testing.assert_array_equal(parameters["deviation"], np.arange(1, 7))
         assert np.abs(parameters["weights"]).max() > 0 and np.abs(parameters["bias"]).max() > 0
-        assert result.predict(store).dtype.kind == "i"
+        assert set(np.unique(result.predict(store))) <= {0, 1, 2}
 
 
 def test_sandblaster_leaves_buffers_alone_and_refuses_to_penalise_them(threads_client, store):

@@ -62,7 +62,7 @@ def flat(result):
 def assert_nothing_left(client):
     state = client.run_on_scheduler(
         lambda dask_scheduler: (
-            [len(dask_scheduler.tasks)]
+            [str(key) for key in dask_scheduler.tasks]
             + [len(worker.actors) for worker in dask_scheduler.workers.values()]
         )
     )

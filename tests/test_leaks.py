@@ -4,16 +4,19 @@ import gc
 import os
 import sys
 import threading
+import time
+from collections import Counter
 
 import pytest
 from counting import CountingModel
 from test_downpour import assert_nothing_left, counted, write_store
-from test_leaving import wait_until
 from test_sandblaster import LinearCounting
 
 import dbdask
 from dbdask.server.room import Room, _rooms
 from dbdask.server.shard import ParameterShard, ShardState
+
+OURS = (ParameterShard, ShardState, Room)
 
 
 def held():
@@ -31,9 +34,19 @@ def held():
         "threads": sorted(t.name for t in threading.enumerate() if "dbdask" in t.name),
         "files": sorted(f for f in files if f.startswith("/") and not f.startswith("/dev")),
         "mappings": sorted(m for m in mapped if m.startswith(("/dev/shm", "/tmp", "/memfd"))),
-        "rooms": sum(len(rooms) for rooms in _rooms.values()),
-        "objects": sum(isinstance(o, (ParameterShard, ShardState, Room)) for o in gc.get_objects()),
+        "rooms": [run for rooms in _rooms.values() for run in rooms],
+        "objects": [type(o).__name__ for o in gc.get_objects() if isinstance(o, OURS)],
     }
+
+
+def new(before, now):
+    """What a process holds now and did not hold before."""
+    return [
+        (kind, entry)
+        for old, held_now in zip(before, now, strict=True)
+        for kind in old
+        for entry in Counter(held_now[kind]) - Counter(old[kind])
+    ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -58,4 +71,7 @@ def test_runs_leave_nothing_in_any_process(process_client, tmp_path, verb):
     run(1)
     run(2)
     assert_nothing_left(process_client)
-    wait_until(lambda: looks() == before or print(before, looks()), seconds=15)
+    until = time.monotonic() + 15
+    while (found := new(before, looks())) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert not found

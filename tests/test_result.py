@@ -366,7 +366,7 @@ def test_nothing_to_score_is_said(threads_client):
     unweighted = dbdask.Examples(
         data * 0, inputs="x", targets="y", along="row", weights=data["y"] * 0
     )
-    with pytest.raises(ValueError, match="nothing to score"):
+    with pytest.raises(ValueError, match="no example with a weight above 0"):
         result.evaluate(unweighted)
 
 

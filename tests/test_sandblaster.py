@@ -301,8 +301,10 @@ def test_a_task_that_comes_after_the_end_opens_no_room(threads_client):
         open_room(run, pickle.dumps(None))
 
     threads_client.run(close_room, "ended")
+    future = threads_client.submit(late, "ended", pure=False)
     with pytest.raises(Stale, match="run ended has ended"):
-        threads_client.submit(late, "ended", pure=False).result()
+        future.result()
+    future.release()
     assert not any(threads_client.run(rooms_of).values())
 
 

@@ -56,19 +56,6 @@ class _Group:
             return "error" in states
         return any(future.status in states for future in self.brought.result())
 
-    def let_go(self) -> None:
-        """Release the futures, also those that are still being brought.
-
-        By name, not by forgetting them: the traceback of an error may keep them for ever.
-        """
-        self.brought.add_done_callback(_release_all)
-
-
-def _release_all(brought: Promise[list[Future]]) -> None:
-    if brought.exception() is None:
-        for future in brought.result():
-            future.release()
-
 
 class Supply:
     """Futures of what portions need, made when asked for and dropped when released.
@@ -86,7 +73,7 @@ class Supply:
         self._client = client
         self._groups: dict[_Name, _Group] = {}
         self._graphs: dict[str, _Graph] = {}
-        self._renamed = False
+        self._renamed = self._is_closed = False
         self._lock = Lock()
         self._building = Lock()
 
@@ -106,6 +93,9 @@ class Supply:
             except BaseException as error:
                 group.brought.set_exception(error)
                 raise
+        with self._lock:
+            if self._is_closed:  # while values travelled: nobody takes them any more
+                self._groups.clear()
         return list(group.brought.result())
 
     def release(self, portion: Portion) -> None:
@@ -117,13 +107,12 @@ class Supply:
             self._note_failures(group)
             group.holders.discard((portion.epoch, portion.number))
             if not group.holders:
-                self._groups.pop(_name(portion)).let_go()
+                del self._groups[_name(portion)]
 
     def close(self) -> None:
         """Drop everything."""
         with self._lock:
-            for group in self._groups.values():
-                group.let_go()
+            self._is_closed = True
             self._groups.clear()
             self._graphs.clear()
 

@@ -117,6 +117,7 @@ class Validator:
         try:
             return task.result() if await run.workforce.attend(task, worker) else None
         finally:
+            blocks.clear()  # the traceback of an error may keep the list for ever
             task.cancel()
             future.release()
             supply.release(portion)

@@ -193,21 +193,24 @@ class Workforce:
         kind, (pass_number, number) = function.__name__.split("_")[-1], work.identity
         key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
         blocks: list[Any] = []
-        for portion in work.portions:
-            blocks += await asyncio.to_thread(self.supply.futures, portion, workers=[worker])
-        future = self.client.submit(
-            function,
-            order,
-            self.job,
-            *blocks,
-            key=key,
-            # Nowhere else: Dask would steal it for a worker that is silent, and looks idle.
-            workers=[worker],
-        )
+        future = None
         try:
+            for portion in work.portions:
+                blocks += await asyncio.to_thread(self.supply.futures, portion, workers=[worker])
+            future = self.client.submit(
+                function,
+                order,
+                self.job,
+                *blocks,
+                key=key,
+                # Nowhere else: Dask would steal it for a worker that is silent, and looks idle.
+                workers=[worker],
+            )
             return await result_of(self.client, future)
         finally:
-            future.release()
+            blocks.clear()  # the traceback of an error may keep the list for ever
+            if future is not None:
+                future.release()
             for portion in work.portions:
                 self.supply.release(portion)
 
