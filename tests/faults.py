@@ -203,7 +203,14 @@ TABLE = [
     Fault("kill all but one; twins", Kill(all_but_one), copies=2, loses=True, chaos=True),
     Fault("kill all shards' workers", Kill(all_holders), loses=True, chaos=True),
     Fault("kill anyone, three times", Kill(anyone), times=3, loses=True, chaos=True),
-    Fault("kill anyone, three times; twins", Kill(anyone), copies=2, checkpoint=False, times=3),
+    Fault(
+        "kill anyone, three times; twins",
+        Kill(anyone),
+        copies=2,
+        checkpoint=False,
+        times=3,
+        chaos=True,
+    ),
     Fault("kill one of three copies", Kill(a_shard_holder), copies=3, checkpoint=False, chaos=True),
     Fault("stop a shard's worker", Stop(a_shard_holder, 8.0), loses=True, chaos=True),
     Fault("stop a shard's worker; twins", Stop(a_shard_holder, 6.0), copies=2, checkpoint=False),
@@ -217,7 +224,7 @@ TABLE = [
         checkpoint=False,
         chaos=True,
     ),
-    Fault("late, repeated, haunting pushes", Disturb(0.3, 0.2), checkpoint=False),
+    Fault("late, repeated, haunting pushes", Disturb(0.3, 0.2), checkpoint=False, chaos=True),
     Fault(
         "late, repeated pushes; twins", Disturb(0.3, 0.2), copies=2, checkpoint=False, chaos=True
     ),

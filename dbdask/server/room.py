@@ -64,6 +64,9 @@ class Room:
     def _begin_lease(self) -> None:
         self._lease = asyncio.ensure_future(self._watch())
 
+    def _end_lease(self) -> None:
+        self._lease.cancel()
+
     async def _watch(self) -> None:
         """Close the room when it idles and no shard of its run answers (the client died)."""
         while not self.closed:
@@ -149,6 +152,7 @@ class Room:
     def close(self) -> None:
         """End the calls, let waiting tasks go, and drop what the run held here."""
         self.closed = True
+        worker_loop(self.worker).call_soon_threadsafe(self._end_lease)
         self.calls.end_generation(1 << 62)
         with self._turn:
             self._turn.notify_all()
