@@ -137,7 +137,8 @@ def test_an_adaptive_cluster_sees_the_demand(store):
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as local,
         Client(local, set_as_default=False) as client,
     ):
-        local.adapt(minimum=1, maximum=3, interval="100ms", target_duration="20ms")
+        # It waits before it scales down: between two epochs there is no demand for a moment.
+        local.adapt(minimum=1, maximum=3, interval="100ms", target_duration="20ms", wait_count=100)
         seen = []
         result = train(
             client,

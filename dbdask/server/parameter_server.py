@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.errors import ShardLost, Stale, WorkerError
+from dbdask.errors import ShardLost, Stale
 from dbdask.numbers.layout import cut
 from dbdask.numbers.ledger import Standing
 from dbdask.numbers.optimizers import Optimizer
@@ -22,15 +22,14 @@ from dbdask.server.contact import (
     ActorPlace,
     answers_ping,
     call_actor,
-    is_loss_of_actor,
     place_of,
     run_on,
-    settled,
 )
 from dbdask.server.deadlines import deadline
 from dbdask.server.farewell import add_farewell, forget_farewell, shard_prefix
 from dbdask.server.initial import FromNeighbour
 from dbdask.server.link import ServerHandle, ShardPlace
+from dbdask.server.making import made, submit_actor
 from dbdask.server.room import close_room, end_generation, unwant
 from dbdask.server.shard import ParameterShard, ShardState
 
@@ -232,44 +231,16 @@ class ParameterServer:
 
     async def _make(self, index: int, initial: Initial, worker: str) -> Copy:
         start, stop = self.slices[index]
+        arguments = (start, stop, self.optimizer, self.generation, initial, self.trained)
         key = f"{shard_prefix(self.run)}{index}-{uuid.uuid4().hex[:8]}"
-        future = self.client.submit(
-            self.kind,
-            start,
-            stop,
-            self.optimizer,
-            self.generation,
-            initial,
-            self.trained,
-            actor=True,
-            key=key,
-            workers=[worker],
-            allow_other_workers=True,
-            priority=100,
-        )
+        future = submit_actor(self.client, self.kind, arguments, key, worker)
         self._making.add(future)
         try:
-            address = await self._made(index, future)
+            address = await made(self.client, future, f"parameter shard {index}")
         finally:
             self._making.discard(future)
         await self._tell([address], add_farewell, self.run)
         return Copy(ActorPlace(address, key), future)
-
-    async def _made(self, index: int, future: Any) -> str:
-        """Wait until a shard is made; returns its worker."""
-        try:
-            status = await settled(self.client, future, deadline("placement"))
-        except TimeoutError as error:
-            raise WorkerError(
-                f"no worker made parameter shard {index} within {deadline('placement'):g} s"
-            ) from error
-        failure = future._state.exception
-        if status == "error" and failure is not None and not is_loss_of_actor(failure):
-            raise failure
-        address = await place_of(self.client, future.key)
-        if status != "finished" or address is None:
-            raise ShardLost(f"shard {index} was lost while it was made")
-        return address
 
     # Talking to shards
 

@@ -5,7 +5,6 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,10 +29,10 @@ from dbdask.numbers.optimizers import sgd
 from dbdask.numbers.portions import Cut
 from dbdask.numbers.vectors import Command, merge_answers
 from dbdask.server.batch_shard import BatchShard
-from dbdask.server.deadlines import deadline
 from dbdask.server.initial import FromModel, FromSnapshot
 from dbdask.server.parameter_server import TROUBLE, Initial, ParameterServer
 from dbdask.status import Status
+from dbdask.verbs.batch_recovery import BatchRecovery
 from dbdask.verbs.gradient_pass import Experience, GradientPass, Interrupted, Sums
 from dbdask.verbs.homes import check_collectable, most_elements, shard_homes
 from dbdask.verbs.leaving import Leaving
@@ -45,7 +44,7 @@ from dbdask.verbs.outcome import (
     with_snapshot,
 )
 from dbdask.verbs.preflight import check_memory
-from dbdask.verbs.recovery import MOST_RECOVERIES, RunLost, wait_for_homes
+from dbdask.verbs.recovery import RunLost
 from dbdask.verbs.session import needs_workers
 from dbdask.verbs.snapshots import Snapshots
 from dbdask.verbs.tally import Tally
@@ -104,15 +103,16 @@ class SandblasterRun:
         )
         self.leaving = Leaving(self)
         self.twins = Twins(self)
+        self.recovery = BatchRecovery(self)
         self.experience = Experience()
         self.portions = plan.cut.contiguous()
         self.state = State()
-        self.recoveries = 0
         self.evaluating = self.commanding = 0.0  # seconds
         if plan.last is not None:
-            self._restore(plan.last)
+            self.restore(plan.last)
 
-    def _restore(self, snapshot: Snapshot) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot: the method's state, and at a resume the totals."""
         self.state = State(**snapshot.state["method"])
         self.experience.evaluations = max(self.experience.evaluations, self.state.evaluations)
         if not self.tally.steps_since_start:
@@ -174,14 +174,14 @@ class SandblasterRun:
         self.snapshots = Snapshots(self.server, plan.path, plan.snapshot_seconds, plan.last)
         self.validator = Validator(self)
         self.leaving.begin()
-        await self.server.place(self._initial(), homes)
+        await self.server.place(self.initial(), homes)
         self.twins.note()
         if plan.start is not None and plan.last is None:
             await self.server.assign(plan.start)
         if plan.path is not None and plan.last is None:
             await self._write()
 
-    def _initial(self) -> Initial:
+    def initial(self) -> Initial:
         """Where shards start: the last committed snapshot, else the model's own numbers."""
         snapshot = self.snapshots.committed
         if snapshot is None:
@@ -208,11 +208,11 @@ class SandblasterRun:
         while True:
             try:
                 reason = await self._minimise()
-                return reason, await self._through_trouble(self._last_words)
+                return reason, await self.recovery.through(self._last_words)
             except RunLost:
                 raise
             except TROUBLE as error:
-                await self._recover(str(error))
+                await self.recovery.go_back(str(error))
 
     async def _minimise(self) -> str:
         """Serve the method's requests until it stops."""
@@ -247,65 +247,26 @@ class SandblasterRun:
         async def give() -> list[Any]:
             return await self.server.command(name, *arguments, number=number)
 
-        return await self._through_trouble(give)
-
-    async def _through_trouble(self, work: Callable[[], Awaitable[Any]]) -> Any:
-        """Do work that may be done again, until no trouble that cost no shard is in its way."""
-        while True:
-            try:
-                return await work()
-            except RunLost:
-                raise
-            except TROUBLE as error:
-                await self._mend(error)
-
-    async def _mend(self, error: Exception) -> None:
-        """After trouble: return where every shard still has a copy, else let it come out.
-
-        Then nothing goes back: what was under way is done again by its number or its identity.
-        """
-        while True:
-            await self.workforce.refresh(now=True)
-            await self.workforce.look_around()
-            self.tally.lost += await self.server.drop_lost(self.workforce.answering)
-            if self.server.gone:
-                raise error
-            self._count_recovery(str(error))
-            logger.warning("recovering: %s", error)
-            try:
-                await self._end_flight()
-                await self.validator.give_up()
-                await self.twins.make_at_new_generation()
-                return
-            except TROUBLE as again:
-                error = again
-
-    def _count_recovery(self, why: str) -> None:
-        self.recoveries += 1
-        if self.recoveries > MOST_RECOVERIES:
-            raise RunLost(
-                f"{MOST_RECOVERIES} recoveries in a row without a pass: {why}; "
-                f"{self.where_it_stands()}"
-            )
+        return await self.recovery.through(give)
 
     async def _evaluate(self, request: Evaluate) -> tuple[float, list[Any]]:
         """A pass over the data; it is made again after trouble that cost no shard."""
         began = time.monotonic()
-        sums, work = await self._through_trouble(lambda: self._pass(request))
+        sums, work = await self.recovery.through(lambda: self._pass(request))
         while sums is None:
-            sums, work = await self._through_trouble(lambda: self._pass(request))
+            sums, work = await self.recovery.through(lambda: self._pass(request))
         if sums.weight <= 0:
             raise ValueError("examples has no example with a weight above 0 that is not missing")
         answers = await self._repeat(
             "close_pass", work.number, len(work.done), sums.weight, request.into, request.after
         )
         self.evaluating += time.monotonic() - began
-        self.recoveries = 0
+        self.recovery.note_pass()
         return sums.loss / sums.weight, merge_answers(request.after, answers)
 
     async def _pass(self, request: Evaluate) -> tuple[Sums | None, GradientPass]:
         """One try of a pass; no sums where it has to be made again."""
-        await self._move_shards()
+        await self.recovery.move_shards()
         work = GradientPass(
             self.plan.run,
             self.workforce,
@@ -327,7 +288,7 @@ class SandblasterRun:
     async def _accept(self) -> bool:
         """A new point: note it, validate and write when due; True where the run is to stop."""
         self._note_point()
-        await self._through_trouble(self._attend)
+        await self.recovery.through(self._attend)
         return bool(self.stop_reason)
 
     def _note_point(self) -> None:
@@ -357,7 +318,7 @@ class SandblasterRun:
         await self.validator.check()
         if self.snapshots.due:
             await self._write()
-        await self._move_shards()
+        await self.recovery.move_shards()
 
     def _validation_due(self) -> bool:
         if self.plan.validation_cut is None or self.validator.is_busy:
@@ -385,67 +346,6 @@ class SandblasterRun:
             **self.tally.state(),
         }
         await self.snapshots.write_live(names, state)
-
-    # Workers that leave, shards that are lost
-
-    async def _move_shards(self) -> None:
-        """Move the shards of leaving workers and make missing copies, between two commands."""
-        if self.leaving.due:
-            await self._end_flight()
-            await self.leaving.move()
-        if self.twins.due:
-            await self._end_flight()
-            await self.twins.make_at_new_generation()
-
-    async def _end_flight(self) -> None:
-        """End every call, and wait for the tasks to come home."""
-        await self.server.end_generation(self.workforce.answering)
-        until = time.monotonic() + deadline("portion-end")
-        while self.workforce.outstanding and time.monotonic() < until:
-            await self.workforce.refresh()
-            await self.workforce.ended(0.25)
-            await self.workforce.watch_silence()
-            self.workforce.abandon(self.workforce.closing)
-        self.workforce.give_up_all()
-
-    async def _recover(self, why: str) -> None:
-        """Every shard goes back to the last committed iteration (rule 11), and so the method.
-
-        Else curvature pairs, inner products and loss would belong to no point.
-        """
-        while True:
-            self._count_recovery(why)
-            logger.warning("recovering: %s", why)
-            try:
-                await self._go_back(why)
-                return
-            except RunLost:
-                raise
-            except TROUBLE as error:
-                why = repr(error)
-
-    async def _go_back(self, why: str) -> None:
-        await self.workforce.refresh(now=True)
-        await self.workforce.look_around()
-        await self.snapshots.give_up()
-        await self.validator.give_up()
-        await self._end_flight()
-        await self.workforce.refresh(now=True)
-        self.tally.lost += await self.server.drop_lost(self.workforce.answering)
-        gone = self.server.gone
-        if self.plan.path is None:
-            lost = f"shard {gone[0]} of {len(self.server.slices)} is gone" if gone else why
-            raise RunLost(f"{lost}; {self.where_it_stands()}")
-        await wait_for_homes(self)
-        snapshot = self.snapshots.committed
-        assert snapshot is not None
-        everything = range(len(self.server.slices))
-        iteration = self.state.iteration
-        self.server.generation += 1
-        await self.server.replace(everything, self._initial(), self.shard_homes())
-        self.twins.note()
-        self._restore(snapshot)
-        self.tally.rolled_back += max(0, iteration - self.state.iteration)
 
     # Conclusion
 
