@@ -241,7 +241,7 @@ def test_ctrl_c_in_a_terminal_keeps_what_its_own_workers_have_learnt(store):
     assert process.stdout.readline() == "going\n"
     signal_group(process, signal.SIGINT)
     said, _ = process.communicate(timeout=60)
-    assert said.splitlines()[-1] == "interrupted 0 True", said
+    assert "interrupted 0 True" in said.splitlines(), said
 
 
 def start_script(script):
