@@ -1,6 +1,7 @@
 """The one room that knows distributed's inside: it fails here when distributed changes."""
 
 import time
+from pathlib import Path
 
 import dask
 import numpy as np
@@ -9,6 +10,7 @@ from test_leaving import wait_until
 
 from dbdask.errors import ShardLost, WorkerError
 from dbdask.server import contact
+from dbdask.server.deadlines import DEFAULTS, deadline
 
 
 class Counter:
@@ -117,3 +119,14 @@ def test_listeners_of_a_topic_leave_each_other_alone(client):
     send_until(client, 3, lambda: 3 in heard["first"])
     assert 3 not in heard["second"]
     stop()
+
+
+def test_every_deadline_is_documented_and_can_be_set():
+    page = (Path(__file__).parents[1] / "docs" / "failure.md").read_text()
+    for name, default in DEFAULTS.items():
+        number = default.removesuffix("s")
+        assert f"| `{name}` | {number} s" in page, name
+        assert dask.config.get(f"dbdask.{name}") == default
+        with dask.config.set({f"dbdask.{name}": "1500ms"}):
+            assert deadline(name) == 1.5
+    assert deadline("answer", nbytes=20_000_000) == deadline("answer") + 1

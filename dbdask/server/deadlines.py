@@ -21,10 +21,12 @@ portion is given to a second worker. portion-end: the portions in flight, once t
 hand-on: how long a closing worker waits for its shards to be fetched (a nanny ends it after
 some 4 s). lease: what idles on a worker looks so often whether its run still lives."""
 
+dask.config.update_defaults({"dbdask": DEFAULTS})
+
 BYTES_PER_SECOND = 20e6
 
 
 def deadline(name: str, nbytes: int = 0) -> float:
     """Seconds that the wait called `name` may take when `nbytes` travel with it."""
-    configured = dask.config.get(f"dbdask.{name}", DEFAULTS[name])
+    configured = dask.config.get(f"dbdask.{name}")
     return float(parse_timedelta(configured)) + nbytes / BYTES_PER_SECOND
