@@ -4,11 +4,14 @@ import logging
 import threading
 import time
 
+import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 from test_downpour import assert_nothing_left, write_store
 from test_recovery import after, assert_workers_run_tasks, train
+
+import dbdask
 
 EPOCHS = 8
 
@@ -149,3 +152,21 @@ def test_an_adaptive_cluster_sees_the_demand(store):
         assert result.status.reason == "callback", max(seen)
         assert result.history["rolled_back"].values[-1] == 0
         assert_nothing_left(client)
+
+
+def test_a_run_whose_own_workers_have_left_ends_though_there_are_others(cluster, store):
+    _, client = cluster
+    mine, *others = sorted(addresses(client))
+    with (
+        dask.config.set({"dbdask.portion-end": "2s"}),
+        pytest.raises(dbdask.WorkerError, match=r"no worker of workers=\[.*is left to train on"),
+    ):
+        train_while(
+            client,
+            store,
+            lambda: client.retire_workers([mine]),
+            epochs=10_000,
+            workers=mine,
+            shard_workers=others,
+        )
+    assert_nothing_left(client)

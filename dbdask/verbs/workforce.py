@@ -78,6 +78,7 @@ class Workforce:
     _checked: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
     _refreshed: float = -1e9
+    _worked: float = field(default_factory=time.monotonic)  # when somebody was there last
     _checking: "dict[str, asyncio.Task[None]]" = field(default_factory=dict)
     _asking: dict[str, "asyncio.Task[bool]"] = field(default_factory=dict)
 
@@ -239,6 +240,7 @@ class Workforce:
             Some work failed `MOST_ATTEMPTS` times.
         """
         if not self.outstanding:
+            self._check_that_somebody_works()
             await asyncio.sleep(min(seconds, 0.05))
             return []
         await asyncio.wait(
@@ -249,6 +251,17 @@ class Workforce:
         done = [out for out in self.outstanding if out.task.done()]
         self.outstanding = [out for out in self.outstanding if not out.task.done()]
         return [(out, self._report_of(out)) for out in done]
+
+    def _check_that_somebody_works(self) -> None:
+        """Raise where no worker may be given work for too long, though there may be others."""
+        now = time.monotonic()
+        if self.workers or self._checking:
+            self._worked = now
+        elif now - self._worked > deadline("portion-end"):
+            who = "no worker" if self.only is None else f"no worker of workers={list(self.only)}"
+            raise WorkerError(
+                f"{who} is left to train on, and none came in {deadline('portion-end'):g} s"
+            )
 
     def _report_of(self, out: Outstanding) -> Any:
         self._restart_clocks(out.worker, time.monotonic())
