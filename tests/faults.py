@@ -196,7 +196,9 @@ class Fault:
 NO_SHARD = "a worker without a shard"
 TABLE = [
     Fault("kill a shard's worker", Kill(a_shard_holder), loses=True),
-    Fault("kill a shard's worker; twins", Kill(a_shard_holder), copies=2, checkpoint=False),
+    Fault(
+        "kill a shard's worker; twins", Kill(a_shard_holder), copies=2, checkpoint=False, chaos=True
+    ),
     Fault(f"kill {NO_SHARD}", Kill(no_shard_holder), checkpoint=False, chaos=True),
     Fault("kill two at once; twins", Kill(two_at_once), copies=2, loses=True),
     Fault("kill all but one", Kill(all_but_one), loses=True, chaos=True),
@@ -213,7 +215,13 @@ TABLE = [
     ),
     Fault("kill one of three copies", Kill(a_shard_holder), copies=3, checkpoint=False, chaos=True),
     Fault("stop a shard's worker", Stop(a_shard_holder, 8.0), loses=True, chaos=True),
-    Fault("stop a shard's worker; twins", Stop(a_shard_holder, 6.0), copies=2, checkpoint=False),
+    Fault(
+        "stop a shard's worker; twins",
+        Stop(a_shard_holder, 6.0),
+        copies=2,
+        checkpoint=False,
+        chaos=True,
+    ),
     Fault(f"stop {NO_SHARD}", Stop(no_shard_holder, 6.0), checkpoint=False, chaos=True),
     Fault("stop briefly", Stop(anyone, 0.8), checkpoint=False, chaos=True),
     Fault("retire a shard's worker", Retire(a_shard_holder), checkpoint=False, chaos=True),

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
@@ -47,6 +48,7 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def client():
     with (
+        dask.config.set({"dbdask.lease": "2s"}),  # workers read it where they start
         LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 
+import dask
 import numpy as np
 import pytest
 from counting import CountingModel
@@ -33,6 +34,7 @@ def store(tmp_path_factory):
 @pytest.fixture
 def cluster():
     with (
+        dask.config.set({"dbdask.lease": "2s"}),  # workers read it where they start
         LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
