@@ -270,7 +270,10 @@ def assert_client_is_idle(client):
     def look():
         return asyncio.run_coroutine_threadsafe(ours(), client_loop(client)).result(5)
 
-    wait_until(lambda: not look(), seconds=5)
+    until = time.monotonic() + 5
+    while (left := look()) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not left
     assert not [t.name for t in threading.enumerate() if "dbdask" in t.name]
 
 

@@ -22,6 +22,7 @@ from dbdask.server.contact import (
     ActorPlace,
     answers_ping,
     call_actor,
+    has_scheduler,
     place_of,
     run_on,
 )
@@ -379,8 +380,19 @@ class ParameterServer:
         for index, copies in enumerate(self._copies):
             self._let_go(index, copies)
         if workers and keys:
-            # What a client releases comes to the scheduler in order, this key last.
-            await self._until_forgotten(keys[-1])
+            await self._flush(keys[-1])
+
+    async def _flush(self, key: str) -> None:
+        """Wait until the scheduler has heard what was released: in order, this key last.
+
+        A scheduler that is lost meanwhile is not waited for.
+        """
+        asking = asyncio.ensure_future(self._until_forgotten(key))
+        until = time.monotonic() + deadline("connect")
+        while not asking.done() and has_scheduler(self.client) and time.monotonic() < until:
+            await asyncio.wait({asking}, timeout=0.1)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
 
     async def _tell(
         self, workers: Sequence[str], function: Callable[..., Any], *arguments: Any
