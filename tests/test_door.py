@@ -12,6 +12,8 @@ import dbdask
 from dbdask.server.contact import WorkerFacts
 from dbdask.verbs.preflight import check_memory
 
+both_verbs = pytest.mark.parametrize("verb", [train, minimise])
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
@@ -124,6 +126,29 @@ def test_a_worker_that_cannot_see_the_data_is_named_with_the_remedy(process_clie
     examples = dbdask.Examples("memory://door/store.zarr", inputs="x", targets="label", along="row")
     with pytest.raises(dbdask.WorkerError, match=r"worker tcp://.* cannot take part.*every worker"):
         dbdask.downpour(network(), examples, client=process_client, progress=False)
+    assert_nothing_left(process_client)
+
+
+@both_verbs
+def test_a_worker_that_cannot_see_the_checkpoint_is_named_with_the_remedy(
+    process_client, store, verb
+):
+    path = "memory://door/run.zarr"
+    said = rf"worker tcp://\S+ cannot take part: nothing is at checkpoint='{path}'.*every worker"
+    with pytest.raises(dbdask.WorkerError, match=said) as raised:
+        verb(process_client, store, checkpoint=path)
+    assert "last snapshot" not in str(raised.value)
+    assert_nothing_left(process_client)
+
+
+@both_verbs
+def test_a_worker_with_another_dbdask_is_named_with_the_remedy(
+    process_client, store, monkeypatch, verb
+):
+    monkeypatch.setattr("dbdask.verbs.preflight.__version__", "99.0")
+    said = rf"worker tcp://\S+ has dbdask {dbdask.__version__}, the client 99\.0: install the same"
+    with pytest.raises(dbdask.WorkerError, match=said):
+        verb(process_client, store)
     assert_nothing_left(process_client)
 
 

@@ -1,25 +1,38 @@
-"""What runs leave in the processes of client and workers: nothing that grows."""
+"""What runs leave behind, however they end: nothing, in no process of client and workers."""
 
 import gc
 import os
+import re
+import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 
+import dask
+import numpy as np
 import pytest
-from counting import CountingModel
+import xarray as xr
 from test_downpour import assert_nothing_left, counted, write_store
+from test_real_cluster import start_script
+from test_recovery import SlowCounting, assert_workers_run_tasks
 from test_sandblaster import LinearCounting
 
 import dbdask
 from dbdask.server.room import Room, _rooms
 from dbdask.server.shard import ParameterShard, ShardState
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
 OURS = (ParameterShard, ShardState, Room)
+ROWS = 1200
+
+# Pools of Dask, Zarr and asyncio, which grow with the number of calls at once and stay.
+POOLS = re.compile(r"Dask-|Dispatch|IO loop|Profile|zarr|asyncio|ThreadPoolExecutor|TCP-Executor")
 
 
-def held():
+def held(dask_worker=None):
     """What a process holds that a run could have left there."""
     gc.collect()
     files = []
@@ -30,10 +43,13 @@ def held():
             continue
     with open("/proc/self/maps") as maps:
         mapped = {line.split(maxsplit=5)[-1].strip() for line in maps if len(line.split()) > 5}
+    threads = (re.sub(r"\d+", "N", thread.name) for thread in threading.enumerate())
     return {
-        "threads": sorted(t.name for t in threading.enumerate() if "dbdask" in t.name),
+        "threads": sorted(name for name in threads if not POOLS.match(name)),
         "files": sorted(f for f in files if f.startswith("/") and not f.startswith("/dev")),
         "mappings": sorted(m for m in mapped if m.startswith(("/dev/shm", "/tmp", "/memfd"))),
+        "scratch": sorted(os.listdir(dask_worker.local_directory)) if dask_worker else [],
+        "plugins": sorted(dask_worker.plugins) if dask_worker else [],
         "rooms": [run for rooms in _rooms.values() for run in rooms],
         "objects": [type(o).__name__ for o in gc.get_objects() if isinstance(o, OURS)],
     }
@@ -49,28 +65,131 @@ def new(before, now):
     ]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
-def test_runs_leave_nothing_in_any_process(process_client, tmp_path, verb):
-    store = write_store(tmp_path / "store.zarr", 1200)
+def looks(client):
+    """What the client, with its scheduler, and each worker hold."""
+    return [held(), *client.run(held).values()]
 
-    def run(number):
-        options = {"client": process_client, "shards": 2, "shard_copies": 2, "progress": False}
-        options |= {"checkpoint": str(tmp_path / f"{verb}-{number}.zarr"), "snapshot_every": "50ms"}
-        options["validation"] = counted(store).isel(row=slice(0, 100))
-        if verb == "downpour":
-            dbdask.downpour(CountingModel(1200), counted(store), epochs=2, **options)
-        else:
-            dbdask.sandblaster(LinearCounting(1200), counted(store), iterations=3, **options)
 
-    def looks():
-        return [held(), *process_client.run(held).values()]
+def train(client, verb, folder, *, endless=True, rows=ROWS, **options):
+    """A run with everything that could be left: shards and copies, checkpoint, validation."""
+    store = str(folder / "store.zarr")
+    settings = {"client": client, "shards": 2, "shard_copies": 2, "progress": False}
+    settings |= {"checkpoint": tempfile.mkdtemp(dir=folder) + "/run.zarr", "snapshot_every": "50ms"}
+    settings["validation"] = counted(store).isel(row=slice(0, 100))
+    examples = counted(store).isel(row=slice(0, rows))
+    if verb == "downpour":
+        settings["epochs"] = 10_000 if endless else 2
+        return dbdask.downpour(SlowCounting(ROWS), examples, **settings, **options)
+    settings |= {"iterations": 10_000 if endless else 3, "tolerance": 0.0}
+    return dbdask.sandblaster(
+        LinearCounting(ROWS, 0.005 * endless), examples, **settings, **options
+    )
 
-    run(0)
-    before = looks()
-    run(1)
-    assert_nothing_left(process_client)
+
+# How a run ends
+
+
+def by_itself(client, verb, folder):
+    train(client, verb, folder, endless=False)
+
+
+def pressing(times):
+    """A callback that presses Ctrl-C so many times, once for a record."""
+    left = iter(range(times))
+
+    def press(record):
+        for _ in left:
+            signal.raise_signal(signal.SIGINT)
+
+    return press
+
+
+def by_ctrl_c(client, verb, folder):
+    result = train(client, verb, folder, callbacks=[pressing(1)])
+    assert result.status.reason == "interrupted"
+
+
+def by_ctrl_c_twice(client, verb, folder):
+    with pytest.raises(KeyboardInterrupt):
+        train(client, verb, folder, callbacks=[pressing(2)])
+
+
+def by_a_callback_that_raises(client, verb, folder):
+    def fail(record):
+        raise RuntimeError("no disk to log to")
+
+    with pytest.raises(RuntimeError, match="no disk to log to"):
+        train(client, verb, folder, callbacks=[fail])
+
+
+def by_bad_data(client, verb, folder):
+    with pytest.raises(dbdask.DataError, match="row"):
+        train(client, verb, folder, rows=ROWS + 1)
+
+
+def by_sigkill_of_its_client(client, verb, folder):
+    process = start_script(
+        f"""
+        from pathlib import Path
+        from distributed import Client
+        from test_leaks import train
+        client = Client({client.scheduler.address!r})
+        say = lambda record: print("going", flush=True)
+        train(client, {verb!r}, Path({str(folder)!r}), callbacks=[say])
+        """
+    )
+    assert process.stdout.readline() == "going\n"
+    process.kill()
+    process.communicate()
+
+
+ENDS = [
+    by_itself,
+    by_ctrl_c,
+    by_ctrl_c_twice,
+    by_a_callback_that_raises,
+    by_bad_data,
+    by_sigkill_of_its_client,
+]
+
+
+@pytest.fixture(scope="module")
+def client(process_client):
+    """Workers that look every second whether the run lives whose shards they hold."""
+    for workers in (process_client.run, process_client.run_on_scheduler):
+        workers(dask.config.set, {"dbdask.lease": "1s"})
+    yield process_client
+    for workers in (process_client.run, process_client.run_on_scheduler):
+        workers(dask.config.refresh)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A store whose last row, one more than the others, cannot be used."""
+    folder = tmp_path_factory.mktemp("leaks")
+    store = write_store(folder / "store.zarr", ROWS)
+    data = xr.load_dataset(store, engine="zarr", consolidated=False)
+    data = data.pad(row=(0, 1), constant_values={"index": np.nan, "zero": 0.0})
+    data.drop_encoding().chunk(row=100).to_zarr(store, mode="w", consolidated=False)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["downpour", "sandblaster"])
+def verb(request, client, folder):
+    """A verb that has run once, so that modules are imported and pools are there."""
+    by_itself(client, request.param, folder)
+    return request.param
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_run_leaves_nothing_in_any_process(client, folder, verb, end):
+    before = looks(client)
+    end(client, verb, folder)
+    if end is not by_sigkill_of_its_client:
+        assert_nothing_left(client)
     until = time.monotonic() + 15
-    while (found := new(before, looks())) and time.monotonic() < until:
-        time.sleep(0.5)
+    while (found := new(before, looks(client))) and time.monotonic() < until:
+        time.sleep(0.1)
     assert not found
+    assert_nothing_left(client)
+    assert_workers_run_tasks(client)

@@ -71,19 +71,35 @@ def kept(tmp_path):
     return {"checkpoint": str(tmp_path / "run.zarr"), "snapshot_every": "200ms"}
 
 
+def test_both_verbs_count_exactly(cluster, store):
+    client, _ = cluster.start_workers(2)
+    downpour(client, store, epochs=2)
+    sandblaster(client, store, seconds=0.0)
+    assert_nothing_left(client)
+
+
+@pytest.mark.parametrize("missing", ["dbdask", "test_recovery"])
+def test_workers_without_what_the_run_needs_are_named_with_the_remedy(tmp_path, store, missing):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / f"{missing}.py").write_text("raise ModuleNotFoundError('not installed here')")
+    environment = {"PYTHONPATH": str(bare), "PYTHONSAFEPATH": "1"}  # not the project's own folder
+    with RealCluster(tmp_path, environment=environment) as cluster:
+        cluster.start_scheduler()
+        client, _ = cluster.start_workers(1)
+        named = r"worker tcp://.*\(not installed here\): install the same packages there"
+        with pytest.raises(dbdask.WorkerError, match=named) as raised:
+            downpour(client, store)
+        assert ("has no dbdask" in str(raised.value)) == (missing == "dbdask")
+        assert_client_is_idle(client)
+
+
 # TLS
 
 
 @pytest.fixture
 def authority(tmp_path):
     return Authority(tmp_path, "ours")
-
-
-def test_both_verbs_count_exactly(cluster, store):
-    client, _ = cluster.start_workers(2)
-    downpour(client, store, epochs=2)
-    sandblaster(client, store, seconds=0.0)
-    assert_nothing_left(client)
 
 
 def test_over_tls_nothing_but_dasks_own_connections_is_used(tmp_path, store, authority):

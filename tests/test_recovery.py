@@ -1,10 +1,7 @@
-"""What happens when workers are killed, the user interrupts, or the client dies."""
+"""What happens when workers are killed or the user interrupts."""
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 
@@ -124,30 +121,3 @@ def test_ctrl_c_stops_the_run_and_keeps_what_was_learnt(threads_client, store):
     assert result.status.reason == "interrupted" and not result.status.ok
     assert result.parameters["count"].values.sum() > 0
     assert_nothing_left(threads_client)
-
-
-def test_a_killed_client_leaves_nothing_behind(cluster, store):
-    script = textwrap.dedent(
-        f"""
-        import sys
-        sys.path[:0] = {[os.path.dirname(__file__)]!r}
-        from distributed import Client
-        from test_recovery import train
-        client = Client({cluster.scheduler.address!r})
-        train(client, {store!r}, epochs=10_000, callbacks=[lambda r: print("going", flush=True)])
-        """
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "going\n"
-    process.kill()
-    process.communicate()
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        try:
-            assert_nothing_left(cluster)
-            break
-        except AssertionError:
-            time.sleep(0.5)
-    assert_nothing_left(cluster)
-    assert_workers_run_tasks(cluster)

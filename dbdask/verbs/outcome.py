@@ -35,10 +35,11 @@ def where_it_stands(path: str | None, *, twins_help: bool = True) -> str:
     return f"the last snapshot is in {path!r}: go on from it with checkpoint={path!r}, resume=True"
 
 
-def with_snapshot(error: Exception, path: str | None) -> Exception:
-    """Return the error with where the last snapshot is, if there is one to go on from."""
-    stands = where_it_stands(path)
-    if path is None or stands in str(error):
+def with_snapshot(error: Exception, run: Any) -> Exception:
+    """Return the error with where the run's last snapshot is, if there is one to go on from."""
+    last = run.snapshots.committed if hasattr(run, "snapshots") else run.plan.last
+    stands = where_it_stands(run.plan.path)
+    if last is None or stands in str(error):
         return error
     return type(error)(f"{error}; {stands}")
 

@@ -5,7 +5,7 @@ import pickle
 from typing import Any
 
 from dbdask import __version__
-from dbdask.errors import WorkerError
+from dbdask.errors import CheckpointError, WorkerError
 from dbdask.numbers import checkpoint
 from dbdask.server.contact import WorkerFacts, run_on
 from dbdask.server.deadlines import deadline
@@ -21,19 +21,20 @@ async def check_worker(pool: Any, address: str, job: bytes, path: str | None) ->
     WorkerError
         Names the worker, what it cannot do, and the remedy.
     """
+    await _check_version(pool, address)
+    trouble = await run_on(pool, address, open_all, job, path, seconds=deadline("preflight"))
+    if trouble:
+        raise WorkerError(f"worker {address} {trouble}")
+
+
+async def _check_version(pool: Any, address: str) -> None:
+    """Before anything else is sent, which another version might not understand."""
     try:
-        version = await run_on(pool, address, open_all, job, path, seconds=deadline("preflight"))
-    except WorkerError:
-        raise
-    except ImportError as error:
+        version = await run_on(pool, address, version_here, seconds=deadline("preflight"))
+    except (ImportError, AttributeError) as error:
         raise WorkerError(
-            f"worker {address} cannot import what the run needs ({error}): "
-            "install the same packages there as on the client"
-        ) from error
-    except Exception as error:
-        raise WorkerError(
-            f"worker {address} cannot take part: {error} (give paths or URLs that every worker "
-            "can open, or start the workers where the data is)"
+            f"worker {address} has no dbdask, or another one than the client's {__version__} "
+            f"({error}): install the same packages there as on the client"
         ) from error
     if version != __version__:
         raise WorkerError(
@@ -42,12 +43,29 @@ async def check_worker(pool: Any, address: str, job: bytes, path: str | None) ->
         )
 
 
+def version_here() -> str:
+    """On a worker: which dbdask it has."""
+    return __version__
+
+
 async def open_all(job: bytes, path: str | None) -> str:
-    """On a worker: unpickle the job and open every store; returns dbdask's version there."""
-    return await asyncio.to_thread(_open_all, job, path)
+    """On a worker: unpickle the job and open every store; returns what it cannot do, if any."""
+    try:
+        await asyncio.to_thread(_open_all, job, path)
+    except ImportError as error:
+        return (
+            f"cannot import what the run needs ({error}): "
+            "install the same packages there as on the client"
+        )
+    except Exception as error:
+        return (
+            f"cannot take part: {error} (give paths or URLs that every worker can open, "
+            "or start the workers where the data is)"
+        )
+    return ""
 
 
-def _open_all(job: bytes, path: str | None) -> str:
+def _open_all(job: bytes, path: str | None) -> None:
     unpickled = pickle.loads(job)
     for examples in (unpickled.train, getattr(unpickled, "validation", None)):
         if examples is not None:
@@ -55,8 +73,9 @@ def _open_all(job: bytes, path: str | None) -> str:
             reader.open()
             reader.close()
     if path is not None:
+        if not checkpoint.exists(path):
+            raise CheckpointError(f"nothing is at checkpoint={path!r}, which the client has made")
         checkpoint.attributes(path)
-    return __version__
 
 
 def check_memory(facts: list[WorkerFacts], replica: int, shard: int, model: str) -> None:

@@ -143,7 +143,7 @@ class SandblasterRun:
         except TROUBLE as error:
             raise ShardLost(f"{error}; {self.where_it_stands()}") from error
         except (DataError, WorkerError) as error:
-            raise with_snapshot(error, self.plan.path) from error
+            raise with_snapshot(error, self) from error
         finally:
             await asyncio.shield(asyncio.ensure_future(leave_nothing(self)))
 
