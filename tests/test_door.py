@@ -41,10 +41,15 @@ def test_minibatches_between_validations_count_though_an_epoch_is_one_portion(
     assert (np.diff(steps) >= 32).all() or len(steps) == 4  # the last one ends the run
 
 
+@pytest.mark.parametrize(("verb", "length"), [(train, "epochs"), (minimise, "iterations")])
 @pytest.mark.parametrize(("replicas", "told"), [(None, 2), (1, 1), (5, 5)])
-def test_every_record_tells_how_many_replicas_trained(threads_client, store, replicas, told):
+def test_every_record_tells_how_many_replicas_trained(
+    threads_client, store, verb, length, replicas, told
+):
     held_out = labelled(store).isel(row=slice(1000, 1200))
-    result = train(threads_client, store, replicas=replicas, epochs=2, validation=held_out)
+    options = {"replicas": replicas, "validation": held_out, length: 2}
+    result = verb(threads_client, store, **options)
+    assert result.history["validation_loss"].notnull().any()
     assert set(result.history["replicas"].values) == {told}
 
 
@@ -99,6 +104,17 @@ def test_a_checkpoint_of_other_data_or_of_another_model_is_not_gone_on_from(
                 checkpoint=path,
                 resume=True,
             )
+
+
+@both_verbs
+def test_files_may_be_named_by_urls(threads_client, store, tmp_path, verb):
+    url = f"file://{tmp_path}/kept"
+    first = verb(threads_client, store, checkpoint=f"{url}/run.zarr")
+    again = verb(threads_client, store, checkpoint=f"{url}/run.zarr", resume=True)
+    np.testing.assert_array_equal(flat(again), flat(first))
+    again.save(f"{url}/model.zarr")
+    for place in (f"{url}/model.zarr", tmp_path / "kept" / "model.zarr"):
+        np.testing.assert_array_equal(flat(dbdask.load(place)), flat(first))
 
 
 def test_a_result_outlives_what_its_checkpoint_held(threads_client, store, tmp_path):

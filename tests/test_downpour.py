@@ -209,6 +209,15 @@ def test_a_callback_that_raises_stops_the_run_and_its_error_comes_out(threads_cl
     assert_nothing_left(threads_client)
 
 
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(True, "callback"), (np.True_, "callback"), (np.False_, "epochs"), (1, "epochs")],
+)
+def test_a_callback_stops_the_run_with_true_alone(threads_client, store, answer, reason):
+    result = train(threads_client, store, epochs=2, callbacks=[lambda record: answer])
+    assert result.status.reason == reason
+
+
 class BadModel(CountingModel):
     """Its gradient is never finite."""
 

@@ -426,8 +426,11 @@ def test_labels_outside_the_classes_are_named(speech):
 def test_a_group_that_returns_is_an_error():
     data = xr.Dataset({"x": ("t", np.arange(9.0)), "g": ("t", list("aabbbbcca"))})
     examples = Examples(data.chunk(t=3), inputs="x", along="t", groups="g")
-    with pytest.raises(DataError, match="groups: 'g' is 'a', then '.', then 'a' again"):
+    said = "groups: 'g' is 'a', then '.', then 'a' again"
+    with pytest.raises(DataError, match=said):
         _fed(examples)
+    with pytest.raises(DataError, match=said):  # else it would be in both parts
+        examples.split(0.5, seed=0)
 
 
 def test_zero_fill_value_loses_no_class(tmp_path):

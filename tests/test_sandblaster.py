@@ -14,11 +14,13 @@ from test_leaving import addresses, shard_workers, wait_until
 from test_recovery import after, assert_workers_run_tasks, kill_a_shard
 
 import dbdask
-from dbdask.errors import Stale
+from dbdask.errors import ShardLost, Stale
 from dbdask.numbers import checkpoint
 from dbdask.numbers.lbfgs import Settings
 from dbdask.numbers.serial import minimise_array
+from dbdask.server.link import ServerLink
 from dbdask.server.room import close_room, rooms_of
+from dbdask.verbs.sandblaster_run import SandblasterRun
 
 ROWS = 1200
 
@@ -145,6 +147,94 @@ def test_what_workers_cannot_read_is_brought_to_them(client, store, route):
     result = count(client, data)
     assert_counted_once(result)
     assert_nothing_left(client)
+
+
+def test_a_push_whose_answer_was_lost_is_counted_as_repeated_and_changes_nothing(
+    threads_client, store, monkeypatch
+):
+    contribute = ServerLink.contribute
+
+    def twice(self, identity, gradient):
+        contribute(self, identity, gradient)
+        return contribute(self, identity, gradient)
+
+    monkeypatch.setattr(ServerLink, "contribute", twice)
+    result = count(threads_client, store, shards=2)
+    assert_counted_once(result)
+    last = result.history.isel(record=-1)
+    assert float(last["repeated"]) >= float(last["bundles"]) > 0
+
+
+def test_passes_that_a_rollback_undid_stay_counted(threads_client, store, tmp_path, monkeypatch):
+    note, trouble = SandblasterRun._note_point, [ShardLost("as if a shard were gone")]
+
+    def lose_a_shard_once(self):
+        note(self)
+        if self.state.iteration == 5 and trouble:
+            raise trouble.pop()
+
+    monkeypatch.setattr(SandblasterRun, "_note_point", lose_a_shard_once)
+    path = str(tmp_path / "run.zarr")
+    options = {"tolerance": 0.0, "checkpoint": path, "snapshot_every": "1h"}
+    history = train(threads_client, store, iterations=8, **options).history
+    assert not trouble and history["rolled_back"].values[-1] == 5
+    assert (np.diff(history["iteration"].values) < 0).any()
+    again = train(threads_client, store, iterations=9, resume=True, **options).history
+    for name in ("evaluations", "epoch", "bundles", "examples"):
+        assert (np.diff(again[name].values) >= 0).all(), name
+    assert again["evaluations"].values[-1] == again["epoch"].values[-1] + 1 > 14
+
+
+class BadInPlaces(LinearCounting):
+    """Its gradient is not finite at a row, and where a parameter is above `most`."""
+
+    def __init__(self, examples, row=None, most=np.inf):
+        super().__init__(examples)
+        self.row, self.most = row, most
+
+    def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
+        loss = super().loss_and_gradient(
+            parameters, inputs, targets, weights=weights, seed=seed, gradient=gradient
+        )
+        if self.row in inputs or parameters.max() > self.most:
+            gradient[3] = np.nan
+        return loss
+
+
+def minimise_bad(client, store, model, **options):
+    settings = {"l2": 1 / ROWS, "portion_size": 50, "progress": False, "tolerance": 1e-9}
+    return dbdask.sandblaster(model, counted(store), client=client, **(settings | options))
+
+
+def test_bad_gradients_at_the_first_point_are_refused_counted_and_named(
+    threads_client, store, tmp_path
+):
+    path = str(tmp_path / "run.zarr")
+    result = minimise_bad(threads_client, store, BadInPlaces(ROWS, row=777), checkpoint=path)
+    assert result.status.reason == "bad_gradients" and not result.status.ok
+    assert "1 gradients were refused, the last in portion 15, step 0: count" in str(result.status)
+    assert result.history["refused"].values[-1] == 1
+    assert np.isfinite(result.history["gradient_norm"].values).all()
+    np.testing.assert_array_equal(result.parameters["count"].values, 0.0)
+    group = checkpoint.latest(path).group
+    assert np.isfinite(checkpoint.read_slice(path, group, "gradient", 0, ROWS)).all()
+    model = BadInPlaces(ROWS, row=777)
+    again = minimise_bad(threads_client, store, model, checkpoint=path, resume=True)
+    assert again.status.reason == "bad_gradients"
+
+
+def test_the_line_search_turns_back_from_bad_gradients(threads_client, store):
+    result = minimise_bad(threads_client, store, BadInPlaces(ROWS, most=0.15), iterations=1)
+    assert result.status.reason == "iterations" and result.history["refused"].values[-1] >= 24
+    assert np.isfinite(result.history["loss"].values).all()
+    assert "refused" not in result.status.message
+
+
+def test_a_search_that_bad_gradients_end_names_the_last_of_them(threads_client, store):
+    result = minimise_bad(threads_client, store, BadInPlaces(ROWS, most=0.0))
+    assert result.status.reason == "search_failed"
+    assert "gradients were refused, the last in portion" in result.status.message
+    assert result.history["refused"].values[-1] >= 24
 
 
 def without_a_shard(client):

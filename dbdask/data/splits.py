@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.data.groups import run_starts
+from dbdask.data.groups import GroupLedger, run_starts
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection, as_spans
 
@@ -69,6 +69,7 @@ def drawn_parts(
         assert recipe.groups is not None
         dim = recipe.groups.dims[0]
         selected = recipe.selection.positions(dim)
+        GroupLedger(recipe.groups.name).note(groups[selected], 0)  # one that returns is an error
         starts = run_starts(groups[selected])
         things = "groups"
     else:

@@ -59,7 +59,7 @@ class Record:
     lost: int = 0
     """Shards, and copies of shards, lost with their workers so far."""
     repeated: int = 0
-    """Pushes that a shard had already, so far."""
+    """Pushes that a shard had already, so far: of steps, or of bundles."""
     rolled_back: int = 0
     """Updates that shards lost with their workers, so far: counted once for each such shard."""
     shard_copies: float = math.nan
@@ -67,13 +67,13 @@ class Record:
     dropped: int = 0
     """Examples left out so far, in every epoch and pass again: missing, or cut by a group."""
     refused: int = 0
-    """Bad gradients refused, so far."""
+    """Bad gradients refused, so far: of minibatches, in every epoch and pass again."""
     iteration: float = math.nan
     """L-BFGS iterations so far."""
     step_length: float = math.nan
     """Length of the accepted step along the direction."""
     evaluations: float = math.nan
-    """Passes over the data so far."""
+    """Passes over the data so far, those done again after a rollback too."""
     bundles: float = math.nan
     """Bundles done so far."""
     backups_launched: float = math.nan

@@ -20,6 +20,8 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 Place = str | Store
 """A path, a URL or a Zarr store."""
 
+FILE = "file://"
+
 
 class OtherKind(ValueError):
     """A Zarr group that is of another kind than the reader wants."""
@@ -29,7 +31,9 @@ def open_store(place: Place) -> Store:
     """Return the store at a path or a URL; a store as it is."""
     if isinstance(place, Store):
         return place
-    return FsspecStore.from_url(place) if "://" in place else LocalStore(place)
+    if "://" in place and not place.startswith(FILE):
+        return FsspecStore.from_url(place)
+    return LocalStore(place.removeprefix(FILE))  # makes the folders that are missing
 
 
 def is_empty(place: Place) -> bool:

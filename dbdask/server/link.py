@@ -162,14 +162,20 @@ class ServerLink:
 
         self._wait(self._calls.start(self._loop, self.handle.generation, self._all(fetch)))
 
-    def contribute(self, identity: tuple[int, int], gradient: np.ndarray) -> None:
-        """Add a gradient, under its identity (evaluation, bundle), to every batch shard."""
+    def contribute(self, identity: tuple[int, int], gradient: np.ndarray) -> bool:
+        """Add a gradient, under its identity (evaluation, bundle), to every batch shard.
 
-        async def push(shard: ShardPlace) -> None:
+        False where it was a repeat for one of them: for any copy of any shard.
+        """
+
+        async def push(shard: ShardPlace) -> bool:
             part = gradient[shard.start : shard.stop]
-            await self._every_copy(shard, "contribute", *identity, part, nbytes=shard.nbytes)
+            return all(
+                await self._every_copy(shard, "contribute", *identity, part, nbytes=shard.nbytes)
+            )
 
-        self._wait(self._calls.start(self._loop, self.handle.generation, self._all(push)))
+        future = self._calls.start(self._loop, self.handle.generation, self._all(push))
+        return all(self._wait(future))
 
     def fetch_copy(self, number: int, into: np.ndarray) -> None:
         """Fetch the parameters of a snapshot copy into a vector."""

@@ -244,9 +244,22 @@ class ParameterShard:
         """Keep the parameters of a copy as the best so far."""
         self.state.vectors["best"] = self.state.copies[number].vectors["parameters"].copy()
 
+    async def _restore_best(self, path: str, group: str, is_there: bool) -> None:
+        """Take the best parameters of a snapshot for one's own, or forget them: it has none."""
+        if is_there:
+            self.state.vectors["best"] = await asyncio.to_thread(
+                checkpoint.read_slice, path, group, "best", self.start, self.stop
+            )
+        else:
+            self.state.vectors.pop("best", None)
+
     async def _drop(self, number: int) -> None:
         """Forget a copy."""
         self.state.copies.pop(number, None)
+
+    async def _drop_all(self) -> None:
+        """Forget every copy: who needed them has given up."""
+        self.state.copies.clear()
 
     async def _close_epochs(self, epoch: int) -> None:
         """Forget the ledger of the epochs before `epoch`."""

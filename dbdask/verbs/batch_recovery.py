@@ -54,6 +54,7 @@ class BatchRecovery:
             try:
                 await self._end_flight()
                 await run.validator.give_up()
+                await run.validator.mend(lost=False)
                 await run.twins.make_at_new_generation()
                 return
             except TROUBLE as again:
@@ -95,6 +96,7 @@ class BatchRecovery:
         iteration = run.state.iteration
         server.generation += 1
         await server.replace(range(len(server.slices)), run.initial(), run.shard_homes())
+        await run.validator.mend(lost=True)
         run.twins.note()
         run.restore(snapshot)
         run.tally.rolled_back += max(0, iteration - run.state.iteration)

@@ -1,5 +1,6 @@
 """A model replica at work on one bundle: Algorithm 1.2 of the paper, from the worker's side."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,7 +11,14 @@ import numpy as np
 from dbdask.data.supply import gather_blocks
 from dbdask.errors import ShardLost, Stale
 from dbdask.numbers.bundles import Bundle
-from dbdask.numbers.gradients import minibatch_seed, weight_of
+from dbdask.numbers.gradients import (
+    divide_and_measure,
+    first_bad_parameter,
+    is_good,
+    minibatch_seed,
+    weight_of,
+)
+from dbdask.numbers.layout import as_layout
 from dbdask.numbers.left_out import LeftOut
 from dbdask.server.link import ServerHandle
 from dbdask.server.room import Room, open_room
@@ -53,6 +61,9 @@ class BundleReport:
     seconds: float = 0.0
     working: float = 0.0  # seconds of reading and computing
     pushing: float = 0.0
+    repeated: bool = False  # a shard had the gradient already
+    refused: int = 0  # bad gradients; the loss is infinite then
+    refusal: str = ""  # where the last one was
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
@@ -85,7 +96,8 @@ def _accrue(room: Room, order: BundleOrder, report: BundleReport, blocks: Any) -
         report.working = time.monotonic() - began
         if whole:
             began = time.monotonic()
-            room.link(order.handle).contribute(bundle.identity, accrued)
+            is_new = room.link(order.handle).contribute(bundle.identity, accrued)
+            report.repeated = not is_new
             report.pushing = time.monotonic() - began
             report.finished = True
         room.give_back(accrued, gradient)
@@ -100,7 +112,11 @@ def _add_up(
     gradient: np.ndarray,
     blocks: Any,
 ) -> bool:
-    """Add the bundle's gradients into `accrued`; False when the bundle is no longer wanted."""
+    """Add the bundle's gradients into `accrued`; False when the bundle is no longer wanted.
+
+    A bad gradient is left out, and makes the loss infinite. It would be bad in every repeat, so
+    that nothing can be said of this point but that it is not to be gone to.
+    """
     job: SandblasterJob = room.job
     reader, bundle = room.reader("train"), order.bundle
     is_first = True
@@ -112,20 +128,35 @@ def _add_up(
         ):
             if room.closed or bundle.identity in room.unwanted:
                 return False
-            report.loss += job.model.loss_and_gradient(
+            target = accrued if is_first else gradient
+            loss = job.model.loss_and_gradient(
                 point,
                 batch.inputs,
                 batch.targets,
                 weights=batch.weights,
                 seed=minibatch_seed(job.seed, 0, portion.number, batch.step),
-                gradient=accrued if is_first else gradient,
+                gradient=target,
             )
-            if not is_first:
-                np.add(accrued, gradient, out=accrued)
-            is_first = False
-            report.weight += weight_of(batch.weights, len(batch.inputs))
+            weight = weight_of(batch.weights, len(batch.inputs))
+            report.weight += weight
             report.examples += len(batch.inputs)
+            if not is_good(loss, divide_and_measure(target, 1.0) if weight > 0 else 0.0):
+                _refuse(job, report, target, f"portion {portion.number}, step {batch.step}")
+            elif weight > 0:
+                report.loss += loss
+                if not is_first:
+                    np.add(accrued, gradient, out=accrued)
+                is_first = False
         report.left_out.add(reader.left_out(portion))
     if is_first:
         accrued.fill(0.0)
     return True
+
+
+def _refuse(job: SandblasterJob, report: BundleReport, gradient: np.ndarray, where: str) -> None:
+    layout = as_layout(job.model.layout)
+    names = [parameter.name for parameter in layout.parameters]
+    parameter = first_bad_parameter(gradient, names, list(layout.offsets))
+    report.loss = math.inf
+    report.refused += 1
+    report.refusal = f"{where}: {parameter}"

@@ -290,16 +290,17 @@ class DownpourRun:
         await self.barrier.rest()
         copied = write and self.has_room_for_copies
         number = 0
-        if validate or copied:
-            users = int(validate) + int(copied)
-            number = await self.snapshots.copy(users=users, whole=copied)
-        if validate:
-            self.validator.start(number, self.stream.epoch)
-        if copied:
-            names, state = self._state()
-            self.snapshots.start_writing(number, names, state)
-        elif write:
-            await self._write()
+        async with self.validator.choice:  # the best is the same one in every shard
+            if validate or copied:
+                users = int(validate) + int(copied)
+                number = await self.snapshots.copy(users=users, whole=copied)
+            if validate:
+                self.validator.start(number, self.stream.epoch)
+            if copied:
+                names, state = self._state()
+                self.snapshots.start_writing(number, names, state)
+            elif write:
+                await self._write()
         await self.barrier.release()
 
     def _state(self) -> tuple[list[str], dict[str, Any]]:

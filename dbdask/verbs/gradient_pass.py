@@ -34,11 +34,15 @@ class Experience:
     pace: Pace = field(default_factory=Pace)
     owners: dict[int, str] = field(default_factory=dict)  # portion number to worker
     evaluations: int = 0  # numbers given out; never reused
+    passes: int = 0  # made to the end
     bundles: int = 0
     backups_launched: int = 0
     backups_won: int = 0
     examples: int = 0
     dropped: int = 0
+    repeated: int = 0
+    refused: int = 0
+    last_refusal: str = ""  # since the last good point
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
@@ -105,6 +109,7 @@ class GradientPass:
             if gone:
                 raise ShardLost(f"worker {min(gone)} left, which held a shard")
         self._tell_losers()
+        self.experience.passes += 1
         self.experience.examples += self.sums.examples
         self.experience.dropped += self.sums.rows - self.sums.examples
         return self.sums
@@ -132,6 +137,8 @@ class GradientPass:
         self.copies[out] = Copy(bundle, worker, time.monotonic(), is_backup)
 
     def _take_in(self, out: Outstanding, report: BundleReport | None) -> None:
+        if report is not None:
+            self.experience.repeated += report.repeated
         copy = self.copies.pop(out, None)
         if copy is None:  # of an earlier pass
             return
@@ -159,6 +166,8 @@ class GradientPass:
         self.sums.examples += report.examples
         self.sums.rows += report.rows
         self.experience.left_out.add(report.left_out)
+        self.experience.refused += report.refused
+        self.experience.last_refusal = report.refusal or self.experience.last_refusal
         for portion in bundle.portions:
             self.experience.owners[portion.number] = copy.worker
         losers = [c.worker for c in self.copies.values() if c.bundle.number == bundle.number]

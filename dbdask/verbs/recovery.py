@@ -99,6 +99,7 @@ class Recovery:
                 await self._adopt(gone, standings)
             else:
                 await self._go_back(gone)
+        await run.validator.mend(lost=bool(gone))
         await run.twins.make()
 
     async def _make_again(self, gone: Sequence[int]) -> None:

@@ -242,8 +242,14 @@ class _Replica:
         self.accrued_steps += 1
 
     def _push(self, step: int) -> None:
-        """Push what has accrued under the identity of its last step."""
+        """Push what has accrued under the identity of its last step.
+
+        A fetch under way ends first: what it brings is what was there before this push, however
+        slow the network is.
+        """
         self._await_push()
+        if self.fetching is not None:
+            self.link.wait(self.fetching[0])
         identity = (self.order.portion.epoch, self.order.portion.number, step)
         every_step = self.job.n_fetch == 1 and self.job.n_push == 1
         self.is_fresh = every_step and step < self.last_step and not self.paused

@@ -125,7 +125,7 @@ def sandblaster(
     Result
         The trained model with its history and the reason why the run stopped: `tolerance`,
         `iterations`, `precision` (the loss has converged to what float32 can tell apart),
-        `search_failed`, `callback` or `interrupted`.
+        `search_failed`, `bad_gradients` (at the first point), `callback` or `interrupted`.
 
     Raises
     ------

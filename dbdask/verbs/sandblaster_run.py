@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -54,7 +55,16 @@ from dbdask.verbs.workforce import Workforce
 
 logger = logging.getLogger("dbdask")
 
-TOTALS = ("bundles", "backups_launched", "backups_won", "examples", "dropped")  # of Experience
+TOTALS = (  # of Experience
+    "passes",
+    "bundles",
+    "backups_launched",
+    "backups_won",
+    "examples",
+    "dropped",
+    "repeated",
+    "refused",
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,7 @@ class SandblasterRun:
 
     def _restore_totals(self, totals: dict[str, float]) -> None:
         for name in TOTALS:
-            setattr(self.experience, name, totals[name])
+            setattr(self.experience, name, totals.get(name, 0))
         self.evaluating, self.commanding = totals["evaluating"], totals["commanding"]
 
     def request_stop(self, reason: str) -> None:
@@ -157,6 +167,7 @@ class SandblasterRun:
         plan = self.plan
         await self.workforce.refresh(first=True)
         needs_workers(self.workforce.workers)
+        self.tally.note_replicas(len(self.workforce.workers), plan.replicas)
         homes = self.shard_homes()
         count = plan.shards or policies.shards_for(plan.size, len(homes))
         self._check_memory(count, len(homes))
@@ -222,6 +233,8 @@ class SandblasterRun:
             while True:
                 answer = await self._serve(method.send(answer))
         except StopIteration as done:
+            if self.experience.refused > self.tally.refused:  # in a search that found no point
+                self._note_point()
             return str(done.value)
         except Interrupted:
             return "stopped"
@@ -288,28 +301,36 @@ class SandblasterRun:
     async def _accept(self) -> bool:
         """A new point: note it, validate and write when due; True where the run is to stop."""
         self._note_point()
+        if math.isfinite(self.state.loss):
+            self.experience.last_refusal = ""  # what was refused on the way here ended nothing
         await self.recovery.through(self._attend)
         return bool(self.stop_reason)
 
     def _note_point(self) -> None:
         state, experience = self.state, self.experience
         self.tally.steps, self.tally.examples = state.iteration, experience.examples
-        self.tally.dropped = experience.dropped
+        self.tally.dropped, self.tally.repeated = experience.dropped, experience.repeated
+        self.tally.refused = experience.refused
+        self.tally.note_replicas(len(self.workforce.workers), self.plan.replicas)
         self.tally.history.left_out = experience.left_out
         self.tally.record(
-            epoch=max(0, state.evaluations - 1),
+            epoch=self._epoch,
             loss=state.loss,
             gradient_norm=float(np.sqrt(state.squared_norm)),
-            replicas=len(self.workforce.workers),
             iteration=state.iteration,
             step_length=state.step_length,
-            evaluations=state.evaluations,
+            evaluations=experience.passes,
             bundles=experience.bundles,
             backups_launched=experience.backups_launched,
             backups_won=experience.backups_won,
             seconds_evaluating=self.evaluating,
             seconds_commanding=self.commanding,
         )
+
+    @property
+    def _epoch(self) -> int:
+        """Passes over the data before the last one; a rollback does not undo them."""
+        return max(0, self.experience.passes - 1)
 
     async def _attend(self) -> None:
         """Whatever is due between two steps; it can be done again after trouble."""
@@ -327,7 +348,7 @@ class SandblasterRun:
 
     async def _validate(self) -> None:
         number = await self.snapshots.copy(users=1, whole=False)
-        self.validator.start(number, max(0, self.state.evaluations - 1))
+        self.validator.start(number, self._epoch)
 
     async def _write(self) -> None:
         """Write the vectors as they are: nothing changes them while the method waits."""
@@ -367,6 +388,15 @@ class SandblasterRun:
     def _status(self, reason: str) -> tuple[str, str]:
         method, state = self.plan.method, self.state
         reason = self.stop_reason if reason == "stopped" else reason
+        refused = f"{self.experience.refused} gradients were refused"
+        if self.experience.last_refusal:
+            refused += f", the last in {self.experience.last_refusal}"
+        searched = "the line search found no lower point: is the loss smooth and finite?"
+        is_bad = bool(self.experience.refused) and not math.isfinite(state.loss)
+        if reason == "search_failed" and is_bad:
+            reason = "bad_gradients"  # at the first point: no other is gone to
+        elif self.experience.last_refusal:
+            searched = f"the line search found no lower point; {refused}"
         messages = {
             "iterations": f"all {method.iterations} iterations are done",
             "tolerance": (
@@ -374,7 +404,8 @@ class SandblasterRun:
                 f"tolerance={method.tolerance:g}"
             ),
             "precision": "the loss has converged to float32 precision",
-            "search_failed": "the line search found no lower point: is the loss smooth and finite?",
+            "search_failed": searched,
+            "bad_gradients": refused,
             "callback": "a callback stopped the run",
             "interrupted": "the run was interrupted",
         }

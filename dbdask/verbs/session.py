@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 from distributed import Client, LocalCluster, default_client
 
 from dbdask.errors import WorkerError
@@ -124,11 +125,16 @@ def _call_back(
         if raised:
             return
         try:
-            if callback(record) is True:
+            if _says_stop(callback(record)):
                 run.request_stop("callback")
         except Exception as error:
             raised.append(error)
             run.request_stop("callback")
+
+
+def _says_stop(answer: Any) -> bool:
+    """Whether a callback's answer is True, Python's or NumPy's; what is merely truthy is not."""
+    return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
 
 def needs_workers(workers: Sequence[str]) -> None:

@@ -62,7 +62,8 @@ def validation_interval(
         return None, None
     if validation is None:
         raise ValueError(f"validate_every={value!r} needs validation=, the examples to score")
-    if isinstance(value, int):
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, np.timedelta64)
+    if whole:
         return arguments.at_least("validate_every", value, 1), None
     return None, arguments.duration("validate_every", value)
 

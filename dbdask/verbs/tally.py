@@ -72,7 +72,7 @@ class Tally:
 
     def add(self, report: PortionReport, epoch: int, workers: int, replicas: int | None) -> None:
         """Add a portion's report, and make a record of it where it trained."""
-        self.replicas = workers if replicas is None else replicas
+        self.note_replicas(workers, replicas)
         self.steps += report.steps
         self.examples += report.examples
         self.applied += report.pushes
@@ -86,7 +86,6 @@ class Tally:
             )
         if not report.weight:
             return
-        self.replicas = workers if replicas is None else replicas
         self.last_loss = report.loss / report.weight
         good = report.steps - len(report.refused)
         staleness = report.staleness or [0]
@@ -98,6 +97,10 @@ class Tally:
             staleness_median=float(statistics.median(staleness)),
             staleness_max=float(max(staleness)),
         )
+
+    def note_replicas(self, workers: int, replicas: int | None) -> None:
+        """Note how many replicas train: as many as were asked for, else one a worker."""
+        self.replicas = workers if replicas is None else replicas
 
     def record(self, *, epoch: int, **values: float) -> None:
         """Make a record of `values` at the totals of now."""

@@ -24,6 +24,9 @@ class Validator:
         self.run, self.plan = run, run.plan
         last = self.plan.last
         self.best: float | None = last.state.get("best") if last else None
+        self.choice = asyncio.Lock()  # held while the best changes, and while a copy is taken
+        self._choosing: tuple[int, float] | None = None  # a copy that not all shards may keep yet
+        self._was_lost = False  # a shard, whose best went back with it to the last snapshot
         self._task: asyncio.Task[None] | None = None
         self._steps = run.tally.steps if last else -1
         self._since = time.monotonic()
@@ -72,12 +75,37 @@ class Validator:
         loss = summary["loss"]
         values = {f"validation_{n}": v for n, v in summary.items() if n != "r2"}
         if self.plan.keep == "best" and (self.best is None or loss < self.best):
-            await self.run.server.command("keep_best", number)
-            self.best = loss
+            async with self.choice:
+                self._choosing = number, loss
+                await self._choose()
         await self.run.snapshots.drop(number)
         self.run.tally.record(epoch=epoch, **values)
         if self.plan.target_loss is not None and loss <= self.plan.target_loss:
             self.run.request_stop("target")
+
+    async def _choose(self) -> None:
+        """Let every shard keep the copy that is the best so far; a repeat does no harm."""
+        assert self._choosing is not None
+        number, loss = self._choosing
+        await self.run.server.command("keep_best", number)
+        self.best, self._choosing = loss, None
+
+    async def mend(self, *, lost: bool) -> None:
+        """After trouble all shards have the same best again, and no copy that nobody needs.
+
+        Where a shard was lost this is the last snapshot's: the others go back to it. Else a
+        choice that was under way is made again; its copy is still there.
+        """
+        self._was_lost = self._was_lost or lost
+        if self._was_lost and self.plan.keep == "best":
+            last = self.run.snapshots.committed
+            best = last.state.get("best")
+            await self.run.server.command("restore_best", last.path, last.group, best is not None)
+            self.best, self._choosing = best, None
+        elif self._choosing is not None:
+            await self._choose()
+        await self.run.server.command("drop_all")
+        self._was_lost = False
 
     async def _score(self, number: int) -> Score:
         assert self.plan.validation_cut is not None
