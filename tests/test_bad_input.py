@@ -405,6 +405,12 @@ EXAMPLES = [
         r"per .*got 'row'",
     ),
     (
+        "standardize targets",
+        lambda g: g.examples().standardize(targets="yes"),
+        TypeError,
+        r"targets must be True, False or None, got 'yes'",
+    ),
+    (
         "standardize nothing",
         lambda g: g.examples(g.changed("x", slice(None), np.nan)).standardize(client=g.client),
         dbdask.DataError,

@@ -158,7 +158,7 @@ def test_a_run_whose_own_workers_have_left_ends_though_there_are_others(cluster,
     _, client = cluster
     mine, *others = sorted(addresses(client))
     with (
-        dask.config.set({"dbdask.portion-end": "2s"}),
+        dask.config.set({"dbdask.arrival": "2s"}),
         pytest.raises(dbdask.WorkerError, match=r"no worker of workers=\[.*is left to train on"),
     ):
         train_while(

@@ -441,16 +441,15 @@ def test_an_error_when_every_worker_is_killed(cluster, store, verb):
 def test_an_error_when_every_worker_is_killed_and_none_comes(cluster, store, verb, tmp_path):
     train, when_under_way = verb
     client, names = cluster.start_workers(2)
-    with dask.config.set({"dbdask.portion-end": "3s"}):
-        seconds = failing(
-            train,
-            client,
-            store,
-            match=r"none came in 3 s.*run\.zarr', resume=True",
-            callbacks=when_under_way(lambda: [cluster.kill(name) for name in names]),
-            **kept(tmp_path),
-        )
-    assert seconds < 20
+    seconds = failing(
+        train,
+        client,
+        store,
+        match=r"none came in 15 s.*run\.zarr', resume=True",
+        callbacks=when_under_way(lambda: [cluster.kill(name) for name in names]),
+        **kept(tmp_path),
+    )
+    assert seconds < 30  # with the deadlines as they are
     assert_client_is_idle(client)
 
 

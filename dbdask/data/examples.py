@@ -264,6 +264,8 @@ class Examples:
         """
         if per not in ("variable", "feature"):
             raise ValueError(f"per must be one of 'variable', 'feature', got {per!r}")
+        if targets is not None and not isinstance(targets, bool | np.bool_):
+            raise TypeError(f"targets must be True, False or None, got {targets!r}")
         return Examples._of(self.source, scalings_of(self, targets, per, client))
 
     def _with_means(self) -> "Examples":

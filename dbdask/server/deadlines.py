@@ -11,15 +11,16 @@ DEFAULTS = {
     "preflight": "60s",
     "silence": "10s",
     "portion-end": "30s",
+    "arrival": "15s",
     "hand-on": "3s",
     "lease": "10s",
 }
 """connect: reaching a worker. ping: a worker that answers none for so long is lost. answer: after
 so long (plus the bytes at `BYTES_PER_SECOND`) a pending call asks by ping. placement: a shard's
 constructor. preflight: a worker opening data and checkpoint. silence: the least wait before a
-portion is given to a second worker. portion-end: the portions in flight, once told to end, and
-waiting for a worker where none is left. hand-on: how long a closing worker waits for its shards to
-be fetched (a nanny ends it after some 4 s). lease: what idles on a worker looks so often whether
+portion is given to a second worker. portion-end: the portions in flight, once told to end.
+arrival: a worker, where none is left. hand-on: how long a closing worker waits for its shards to be
+fetched (a nanny ends it after some 4 s). lease: what idles on a worker looks so often whether
 its run still lives."""
 
 dask.config.update_defaults({"dbdask": DEFAULTS})

@@ -82,9 +82,9 @@ class Guard:
         if self.missed >= MISSED_PINGS:
             silent = self.missed * deadline("ping")
             return self._scheduler_lost(f"gave no answer for {silent:g} s")
-        if time.monotonic() - self.last_seen > deadline("portion-end"):
+        if time.monotonic() - self.last_seen > deadline("arrival"):
             return WorkerError(
-                f"every worker has left, and none came in {deadline('portion-end'):g} s; "
+                f"every worker has left, and none came in {deadline('arrival'):g} s; "
                 f"{where_it_stands(self.path)}"
             )
         return None

@@ -137,12 +137,12 @@ async def wait_for_homes(run: Any) -> None:
     WorkerError
         None came within the deadline.
     """
-    until = time.monotonic() + deadline("portion-end")
+    until = time.monotonic() + deadline("arrival")
     while not (run.shard_homes() and run.workforce.workers):
         if time.monotonic() > until:
             raise WorkerError(
                 f"no worker is left to go on with, and none came in "
-                f"{deadline('portion-end'):g} s; {run.where_it_stands()}"
+                f"{deadline('arrival'):g} s; {run.where_it_stands()}"
             )
         await asyncio.sleep(TURN_SECONDS)
         await run.workforce.refresh()

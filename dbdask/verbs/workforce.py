@@ -257,10 +257,10 @@ class Workforce:
         now = time.monotonic()
         if self.workers or self._checking:
             self._worked = now
-        elif now - self._worked > deadline("portion-end"):
+        elif now - self._worked > deadline("arrival"):
             who = "no worker" if self.only is None else f"no worker of workers={list(self.only)}"
             raise WorkerError(
-                f"{who} is left to train on, and none came in {deadline('portion-end'):g} s"
+                f"{who} is left to train on, and none came in {deadline('arrival'):g} s"
             )
 
     def _report_of(self, out: Outstanding) -> Any:
