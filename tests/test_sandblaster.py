@@ -83,6 +83,14 @@ def train(client, store, **options):
     return dbdask.sandblaster(network(), labelled(store), client=client, **(settings | options))
 
 
+def test_a_lone_replica_is_the_same_to_the_bit(client, store):
+    options = {"replicas": 1, "portion_size": 13, "iterations": 25}
+    first, second = (train(client, store, **options) for _ in range(2))
+    np.testing.assert_array_equal(flat(first), flat(second))
+    for name in ("loss", "bundles"):
+        np.testing.assert_array_equal(first.history[name], second.history[name])
+
+
 def objective(store, l2):
     """The objective in one process, over all examples at once."""
     data = xr.open_zarr(store, consolidated=False).load()

@@ -1,5 +1,6 @@
 """One pass over the data: bundles to whoever is free, backup copies at the tail, one sum."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from dbdask.numbers.bundles import (
     work_out,
 )
 from dbdask.numbers.left_out import LeftOut
+from dbdask.numbers.policies import places_for
 from dbdask.numbers.portions import Portion
 from dbdask.server.parameter_server import ParameterServer
 from dbdask.verbs.batch_replica import BundleOrder, BundleReport, accrue_bundle
 from dbdask.verbs.workforce import Outstanding, Workforce
 
 TURN_SECONDS = 0.1
+LONE_BUNDLES = 8  # a pass of a lone replica
 
 
 class Interrupted(Exception):
@@ -115,12 +118,10 @@ class GradientPass:
         return self.sums
 
     def _hand_out(self) -> None:
-        workers = self.workforce.workers
         pace = self.experience.pace
         for worker in self.workforce.idle_places(self.replicas):
             now = time.monotonic()
-            out = work_out(self.copies.values(), pace, now)
-            length = bundle_length(self.assignment.remaining, out, worker, workers, pace)
+            workers, length = self._share_of(worker, now)
             bundle = self.assignment.take(worker, length, workers)
             if bundle is not None:
                 self._give(bundle, worker, is_backup=False)
@@ -129,6 +130,18 @@ class GradientPass:
             if slowest is not None:
                 self.experience.backups_launched += 1
                 self._give(slowest.bundle, worker, is_backup=True)
+
+    def _share_of(self, worker: str, now: float) -> tuple[Sequence[str], int]:
+        """The workers that a bundle is cut for, and its portions.
+
+        A lone replica's are cut by their number: by its speed, no two runs would cut alike, nor
+        add up to the same bits.
+        """
+        workers, pace = self.workforce.workers, self.experience.pace
+        if sum(places_for(self.replicas, workers).values()) == 1:
+            return [worker], math.ceil(self.count / LONE_BUNDLES)
+        out = work_out(self.copies.values(), pace, now)
+        return workers, bundle_length(self.assignment.remaining, out, worker, workers, pace)
 
     def _give(self, bundle: Bundle, worker: str, *, is_backup: bool) -> None:
         places = self.workforce.places(worker, self.replicas)
