@@ -80,7 +80,7 @@ class InThePass(threading.Thread):
 
 
 CASES = [
-    (workers, seed, what)
+    pytest.param(workers, seed, what, marks=[pytest.mark.chaos] if what == "stop" else [])
     for workers, whats in ((1, [None]), (2, [None, "kill"]), (4, [None, "kill", "stop"]))
     for seed, what in enumerate(whats)
 ]

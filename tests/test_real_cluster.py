@@ -393,7 +393,8 @@ def farewells(dask_worker):
 # The client
 
 
-@pytest.mark.parametrize("name", ["downpour", pytest.param("sandblaster", marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize("name", ["downpour", "sandblaster"])
 def test_a_killed_client_leaves_nothing_on_workers_with_shards(tmp_path, store, name):
     script = """
         from distributed import Client

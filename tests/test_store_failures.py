@@ -200,7 +200,7 @@ def train(data, client, **options):
     )
 
 
-@pytest.mark.parametrize("kind", ["local", "object"])
+@pytest.mark.parametrize("kind", ["local", pytest.param("object", marks=pytest.mark.chaos)])
 def test_a_run_whose_store_fails_is_resumed_and_ends_as_if_nothing_had_been(
     threads_client, data, tmp_path, monkeypatch, kind
 ):

@@ -138,6 +138,7 @@ def test_with_twins_the_numbers_are_those_of_one_copy(cluster, store):
     assert_nothing_left(client)
 
 
+@pytest.mark.chaos
 def test_with_one_worker_the_run_goes_on_without_twins_and_makes_them_when_one_comes(store, caplog):
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
@@ -152,6 +153,7 @@ def test_with_one_worker_the_run_goes_on_without_twins_and_makes_them_when_one_c
         assert_nothing_left(client)
 
 
+@pytest.mark.chaos
 def test_a_worker_may_leave_though_no_other_can_take_its_copies(cluster, store):
     local, client = cluster
     local.scale(2)
