@@ -20,7 +20,13 @@ from dbdask.data.opening import Given, open_recipe
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection
 from dbdask.data.sources import Source, Variable, open_source
-from dbdask.data.splits import check_fractions, check_seed, contiguous_parts, drawn_parts
+from dbdask.data.splits import (
+    check_fractions,
+    check_seed,
+    contiguous_parts,
+    drawn_parts,
+    recipe_of_part,
+)
 from dbdask.data.sweeps import sweep
 from dbdask.numbers.portions import MIX_BYTES, Cut, Grid
 
@@ -243,7 +249,10 @@ class Examples:
             groups = self.recipe.groups
             values = None if groups is None else groups.decode(groups.read())[0]
             parts = drawn_parts(self.recipe, wanted, check_seed(seed), values)
-        return tuple(self._selected(part) for part in parts)
+        return tuple(
+            Examples._of(self.source, recipe_of_part(self.recipe, part, fraction))
+            for part, fraction in zip(parts, wanted, strict=True)
+        )
 
     def _selected(self, selection: Selection) -> "Examples":
         return Examples._of(self.source, replace(self.recipe, selection=selection))
@@ -252,6 +261,8 @@ class Examples:
         self, *, targets: bool | None = None, per: str = "variable", client: Any = None
     ) -> "Examples":
         """Scale every input to mean 0 and deviation 1, measured in one pass over these examples.
+
+        With `missing="error"`, a missing value that an example uses raises DataError.
 
         Parameters
         ----------

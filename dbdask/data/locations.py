@@ -8,14 +8,14 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 from weakref import WeakValueDictionary
 
 import zarr
 from zarr.abc.store import Store
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
+
+from dbdask.numbers.sealed import local_path
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
 
@@ -110,10 +110,8 @@ def locate(data: str | os.PathLike[str] | Store) -> Location:
     text = os.fspath(data)
     if not _URL.match(text):
         return Location(path=os.path.abspath(os.path.expanduser(text)))
-    parts = urlsplit(text)
-    if parts.scheme in ("file", "local"):
-        return Location(path=os.path.abspath(url2pathname(parts.netloc + parts.path)))
-    return Location(url=text)
+    path = local_path(text)
+    return Location(url=text) if path is None else Location(path=os.path.abspath(path))
 
 
 def _location_of_store(store: Store) -> Location:

@@ -164,6 +164,11 @@ class BlockCount:
     kept_classes: dict[int, int]
 
 
+def read_as_training(reader: Reader, block: int, blocks: Blocks | None) -> None:
+    """Read a block as training would, to raise what is wrong with its values."""
+    reader.raw_block(block, blocks)
+
+
 def measure_block(reader: Reader, block: int, blocks: Blocks | None) -> BlockCount:
     """Read a block as training would, and count its examples."""
     read = reader.raw_block(block, blocks)

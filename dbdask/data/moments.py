@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dbdask.data.measures import MeasureMoments
+from dbdask.data.measures import MeasureMoments, read_as_training
 from dbdask.data.recipe import Recipe
 from dbdask.data.standardization import Moments, Scaling, merge
 from dbdask.data.sweeps import sweep
@@ -78,7 +78,19 @@ def _measured(
             raise DataError(
                 f"{role}: variable {variable.name!r} has no value that is not missing; leave it out"
             )
+    if recipe.missing == "error" and any(moments.missing for moments in merged):
+        _refuse_missing(examples, client)
     return [Scaling.of(moments, applied) for moments in merged]
+
+
+def _refuse_missing(examples: "Examples", client: Any) -> None:
+    """Raise as training does if a missing value is one that an example uses.
+
+    Windows, cuts and groups decide that, so everything is read once more. The loss, which decides
+    whether targets are labels, is not known yet: they are taken as values.
+    """
+    for _ in sweep(examples.with_classes(None), read_as_training, client):
+        pass
 
 
 def _bare(examples: "Examples") -> "Examples":

@@ -1,6 +1,7 @@
 """Splits: parts of a selection, contiguous or drawn."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from numbers import Real
 from typing import Any
@@ -86,6 +87,19 @@ def drawn_parts(
         recipe.selection.with_spans(dim, as_spans(selected[owners == part], old))
         for part in range(len(fractions))
     ]
+
+
+def recipe_of_part(recipe: Recipe, selection: Selection, fraction: float) -> Recipe:
+    """Return the recipe of one part; raise where it has positions, but no example."""
+    part = replace(recipe, selection=selection)
+    if part.block_rows.sum() == 0:
+        cut = ", of those that .where kept" if selection.mask is not None else ""
+        whole = "; its windows are longer than what was cut" if recipe.edges == "drop" else ""
+        raise ValueError(
+            f"split: no examples are left along {', '.join(recipe.along)} in the part of "
+            f"{fraction:g}{cut}{whole}; give other fractions or another seed"
+        )
+    return part
 
 
 def _piece_starts(recipe: Recipe, dim: str, selected: np.ndarray) -> np.ndarray:

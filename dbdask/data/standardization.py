@@ -13,7 +13,7 @@ CONSTANT = 1e-7
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and summed squared deviation; scalars, or one per feature.
+    """Count, mean and summed squared deviation; scalars, or one per feature; how many are NaN.
 
     Examples
     --------
@@ -25,6 +25,7 @@ class Moments:
     count: np.ndarray
     mean: np.ndarray
     squares: np.ndarray
+    missing: int = 0
 
     @classmethod
     def of(cls, values: np.ndarray, per: str) -> "Moments":
@@ -36,7 +37,8 @@ class Moments:
         total = np.where(good, wide, 0).sum(axis=axis)
         mean = np.divide(total, count, out=np.zeros(np.shape(total)), where=count > 0)
         squares = np.where(good, wide - mean, 0)
-        return cls(np.asarray(count), np.asarray(mean), np.square(squares).sum(axis=axis))
+        missing = good.size - int(count.sum())
+        return cls(np.asarray(count), np.asarray(mean), np.square(squares).sum(axis=axis), missing)
 
     def __add__(self, other: "Moments") -> "Moments":
         """Merge (Chan, Golub and LeVeque, 1983)."""
@@ -44,7 +46,7 @@ class Moments:
         part = np.divide(other.count, count, out=np.zeros(np.shape(count)), where=count > 0)
         step = other.mean - self.mean
         squares = self.squares + other.squares + step * step * self.count * part
-        return Moments(count, self.mean + step * part, squares)
+        return Moments(count, self.mean + step * part, squares, self.missing + other.missing)
 
 
 def merge(moments: Iterable[Moments]) -> Moments:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.request import url2pathname
 
 import numpy as np
 import zarr
@@ -20,7 +21,8 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 Place = str | Store
 """A path, a URL or a Zarr store."""
 
-FILE = "file://"
+LOCAL = ("file", "local")
+"""The schemes of URLs that name a path."""
 
 
 class OtherKind(ValueError):
@@ -31,9 +33,26 @@ def open_store(place: Place) -> Store:
     """Return the store at a path or a URL; a store as it is."""
     if isinstance(place, Store):
         return place
-    if "://" in place and not place.startswith(FILE):
+    path = local_path(place)
+    if path is None:
         return FsspecStore.from_url(place)
-    return LocalStore(place.removeprefix(FILE))  # makes the folders that are missing
+    return LocalStore(path)  # makes the folders that are missing
+
+
+def local_path(place: str) -> str | None:
+    """Return the path that a path, or a URL of a file, names; None for a URL of another kind.
+
+    Examples
+    --------
+    >>> local_path("file:///data/run%201.zarr"), local_path("/data/50%20"), local_path("s3://a/b")
+    ('/data/run 1.zarr', '/data/50%20', None)
+    """
+    scheme, mark, rest = place.partition("://")
+    if not mark:
+        return place
+    if scheme.lower() not in LOCAL:
+        return None
+    return url2pathname(rest.removeprefix("localhost") if rest.startswith("localhost/") else rest)
 
 
 def is_empty(place: Place) -> bool:
