@@ -126,10 +126,14 @@ class GradientPass:
             if bundle is not None:
                 self._give(bundle, worker, is_backup=False)
                 continue
-            slowest = choose_backup(self.copies.values(), worker, pace, now)
+            slowest = choose_backup(self._needed(), worker, pace, now)
             if slowest is not None:
                 self.experience.backups_launched += 1
                 self._give(slowest.bundle, worker, is_backup=True)
+
+    def _needed(self) -> list[Copy]:
+        """The copies of bundles that are not done; what lost may be out for as long as it likes."""
+        return [copy for copy in self.copies.values() if copy.bundle.number not in self.done]
 
     def _share_of(self, worker: str, now: float) -> tuple[Sequence[str], int]:
         """The workers that a bundle is cut for, and its portions.
@@ -140,7 +144,7 @@ class GradientPass:
         workers, pace = self.workforce.workers, self.experience.pace
         if sum(places_for(self.replicas, workers).values()) == 1:
             return [worker], math.ceil(self.count / LONE_BUNDLES)
-        out = work_out(self.copies.values(), pace, now)
+        out = work_out(self._needed(), pace, now)
         return workers, bundle_length(self.assignment.remaining, out, worker, workers, pace)
 
     def _give(self, bundle: Bundle, worker: str, *, is_backup: bool) -> None:
