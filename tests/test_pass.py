@@ -1,0 +1,463 @@
+"""Every evaluation of a pass by itself: later passes repair what a wrong one did to the end."""
+
+import pickle
+import threading
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import zarr
+from distributed import get_worker
+from test_bundles import portions
+from test_downpour import assert_nothing_left, counted, labelled, network, write_store
+from test_sandblaster import ROWS, LinearCounting, objective
+
+import dbdask
+from dbdask.data import feed
+from dbdask.server import contact, parameter_server
+from dbdask.server.batch_shard import BatchShard
+from dbdask.server.parameter_server import ParameterServer
+from dbdask.server.room import Room
+from dbdask.verbs import gradient_pass
+from dbdask.verbs.batch_replica import BundleReport
+from dbdask.verbs.gradient_pass import Experience, GradientPass
+from dbdask.verbs.sandblaster_run import SandblasterRun
+from dbdask.verbs.workforce import Outstanding, Workforce
+
+SHARDS = 2
+PORTION = 50  # rows: one minibatch
+LONGEST = 30.0  # seconds that a model is held up where the test fails
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("pass") / "store.zarr")
+
+
+@pytest.fixture(params=["threads", "processes"])
+def client(request, threads_client, process_client):
+    return threads_client if request.param == "threads" else process_client
+
+
+@pytest.fixture
+def evaluations(monkeypatch):
+    """Point, mean loss and gradient of each evaluation, as the shards hold them at its end."""
+    seen, plain = [], SandblasterRun._evaluate
+
+    async def evaluate(run, request):
+        answer = await plain(run, request)
+        point, gradient = [await run.server.read(n) for n in (request.point, request.into)]
+        seen.append((point, answer[0], gradient))
+        return answer
+
+    monkeypatch.setattr(SandblasterRun, "_evaluate", evaluate)
+    return seen
+
+
+def count(client, store, model=None, **options):
+    settings = {"l2": 1 / ROWS, "portion_size": PORTION, "shards": SHARDS, "tolerance": 0.0}
+    settings |= {"iterations": 3, "progress": False}
+    model = model or LinearCounting(ROWS)
+    return dbdask.sandblaster(model, counted(store), client=client, **(settings | options))
+
+
+def assert_each_counted_once(evaluations):
+    """Without the penalty each example's part of the mean gradient is minus one, once."""
+    assert len(evaluations) >= 3
+    for point, loss, gradient in evaluations:
+        np.testing.assert_allclose(ROWS * gradient - point, -1.0, atol=1e-5)
+        assert loss == pytest.approx(-point.sum() / ROWS, abs=1e-6)
+
+
+# What a pass adds up
+
+
+@pytest.mark.parametrize("options", [{}, {"shards": 3, "portion_size": 7}, {"replicas": 5}])
+def test_every_pass_counts_every_example_exactly_once(client, store, evaluations, options):
+    history = count(client, store, **options).history
+    assert_each_counted_once(evaluations)
+    passes = history["evaluations"].values
+    np.testing.assert_array_equal(history["examples"].values, ROWS * passes)
+    assert passes[-1] == len(evaluations)
+
+
+@pytest.mark.parametrize("portion_size", [33, 128])
+def test_every_evaluation_is_that_of_one_process(client, store, evaluations, portion_size):
+    dbdask.sandblaster(
+        network(),
+        labelled(store),
+        client=client,
+        l2=1e-3,
+        portion_size=portion_size,
+        shards=3,
+        iterations=6,
+        tolerance=0.0,
+        progress=False,
+    )
+    alone = objective(store, 1e-3)
+    assert len(evaluations) > 6
+    for point, loss, gradient in evaluations:
+        value, expected = alone(point)
+        assert loss + 1e-3 / 2 * float(point @ point) == pytest.approx(value, rel=1e-5)
+        np.testing.assert_allclose(gradient, expected, atol=3e-7 + 1e-6 * np.abs(expected).max())
+
+
+# What comes twice, or late
+
+
+class Echo:
+    """Each contribution comes twice while its pass is open, after one of the pass before.
+
+    Where `is_lost` says so for (shard, evaluation, bundle) the first answer is lost: the replica
+    hears what the second one says.
+    """
+
+    def __init__(self, plain, is_lost):
+        self.plain, self.is_lost = plain, is_lost
+        self.held, self.again, self.stale = {}, [], []
+        self.lost = set()
+
+    async def __call__(self, pool, place, method, arguments, *more):
+        if method != "contribute":
+            return await self.plain(pool, place, method, arguments, *more)
+        generation, evaluation, bundle, gradient = arguments
+        old = self.held.get((place, evaluation - 1))
+        if old is not None:
+            self.stale.append(await self.plain(pool, place, method, old))
+        kept = generation, evaluation, bundle, gradient.copy()
+        self.held.setdefault((place, evaluation), kept)
+        answer = await self.plain(pool, place, method, arguments)
+        self.again.append(await self.plain(pool, place, method, kept))
+        if not self.is_lost(place, evaluation, bundle):
+            return answer
+        self.lost.add((evaluation, bundle))
+        return self.again[-1]
+
+
+def test_what_comes_twice_or_from_an_earlier_pass_is_not_added(
+    threads_client, store, evaluations, monkeypatch
+):
+    places = []
+
+    def is_lost(place, evaluation, bundle):
+        places.append(place)
+        return place == places[0] and bundle == 0  # from one shard of two, once a pass
+
+    echo = Echo(contact._call, is_lost)
+    monkeypatch.setattr(contact, "_call", echo)
+    monkeypatch.setattr(gradient_pass, "choose_backup", lambda *_: None)
+    history = count(threads_client, store).history
+    assert_each_counted_once(evaluations)
+    assert echo.again and not any(echo.again)
+    assert echo.stale and not any(echo.stale)
+    assert len(set(places)) == SHARDS
+    assert history["repeated"].values[-1] == len(echo.lost) == len(evaluations)
+
+
+# Backup copies: a model that is held up on the first worker that comes to it
+
+GATE = None  # of the test that runs; workers in threads share this module
+
+
+class HeldUp(LinearCounting):
+    """The linear counting model, behind the gate."""
+
+    def loss_and_gradient(self, parameters, inputs, targets, **options):
+        GATE.enter(get_worker())
+        return super().loss_and_gradient(parameters, inputs, targets, **options)
+
+
+class Gate:
+    """Counts the minibatches of each task, and holds up the first task of all in its first."""
+
+    def __init__(self):
+        self.minibatches = Counter()  # by key of the task
+        self.held = self.holder = None
+        self.go_on = threading.Event()
+        self._lock = threading.Lock()
+
+    def enter(self, worker):
+        key = worker.get_current_task()
+        with self._lock:
+            self.minibatches[key] += 1
+            is_first = self.held is None
+            if is_first:
+                self.held, self.holder = key, worker.address
+        if is_first:
+            assert self.go_on.wait(LONGEST), "nothing let the first task go on"
+        else:
+            self.follow(worker.address, bundle_of(key)[0])
+
+    def follow(self, worker, evaluation):
+        """What all other minibatches do."""
+
+
+def bundle_of(key):
+    """Pass and number of a task's bundle: its key is dbdask-bundle-RUN-PASS-NUMBER-MORE."""
+    return tuple(int(part) for part in key.split("-")[3:5])
+
+
+@pytest.fixture
+def backups_at_first_only(monkeypatch):
+    """The first pass alone has backup copies, so that they can be counted."""
+    plain = gradient_pass.choose_backup
+
+    def choose(copies, *more):
+        return plain([copy for copy in copies if copy.bundle.evaluation == 0], *more)
+
+    monkeypatch.setattr(gradient_pass, "choose_backup", choose)
+
+
+def set_gate(monkeypatch, gate, portions_a_bundle):
+    monkeypatch.setitem(globals(), "GATE", gate)
+    monkeypatch.setattr(gradient_pass, "bundle_length", lambda *_: portions_a_bundle)
+    return gate
+
+
+def test_a_copy_that_lost_stops_by_itself_between_two_minibatches(
+    threads_client, store, evaluations, monkeypatch, backups_at_first_only
+):
+    gate = set_gate(monkeypatch, Gate(), 6)
+    plain = ParameterServer._tell
+
+    async def tell(server, workers, function, *arguments):
+        await plain(server, workers, function, *arguments)
+        if function.__name__ == "unwant":  # the backup is done, and the workers have heard it
+            gate.go_on.set()
+
+    monkeypatch.setattr(ParameterServer, "_tell", tell)
+    history = count(threads_client, store, HeldUp(ROWS)).history
+    assert_each_counted_once(evaluations)
+    copies = {
+        key: n for key, n in gate.minibatches.items() if bundle_of(key) == bundle_of(gate.held)
+    }
+    assert copies.pop(gate.held) == 1
+    assert list(copies.values()) == [6]
+    assert history["backups_launched"].values[-1] == history["backups_won"].values[-1] == 1
+    assert history["repeated"].values[-1] == 0
+    assert_nothing_left(threads_client)
+
+
+class LateGate(Gate):
+    """Opens with the second pass, whose other tasks wait until the late one was taken in."""
+
+    def __init__(self):
+        super().__init__()
+        self.taken_in = threading.Event()
+
+    def follow(self, worker, evaluation):
+        if evaluation == 1 and worker == self.holder:  # it gets new work when the old came back
+            self.taken_in.set()
+        elif evaluation == 1:
+            assert self.taken_in.wait(LONGEST), "the late task never came back"
+
+
+def test_a_late_push_of_a_copy_that_lost_changes_nothing_in_the_next_pass(
+    threads_client, store, evaluations, monkeypatch, backups_at_first_only
+):
+    gate = set_gate(monkeypatch, LateGate(), 1)
+    late = []
+    open_pass, contribute = BatchShard._open, BatchShard._contribute
+
+    def opened(shard, evaluation, commands):
+        open_pass(shard, evaluation, commands)
+        if evaluation == 1:
+            gate.go_on.set()
+
+    def contributed(shard, generation, evaluation, bundle, gradient):
+        is_open = shard._pass.evaluation
+        is_new = contribute(shard, generation, evaluation, bundle, gradient)
+        if evaluation != is_open:
+            late.append((evaluation, is_open, is_new))
+        return is_new
+
+    monkeypatch.setattr(BatchShard, "_open", opened)
+    monkeypatch.setattr(BatchShard, "_contribute", contributed)
+    history = count(threads_client, store, HeldUp(ROWS), shards=1).history
+    assert_each_counted_once(evaluations)
+    assert late == [(0, 1, False)]
+    assert history["backups_launched"].values[-1] == history["backups_won"].values[-1] == 1
+    assert history["repeated"].values[-1] == 1
+
+
+class Clock:
+    """Stands for the module `time`."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+class Hands:
+    """A workforce that notes what it is given; all of `workers` are free that do nothing."""
+
+    def __init__(self, workers):
+        self.workers, self.given = workers, []
+
+    def idle_places(self, replicas):
+        return [w for w in self.workers if all(w != out.worker for out in self.given)]
+
+    def places(self, worker, replicas):
+        return 1
+
+    def give(self, bundle, function, order, worker):
+        out = Outstanding(bundle, worker, None, 0.0)
+        self.given.append(out)
+        return out
+
+
+def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(gradient_pass, "time", clock)
+    hands = Hands(["a", "b", "c"])
+    server = SimpleNamespace(handle=None, unwant=lambda workers, identities: None)
+    three = portions(3)
+    work = GradientPass("run", hands, server, three, Experience(), "x", None, lambda: False)
+
+    def end(worker):
+        """The worker's task ends with success, if it has one; it is given the next, or none."""
+        for out in [out for out in hands.given if out.worker == worker]:
+            hands.given.remove(out)
+            work._take_in(out, BundleReport(worker, working=1.0, finished=True))
+        work._hand_out()
+        return [out.work.number for out in hands.given if out.worker == worker]
+
+    work._hand_out()
+    others = sorted(out.work.number for out in hands.given if out.worker != "b")
+    clock.now = 1.0
+    assert end("b") == []
+    clock.now = 10.0
+    first = end("b")
+    clock.now = 11.0
+    assert sorted(first + end("b")) == others
+    clock.now = 12.0
+    assert end("b") == [] and work.portions_done == 3
+
+
+# What a pass costs
+
+
+def test_a_worker_fetches_the_parameters_once_an_evaluation(
+    threads_client, store, evaluations, monkeypatch
+):
+    tasks, fetches = Counter(), Counter()
+    point, call = Room.point, contact._call
+
+    def held(room, handle, evaluation, name):
+        tasks[room.worker.address, evaluation] += 1
+        return point(room, handle, evaluation, name)
+
+    async def counted_call(pool, place, method, *more):
+        if method == "fetch_vector":
+            fetches[pool.server().address, place.key] += 1
+        return await call(pool, place, method, *more)
+
+    monkeypatch.setattr(Room, "point", held)
+    monkeypatch.setattr(contact, "_call", counted_call)
+    count(threads_client, store)
+    assert max(tasks.values()) > 1
+    of_worker = Counter(worker for worker, _ in tasks)
+    assert {evaluation for _, evaluation in tasks} == set(range(len(evaluations)))
+    assert len({key for _, key in fetches}) == SHARDS
+    assert fetches == {at: of_worker[at[0]] for at in fetches}
+    assert {worker for worker, _ in fetches} == set(of_worker)
+
+
+def test_a_lone_replica_reads_nothing_after_its_first_pass(threads_client, store, monkeypatch):
+    reads, until = [], []
+    get, evaluate = zarr.storage.LocalStore.get, SandblasterRun._evaluate
+
+    async def noted_get(storage, key, *more, **options):
+        reads.append(key)
+        return await get(storage, key, *more, **options)
+
+    async def noted_evaluate(run, request):
+        answer = await evaluate(run, request)
+        until.append(len(reads))
+        return answer
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", noted_get)
+    monkeypatch.setattr(SandblasterRun, "_evaluate", noted_evaluate)
+    count(threads_client, store, replicas=1)
+    chunks = {key for key in reads[: until[0]] if key.startswith("index/c/")}
+    assert len(chunks) == ROWS // 100
+    assert len(until) >= 3 and until == [until[0]] * len(until)
+
+
+def test_no_worker_reads_a_block_twice_in_a_run(threads_client, store, evaluations, monkeypatch):
+    read, reads = feed.read_block, Counter()
+    blocks = set()
+
+    def noted(recipe, number, *more):
+        reads[threading.current_thread(), id(recipe), number] += 1
+        blocks.add(number)
+        return read(recipe, number, *more)
+
+    monkeypatch.setattr(feed, "read_block", noted)
+    count(threads_client, store)
+    assert len(evaluations) >= 3 and len(blocks) == ROWS // 100
+    assert set(reads.values()) == {1}
+
+
+WIDE, MOST_BYTES = 2000, 4096
+
+
+def test_an_iteration_is_two_rounds_beside_its_search_and_no_vector_comes_to_the_client(
+    threads_client, store, monkeypatch
+):
+    log = []  # (method, arguments, answer), and a None where a point is accepted
+    carried = []  # what else goes through the client: orders, and the reports on them
+    call, note, do = parameter_server.call_actor, SandblasterRun._note_point, Workforce._do
+
+    async def noted_call(pool, place, method, *arguments, nbytes=0):
+        answer = await call(pool, place, method, *arguments, nbytes=nbytes)
+        log.append((method, arguments, answer))
+        return answer
+
+    def noted_point(run):
+        log.append(None)
+        note(run)
+
+    async def noted_do(force, work, function, order, worker):
+        report = await do(force, work, function, order, worker)
+        carried.append((order, force.job, report))
+        return report
+
+    monkeypatch.setattr(parameter_server, "call_actor", noted_call)
+    monkeypatch.setattr(SandblasterRun, "_note_point", noted_point)
+    monkeypatch.setattr(Workforce, "_do", noted_do)
+    model = dbdask.Network(
+        input_shape=(6,), layers=[dbdask.Dense(WIDE, "tanh"), dbdask.Dense(3)], loss="softmax"
+    )
+    result = dbdask.sandblaster(
+        model,
+        labelled(store),
+        client=threads_client,
+        shards=SHARDS,
+        iterations=6,
+        tolerance=0.0,
+        progress=False,
+    )
+    between, of_shard = [[]], Counter()
+    for entry in log:
+        if entry is None:
+            between.append([])
+        elif entry[0] == "command":
+            number, name = entry[1][:2]
+            of_shard[number] += 1
+            if of_shard[number] == 1:
+                between[-1].append(name)
+    assert set(of_shard.values()) == {SHARDS}
+    passes = result.history["evaluations"].values.astype(int)
+    assert len(passes) == 7
+    a_pass = ["open_pass", "close_pass"]
+    assert between[0] == a_pass
+    for tried, commands in zip(np.diff(passes), between[1:-1], strict=True):
+        assert commands == ["carry_out", *(a_pass * tried), "carry_out"]
+    assert between[-1] == []
+    assert 4 * model.parameter_count / SHARDS > 9 * MOST_BYTES
+    assert [entry[0] for entry in log[-SHARDS:]] == ["read"] * SHARDS  # the result comes home
+    assert max(len(pickle.dumps(each)) for each in log[:-SHARDS] + carried) < MOST_BYTES
