@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import fmin_l_bfgs_b, rosen, rosen_der
 
+from dbdask.numbers import lbfgs
 from dbdask.numbers.lbfgs import Settings, State, direction_coefficients
-from dbdask.numbers.line_search import CURVATURE, SUFFICIENT, strong_wolfe
+from dbdask.numbers.line_search import CURVATURE, SUFFICIENT, Trial, strong_wolfe
 from dbdask.numbers.serial import minimise_array
 
 FINE = {"epsilon": 2.0**-52}
@@ -29,10 +30,21 @@ def test_rosenbrock_to_eight_digits_in_about_scipys_evaluations(size):
     assert state.evaluations <= 1.2 * told["funcalls"]
 
 
+def dense_direction(pairs, gradient):
+    """Minus the dense BFGS inverse times the gradient, from the pairs (s, y), oldest first."""
+    inverse = np.eye(gradient.size)
+    if pairs:  # the recursion starts from gamma times the identity of the newest pair
+        s, y = pairs[-1]
+        inverse *= (s @ y) / (y @ y)
+    for s, y in pairs:
+        left = np.eye(gradient.size) - np.outer(s, y) / (s @ y)
+        inverse = left @ inverse @ left.T + np.outer(s, s) / (s @ y)
+    return -inverse @ gradient
+
+
 def test_directions_are_those_of_dense_bfgs_with_full_memory():
     rng = np.random.default_rng(2)
     size, pairs = 12, 6
-    inverse = np.eye(size)
     state = State(evaluations=1)
     vectors = {"gradient": rng.normal(size=size)}
     factor = rng.normal(size=(size, size))
@@ -42,19 +54,66 @@ def test_directions_are_those_of_dense_bfgs_with_full_memory():
         y = hessian @ s
         vectors |= {f"s{slot}": s, f"y{slot}": y}
         state.pairs.append(slot)
-    # The recursion starts from gamma times the identity of the newest pair.
-    inverse *= (s @ y) / (y @ y)
-    for slot in range(pairs):
-        s, y = vectors[f"s{slot}"], vectors[f"y{slot}"]
-        rho = 1 / (s @ y)
-        left = np.eye(size) - rho * np.outer(s, y)
-        inverse = left @ inverse @ left.T + rho * np.outer(s, s)
     names = list(vectors)
     gram = np.array([[vectors[a] @ vectors[b] for b in names] for a in names])
     state.keep(names, names, gram)
     coefficients = direction_coefficients(state)
     direction = sum(factor * vectors[name] for name, factor in coefficients.items())
-    np.testing.assert_allclose(direction, -inverse @ vectors["gradient"], rtol=1e-8)
+    both = [(vectors[f"s{slot}"], vectors[f"y{slot}"]) for slot in range(pairs)]
+    np.testing.assert_allclose(direction, dense_direction(both, vectors["gradient"]), rtol=1e-8)
+
+
+def wavy(x):
+    """Curved up and down by turns, along each coordinate with a slope of its own."""
+    slopes = np.arange(1.0, x.size + 1)
+    return float((slopes * np.sin(x)).sum()), slopes * np.cos(x)
+
+
+def straight(x):
+    return float(x.sum()), np.ones_like(x)
+
+
+def turning(x):
+    """The gradient turns with the point: s.y is above 0, and nothing beside |s||y|."""
+    left, right = np.split(x, 2)
+    return -float(x @ x), 1.0 + np.concatenate([right, -left]) + 1e-12 * x
+
+
+@pytest.mark.parametrize("history_length", [1, 3, 10])
+@pytest.mark.parametrize("function", [wavy, straight, turning])
+def test_a_pair_without_curvature_has_no_part_in_the_directions(
+    monkeypatch, function, history_length
+):
+    """The search is made to accept steps that the Wolfe conditions forbid."""
+    steps = np.random.default_rng(273).choice([1.0, 3.0, 6.0], size=12)
+    forced, seen = iter(steps), []
+
+    def first_step(value, slope, first, resolution):
+        step = next(forced)
+        return Trial(step, *(yield step))
+
+    def function_seen(x):
+        value, gradient = function(x)
+        seen.append((x.copy(), gradient.copy()))
+        return value, gradient
+
+    monkeypatch.setattr(lbfgs, "strong_wolfe", first_step)
+    settings = Settings(len(steps), history_length, tolerance=0.0, **FINE)
+    _, state, reason = minimise_array(function_seen, np.linspace(-1.0, 2.0, 6), settings)
+    assert reason == "iterations" and len(seen) == len(steps) + 1
+
+    pairs, bad = [], 0
+    for (x, gradient), (after, gradient_after), step in zip(seen, seen[1:], steps, strict=False):
+        np.testing.assert_allclose(after - x, step * dense_direction(pairs, gradient), rtol=1e-6)
+        if len(pairs) == history_length:
+            del pairs[0]  # the newest is formed in its place
+        s, y = after - x, gradient_after - gradient
+        if s @ y > 1e-10 * np.linalg.norm(s) * np.linalg.norm(y):
+            pairs.append((s, y))
+        else:
+            bad += 1
+    assert len(state.pairs) == len(pairs)
+    assert bad in (2, 3) if function is wavy else bad == len(steps)
 
 
 def test_the_state_holds_every_product_that_the_next_direction_needs_and_no_other():
