@@ -1,29 +1,25 @@
 """Every evaluation of a pass by itself: later passes repair what a wrong one did to the end."""
 
-import pickle
 import threading
 from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import zarr
 from distributed import get_worker
 from test_bundles import portions
 from test_downpour import assert_nothing_left, counted, labelled, network, write_store
 from test_sandblaster import ROWS, LinearCounting, objective
 
 import dbdask
-from dbdask.data import feed
-from dbdask.server import contact, parameter_server
+from dbdask.server import contact
 from dbdask.server.batch_shard import BatchShard
 from dbdask.server.parameter_server import ParameterServer
-from dbdask.server.room import Room
 from dbdask.verbs import gradient_pass
 from dbdask.verbs.batch_replica import BundleReport
 from dbdask.verbs.gradient_pass import Experience, GradientPass
 from dbdask.verbs.sandblaster_run import SandblasterRun
-from dbdask.verbs.workforce import Outstanding, Workforce
+from dbdask.verbs.workforce import Outstanding
 
 SHARDS = 2
 PORTION = 50  # rows: one minibatch
@@ -313,7 +309,8 @@ def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out(monk
     clock = Clock()
     monkeypatch.setattr(gradient_pass, "time", clock)
     hands = Hands(["a", "b", "c"])
-    server = SimpleNamespace(handle=None, unwant=lambda workers, identities: None)
+    told = []
+    server = SimpleNamespace(handle=None, unwant=lambda *what: told.append(what))
     three = portions(3)
     work = GradientPass("run", hands, server, three, Experience(), "x", None, lambda: False)
 
@@ -331,133 +328,10 @@ def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out(monk
     assert end("b") == []
     clock.now = 10.0
     first = end("b")
+    assert told == []
     clock.now = 11.0
     assert sorted(first + end("b")) == others
+    (((loser,), (identity,)),) = told
+    assert loser in ("a", "c") and identity == (0, *first)
     clock.now = 12.0
     assert end("b") == [] and work.portions_done == 3
-
-
-# What a pass costs
-
-
-def test_a_worker_fetches_the_parameters_once_an_evaluation(
-    threads_client, store, evaluations, monkeypatch
-):
-    tasks, fetches = Counter(), Counter()
-    point, call = Room.point, contact._call
-
-    def held(room, handle, evaluation, name):
-        tasks[room.worker.address, evaluation] += 1
-        return point(room, handle, evaluation, name)
-
-    async def counted_call(pool, place, method, *more):
-        if method == "fetch_vector":
-            fetches[pool.server().address, place.key] += 1
-        return await call(pool, place, method, *more)
-
-    monkeypatch.setattr(Room, "point", held)
-    monkeypatch.setattr(contact, "_call", counted_call)
-    count(threads_client, store)
-    assert max(tasks.values()) > 1
-    of_worker = Counter(worker for worker, _ in tasks)
-    assert {evaluation for _, evaluation in tasks} == set(range(len(evaluations)))
-    assert len({key for _, key in fetches}) == SHARDS
-    assert fetches == {at: of_worker[at[0]] for at in fetches}
-    assert {worker for worker, _ in fetches} == set(of_worker)
-
-
-def test_a_lone_replica_reads_nothing_after_its_first_pass(threads_client, store, monkeypatch):
-    reads, until = [], []
-    get, evaluate = zarr.storage.LocalStore.get, SandblasterRun._evaluate
-
-    async def noted_get(storage, key, *more, **options):
-        reads.append(key)
-        return await get(storage, key, *more, **options)
-
-    async def noted_evaluate(run, request):
-        answer = await evaluate(run, request)
-        until.append(len(reads))
-        return answer
-
-    monkeypatch.setattr(zarr.storage.LocalStore, "get", noted_get)
-    monkeypatch.setattr(SandblasterRun, "_evaluate", noted_evaluate)
-    count(threads_client, store, replicas=1)
-    chunks = {key for key in reads[: until[0]] if key.startswith("index/c/")}
-    assert len(chunks) == ROWS // 100
-    assert len(until) >= 3 and until == [until[0]] * len(until)
-
-
-def test_no_worker_reads_a_block_twice_in_a_run(threads_client, store, evaluations, monkeypatch):
-    read, reads = feed.read_block, Counter()
-    blocks = set()
-
-    def noted(recipe, number, *more):
-        reads[threading.current_thread(), id(recipe), number] += 1
-        blocks.add(number)
-        return read(recipe, number, *more)
-
-    monkeypatch.setattr(feed, "read_block", noted)
-    count(threads_client, store)
-    assert len(evaluations) >= 3 and len(blocks) == ROWS // 100
-    assert set(reads.values()) == {1}
-
-
-WIDE, MOST_BYTES = 2000, 4096
-
-
-def test_an_iteration_is_two_rounds_beside_its_search_and_no_vector_comes_to_the_client(
-    threads_client, store, monkeypatch
-):
-    log = []  # (method, arguments, answer), and a None where a point is accepted
-    carried = []  # what else goes through the client: orders, and the reports on them
-    call, note, do = parameter_server.call_actor, SandblasterRun._note_point, Workforce._do
-
-    async def noted_call(pool, place, method, *arguments, nbytes=0):
-        answer = await call(pool, place, method, *arguments, nbytes=nbytes)
-        log.append((method, arguments, answer))
-        return answer
-
-    def noted_point(run):
-        log.append(None)
-        note(run)
-
-    async def noted_do(force, work, function, order, worker):
-        report = await do(force, work, function, order, worker)
-        carried.append((order, force.job, report))
-        return report
-
-    monkeypatch.setattr(parameter_server, "call_actor", noted_call)
-    monkeypatch.setattr(SandblasterRun, "_note_point", noted_point)
-    monkeypatch.setattr(Workforce, "_do", noted_do)
-    model = dbdask.Network(
-        input_shape=(6,), layers=[dbdask.Dense(WIDE, "tanh"), dbdask.Dense(3)], loss="softmax"
-    )
-    result = dbdask.sandblaster(
-        model,
-        labelled(store),
-        client=threads_client,
-        shards=SHARDS,
-        iterations=6,
-        tolerance=0.0,
-        progress=False,
-    )
-    between, of_shard = [[]], Counter()
-    for entry in log:
-        if entry is None:
-            between.append([])
-        elif entry[0] == "command":
-            number, name = entry[1][:2]
-            of_shard[number] += 1
-            if of_shard[number] == 1:
-                between[-1].append(name)
-    assert set(of_shard.values()) == {SHARDS}
-    passes = result.history["evaluations"].values.astype(int)
-    assert len(passes) == 7
-    a_pass = ["open_pass", "close_pass"]
-    assert between[0] == a_pass
-    for tried, commands in zip(np.diff(passes), between[1:-1], strict=True):
-        assert commands == ["carry_out", *(a_pass * tried), "carry_out"]
-    assert between[-1] == []
-    assert 4 * model.parameter_count / SHARDS > 9 * MOST_BYTES
-    assert [entry[0] for entry in log[-SHARDS:]] == ["read"] * SHARDS  # the result comes home
-    assert max(len(pickle.dumps(each)) for each in log[:-SHARDS] + carried) < MOST_BYTES
