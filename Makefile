@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(PY) -m pipelines.speech
 
 test: $(VENV)/.test
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.check
 	$(PY) -m ruff format --check .

@@ -5,6 +5,7 @@ the rule or the remedy. After every refusal a kept checkpoint and a saved result
 and nothing is left on the cluster.
 """
 
+import re
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -610,8 +611,13 @@ def with_option(verb, name, value):
     return lambda g: getattr(g, verb)(**{name: value})
 
 
+def spelt(value):
+    """The start of a value's text, the same in every process."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))[:30]
+
+
 VERBS = [
-    (f"{verb} {name}={value!r:.30}", with_option(verb, name, value), error, message)
+    (f"{verb} {name}={spelt(value)}", with_option(verb, name, value), error, message)
     for verb, table in (
         ("downpour", OPTIONS + DOWNPOUR_OPTIONS),
         ("sandblaster", OPTIONS + SANDBLASTER_OPTIONS),
