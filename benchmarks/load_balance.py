@@ -24,6 +24,7 @@ from dbdask.verbs import gradient_pass
 
 ROWS_OF_A_PORTION = 8
 SPEEDS = 3.2
+BOUND = 1.25  # times perfect balance
 
 
 class Sleeping:
@@ -143,6 +144,8 @@ def main() -> None:
                 f"{later / perfect:.2f}, worst {max(times[1:]) / perfect:.2f} times perfect",
                 flush=True,
             )
+            if name == "as it is":
+                assert max(times[0], later) <= BOUND * perfect, f"more than {BOUND} times perfect"
         gradient_pass.choose_backup = choose_backup
 
 

@@ -23,6 +23,7 @@ import dbdask
 from dbdask.server.parameter_server import ParameterServer
 
 MINIBATCH = 256
+BOUND = 1.15  # times the pass in one process
 NETS = {"paper": (440, [2560] * 4, 8192), "small": (440, [64], 32)}
 
 
@@ -160,6 +161,7 @@ def main() -> None:
                     f"ratio {own / other:.2f}",
                     flush=True,
                 )
+                assert own <= BOUND * other, f"more than {BOUND} times one process"
     print(f"  one process afterwards: {peer(options.rows):.2f} s")
 
 

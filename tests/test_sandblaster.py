@@ -20,6 +20,7 @@ from dbdask.numbers.lbfgs import Settings
 from dbdask.numbers.serial import minimise_array
 from dbdask.server.link import ServerLink
 from dbdask.server.room import close_room, rooms_of
+from dbdask.verbs.gradient_pass import GradientPass
 from dbdask.verbs.sandblaster_run import SandblasterRun
 
 ROWS = 1200
@@ -439,3 +440,49 @@ def test_weights_count_as_repeated_rows(threads_client, tmp_path):
 def test_wrong_arguments_are_named_before_work_begins(threads_client, store, options, message):
     with pytest.raises(ValueError, match=message):
         train(threads_client, store, **options)
+
+
+class Interrupting(LinearCounting):
+    """Ctrl-C is pressed once, in the minibatch of the first example."""
+
+    def loss_and_gradient(self, parameters, inputs, targets, **options):
+        if inputs.min() == 0 and os.environ.pop("DBDASK_TEST_INTERRUPT", None):
+            signal.raise_signal(signal.SIGINT)
+        return super().loss_and_gradient(parameters, inputs, targets, **options)
+
+
+def test_an_interrupt_in_the_first_pass_names_no_loss(threads_client, store, monkeypatch):
+    monkeypatch.setenv("DBDASK_TEST_INTERRUPT", "once")
+    model = Interrupting(ROWS, seconds=0.05)  # so that the pass outlasts a turn of its coordinator
+    result = dbdask.sandblaster(
+        model, counted(store), client=threads_client, progress=False, portion_size=50
+    )
+    assert result.status.reason == "interrupted"
+    assert result.status.message.endswith("(iteration 0, no pass has ended)")
+
+
+def test_what_a_resumed_run_has_done_stays_counted_where_it_goes_back(
+    threads_client, store, tmp_path, monkeypatch
+):
+    options = {"client": threads_client, "checkpoint": str(tmp_path / "run.zarr"), "l2": 0.1}
+    options |= {"tolerance": 0.0, "progress": False}
+    first = dbdask.sandblaster(network(), labelled(store), iterations=2, **options)
+    made, troubles = [int(first.history["evaluations"].values[-1])], [1]
+    work, command = GradientPass.work, SandblasterRun._command
+
+    async def counted_work(self):
+        sums = await work(self)
+        made.append(1)
+        return sums
+
+    async def troubled(self, commands):
+        if len(made) == 2 and troubles:  # after the first pass, before its step is noted
+            troubles.pop()
+            raise ShardLost("a shard was lost")
+        return await command(self, commands)
+
+    monkeypatch.setattr(GradientPass, "work", counted_work)
+    monkeypatch.setattr(SandblasterRun, "_command", troubled)
+    result = dbdask.sandblaster(network(), labelled(store), iterations=4, resume=True, **options)
+    assert not troubles and len(made) > 3
+    assert result.history["evaluations"].values[-1] == sum(made)

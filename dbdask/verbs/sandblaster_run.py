@@ -120,13 +120,12 @@ class SandblasterRun:
         self.evaluating = self.commanding = 0.0  # seconds
         if plan.last is not None:
             self.restore(plan.last)
+            self._restore_totals(plan.last.state["totals"])
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot: the method's state, and at a resume the totals."""
+        """Go on from a snapshot: the method's state. What the run has done stays counted."""
         self.state = State(**snapshot.state["method"])
         self.experience.evaluations = max(self.experience.evaluations, self.state.evaluations)
-        if not self.tally.steps_since_start:
-            self._restore_totals(snapshot.state["totals"])
 
     def _totals(self) -> dict[str, float]:
         """What the history adds up over passes, for a resumed run to go on from."""
@@ -409,4 +408,5 @@ class SandblasterRun:
             "callback": "a callback stopped the run",
             "interrupted": "the run was interrupted",
         }
-        return reason, f"{messages[reason]} (iteration {state.iteration}, loss {state.loss:.6g})"
+        reached = f"loss {state.loss:.6g}" if self.experience.passes else "no pass has ended"
+        return reason, f"{messages[reason]} (iteration {state.iteration}, {reached})"

@@ -70,12 +70,11 @@ def watch(client: Client, run: Run, callbacks: Sequence[Callback], progress: Pro
     future = start_on(client_loop(client), guarded(client, run))
     raised: list[BaseException] = []
     try:
-        while not future.done():
-            try:
-                _drain(run, callbacks, progress, raised, wait=0.2)
-            except KeyboardInterrupt:
-                run.request_stop("interrupted")
-                _finish_quietly(future, run, callbacks, progress, raised)
+        try:
+            _drain_until_done(future, run, callbacks, progress, raised)
+        except KeyboardInterrupt:
+            run.request_stop("interrupted")
+            _drain_until_done(future, run, callbacks, progress, raised)
         _drain(run, callbacks, progress, raised, wait=0.0)
     except BaseException:
         future.cancel()
@@ -89,14 +88,14 @@ def watch(client: Client, run: Run, callbacks: Sequence[Callback], progress: Pro
     return result
 
 
-def _finish_quietly(
+def _drain_until_done(
     future: Any,
     run: Run,
     callbacks: Sequence[Callback],
     progress: Progress,
     raised: list[BaseException],
 ) -> None:
-    """Go on watching; a second Ctrl-C comes out of here and abandons the run."""
+    """Hand on records while the run works. Ctrl-C comes out of here, between two records or not."""
     while not future.done():
         _drain(run, callbacks, progress, raised, wait=0.2)
 
