@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbdask.server.deadlines import deadline
 from dbdask.server.parameter_server import TROUBLE
-from dbdask.verbs.recovery import MOST_RECOVERIES, RunLost, wait_for_homes
+from dbdask.verbs.recovery import MOST_RECOVERIES, Returns, RunLost, lost_with, wait_for_homes
 
 if TYPE_CHECKING:
     from dbdask.verbs.sandblaster_run import SandblasterRun
@@ -26,6 +26,7 @@ class BatchRecovery:
     def __init__(self, run: "SandblasterRun") -> None:
         self.run = run
         self.in_a_row = 0  # recoveries since the last pass
+        self.returns = Returns()
 
     def note_pass(self) -> None:
         """A pass was made: the run is going on."""
@@ -68,6 +69,7 @@ class BatchRecovery:
         RunLost
             There is no snapshot to go back to, or going back does not help.
         """
+        self._note_return(why)
         while True:
             self._count(why)
             try:
@@ -101,12 +103,22 @@ class BatchRecovery:
         run.restore(snapshot)
         run.tally.rolled_back += max(0, iteration - run.state.iteration)
 
+    def _note_return(self, why: str) -> None:
+        run, snapshot = self.run, self.run.snapshots.committed
+        if snapshot is not None:
+            self.returns.note(snapshot.number, run.state.iteration)
+        if self.returns.in_vain >= MOST_RECOVERIES:
+            raise RunLost(
+                f"the run went back {MOST_RECOVERIES} times to where shards were lost again before "
+                f"it came any further, at iteration {run.state.iteration}: {why}; {lost_with(run)}"
+            )
+
     def _count(self, why: str) -> None:
         self.in_a_row += 1
         if self.in_a_row > MOST_RECOVERIES:
             raise RunLost(
                 f"{MOST_RECOVERIES} recoveries in a row without a pass: {why}; "
-                f"{self.run.where_it_stands()}"
+                f"{lost_with(self.run)}"
             )
         logger.warning("recovering: %s", why)
 

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -20,6 +22,7 @@ from dbdask.numbers.gradients import (
 )
 from dbdask.numbers.layout import as_layout
 from dbdask.numbers.left_out import LeftOut
+from dbdask.numbers.portions import Portion
 from dbdask.server.link import ServerHandle
 from dbdask.server.room import Room, open_room
 
@@ -129,14 +132,15 @@ def _add_up(
             if room.closed or bundle.identity in room.unwanted:
                 return False
             target = accrued if is_first else gradient
-            loss = job.model.loss_and_gradient(
-                point,
-                batch.inputs,
-                batch.targets,
-                weights=batch.weights,
-                seed=minibatch_seed(job.seed, 0, portion.number, batch.step),
-                gradient=target,
-            )
+            with _naming(portion):
+                loss = job.model.loss_and_gradient(
+                    point,
+                    batch.inputs,
+                    batch.targets,
+                    weights=batch.weights,
+                    seed=minibatch_seed(job.seed, 0, portion.number, batch.step),
+                    gradient=target,
+                )
             weight = weight_of(batch.weights, len(batch.inputs))
             report.weight += weight
             report.examples += len(batch.inputs)
@@ -151,6 +155,16 @@ def _add_up(
     if is_first:
         accrued.fill(0.0)
     return True
+
+
+@contextmanager
+def _naming(portion: Portion) -> Iterator[None]:
+    """Let an error of the model say in which portion of the bundle it was."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in portion {portion.number}")
+        raise
 
 
 def _refuse(job: SandblasterJob, report: BundleReport, gradient: np.ndarray, where: str) -> None:

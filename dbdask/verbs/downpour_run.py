@@ -248,7 +248,7 @@ class DownpourRun:
         return trouble or (f"worker {min(gone)} left, which held a shard" if gone else "")
 
     def _note(self, portion: Portion, report: PortionReport) -> None:
-        if report.steps:
+        if report.pushes or report.finished:  # a step that no shard took is none
             self.recovery.note_step()
         self.tally.add(report, self.stream.epoch, len(self.workforce.workers), self.plan.replicas)
         if report.finished:

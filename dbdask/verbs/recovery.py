@@ -16,12 +16,30 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dbdask")
 
-MOST_RECOVERIES = 3  # without a step between them
+MOST_RECOVERIES = 3  # without a step between them, or back to where the run was already
 TURN_SECONDS = 0.25
 
 
 class RunLost(ShardLost):
     """The run cannot go on: this trouble is the verb's answer, and no further recovery's."""
+
+
+class Returns:
+    """How often in a row a run went back to a snapshot, and came no further than before.
+
+    Steps made since do not count: where the same place costs the shards each time, they are made
+    over and over again.
+    """
+
+    def __init__(self) -> None:
+        self.in_vain = 0
+        self._furthest = (-1, -1)  # snapshot, steps
+
+    def note(self, snapshot: int, steps: int) -> None:
+        """Note that the run goes back from so many steps to that snapshot."""
+        here = snapshot, steps
+        self.in_vain = self.in_vain + 1 if here <= self._furthest else 0
+        self._furthest = max(here, self._furthest)
 
 
 class Recovery:
@@ -36,6 +54,7 @@ class Recovery:
     def __init__(self, run: "DownpourRun") -> None:
         self.run = run
         self.in_a_row = 0  # recoveries since the last step
+        self.returns = Returns()
 
     def note_step(self) -> None:
         """A step was made: the run is going on."""
@@ -120,13 +139,26 @@ class Recovery:
         snapshot = run.snapshots.committed
         assert snapshot is not None  # a run with a checkpoint begins with a snapshot
         state = snapshot.state
+        if run.tally.applied > state["applied"]:  # else this is one more try of the same return
+            self.returns.note(snapshot.number, run.tally.applied)
+        if self.returns.in_vain >= MOST_RECOVERIES:
+            raise self.lost(
+                f"the run went back {MOST_RECOVERIES} times to where every shard was lost again "
+                f"before it came any further, after {run.tally.applied} updates"
+            )
         run.tally.go_back(state)
         run.stream.restart(state["epoch"], [tuple(identity) for identity in state["finished"]])
         await self._make_again(gone)
 
     def lost(self, why: str) -> RunLost:
         """Return the error that ends the run: what is lost, and what would have saved it."""
-        return RunLost(f"{why}; {self.run.where_it_stands()}")
+        return RunLost(f"{why}; {lost_with(self.run)}")
+
+
+def lost_with(run: Any) -> str:
+    """What an error of a lost run adds: work that failed more than once, and where it stands."""
+    suspicion = run.workforce.suspicion
+    return (f"{suspicion}; " if suspicion else "") + str(run.where_it_stands())
 
 
 async def wait_for_homes(run: Any) -> None:

@@ -74,7 +74,7 @@ class Workforce:
     leaving: set[str] = field(default_factory=set)  # asked to leave: they get nothing more
     abandoned: bool = False  # a task was given up that may still run somewhere
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=64))
-    attempts: dict[tuple[int, int], int] = field(default_factory=dict)
+    failures: dict[tuple[int, int], list[str]] = field(default_factory=dict)  # by portion
     _checked: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
     _refreshed: float = -1e9
@@ -100,6 +100,12 @@ class Workforce:
             for address, facts in self.facts.items()
             if self._may_train(facts) and address in self._checked and address not in self.away
         ]
+
+    @property
+    def suspicion(self) -> str:
+        """What is unfinished and failed more than once, in words; empty where nothing did."""
+        worst = max(self.failures.values(), key=len, default=[])
+        return worst[-1] if len(worst) > 1 else ""
 
     @property
     def away(self) -> set[str]:
@@ -272,17 +278,37 @@ class Workforce:
             report: Report = out.task.result()
             if report.finished:
                 self.durations.append(report.seconds)
+                for portion in out.work.portions:
+                    self.failures.pop(portion.identity, None)
             return report
         if isinstance(error, DataError):
             raise error
-        identity = out.work.identity
-        self.attempts[identity] = self.attempts.get(identity, 0) + 1
-        if self.attempts[identity] >= MOST_ATTEMPTS:
-            raise WorkerError(
-                f"{out.work.name} failed {MOST_ATTEMPTS} times, the last time with {error!r}"
-            ) from error
-        logger.warning("%s failed on %s: %r; it is tried again", out.work.name, out.worker, error)
+        where = "".join(f"{note}, " for note in getattr(error, "__notes__", ()))
+        self._note_failure(out, f"{where}with {error!r}", error)
         return None
+
+    def _note_failure(self, out: Outstanding, how: str, error: BaseException | None = None) -> None:
+        """Count a failure of some work; the portion that always fails is not tried for ever.
+
+        The count is the portions', so that it goes on where a pass is made again in other bundles.
+        """
+        work = out.work
+        failures = [self.failures.setdefault(portion.identity, []) for portion in work.portions]
+        count = 1 + max(len(before) for before in failures)
+        words = f"{work.name} failed {count} times, the last time {how}"
+        for before in failures:
+            before.append(words)
+        if count >= MOST_ATTEMPTS:
+            raise WorkerError(words) from error
+        logger.warning("%s failed on %s %s; it is tried again", work.name, out.worker, how)
+
+    def _blame(self, workers: set[str]) -> None:
+        """Count what lost workers were at work on: what each has had for longest."""
+        for worker in sorted(workers):
+            held = [o for o in self.outstanding if o.worker == worker and not o.task.done()]
+            if held:
+                what = "fell silent" if worker in self.facts else "was lost"
+                self._note_failure(held[0], f"because worker {worker} {what}")
 
     def _restart_clocks(self, worker: str, now: float) -> None:
         """What waited behind an ended portion begins now."""
@@ -295,6 +321,11 @@ class Workforce:
 
         That is what the silent held, what those held that have left, and what those held that
         close: Dask ends their tasks without a word.
+
+        Raises
+        ------
+        WorkerError
+            Some work has cost `MOST_ATTEMPTS` workers.
         """
         now = time.monotonic()
         least = deadline("silence")
@@ -329,6 +360,7 @@ class Workforce:
                 self._judge(worker, asked.result(), now)
         self.silent &= set(self.facts)
         left = {out.worker for out in self.outstanding} - set(self.facts)
+        self._blame((self.silent | left) - self.closing)
         return self.abandon(self.silent | self.closing | left)
 
     def _judge(self, worker: str, answers: bool, now: float) -> None:

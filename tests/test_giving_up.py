@@ -1,0 +1,271 @@
+"""What fails again and again ends the run with an error that names it, and not the cluster."""
+
+import asyncio
+import os
+import signal
+import time
+import types
+
+import dask
+import pytest
+from counting import CountingModel
+from distributed import Client, LocalCluster
+from test_downpour import assert_nothing_left, counted, write_store
+from test_leaving import addresses, wait_until
+from test_recovery import assert_workers_run_tasks
+from test_sandblaster import LinearCounting
+
+import dbdask
+from dbdask.errors import ShardLost, WorkerError
+from dbdask.numbers.bundles import Bundle
+from dbdask.numbers.portions import Portion
+from dbdask.server.contact import WorkerFacts
+from dbdask.server.link import ServerLink
+from dbdask.server.parameter_server import ParameterServer
+from dbdask.verbs.downpour_run import DownpourRun
+from dbdask.verbs.recovery import MOST_RECOVERIES, Recovery, Returns, RunLost
+from dbdask.verbs.sandblaster_run import SandblasterRun
+from dbdask.verbs.workforce import MOST_ATTEMPTS, Outstanding, Workforce
+
+ROWS, BAD_ROW = 1200, 777
+
+
+# Work that fails, as the workforce counts it
+
+
+def portion(number):
+    return Portion(0, number, 0, (number,), 0, 10, ())
+
+
+def outstanding(work, worker, outcome=None):
+    """Work on a worker: still running, or ended with an error or a report."""
+    future = asyncio.get_running_loop().create_future()
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    elif outcome is not None:
+        future.set_result(outcome)
+    return Outstanding(work, worker, future, time.monotonic())
+
+
+def workforce(*workers):
+    force = Workforce(None, "run", b"", None, None, None, None)
+    force.facts = {w: WorkerFacts(w, w, "here", 1, 0) for w in workers}
+    return force
+
+
+async def lose(force, *held):
+    """Workers of `held` are gone: what they had is given up, the first of each is blamed."""
+    force.outstanding = list(held)
+    force.facts = {}
+    given_up = await force.watch_silence()
+    assert given_up == [out.work for out in held]
+
+
+def report(finished=True):
+    return types.SimpleNamespace(finished=finished, seconds=0.1)
+
+
+def test_a_portion_that_costs_five_workers_is_named():
+    async def live():
+        force = workforce()
+        for n in range(MOST_ATTEMPTS - 1):
+            await lose(force, outstanding(portion(3), f"w{n}"), outstanding(portion(4), f"w{n}"))
+            assert ("failed" in force.suspicion) == (n > 0)
+        await lose(force, outstanding(portion(4), "w8"))  # it had only waited behind the other
+        with pytest.raises(WorkerError, match=r"portion 3 of .*failed 5 times.*worker w9 was lost"):
+            await lose(force, outstanding(portion(3), "w9"))
+
+    asyncio.run(live())
+
+
+def test_failures_of_a_portion_count_on_in_another_bundle_and_end_where_it_is_finished():
+    async def live():
+        force = workforce("w")
+        bundles = [Bundle(n, n, (portion(n), portion(7))) for n in range(MOST_ATTEMPTS + 1)]
+        for bundle in bundles[:3]:
+            force.outstanding = [outstanding(bundle, "w", ValueError("bad"))]
+            [(_, answer)] = await force.ended(1.0)
+            assert answer is None
+        assert "bundle 2 (portions 2 to 7) failed 3 times" in force.suspicion
+        force.outstanding = [outstanding(bundles[2], "w", report())]
+        await force.ended(1.0)
+        assert not force.suspicion
+        for bundle in bundles[:4]:
+            force.outstanding = [outstanding(bundle, "w", ValueError("bad"))]
+            await force.ended(1.0)
+        force.outstanding = [outstanding(bundles[5], "w", ValueError("bad"))]
+        with pytest.raises(WorkerError, match=r"bundle 5 .* failed 5 times.*ValueError\('bad'\)"):
+            await force.ended(1.0)
+
+    asyncio.run(live())
+
+
+def test_no_portion_is_blamed_for_a_worker_that_closes_in_order():
+    async def live():
+        force = workforce("w")
+        for _ in range(MOST_ATTEMPTS + 1):
+            force.closing = {"w"}
+            force.outstanding = [outstanding(portion(3), "w")]
+            assert await force.watch_silence()
+        assert not force.failures
+
+    asyncio.run(live())
+
+
+# Recoveries that bring the run no further
+
+
+def test_returns_are_in_vain_where_the_run_comes_no_further():
+    returns = Returns()
+    vain = []
+    for place in [(1, 8), (1, 7), (1, 8), (1, 9), (1, 5), (2, 3), (2, 3), (2, 1)]:
+        returns.note(*place)
+        vain.append(returns.in_vain)
+    assert vain == [0, 1, 2, 0, 1, 0, 1, 2]
+
+
+def test_recoveries_without_a_step_between_them_end_the_run():
+    tried = []
+
+    class Hopeless(Recovery):
+        async def _recover(self):
+            tried.append(0)
+            if len(tried) < 3:
+                return
+            raise ShardLost("lost again")
+
+    run = types.SimpleNamespace(
+        workforce=types.SimpleNamespace(suspicion="portion 3 failed"),
+        where_it_stands=lambda: "there is no snapshot",
+    )
+    recovery = Hopeless(run)
+    asyncio.run(recovery.recover("first"))
+    recovery.note_step()
+    asyncio.run(recovery.recover("second"))
+    recovery.note_step()
+    with pytest.raises(
+        RunLost, match="3 recoveries in a row without a step.*portion 3 failed; there is no"
+    ):
+        asyncio.run(recovery.recover("third"))
+    assert len(tried) == 2 + MOST_RECOVERIES
+
+
+# Runs
+
+
+class Poisonous(CountingModel):
+    """Something happens at one row."""
+
+    def __init__(self, deadly=False):
+        super().__init__(ROWS, seconds=0.001)
+        self.deadly = deadly
+
+    def loss_and_gradient(self, parameters, inputs, targets, **rest):
+        if BAD_ROW in inputs:
+            if self.deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ArithmeticError("poison")
+        return super().loss_and_gradient(parameters, inputs, targets, **rest)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("giving-up") / "store.zarr", ROWS)
+
+
+def train(verb, client, store, model, **options):
+    settings = {
+        "downpour": {"optimizer": dbdask.sgd(20.0), "batch_size": 20, "epochs": 4},
+        "sandblaster": {"l2": 1 / ROWS, "portion_size": 50, "tolerance": 0.0, "iterations": 30},
+    }[verb]
+    return getattr(dbdask, verb)(
+        model, counted(store), client=client, progress=False, **(settings | options)
+    )
+
+
+NAMED = {
+    "downpour": r"portion \d+ of epoch 0 \(blocks .*\) failed 5 times, the last time",
+    "sandblaster": r"bundle \d+ \(portions .*\) failed 5 times, the last time in portion 15",
+}
+
+
+@pytest.mark.parametrize("verb", NAMED)
+def test_a_portion_that_fails_wherever_it_is_tried_is_named(threads_client, store, verb):
+    match = NAMED[verb] + r".*with ArithmeticError\('poison'\)"
+    with pytest.raises(WorkerError, match=match):
+        train(verb, threads_client, store, Poisonous())
+    assert_nothing_left(threads_client)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("verb", NAMED)
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_portion_that_kills_its_workers_is_named(store, tmp_path, verb, copies):
+    with (
+        dask.config.set({"dbdask.lease": "2s"}),
+        LocalCluster(n_workers=4, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        options = {"shard_copies": copies, "checkpoint": str(tmp_path / "run.zarr")}
+        if copies == 1:  # and the shards are out of its way
+            options |= {"shard_workers": "0", "workers": ["1", "2", "3"]}
+        with pytest.raises((WorkerError, ShardLost), match=r"portion.*failed \d times.*was lost"):
+            train(verb, client, store, Poisonous(deadly=True), **options)
+        wait_until(lambda: len(addresses(client)) == 4)
+        assert_nothing_left(client)
+        assert_workers_run_tasks(client)
+
+
+TAKEN = {"downpour": "start_push", "sandblaster": "contribute"}
+
+
+@pytest.mark.parametrize("verb", TAKEN)
+def test_a_run_whose_pushes_are_never_taken_ends(threads_client, store, monkeypatch, verb):
+    def lost(self, *arguments):
+        raise ShardLost("as if a shard were gone")
+
+    monkeypatch.setattr(ServerLink, TAKEN[verb], lost)
+    match = r"3 recoveries in a row without a \w+: .*as if a shard were gone"
+    with pytest.raises(ShardLost, match=match):
+        train(verb, threads_client, store, CountingModel(ROWS))
+    assert_nothing_left(threads_client)
+
+
+def test_sandblaster_does_not_go_back_for_ever(threads_client, store, tmp_path, monkeypatch):
+    accept, times = SandblasterRun._accept, []
+
+    async def lose_a_shard(self):
+        if self.state.iteration == 1:
+            times.append(0)
+            raise ShardLost("as if a shard were gone")
+        return await accept(self)
+
+    monkeypatch.setattr(SandblasterRun, "_accept", lose_a_shard)
+    path = str(tmp_path / "run.zarr")
+    with pytest.raises(ShardLost, match=r"went back 3 times .* at iteration 1: as if.*resume=True"):
+        train("sandblaster", threads_client, store, LinearCounting(ROWS), checkpoint=path)
+    assert len(times) == MOST_RECOVERIES + 1
+    assert_nothing_left(threads_client)
+
+
+def test_downpour_does_not_go_back_for_ever(threads_client, store, tmp_path, monkeypatch):
+    check, drop, times = DownpourRun._check_background, ParameterServer.drop_lost, []
+
+    async def lose_all(self):
+        if self.tally.applied >= 10:
+            times.append(0)
+            raise ShardLost("as if all were gone")
+        await check(self)
+
+    async def drop_all(self, workers):
+        for index, copies in enumerate(self._copies):
+            self._let_go(index, copies)
+        return await drop(self, workers)
+
+    monkeypatch.setattr(DownpourRun, "_check_background", lose_all)
+    monkeypatch.setattr(ParameterServer, "drop_lost", drop_all)
+    path = str(tmp_path / "run.zarr")
+    with pytest.raises(ShardLost, match=r"went back 3 times .* after \d+ updates.*resume=True"):
+        train("downpour", threads_client, store, CountingModel(ROWS), checkpoint=path)
+    assert len(times) >= MOST_RECOVERIES + 1
+    assert_nothing_left(threads_client)
