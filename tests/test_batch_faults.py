@@ -1,0 +1,182 @@
+"""Every fault of the table, against Sandblaster: each accepted step is one of a single process."""
+
+import dataclasses
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from faults import TABLE, Disturb, Kill, a_shard_holder, all_holders, everyone
+from test_downpour import assert_nothing_left, counted, write_store
+from test_faults import Trouble
+from test_leaving import wait_until
+from test_recovery import assert_workers_run_tasks
+
+import dbdask
+from dbdask.numbers.layout import Layout, Parameter
+from dbdask.server.room import rooms_of
+from dbdask.verbs.sandblaster_run import SandblasterRun
+
+ROWS, L2, WORKERS = 1200, 1e-3, 4
+SHORT = {
+    "dbdask.silence": "500ms",
+    "dbdask.ping": "2s",
+    "dbdask.answer": "1s",
+    "dbdask.lease": "2s",
+}
+SOONER = ("answers lost; twins",)  # in the short suite
+
+
+def for_passes(fault):
+    """A row of the table as it meets passes.
+
+    One answer that is lost has a whole pass made again, and each pass has dozens of them.
+    """
+    chaos = fault.name not in SOONER
+    act = fault.act
+    if isinstance(act, Disturb) and act.unanswered:
+        act = dataclasses.replace(act, unanswered=0.002)
+    return dataclasses.replace(fault, act=act, chaos=chaos)
+
+
+CASES = [
+    pytest.param(fault, marks=pytest.mark.chaos if fault.chaos else (), id=fault.name)
+    for fault in map(for_passes, TABLE)
+]
+
+
+class Bowl:
+    """Example i pulls parameter i to 1, with a strength of its own: `strengths[i] / 2 (p - 1)^2`.
+
+    What of an example is left out, or counts twice, shows in the gradient at its parameter. The
+    strengths differ by `spread`; the more, the more steps it takes.
+    """
+
+    loss = "squared"
+
+    def __init__(self, spread, seconds=0.0):
+        self.spread, self.seconds = spread, seconds
+        self.layout = Layout((Parameter("height", (ROWS,), ("example",)),))
+
+    @property
+    def strengths(self):
+        return np.geomspace(100.0 / self.spread, 100.0, ROWS)
+
+    def initial_parameters(self, seed, start, stop):
+        return np.zeros(stop - start, np.float32)
+
+    def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
+        import time
+
+        for _ in range(int(self.seconds / 0.001)):  # so that a stopped process is late
+            time.sleep(0.001)
+        rows = inputs.reshape(-1).astype(np.int64)
+        away = parameters[rows].astype(np.float64) - 1.0
+        gradient[:] = 0
+        gradient[rows] = self.strengths[rows] * away
+        return float((self.strengths[rows] * away**2).sum() / 2)
+
+    def predict(self, parameters, inputs):
+        return parameters[inputs.reshape(-1).astype(np.int64)][:, None]
+
+    # In one process, in float64
+
+    def objective(self, x):
+        x = x.astype(np.float64)
+        return (self.strengths * (x - 1.0) ** 2).sum() / (2 * ROWS) + L2 / 2 * float(x @ x)
+
+    def gradient(self, x):
+        x = x.astype(np.float64)
+        return self.strengths * (x - 1.0) / ROWS + L2 * x
+
+    @property
+    def optimum(self):
+        return self.strengths / (self.strengths + ROWS * L2)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("batch-faults") / "store.zarr", ROWS)
+
+
+@pytest.fixture
+def cluster():
+    with (
+        dask.config.set(SHORT),
+        LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield cluster, client
+
+
+@pytest.fixture
+def accepted(monkeypatch):
+    """Every accepted step: its loss, and the parameters and the gradient that shards hold."""
+    accept, seen = SandblasterRun._accept, []
+
+    async def note(self):
+        async def read():
+            return [await self.server.read(name) for name in ("parameters", "gradient")]
+
+        seen.append((self.state.loss, *await self.recovery.through(read)))
+        return await accept(self)
+
+    monkeypatch.setattr(SandblasterRun, "_accept", note)
+    return seen
+
+
+def minimise(client, store, bowl, **options):
+    settings = {"l2": L2, "portion_size": 100, "tolerance": 1e-6, "iterations": 200, "shards": 2}
+    return dbdask.sandblaster(
+        bowl, counted(store), client=client, progress=False, **(settings | options)
+    )
+
+
+def assert_right(result, accepted, bowl):
+    """The end is the optimum, and each step on the way is one of the objective."""
+    assert result.status.reason in ("tolerance", "precision"), str(result.status)
+    np.testing.assert_allclose(result.parameters["height"].values, bowl.optimum, atol=1e-3)
+    losses = result.history["loss"].values
+    assert set(losses) <= {loss for loss, _, _ in accepted}
+    for loss, x, gradient in accepted:
+        assert loss == pytest.approx(bowl.objective(x), rel=1e-6)
+        np.testing.assert_allclose(gradient, bowl.gradient(x), rtol=1e-5, atol=1e-8)
+
+
+def assert_felt(result, act):
+    """The run has met what was done to it."""
+    if isinstance(act, Kill) and act.victims in (a_shard_holder, all_holders):
+        assert result.history["lost"].values[-1] >= 1
+    if isinstance(act, Disturb):
+        assert result.history["repeated"].values[-1] >= 1
+
+
+def assert_all_over(client):
+    """Nothing is left; a worker that was stopped while the run ended finds that out by itself."""
+    wait_until(lambda: not any(client.run(rooms_of).values()))
+    assert_nothing_left(client)
+    assert_workers_run_tasks(client)
+
+
+@pytest.mark.parametrize("fault", CASES)
+def test_every_step_is_one_of_a_single_process(cluster, store, tmp_path, accepted, fault):
+    _, client = cluster
+    trouble = Trouble(client, fault, 7)
+    bowl = Bowl(1e4, 0.003) if fault.chaos else Bowl(10.0, 0.002)
+    result = minimise(
+        client,
+        store,
+        bowl,
+        shards=fault.shards,
+        shard_copies=fault.copies,
+        checkpoint=str(tmp_path / "run.zarr") if fault.checkpoint else None,
+        snapshot_every="300ms",
+        callbacks=[trouble],
+    )
+    trouble.settle()
+    print(f"{fault.name}: {len(accepted)} steps, {trouble.records} records")
+    assert_right(result, accepted, bowl)
+    assert fault.loses or result.history["rolled_back"].values[-1] == 0
+    assert_felt(result, fault.act)
+    wait_until(lambda: len(everyone(client)) >= 1)
+    assert_all_over(client)
