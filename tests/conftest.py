@@ -1,5 +1,6 @@
 """Clusters that tests share: one in threads, one in processes."""
 
+import gc
 from collections.abc import Iterator
 
 import dask
@@ -14,6 +15,13 @@ dask.config.set(
         "distributed.deploy.lost-worker-timeout": "1h",
     }
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_held() -> Iterator[None]:
+    """Let go of futures: an error that a test caught holds those of its frames, in a cycle."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
