@@ -197,17 +197,29 @@ def test_release_does_not_wait_for_what_travels(threads_client):
         assert [f.key for f in first.result(10)] == [f.key for f in second.result(10)]
 
 
-def test_blocks_that_fail_raise_in_the_task_and_may_be_asked_for_again(threads_client):
+@pytest.fixture
+def own_client():
+    """A cluster of its own: a scheduler keeps the names of tasks that failed."""
+    with (
+        LocalCluster(
+            processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def test_blocks_that_fail_raise_in_the_task_and_may_be_asked_for_again(own_client):
     raw = data().chunk(row=500)
     broken = raw["value"].data.map_blocks(read_from_disk, dtype="float64", meta=np.empty((0, 0)))
     examples = Windowed(raw.assign(value=(("row", "column"), broken)))
-    supply = Supply(examples, threads_client)
-    worker = addresses(threads_client)[0]
+    supply = Supply(examples, own_client)
+    worker = addresses(own_client)[0]
     disk_is_away.append(True)
     futures = supply.futures(portion())
     with pytest.raises(OSError, match="disk is away"):
-        train(threads_client, examples, futures, (2, 7), worker)
+        train(own_client, examples, futures, (2, 7), worker)
     disk_is_away.clear()
     futures = supply.futures(portion())
-    found = train(threads_client, examples, futures, (2, 7), worker)
+    found = train(own_client, examples, futures, (2, 7), worker)
     assert np.array_equal(found[0], expected(Windowed(data()), (2,))[0])
