@@ -200,11 +200,8 @@ def train(data, client, **options):
     )
 
 
-@pytest.mark.parametrize("kind", ["local", pytest.param("object", marks=pytest.mark.chaos)])
-def test_a_run_whose_store_fails_is_resumed_and_ends_as_if_nothing_had_been(
-    threads_client, data, tmp_path, monkeypatch, kind
-):
-    whole = flat(train(data, threads_client))
+def failing_stores(monkeypatch, kind):
+    """Every store is one of which an operation may fail; its fate comes back."""
     fate, memories = Fate(), {}
 
     def open_store(place):
@@ -215,6 +212,15 @@ def test_a_run_whose_store_fails_is_resumed_and_ends_as_if_nothing_had_been(
         return Failing(memories.setdefault(place, MemoryStore()), fate)
 
     monkeypatch.setattr(sealed, "open_store", open_store)
+    return fate
+
+
+@pytest.mark.parametrize("kind", ["local", pytest.param("object", marks=pytest.mark.chaos)])
+def test_a_run_whose_store_fails_is_resumed_and_ends_as_if_nothing_had_been(
+    threads_client, data, tmp_path, monkeypatch, kind
+):
+    whole = flat(train(data, threads_client))
+    fate = failing_stores(monkeypatch, kind)
     options = {"checkpoint": str(tmp_path / "count.zarr"), "snapshot_every": "1ms"}
     np.testing.assert_array_equal(flat(train(data, threads_client, **options)), whole)
     count = fate.count
@@ -237,3 +243,89 @@ def test_a_run_whose_store_fails_is_resumed_and_ends_as_if_nothing_had_been(
         again = train(data, threads_client, resume=resume, **options)
         np.testing.assert_array_equal(flat(again), whole)
     assert ended >= 12
+
+
+# A snapshot of Sandblaster
+
+L2, ITERATIONS = 1e-2, 3
+
+
+def minimise(data, client, **options):
+    examples = dbdask.Examples(data, inputs="x", targets="label", along="row")
+    settings = {"l2": L2, "tolerance": 0.0, "history_length": 1, "replicas": 1, "shards": 2}
+    return dbdask.sandblaster(
+        linear(), examples, client=client, progress=False, **(settings | options)
+    )
+
+
+def linear():
+    return dbdask.Network(input_shape=(6,), layers=[dbdask.Dense(3)], loss="softmax")
+
+
+def objective(data, x):
+    """Value and gradient in one process, over all examples at once."""
+    rows, gradient = data.sizes["row"], np.empty_like(x)
+    loss = linear().loss_and_gradient(
+        x, data["x"].values, data["label"].values, weights=None, gradient=gradient
+    )
+    return loss / rows + L2 / 2 * float(x @ x), gradient / np.float32(rows) + np.float32(L2) * x
+
+
+def assert_of_one_point(path, data):
+    """The last snapshot is whole, and all of it belongs to one point; its iteration comes back."""
+    last = checkpoint.latest(path)
+    names = checkpoint.vector_names(path, last.group)
+    held = {name: checkpoint.VectorReference(path, last.group, name).read() for name in names}
+    method = last.state["method"]
+    if "gradient" not in held:  # before the first pass
+        assert method["evaluations"] == 0 and names == ["parameters"]
+        return 0
+    loss, gradient = objective(data, held["parameters"])
+    assert method["loss"] == pytest.approx(loss, rel=1e-5)
+    np.testing.assert_allclose(held["gradient"], gradient, atol=1e-6)
+    assert {f"{letter}{k}" for letter in "sy" for k in method["pairs"]} < set(names)
+    for slot in method["pairs"]:
+        s, y = (held[f"{letter}{slot}"].astype(np.float64) for letter in "sy")
+        assert method["products"][f"s{slot} y{slot}"] == pytest.approx(s @ y, rel=1e-6)
+        before = objective(data, held["parameters"] - held[f"s{slot}"])[1]
+        np.testing.assert_allclose(held[f"y{slot}"], gradient - before, atol=1e-6)
+    return method["iteration"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "apart"),
+    [
+        ("local", 9),
+        pytest.param("local", 1, marks=pytest.mark.chaos),
+        pytest.param("object", 1, marks=pytest.mark.chaos),
+    ],
+)
+def test_whichever_operation_of_a_snapshot_of_sandblaster_fails_one_is_of_one_point(
+    threads_client, data, tmp_path, monkeypatch, kind, apart
+):
+    whole = flat(minimise(data, threads_client, iterations=ITERATIONS))
+    fate = failing_stores(monkeypatch, kind)
+    path = str(tmp_path / "count.zarr")
+    options = {"iterations": ITERATIONS, "snapshot_every": "1us"}
+    minimise(data, threads_client, checkpoint=path, **options)
+    count = fate.count
+    assert assert_of_one_point(path, data) == ITERATIONS
+    # Two shards; a snapshot with two vectors and a pair, which replaces one of the same kind.
+    snapshot = 2 * (1 + 4 + 2 * 4 + 1)
+    ended = 0
+    for index in range(count - snapshot, count, apart):
+        path = str(tmp_path / f"{index}.zarr")
+        fate.restart(index, ("nothing", "half", "all")[index % 3])
+        try:
+            minimise(data, threads_client, checkpoint=path, **options)
+        except CheckpointError as error:
+            assert path in str(error) and "resume=True" in str(error)
+            ended += 1
+        assert fate.struck
+        fate.restart(NEVER, "nothing")
+        assert assert_of_one_point(path, data) in (ITERATIONS - 1, ITERATIONS)
+        again = minimise(data, threads_client, checkpoint=path, resume=True, **options)
+        np.testing.assert_array_equal(flat(again), whole)
+        assert assert_of_one_point(path, data) == ITERATIONS
+    assert_nothing_left(threads_client)
+    assert ended >= snapshot / 2 / apart - 1
