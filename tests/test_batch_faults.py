@@ -9,7 +9,7 @@ from distributed import Client, LocalCluster
 from faults import TABLE, Disturb, Kill, a_shard_holder, all_holders, everyone
 from test_downpour import assert_nothing_left, counted, write_store
 from test_faults import Trouble
-from test_leaving import wait_until
+from test_leaving import Aside, wait_until
 from test_recovery import assert_workers_run_tasks
 
 import dbdask
@@ -49,13 +49,14 @@ class Bowl:
     """Example i pulls parameter i to 1, with a strength of its own: `strengths[i] / 2 (p - 1)^2`.
 
     What of an example is left out, or counts twice, shows in the gradient at its parameter. The
-    strengths differ by `spread`; the more, the more steps it takes.
+    strengths differ by `spread`; the more, the more steps it takes. It takes its time until there
+    is a file at `until`.
     """
 
     loss = "squared"
 
-    def __init__(self, spread, seconds=0.0):
-        self.spread, self.seconds = spread, seconds
+    def __init__(self, spread, seconds, until=None):
+        self.spread, self.seconds, self.until = spread, seconds, until
         self.layout = Layout((Parameter("height", (ROWS,), ("example",)),))
 
     @property
@@ -69,6 +70,8 @@ class Bowl:
         import time
 
         for _ in range(int(self.seconds / 0.001)):  # so that a stopped process is late
+            if self.until is not None and self.until.exists():
+                break
             time.sleep(0.001)
         rows = inputs.reshape(-1).astype(np.int64)
         away = parameters[rows].astype(np.float64) - 1.0
@@ -179,4 +182,71 @@ def test_every_step_is_one_of_a_single_process(cluster, store, tmp_path, accepte
     assert fault.loses or result.history["rolled_back"].values[-1] == 0
     assert_felt(result, fault.act)
     wait_until(lambda: len(everyone(client)) >= 1)
+    assert_all_over(client)
+
+
+# Workers that come and go
+
+
+class Going:
+    """A callback that begins to do something at the third record; the run is slow until the end."""
+
+    def __init__(self, action, until):
+        self.replicas, self.until = [], until
+        self.beside = Aside(lambda: (action(self), until.touch()))
+
+    def __call__(self, record):
+        self.replicas.append(int(record.replicas))
+        if len(self.replicas) == 3:
+            self.beside.start()
+
+    def trains_on(self, count):
+        """Wait until the run says that so many replicas train."""
+        wait_until(lambda: self.replicas[-1] == count)
+
+
+def minimise_while(client, store, action, until):
+    """Minimise without a checkpoint or copies while `action` goes on beside it, to its end."""
+    going, bowl = Going(action, until), Bowl(1e4, 0.2, until)
+    result = minimise(client, store, bowl, callbacks=[going])
+    was_in_time = until.exists()
+    going.beside.done()
+    assert was_in_time, "the run was over before"
+    return result, bowl
+
+
+@pytest.mark.chaos
+def test_scaling_up_and_down_in_the_middle_changes_no_step(cluster, store, tmp_path, accepted):
+    local, client = cluster
+
+    def scale(going):
+        for count in (5, 2, 4):
+            local.scale(count)
+            going.trains_on(count)
+
+    result, bowl = minimise_while(client, store, scale, tmp_path / "done")
+    assert_right(result, accepted, bowl)
+    assert result.history["lost"].values[-1] == result.history["rolled_back"].values[-1] == 0
+    assert_all_over(client)
+
+
+@pytest.mark.chaos
+def test_each_worker_is_retired_in_turn_and_no_step_is_changed(cluster, store, tmp_path, accepted):
+    local, client = cluster
+    local.scale(3)
+    wait_until(lambda: len(everyone(client)) == 3)
+    first = everyone(client)
+
+    def retire(going):
+        for worker in first:
+            local.scale(len(local.worker_spec) + 1)
+            going.trains_on(4)
+            client.retire_workers([worker])
+            wait_until(lambda worker=worker: worker not in everyone(client))
+            going.trains_on(3)
+
+    result, bowl = minimise_while(client, store, retire, tmp_path / "done")
+    assert not set(first) & set(everyone(client))
+    assert_right(result, accepted, bowl)
+    assert result.history["lost"].values[-1] == result.history["rolled_back"].values[-1] == 0
     assert_all_over(client)
