@@ -49,13 +49,13 @@ class Bowl:
     """Example i pulls parameter i to 1, with a strength of its own: `strengths[i] / 2 (p - 1)^2`.
 
     What of an example is left out, or counts twice, shows in the gradient at its parameter. The
-    strengths differ by `spread`; the more, the more steps it takes. It takes its time until there
-    is a file at `until`.
+    strengths differ by `spread`; the more, the more steps it takes. A minibatch takes `seconds`,
+    and ten times as long until there is a file at `until`.
     """
 
     loss = "squared"
 
-    def __init__(self, spread, seconds, until=None):
+    def __init__(self, spread, seconds, until):
         self.spread, self.seconds, self.until = spread, seconds, until
         self.layout = Layout((Parameter("height", (ROWS,), ("example",)),))
 
@@ -69,8 +69,8 @@ class Bowl:
     def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
         import time
 
-        for _ in range(int(self.seconds / 0.001)):  # so that a stopped process is late
-            if self.until is not None and self.until.exists():
+        for slept in range(10 * int(self.seconds / 0.001)):  # so that a stopped process is late
+            if slept >= self.seconds / 0.001 and self.until.exists():
                 break
             time.sleep(0.001)
         rows = inputs.reshape(-1).astype(np.int64)
@@ -161,11 +161,26 @@ def assert_all_over(client):
     assert_workers_run_tasks(client)
 
 
+class SlowTrouble(Trouble):
+    """Makes the file at `until` when all has happened: the run is slow so long."""
+
+    def __init__(self, client, fault, seed, until, **options):
+        super().__init__(client, fault, seed, **options)
+        self.until, self.left = until, fault.times
+
+    def _act(self):
+        super()._act()
+        self.left -= 1
+        if self.left == 0:
+            self.until.touch()
+
+
 @pytest.mark.parametrize("fault", CASES)
 def test_every_step_is_one_of_a_single_process(cluster, store, tmp_path, accepted, fault):
     _, client = cluster
-    trouble = Trouble(client, fault, 7)
-    bowl = Bowl(1e4, 0.003) if fault.chaos else Bowl(10.0, 0.002)
+    until = tmp_path / "happened"
+    trouble = SlowTrouble(client, fault, 7, until, apart=8 if fault.chaos else 3)
+    bowl = Bowl(1e4 if fault.chaos else 10.0, 0.002, until)
     result = minimise(
         client,
         store,
@@ -176,7 +191,9 @@ def test_every_step_is_one_of_a_single_process(cluster, store, tmp_path, accepte
         snapshot_every="300ms",
         callbacks=[trouble],
     )
+    was_in_time = until.exists()
     trouble.settle()
+    assert was_in_time, "the run was over before"
     print(f"{fault.name}: {len(accepted)} steps, {trouble.records} records")
     assert_right(result, accepted, bowl)
     assert fault.loses or result.history["rolled_back"].values[-1] == 0
@@ -207,7 +224,7 @@ class Going:
 
 def minimise_while(client, store, action, until):
     """Minimise without a checkpoint or copies while `action` goes on beside it, to its end."""
-    going, bowl = Going(action, until), Bowl(1e4, 0.2, until)
+    going, bowl = Going(action, until), Bowl(1e4, 0.02, until)
     result = minimise(client, store, bowl, callbacks=[going])
     was_in_time = until.exists()
     going.beside.done()
