@@ -180,7 +180,7 @@ def test_every_step_is_one_of_a_single_process(cluster, store, tmp_path, accepte
     _, client = cluster
     until = tmp_path / "happened"
     trouble = SlowTrouble(client, fault, 7, until, apart=8 if fault.chaos else 3)
-    bowl = Bowl(1e4 if fault.chaos else 10.0, 0.002, until)
+    bowl = Bowl(1e4, 0.002, until) if fault.chaos else Bowl(10.0, 0.001, until)
     result = minimise(
         client,
         store,

@@ -295,7 +295,7 @@ def assert_of_one_point(path, data):
 @pytest.mark.parametrize(
     ("kind", "apart"),
     [
-        ("local", 9),
+        ("local", 13),
         pytest.param("local", 1, marks=pytest.mark.chaos),
         pytest.param("object", 1, marks=pytest.mark.chaos),
     ],
