@@ -209,8 +209,14 @@ class Going:
     """A callback that begins to do something at the third record; the run is slow until the end."""
 
     def __init__(self, action, until):
-        self.replicas, self.until = [], until
-        self.beside = Aside(lambda: (action(self), until.touch()))
+        self.replicas, self.action, self.until = [], action, until
+        self.beside = Aside(self._act)
+
+    def _act(self):
+        try:
+            self.action(self)
+        finally:
+            self.until.touch()
 
     def __call__(self, record):
         self.replicas.append(int(record.replicas))
