@@ -1,11 +1,15 @@
 """Clusters that tests share: one in threads, one in processes."""
 
 import gc
+import signal
 from collections.abc import Iterator
 
 import dask
 import pytest
 from distributed import Client, LocalCluster
+
+# What starts in a shell's background ignores Ctrl-C, and so would all that the tests press it for.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 dask.config.set(
     {

@@ -7,6 +7,7 @@ from counting import CountingModel
 
 import dbdask
 from dbdask.server.room import rooms_of
+from dbdask.verbs.replica import _Replica
 
 
 def write_store(path, rows=1200, chunk=100, seed=0):
@@ -111,6 +112,28 @@ def test_one_replica_is_the_same_to_the_bit_with_snapshots_and_without(
     snapshots = {"checkpoint": str(tmp_path / "run.zarr"), "snapshot_every": "10ms"}
     paused = train(threads_client, store, **options, **snapshots)
     np.testing.assert_array_equal(flat(plain), flat(paused))
+
+
+@pytest.mark.parametrize(("n_fetch", "n_push"), [(1, 2), (3, 1), (2, 3)])
+def test_stops_within_a_portion_change_nothing(threads_client, store, monkeypatch, n_fetch, n_push):
+    options = {"replicas": 1, "n_fetch": n_fetch, "n_push": n_push, "epochs": 2}
+    unbroken = train(threads_client, store, **options)
+    await_push, resume_steps, began = _Replica._await_push, _Replica._resume_steps, []
+
+    def await_and_stop(replica):
+        await_push(replica)
+        replica.paused = True  # as where a snapshot is due
+
+    def note(replica):
+        first, last = resume_steps(replica)
+        began.append(first)
+        return first, last
+
+    monkeypatch.setattr(_Replica, "_await_push", await_and_stop)
+    monkeypatch.setattr(_Replica, "_resume_steps", note)
+    broken = train(threads_client, store, **options)
+    assert sum(step > 0 for step in began) > 8
+    np.testing.assert_array_equal(flat(unbroken), flat(broken))
 
 
 @pytest.mark.parametrize("options", [{}, {"n_fetch": 2, "n_push": 2}, {"warmstart": 7}])

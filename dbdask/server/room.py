@@ -27,6 +27,9 @@ _rooms: weakref.WeakKeyDictionary[Any, dict[str, "Room"]] = weakref.WeakKeyDicti
 _ended: weakref.WeakKeyDictionary[Any, deque[str]] = weakref.WeakKeyDictionary()
 _rooms_lock = threading.Lock()
 
+Place = tuple[int, int, int, int]
+"""Where a replica stopped: generation, epoch, portion, next step."""
+
 REMEMBERED_RUNS = 256  # ended runs whose late tasks a worker refuses
 
 
@@ -56,6 +59,7 @@ class Room:
         self._points: dict[int, _Point] = {}
         self._copies_lock = threading.Lock()
         self._free: list[np.ndarray] = []
+        self._left: tuple[Place, np.ndarray, list[int]] | None = None
         self._running = 0
         self._turn = threading.Condition()
         self._threads = ThreadpoolController()
@@ -113,6 +117,23 @@ class Room:
         with self._turn:
             self._free.extend(vectors)
 
+    def leave(self, place: Place, local: np.ndarray, fetched: list[int]) -> None:
+        """Keep the parameters that a replica stopped with; those of one replica are kept."""
+        self.take_up(None)
+        with self._turn:
+            self._left = place, local, fetched
+
+    def take_up(self, place: Place | None) -> tuple[np.ndarray, list[int]] | None:
+        """Return what a replica stopped with just here, and the versions of its last fetch."""
+        with self._turn:
+            left, self._left = self._left, None
+            if left is None:
+                return None
+            if left[0] == place:
+                return left[1], left[2]
+            self._free.append(left[1])
+            return None
+
     def reader(self, name: str) -> Any:
         """Return the reader of the job's examples called `name`, opened once."""
         with self._turn:
@@ -159,6 +180,7 @@ class Room:
         for reader in self.readers.values():
             reader.close()
         self.readers, self.copies, self._points, self._free = {}, {}, {}, []
+        self._left = None
 
 
 def open_room(run: str, job: bytes) -> Room:

@@ -21,7 +21,7 @@ from dbdask.numbers.layout import as_layout
 from dbdask.numbers.left_out import LeftOut
 from dbdask.numbers.portions import Portion
 from dbdask.server.link import ServerHandle, ServerLink
-from dbdask.server.room import Room, open_room
+from dbdask.server.room import Place, Room, open_room
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ class _Replica:
         self.paused = False
         self.accrued_steps = 0
         self.is_fresh = False  # the last push brought the parameters along
+        self.step = -1  # the last one done
         self.last_step = order.portion.steps(self.job.batch_size) - 1
 
     def work(self, blocks: Any) -> None:
@@ -117,7 +118,8 @@ class _Replica:
         if self.paused and not self.order.complete_only:
             return
         size = self.order.handle.size
-        self.local, self.gradient = self.room.buffer(size), self.room.buffer(size)
+        self._take_up(first)
+        self.gradient = self.room.buffer(size)
         self.accrued = self.gradient if job.n_push == 1 else self.room.buffer(size)
         reader = self.room.reader("train")
         batches = reader.minibatches(
@@ -132,7 +134,29 @@ class _Replica:
         self.report.left_out = reader.left_out(portion)
         if self.report.finished and first == 0:
             self.report.dropped = portion.rows - self.report.examples
-        self.room.give_back(*{id(v): v for v in (self.local, self.gradient, self.accrued)}.values())
+        kept = [] if self._leave() else [self.local]
+        self.room.give_back(*{id(v): v for v in (*kept, self.gradient, self.accrued)}.values())
+
+    def _take_up(self, step: int) -> None:
+        """Go on with the parameters that were stopped with here: they are not yet those of shards.
+
+        So one replica makes the same steps, whether snapshots stop it or not.
+        """
+        left = self.room.take_up(self._place(step))
+        self.local = self.room.buffer(self.order.handle.size) if left is None else left[0]
+        self.fetched = [] if left is None else left[1]
+
+    def _leave(self) -> bool:
+        """Keep the parameters where this replica stops, and fetches only now and then."""
+        at_rest = self.report.next_step == self.step + 1 and not self.order.complete_only
+        if self.job.n_fetch == 1 or self.report.finished or not at_rest:
+            return False
+        self.room.leave(self._place(self.step + 1), self.local, self.fetched)
+        return True
+
+    def _place(self, step: int) -> Place:
+        portion = self.order.portion
+        return self.order.handle.generation, portion.epoch, portion.number, step
 
     def _resume_steps(self) -> tuple[int, int]:
         """The step to start with, and the last one to do (beyond any, unless completing)."""
@@ -152,6 +176,7 @@ class _Replica:
             if step > last:
                 return False
             self._step(batch)
+            self.step = step
             if self._must_stop(step, last):
                 return False
             if most is not None and self.report.steps >= most and self._at_boundary(step):
