@@ -32,8 +32,8 @@ from dbdask.numbers.vectors import Command, merge_answers
 from dbdask.server.batch_shard import BatchShard
 from dbdask.server.initial import FromModel, FromSnapshot
 from dbdask.server.parameter_server import TROUBLE, Initial, ParameterServer
-from dbdask.status import Status
 from dbdask.verbs.batch_recovery import BatchRecovery
+from dbdask.verbs.batch_status import batch_status
 from dbdask.verbs.gradient_pass import Experience, GradientPass, Interrupted, Sums
 from dbdask.verbs.homes import check_collectable, most_elements, shard_homes
 from dbdask.verbs.leaving import Leaving
@@ -146,7 +146,9 @@ class SandblasterRun:
         try:
             await self._begin()
             reason, parameters = await self._to_the_end()
-            return Outcome(parameters, self.tally.history, Status(*self._status(reason)))
+            reason = self.stop_reason if reason == "stopped" else reason
+            status = batch_status(reason, self.plan.method, self.state, self.experience)
+            return Outcome(parameters, self.tally.history, status)
         except RunLost as error:
             raise ShardLost(str(error)) from None
         except TROUBLE as error:
@@ -383,30 +385,3 @@ class SandblasterRun:
         assert self.snapshots.committed is not None
         reference = VectorReference(self.plan.path, self.snapshots.committed.group, name)
         return await brought_home(reference, self.plan.size)
-
-    def _status(self, reason: str) -> tuple[str, str]:
-        method, state = self.plan.method, self.state
-        reason = self.stop_reason if reason == "stopped" else reason
-        refused = f"{self.experience.refused} gradients were refused"
-        if self.experience.last_refusal:
-            refused += f", the last in {self.experience.last_refusal}"
-        searched = "the line search found no lower point: is the loss smooth and finite?"
-        is_bad = bool(self.experience.refused) and not math.isfinite(state.loss)
-        if reason == "search_failed" and is_bad:
-            reason = "bad_gradients"  # at the first point: no other is gone to
-        elif self.experience.last_refusal:
-            searched = f"the line search found no lower point; {refused}"
-        messages = {
-            "iterations": f"all {method.iterations} iterations are done",
-            "tolerance": (
-                f"the largest component of the gradient is {state.largest:.3g}, at most "
-                f"tolerance={method.tolerance:g}"
-            ),
-            "precision": "the loss has converged to float32 precision",
-            "search_failed": searched,
-            "bad_gradients": refused,
-            "callback": "a callback stopped the run",
-            "interrupted": "the run was interrupted",
-        }
-        reached = f"loss {state.loss:.6g}" if self.experience.passes else "no pass has ended"
-        return reason, f"{messages[reason]} (iteration {state.iteration}, {reached})"

@@ -307,7 +307,8 @@ class Workforce:
         for worker in sorted(workers):
             held = [o for o in self.outstanding if o.worker == worker and not o.task.done()]
             if held:
-                what = "fell silent" if worker in self.facts else "was lost"
+                what = f"gave no sign of life for {deadline('ping'):g} s (dbdask.ping)"
+                what = what if worker in self.facts else "was lost"
                 self._note_failure(held[0], f"because worker {worker} {what}")
 
     def _restart_clocks(self, worker: str, now: float) -> None:
