@@ -1,5 +1,7 @@
 """The one room that knows distributed's inside: it fails here when distributed changes."""
 
+import asyncio
+import gc
 import time
 from pathlib import Path
 
@@ -130,3 +132,30 @@ def test_every_deadline_is_documented_and_can_be_set():
         with dask.config.set({f"dbdask.{name}": "1500ms"}):
             assert deadline(name) == 1.5
     assert deadline("answer", nbytes=20_000_000) == deadline("answer") + 1
+
+
+def test_a_call_that_is_given_up_fails_without_a_word(client, monkeypatch, caplog):
+    """What becomes of it interests nobody: no log speaks of an exception never retrieved."""
+
+    async def fails_when_cancelled(*arguments):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise OSError("the connection was cut")
+
+    async def give_up():
+        monkeypatch.setattr(contact, "_call", fails_when_cancelled)
+        place = contact.ActorPlace("tcp://nowhere", "nobody")
+        call = asyncio.ensure_future(contact.call_actor(client.rpc, place, "ping"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        del call
+        for _ in range(3):
+            await asyncio.sleep(0)
+        gc.collect()
+
+    with caplog.at_level("ERROR", logger="asyncio"):
+        client.sync(give_up)
+    assert not [record for record in caplog.records if "never retrieved" in record.message]

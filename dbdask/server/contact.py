@@ -56,6 +56,7 @@ async def call_actor(
         The worker left, forgot the actor, or answers no ping.
     """
     work = asyncio.ensure_future(_call(pool, place, method, arguments))
+    work.add_done_callback(_hear_out)
     try:
         while True:
             done, _ = await asyncio.wait({work}, timeout=deadline("answer", nbytes))
@@ -68,6 +69,12 @@ async def call_actor(
         raise ShardLost(f"{place.key} on {place.worker} {why}") from error
     finally:
         work.cancel()
+
+
+def _hear_out(work: "asyncio.Task[Any]") -> None:
+    """Take the error of a call that nobody waits for any more, before asyncio complains."""
+    if not work.cancelled():
+        work.exception()
 
 
 async def _call(
