@@ -9,6 +9,10 @@ class Stale(RuntimeError):
     """A message of an older generation reached a shard, which refused it."""
 
 
+TROUBLE = (ShardLost, Stale)
+"""What a call to the shards ends in when the run has to recover, rather than fail."""
+
+
 class DataError(ValueError):
     """Values found wrong when the chunk that holds them was read."""
 

@@ -141,10 +141,10 @@ class Mischief(WorkerPlugin):
 
         contact._call = self.plain
 
-    async def call(self, pool, place, method, arguments):
+    async def call(self, pool, place, method, arguments, *more):
         rng = self.rng
         if method not in PUSHES:
-            return await self.plain(pool, place, method, arguments)
+            return await self.plain(pool, place, method, arguments, *more)
         await asyncio.sleep(rng.uniform(0.0, 0.01))
         if rng.random() < self.repeated:
             await self.plain(pool, place, method, arguments)
@@ -191,6 +191,14 @@ class Fault:
     loses: bool = False  # whether acknowledged updates may be rolled back
     chaos: bool = False  # only in the long suite
     shards: int = 2
+
+
+def assert_felt(result, act):
+    """The run has met what was done to it."""
+    if isinstance(act, Kill) and act.victims in (a_shard_holder, all_holders):
+        assert result.history["lost"].values[-1] >= 1
+    if isinstance(act, Disturb):
+        assert result.history["repeated"].values[-1] >= 1
 
 
 NO_SHARD = "a worker without a shard"

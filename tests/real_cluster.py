@@ -46,11 +46,13 @@ class RealCluster:
         return self
 
     def __exit__(self, *_):
-        for client in self.clients:
-            client.close(timeout=2)
-        for process in self.processes.values():
-            signal_group(process, signal.SIGKILL)
-            process.wait()
+        try:
+            for client in self.clients:
+                client.close(timeout=2)
+        finally:
+            for process in self.processes.values():
+                signal_group(process, signal.SIGKILL)
+                process.wait()
 
     def start_scheduler(self):
         """Start a scheduler on a free port; the workers started later go to it."""

@@ -6,7 +6,7 @@ import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from faults import TABLE, Disturb, Kill, a_shard_holder, all_holders, everyone
+from faults import TABLE, Disturb, assert_felt, everyone
 from test_downpour import assert_nothing_left, counted, write_store
 from test_faults import Trouble
 from test_leaving import Aside, wait_until
@@ -144,14 +144,6 @@ def assert_right(result, accepted, bowl):
     for loss, x, gradient in accepted:
         assert loss == pytest.approx(bowl.objective(x), rel=1e-6)
         np.testing.assert_allclose(gradient, bowl.gradient(x), rtol=1e-5, atol=1e-8)
-
-
-def assert_felt(result, act):
-    """The run has met what was done to it."""
-    if isinstance(act, Kill) and act.victims in (a_shard_holder, all_holders):
-        assert result.history["lost"].values[-1] >= 1
-    if isinstance(act, Disturb):
-        assert result.history["repeated"].values[-1] >= 1
 
 
 def assert_all_over(client):

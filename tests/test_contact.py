@@ -92,7 +92,7 @@ def test_a_function_runs_on_a_workers_loop(client):
     for address, facts in client.sync(contact.workers_now, client).items():
         answer = client.sync(contact.run_on, client.rpc, address, where, "here", seconds=10)
         assert tuple(answer) == ("here", address)
-        assert facts.address == address and facts.threads == 1 and not facts.is_closing
+        assert facts.address == address and not facts.is_closing
         assert facts.is_called(address) and facts.is_called(facts.name)
     nobody = pytest.raises(WorkerError, match="gave no answer")
     with dask.config.set({"dbdask.connect": "1s"}), nobody:

@@ -7,7 +7,7 @@ import dask
 import pytest
 from counting import CountingModel, missing_updates
 from distributed import Client, LocalCluster
-from faults import TABLE, everyone
+from faults import TABLE, Stop, assert_felt, everyone
 from test_downpour import assert_nothing_left, counted, write_store
 from test_leaving import wait_until
 from test_recovery import assert_workers_run_tasks
@@ -58,6 +58,11 @@ class Trouble:
         except Exception as error:
             self.errors.append(error)
 
+    @property
+    def is_over(self):
+        """Whether all has happened."""
+        return not any(thread.is_alive() for thread in self.threads)
+
     def settle(self):
         for thread in self.threads:
             thread.join(30)
@@ -82,7 +87,10 @@ def run_through(client, store, fault, seed, path, epochs=EPOCHS):
         callbacks=[trouble],
         progress=False,
     )
+    was_in_time = trouble.is_over or isinstance(fault.act, Stop)  # which goes on to the SIGCONT
     trouble.settle()
+    assert was_in_time, "the run was over before"
+    assert_felt(result, fault.act)
     return result
 
 

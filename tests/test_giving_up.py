@@ -23,9 +23,11 @@ from dbdask.server.contact import WorkerFacts
 from dbdask.server.link import ServerLink
 from dbdask.server.parameter_server import ParameterServer
 from dbdask.verbs.downpour_run import DownpourRun
-from dbdask.verbs.recovery import MOST_RECOVERIES, Recovery, Returns, RunLost
+from dbdask.verbs.failures import MOST_ATTEMPTS
+from dbdask.verbs.giving_up import MOST_RECOVERIES, Returns, RunLost
+from dbdask.verbs.recovery import Recovery
 from dbdask.verbs.sandblaster_run import SandblasterRun
-from dbdask.verbs.workforce import MOST_ATTEMPTS, Outstanding, Workforce
+from dbdask.verbs.workforce import Outstanding, Workforce
 
 ROWS, BAD_ROW = 1200, 777
 ENDLESS = 20  # what happens so often would have no end
@@ -71,7 +73,7 @@ def test_a_portion_that_costs_five_workers_is_named():
         force = workforce()
         for n in range(MOST_ATTEMPTS - 1):
             await lose(force, outstanding(portion(3), f"w{n}"), outstanding(portion(4), f"w{n}"))
-            assert ("failed" in force.suspicion) == (n > 0)
+            assert ("failed" in force.failures.suspicion) == (n > 0)
         await lose(force, outstanding(portion(4), "w8"))  # it had only waited behind the other
         with pytest.raises(WorkerError, match=r"portion 3 of .*failed 5 times.*worker w9 was lost"):
             await lose(force, outstanding(portion(3), "w9"))
@@ -87,10 +89,10 @@ def test_failures_of_a_portion_count_on_in_another_bundle_and_end_where_it_is_fi
             force.outstanding = [outstanding(bundle, "w", ValueError("bad"))]
             [(_, answer)] = await force.ended(1.0)
             assert answer is None
-        assert "bundle 2 (portions 2 to 7) failed 3 times" in force.suspicion
+        assert "bundle 2 (portions 2 to 7) failed 3 times" in force.failures.suspicion
         force.outstanding = [outstanding(bundles[2], "w", report())]
         await force.ended(1.0)
-        assert not force.suspicion
+        assert not force.failures.suspicion
         for bundle in bundles[:4]:
             force.outstanding = [outstanding(bundle, "w", ValueError("bad"))]
             await force.ended(1.0)
@@ -108,7 +110,7 @@ def test_no_portion_is_blamed_for_a_worker_that_closes_in_order():
             force.closing = {"w"}
             force.outstanding = [outstanding(portion(3), "w")]
             assert await force.watch_silence()
-        assert not force.failures
+        assert not force.failures.suspicion
 
     asyncio.run(live())
 
@@ -136,7 +138,9 @@ def test_recoveries_without_a_step_between_them_end_the_run():
             raise ShardLost("lost again")
 
     run = types.SimpleNamespace(
-        workforce=types.SimpleNamespace(suspicion="portion 3 failed"),
+        workforce=types.SimpleNamespace(
+            failures=types.SimpleNamespace(suspicion="portion 3 failed")
+        ),
         where_it_stands=lambda: "there is no snapshot",
     )
     recovery = Hopeless(run)

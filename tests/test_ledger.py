@@ -35,7 +35,7 @@ def test_rows_bring_a_ledger_back():
     for identity in ((2, 1, 4), (2, 0, 7), (3, 0, 0)):
         ledger.admit(*identity)
     ledger.close_before(2)
-    again = Ledger.from_rows(ledger.rows(), ledger.first_open_epoch)
+    again = Ledger.from_rows(ledger.rows(), 2)
     assert again.rows() == ledger.rows() == [(2, 0, 7, 1), (2, 1, 4, 1), (3, 0, 0, 1)]
     assert not again.admit(1, 0, 0)
 

@@ -37,7 +37,7 @@ class Record:
     epoch: int
     """The epoch, from 0."""
     step: int
-    """Minibatches so far."""
+    """Minibatches so far; in Sandblaster iterations."""
     examples: int
     """Examples so far."""
     loss: float = math.nan
@@ -49,7 +49,7 @@ class Record:
     validation_rmse: float = math.nan
     """Root mean squared error on the validation examples, in the target's own units."""
     gradient_norm: float = math.nan
-    """Root mean square of the minibatches' gradient norms."""
+    """Root mean square of the minibatches' gradient norms; in Sandblaster the gradient's norm."""
     replicas: int = 0
     """Model replicas that trained."""
     staleness_median: float = math.nan
@@ -61,7 +61,8 @@ class Record:
     repeated: int = 0
     """Pushes that a shard had already, so far: of steps, or of bundles."""
     rolled_back: int = 0
-    """Updates that shards lost with their workers, so far: counted once for each such shard."""
+    """Updates that shards lost with their workers, so far: counted once for each such shard. In
+    Sandblaster iterations."""
     shard_copies: float = math.nan
     """Copies of the shard that has the fewest, where `shard_copies` is above 1."""
     dropped: int = 0

@@ -55,11 +55,6 @@ class Ledger:
         """Return a row for each portion, sorted: what a checkpoint keeps."""
         return sorted(Row(*key, *value) for key, value in self._last.items())
 
-    @property
-    def first_open_epoch(self) -> int:
-        """The first epoch of which pushes are still admitted."""
-        return self._first_open_epoch
-
     @classmethod
     def from_rows(cls, rows: Iterable[Sequence[int]], first_open_epoch: int) -> "Ledger":
         """Rebuild a ledger from `rows()`."""

@@ -260,6 +260,12 @@ async def settled(client: Any, future: Any, seconds: float) -> str:
     return str(future.status)
 
 
+def error_of(future: Any) -> BaseException | None:
+    """Return what a future that has ended failed with, if it did."""
+    failure: BaseException | None = future._state.exception
+    return failure
+
+
 def is_loss_of_actor(error: BaseException) -> bool:
     """Whether a future's error says that the worker of its actor is gone."""
     return isinstance(error, RuntimeError) and "Worker holding Actor was lost" in str(error)
@@ -278,7 +284,6 @@ class WorkerFacts:
     address: str
     name: str
     host: str
-    threads: int
     memory_limit: int  # bytes; 0 where there is none
     is_closing: bool = False  # it still answers, and gets nothing new
 
@@ -308,7 +313,6 @@ async def workers_now(client: Any) -> dict[str, WorkerFacts]:
             address,
             str(worker.get("name", "")),
             str(worker.get("host", "")),
-            int(worker.get("nthreads", 1)),
             int(worker.get("memory_limit") or 0),
             worker.get("status") in CLOSING,
         )

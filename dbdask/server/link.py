@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.errors import ShardLost, Stale
+from dbdask.errors import TROUBLE, ShardLost, Stale
 from dbdask.server.contact import ActorPlace, call_actor, start_on, worker_loop
 from dbdask.server.shard import Acknowledgement, Progress
 
@@ -94,7 +94,7 @@ class ServerLink:
         async def ask(shard: ShardPlace) -> list[Progress]:
             return await self._every_copy(shard, "progress", epoch, portion)
 
-        answers = self._wait(self._calls.start(self._loop, self.handle.generation, self._all(ask)))
+        answers = self.wait(self._calls.start(self._loop, self.handle.generation, self._all(ask)))
         return [progress for copies in answers for progress in copies]
 
     def start_fetch(self, into: np.ndarray) -> concurrent.futures.Future[list[int]]:
@@ -160,7 +160,7 @@ class ServerLink:
             )
             np.copyto(into[shard.start : shard.stop], values)
 
-        self._wait(self._calls.start(self._loop, self.handle.generation, self._all(fetch)))
+        self.wait(self._calls.start(self._loop, self.handle.generation, self._all(fetch)))
 
     def contribute(self, identity: tuple[int, int], gradient: np.ndarray) -> bool:
         """Add a gradient, under its identity (evaluation, bundle), to every batch shard.
@@ -175,7 +175,7 @@ class ServerLink:
             )
 
         future = self._calls.start(self._loop, self.handle.generation, self._all(push))
-        return all(self._wait(future))
+        return all(self.wait(future))
 
     def fetch_copy(self, number: int, into: np.ndarray) -> None:
         """Fetch the parameters of a snapshot copy into a vector."""
@@ -186,11 +186,7 @@ class ServerLink:
             )
             np.copyto(into[shard.start : shard.stop], values)
 
-        self._wait(self._calls.start(self._loop, self.handle.generation, self._all(fetch)))
-
-    def wait(self, future: concurrent.futures.Future[Any]) -> Any:
-        """Wait for a call that was started; its own deadlines bound the wait."""
-        return self._wait(future)
+        self.wait(self._calls.start(self._loop, self.handle.generation, self._all(fetch)))
 
     async def _all(self, one: Callable[[ShardPlace], Coroutine[Any, Any, Any]]) -> list[Any]:
         return await _gather(one(shard) for shard in self.handle.shards)
@@ -205,13 +201,14 @@ class ServerLink:
             for copy in shard.copies
         )
 
-    def _wait(self, future: concurrent.futures.Future[Any]) -> Any:
+    def wait(self, future: concurrent.futures.Future[Any]) -> Any:
+        """Wait for a call that was started; its own deadlines bound the wait."""
         try:
             return future.result()
         except (concurrent.futures.CancelledError, asyncio.CancelledError):
             raise Stale(f"generation {self.handle.generation} has ended") from None
         except RuntimeError as error:
-            if isinstance(error, (ShardLost, Stale)):
+            if isinstance(error, TROUBLE):
                 raise
             raise ShardLost(f"a call to a shard failed: {error!r}") from error
 

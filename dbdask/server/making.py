@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dbdask.errors import ShardLost, WorkerError
-from dbdask.server.contact import is_loss_of_actor, place_of, settled
+from dbdask.server.contact import error_of, is_loss_of_actor, place_of, settled
 from dbdask.server.deadlines import deadline
 
 
@@ -38,7 +38,7 @@ async def made(client: Any, future: Any, name: str) -> str:
         status = await settled(client, future, deadline("placement"))
     except TimeoutError as error:
         raise WorkerError(f"no worker made {name} within {deadline('placement'):g} s") from error
-    failure = future._state.exception
+    failure = error_of(future)
     if status == "error" and failure is not None and not is_loss_of_actor(failure):
         raise failure
     address = await place_of(client, future.key)

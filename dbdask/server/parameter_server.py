@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.errors import ShardLost, Stale
+from dbdask.errors import ShardLost
 from dbdask.numbers.layout import cut
 from dbdask.numbers.ledger import Standing
 from dbdask.numbers.optimizers import Optimizer
@@ -401,7 +401,3 @@ class ParameterServer:
             await run_on(self.client.rpc, worker, function, *arguments, seconds=deadline("connect"))
 
         await asyncio.gather(*(tell(worker) for worker in workers), return_exceptions=True)
-
-
-TROUBLE = (ShardLost, Stale)
-"""What a call to the shards ends in when the run has to recover, rather than fail."""

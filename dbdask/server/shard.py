@@ -242,24 +242,32 @@ class ParameterShard:
 
     async def _keep_best(self, number: int) -> None:
         """Keep the parameters of a copy as the best so far."""
+        await self._serve(self._take_best, number)
+
+    def _take_best(self, number: int) -> None:
         self.state.vectors["best"] = self.state.copies[number].vectors["parameters"].copy()
 
     async def _restore_best(self, path: str, group: str, is_there: bool) -> None:
         """Take the best parameters of a snapshot for one's own, or forget them: it has none."""
+        best = None
         if is_there:
-            self.state.vectors["best"] = await asyncio.to_thread(
+            best = await asyncio.to_thread(
                 checkpoint.read_slice, path, group, "best", self.start, self.stop
             )
-        else:
-            self.state.vectors.pop("best", None)
+        await self._serve(self._set_best, best)
+
+    def _set_best(self, best: np.ndarray | None) -> None:
+        self.state.vectors.pop("best", None)
+        if best is not None:
+            self.state.vectors["best"] = best
 
     async def _drop(self, number: int) -> None:
         """Forget a copy."""
-        self.state.copies.pop(number, None)
+        await self._serve(self.state.copies.pop, number, None)
 
     async def _drop_all(self) -> None:
         """Forget every copy: who needed them has given up."""
-        self.state.copies.clear()
+        await self._serve(self.state.copies.clear)
 
     async def _close_epochs(self, epoch: int) -> None:
         """Forget the ledger of the epochs before `epoch`."""
@@ -291,10 +299,6 @@ class ParameterShard:
     async def read(self, name: str) -> np.ndarray:
         """Return a copy of one vector: `parameters`, `best`, or an optimiser slot."""
         return await self._serve(lambda: self.state.vectors[name].copy())
-
-    async def applied(self) -> int:
-        """Return the number of updates applied so far."""
-        return self.state.applied
 
     async def whole_state(self) -> ShardState:
         """Return a consistent copy of everything, for a shard that takes this one's place.

@@ -5,9 +5,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from dbdask.errors import TROUBLE
 from dbdask.server.deadlines import deadline
-from dbdask.server.parameter_server import TROUBLE
-from dbdask.verbs.recovery import MOST_RECOVERIES, Returns, RunLost, lost_with, wait_for_homes
+from dbdask.verbs.giving_up import MOST_RECOVERIES, Returns, RunLost, lost_with
+from dbdask.verbs.homes import TURN_SECONDS, wait_for_homes
 
 if TYPE_CHECKING:
     from dbdask.verbs.sandblaster_run import SandblasterRun
@@ -91,7 +92,7 @@ class BatchRecovery:
         run.tally.lost += await server.drop_lost(run.workforce.answering)
         if run.plan.path is None:
             gone = f"shard {server.gone[0]} of {len(server.slices)} is gone" if server.gone else why
-            raise RunLost(f"{gone}; {run.where_it_stands()}")
+            raise RunLost(f"{gone}; {lost_with(run)}")
         await wait_for_homes(run)
         snapshot = run.snapshots.committed
         assert snapshot is not None  # a run with a checkpoint begins with a snapshot
@@ -139,6 +140,6 @@ class BatchRecovery:
         until = time.monotonic() + deadline("portion-end")
         while workforce.outstanding and time.monotonic() < until:
             await workforce.refresh()
-            await workforce.ended(0.25)
+            await workforce.ended(TURN_SECONDS)
             await workforce.watch_silence()
         workforce.give_up_all()

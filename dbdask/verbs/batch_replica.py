@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dbdask.data.supply import gather_blocks
-from dbdask.errors import ShardLost, Stale
+from dbdask.errors import TROUBLE
 from dbdask.numbers.bundles import Bundle
 from dbdask.numbers.gradients import (
     divide_and_measure,
@@ -82,7 +82,7 @@ def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
         began = time.monotonic()
         try:
             _accrue(room, order, report, gather_blocks(blocks))
-        except (ShardLost, Stale) as trouble:
+        except TROUBLE as trouble:
             report.trouble = f"{type(trouble).__name__}: {trouble}"
         report.seconds = time.monotonic() - began
     return report

@@ -24,11 +24,11 @@ from dbdask.verbs.session import Callback, client_for, watch
 from dbdask.verbs.settling import (
     check_named,
     check_shared,
+    check_what_was_left_out,
     deviation_of,
     flat_parameters,
     validation_cut,
     validation_interval,
-    warn_of_dropped,
     worker_names,
 )
 
@@ -210,7 +210,7 @@ def downpour(
         )
         run = DownpourRun(connected, plan)
         outcome = watch(connected, run, callbacks, Progress(progress, plan.total_examples))
-    warn_of_dropped(outcome)
+    check_what_was_left_out(outcome)
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 

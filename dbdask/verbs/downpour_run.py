@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.errors import DataError, ShardLost, WorkerError
+from dbdask.errors import TROUBLE, DataError, ShardLost, WorkerError
 from dbdask.numbers import policies
 from dbdask.numbers.checkpoint import Snapshot, VectorReference
 from dbdask.numbers.history import Record
@@ -16,10 +16,11 @@ from dbdask.numbers.ledger import Row
 from dbdask.numbers.optimizers import Optimizer
 from dbdask.numbers.portions import Cut, Portion
 from dbdask.server.initial import FromModel, FromSnapshot
-from dbdask.server.parameter_server import TROUBLE, Initial, ParameterServer
+from dbdask.server.parameter_server import Initial, ParameterServer
 from dbdask.status import Status
 from dbdask.verbs.barrier import Barrier
-from dbdask.verbs.homes import check_collectable, most_elements, shard_homes
+from dbdask.verbs.giving_up import RunLost
+from dbdask.verbs.homes import most_elements, shard_homes
 from dbdask.verbs.leaving import Leaving
 from dbdask.verbs.outcome import (
     Outcome,
@@ -28,8 +29,8 @@ from dbdask.verbs.outcome import (
     where_it_stands,
     with_snapshot,
 )
-from dbdask.verbs.preflight import check_memory
-from dbdask.verbs.recovery import Recovery, RunLost
+from dbdask.verbs.preflight import check_collectable, check_memory
+from dbdask.verbs.recovery import Recovery
 from dbdask.verbs.replica import PortionOrder, PortionReport, train_portion
 from dbdask.verbs.session import needs_workers
 from dbdask.verbs.snapshots import Snapshots
@@ -147,7 +148,7 @@ class DownpourRun:
             trained=plan.trained,
         )
         self.snapshots = Snapshots(self.server, plan.path, plan.snapshot_seconds, plan.last)
-        self.validator = Validator(self)
+        self.validator = Validator(self, plan.target_loss)
         self.leaving.begin()
         await self.server.place(self.initial(), homes)
         self.twins.note()

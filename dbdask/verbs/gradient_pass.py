@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dbdask.errors import ShardLost
 from dbdask.numbers.bundles import (
@@ -24,6 +25,16 @@ from dbdask.verbs.workforce import Outstanding, Workforce
 
 TURN_SECONDS = 0.1
 LONE_BUNDLES = 8  # a pass of a lone replica
+TOTALS = (
+    "passes",
+    "bundles",
+    "backups_launched",
+    "backups_won",
+    "examples",
+    "dropped",
+    "repeated",
+    "refused",
+)
 
 
 class Interrupted(Exception):
@@ -47,6 +58,15 @@ class Experience:
     refused: int = 0
     last_refusal: str = ""  # since the last good point
     left_out: LeftOut = field(default_factory=LeftOut)
+
+    def totals(self) -> dict[str, int]:
+        """What the history adds up over passes, for a resumed run to go on from."""
+        return {name: getattr(self, name) for name in TOTALS}
+
+    def go_on_from(self, totals: Mapping[str, Any]) -> None:
+        """Go on from the totals of a run that was before."""
+        for name in TOTALS:
+            setattr(self, name, totals[name])
 
 
 @dataclass

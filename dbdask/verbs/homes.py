@@ -1,12 +1,16 @@
-"""Where shards may live, and whether the workers can hold what the run gives them."""
+"""Where shards may live, and the wait for a place where they may."""
 
+import asyncio
 import math
+import time
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from dbdask.errors import WorkerError
 from dbdask.server.contact import WorkerFacts
+from dbdask.server.deadlines import deadline
 
-LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in the client
+TURN_SECONDS = 0.25  # between two looks for workers
 
 
 def shard_homes(
@@ -38,20 +42,6 @@ def shard_homes(
     return [address for address in named if address not in avoided]
 
 
-def check_collectable(model: str, size: int, path: str | None) -> None:
-    """Refuse a model that the client would have to collect, and cannot.
-
-    Raises
-    ------
-    ValueError
-        It is larger than 1 GiB and there is no checkpoint for the shards to write it to.
-    """
-    if path is None and 4 * size > LARGEST_WITHOUT_CHECKPOINT:
-        raise ValueError(
-            f"{model} is larger than 1 GiB: give checkpoint=, where the shards write it"
-        )
-
-
 def most_elements(size: int, shards: int, homes: int, copies: int = 1) -> int:
     """Return the elements of the flat vector, copies counted, that the fullest worker holds.
 
@@ -61,3 +51,23 @@ def most_elements(size: int, shards: int, homes: int, copies: int = 1) -> int:
     (6, 9)
     """
     return math.ceil(size / shards) * math.ceil(shards * min(copies, homes) / homes)
+
+
+async def wait_for_homes(run: Any) -> None:
+    """Return when there is a worker for shards and one for portions.
+
+    Raises
+    ------
+    WorkerError
+        None came within the deadline.
+    """
+    until = time.monotonic() + deadline("arrival")
+    while not (run.shard_homes() and run.workforce.workers):
+        if time.monotonic() > until:
+            raise WorkerError(
+                f"no worker is left to go on with, and none came in "
+                f"{deadline('arrival'):g} s; {run.where_it_stands()}"
+            )
+        await asyncio.sleep(TURN_SECONDS)
+        await run.workforce.refresh()
+        await run.workforce.watch_silence()

@@ -11,6 +11,7 @@ from dbdask.server.contact import WorkerFacts, run_on
 from dbdask.server.deadlines import deadline
 
 PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
+LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in the client
 
 
 async def check_worker(pool: Any, address: str, job: bytes, path: str | None) -> None:
@@ -96,3 +97,17 @@ def check_memory(facts: list[WorkerFacts], replica: int, shard: int, model: str)
                 f"{worker.memory_limit / 2**20:.0f} MiB: give workers more memory, or use more "
                 "of them with shards="
             )
+
+
+def check_collectable(model: str, size: int, path: str | None) -> None:
+    """Refuse a model that the client would have to collect, and cannot.
+
+    Raises
+    ------
+    ValueError
+        It is larger than 1 GiB and there is no checkpoint for the shards to write it to.
+    """
+    if path is None and 4 * size > LARGEST_WITHOUT_CHECKPOINT:
+        raise ValueError(
+            f"{model} is larger than 1 GiB: give checkpoint=, where the shards write it"
+        )

@@ -1,45 +1,20 @@
 """Recovery of a Downpour run: end what is in flight, rebuild what is lost, and go on."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dbdask.errors import ShardLost, WorkerError
+from dbdask.errors import TROUBLE
 from dbdask.numbers.ledger import Standing, furthest
 from dbdask.server.deadlines import deadline
-from dbdask.server.parameter_server import TROUBLE
+from dbdask.verbs.giving_up import MOST_RECOVERIES, Returns, RunLost, lost_with
+from dbdask.verbs.homes import wait_for_homes
 
 if TYPE_CHECKING:
     from dbdask.verbs.downpour_run import DownpourRun
 
 logger = logging.getLogger("dbdask")
-
-MOST_RECOVERIES = 3  # without a step between them, or back to where the run was already
-TURN_SECONDS = 0.25
-
-
-class RunLost(ShardLost):
-    """The run cannot go on: this trouble is the verb's answer, and no further recovery's."""
-
-
-class Returns:
-    """How often in a row a run went back to a snapshot, and came no further than before.
-
-    Steps made since do not count: where the same place costs the shards each time, they are made
-    over and over again.
-    """
-
-    def __init__(self) -> None:
-        self.in_vain = 0
-        self._furthest = (-1, -1)  # snapshot, steps
-
-    def note(self, snapshot: int, steps: int) -> None:
-        """Note that the run goes back from so many steps to that snapshot."""
-        here = snapshot, steps
-        self.in_vain = self.in_vain + 1 if here <= self._furthest else 0
-        self._furthest = max(here, self._furthest)
 
 
 class Recovery:
@@ -153,29 +128,3 @@ class Recovery:
     def lost(self, why: str) -> RunLost:
         """Return the error that ends the run: what is lost, and what would have saved it."""
         return RunLost(f"{why}; {lost_with(self.run)}")
-
-
-def lost_with(run: Any) -> str:
-    """What an error of a lost run adds: work that failed more than once, and where it stands."""
-    suspicion = run.workforce.suspicion
-    return (f"{suspicion}; " if suspicion else "") + str(run.where_it_stands())
-
-
-async def wait_for_homes(run: Any) -> None:
-    """Return when there is a worker for shards and one for portions.
-
-    Raises
-    ------
-    WorkerError
-        None came within the deadline.
-    """
-    until = time.monotonic() + deadline("arrival")
-    while not (run.shard_homes() and run.workforce.workers):
-        if time.monotonic() > until:
-            raise WorkerError(
-                f"no worker is left to go on with, and none came in "
-                f"{deadline('arrival'):g} s; {run.where_it_stands()}"
-            )
-        await asyncio.sleep(TURN_SECONDS)
-        await run.workforce.refresh()
-        await run.workforce.watch_silence()

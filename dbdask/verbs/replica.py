@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dbdask.data.supply import gather_blocks
-from dbdask.errors import ShardLost, Stale
+from dbdask.errors import TROUBLE
 from dbdask.numbers.gradients import (
     clip,
     divide_and_measure,
@@ -90,7 +90,7 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Any) -> PortionRepor
         began = time.monotonic()
         try:
             _Replica(room, order, report).work(gather_blocks(blocks))
-        except (ShardLost, Stale) as trouble:
+        except TROUBLE as trouble:
             report.trouble = f"{type(trouble).__name__}: {trouble}"
         report.seconds = time.monotonic() - began
     return report

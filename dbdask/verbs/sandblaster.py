@@ -23,11 +23,11 @@ from dbdask.verbs.session import Callback, client_for, watch
 from dbdask.verbs.settling import (
     check_named,
     check_shared,
+    check_what_was_left_out,
     deviation_of,
     flat_parameters,
     validation_cut,
     validation_interval,
-    warn_of_dropped,
     worker_names,
 )
 
@@ -194,7 +194,7 @@ def sandblaster(
         )
         run = SandblasterRun(connected, plan)
         outcome = watch(connected, run, callbacks, Progress(progress, iterations, "iterations"))
-    warn_of_dropped(outcome)
+    check_what_was_left_out(outcome)
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.errors import DataError, ShardLost, WorkerError
+from dbdask.errors import TROUBLE, DataError, ShardLost, WorkerError
 from dbdask.numbers import policies
 from dbdask.numbers.checkpoint import Snapshot, VectorReference
 from dbdask.numbers.history import Record
@@ -28,14 +28,16 @@ from dbdask.numbers.lbfgs import (
 )
 from dbdask.numbers.optimizers import sgd
 from dbdask.numbers.portions import Cut
+from dbdask.numbers.scores import NOTHING
 from dbdask.numbers.vectors import Command, merge_answers
 from dbdask.server.batch_shard import BatchShard
 from dbdask.server.initial import FromModel, FromSnapshot
-from dbdask.server.parameter_server import TROUBLE, Initial, ParameterServer
+from dbdask.server.parameter_server import Initial, ParameterServer
 from dbdask.verbs.batch_recovery import BatchRecovery
 from dbdask.verbs.batch_status import batch_status
+from dbdask.verbs.giving_up import RunLost
 from dbdask.verbs.gradient_pass import Experience, GradientPass, Interrupted, Sums
-from dbdask.verbs.homes import check_collectable, most_elements, shard_homes
+from dbdask.verbs.homes import most_elements, shard_homes
 from dbdask.verbs.leaving import Leaving
 from dbdask.verbs.outcome import (
     Outcome,
@@ -44,8 +46,7 @@ from dbdask.verbs.outcome import (
     where_it_stands,
     with_snapshot,
 )
-from dbdask.verbs.preflight import check_memory
-from dbdask.verbs.recovery import RunLost
+from dbdask.verbs.preflight import check_collectable, check_memory
 from dbdask.verbs.session import needs_workers
 from dbdask.verbs.snapshots import Snapshots
 from dbdask.verbs.tally import Tally
@@ -54,17 +55,6 @@ from dbdask.verbs.validating import Validator
 from dbdask.verbs.workforce import Workforce
 
 logger = logging.getLogger("dbdask")
-
-TOTALS = (  # of Experience
-    "passes",
-    "bundles",
-    "backups_launched",
-    "backups_won",
-    "examples",
-    "dropped",
-    "repeated",
-    "refused",
-)
 
 
 @dataclass(frozen=True)
@@ -96,7 +86,6 @@ class BatchPlan:
     snapshot_seconds: float
     seed: int
     settings: dict[str, Any]
-    target_loss: float | None = None
 
 
 class SandblasterRun:
@@ -129,12 +118,11 @@ class SandblasterRun:
 
     def _totals(self) -> dict[str, float]:
         """What the history adds up over passes, for a resumed run to go on from."""
-        held = {name: getattr(self.experience, name) for name in TOTALS}
-        return held | {"evaluating": self.evaluating, "commanding": self.commanding}
+        seconds = {"evaluating": self.evaluating, "commanding": self.commanding}
+        return self.experience.totals() | seconds
 
     def _restore_totals(self, totals: dict[str, float]) -> None:
-        for name in TOTALS:
-            setattr(self.experience, name, totals.get(name, 0))
+        self.experience.go_on_from(totals)
         self.evaluating, self.commanding = totals["evaluating"], totals["commanding"]
 
     def request_stop(self, reason: str) -> None:
@@ -270,7 +258,7 @@ class SandblasterRun:
         while sums is None:
             sums, work = await self.recovery.through(lambda: self._pass(request))
         if sums.weight <= 0:
-            raise ValueError("examples has no example with a weight above 0 that is not missing")
+            raise DataError(NOTHING)
         answers = await self._repeat(
             "close_pass", work.number, len(work.done), sums.weight, request.into, request.after
         )

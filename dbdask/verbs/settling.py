@@ -73,7 +73,7 @@ def validation_cut(validation: Examples | None, batch_size: int, portion_rows: i
     return validation.cut(portion_rows, batch_size) if validation is not None else None
 
 
-def warn_of_dropped(outcome: Outcome) -> None:
+def check_what_was_left_out(outcome: Outcome) -> None:
     """Say so where many examples, or a whole class, were left out as missing.
 
     Raises

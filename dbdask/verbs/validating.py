@@ -7,21 +7,20 @@ import time
 import uuid
 from typing import Any
 
-from dbdask.errors import DataError, ShardLost, WorkerError
+from dbdask.errors import ShardLost, WorkerError
 from dbdask.numbers.scores import Score
 from dbdask.server.contact import result_of
-from dbdask.server.parameter_server import TROUBLE
+from dbdask.verbs.failures import MOST_ATTEMPTS
 from dbdask.verbs.validation import evaluate_portion
-from dbdask.verbs.workforce import MOST_ATTEMPTS
 
 logger = logging.getLogger("dbdask")
 
 
 class Validator:
-    """Scores snapshot copies beside training, one at a time."""
+    """Scores snapshot copies beside training, one at a time; a score of `target_loss` ends it."""
 
-    def __init__(self, run: Any) -> None:
-        self.run, self.plan = run, run.plan
+    def __init__(self, run: Any, target_loss: float | None = None) -> None:
+        self.run, self.plan, self.target_loss = run, run.plan, target_loss
         last = self.plan.last
         self.best: float | None = last.state.get("best") if last else None
         self.choice = asyncio.Lock()  # held while the best changes, and while a copy is taken
@@ -80,7 +79,7 @@ class Validator:
                 await self._choose()
         await self.run.snapshots.drop(number)
         self.run.tally.record(epoch=epoch, **values)
-        if self.plan.target_loss is not None and loss <= self.plan.target_loss:
+        if self.target_loss is not None and loss <= self.target_loss:
             self.run.request_stop("target")
 
     async def _choose(self) -> None:
@@ -158,14 +157,8 @@ class Validator:
     async def settle(self) -> None:
         """Wait until the validation under way has ended."""
         task, self._task = self._task, None
-        if task is None:
-            return
-        try:
+        if task is not None:
             await task
-        except TROUBLE:
-            raise
-        except DataError:
-            raise
 
     async def give_up(self) -> None:
         """Abandon a validation: a shard that held its copy is lost."""

@@ -14,12 +14,12 @@ from dbdask.numbers.policies import is_overdue, places_for, tasks_for
 from dbdask.numbers.portions import Portion
 from dbdask.server.contact import WorkerFacts, result_of, worker_answers, workers_now
 from dbdask.server.deadlines import deadline
+from dbdask.verbs.failures import Failures
 from dbdask.verbs.preflight import check_worker
 
 logger = logging.getLogger("dbdask")
 
 REFRESH_SECONDS = 0.5
-MOST_ATTEMPTS = 5
 
 
 class Work(Protocol):
@@ -74,7 +74,7 @@ class Workforce:
     leaving: set[str] = field(default_factory=set)  # asked to leave: they get nothing more
     abandoned: bool = False  # a task was given up that may still run somewhere
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=64))
-    failures: dict[tuple[int, int], list[str]] = field(default_factory=dict)  # by portion
+    failures: Failures = field(default_factory=Failures)
     _checked: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
     _refreshed: float = -1e9
@@ -100,12 +100,6 @@ class Workforce:
             for address, facts in self.facts.items()
             if self._may_train(facts) and address in self._checked and address not in self.away
         ]
-
-    @property
-    def suspicion(self) -> str:
-        """What is unfinished and failed more than once, in words; empty where nothing did."""
-        worst = max(self.failures.values(), key=len, default=[])
-        return worst[-1] if len(worst) > 1 else ""
 
     @property
     def away(self) -> set[str]:
@@ -278,29 +272,13 @@ class Workforce:
             report: Report = out.task.result()
             if report.finished:
                 self.durations.append(report.seconds)
-                for portion in out.work.portions:
-                    self.failures.pop(portion.identity, None)
+                self.failures.forget(out.work)
             return report
         if isinstance(error, DataError):
             raise error
         where = "".join(f"{note}, " for note in getattr(error, "__notes__", ()))
-        self._note_failure(out, f"{where}with {error!r}", error)
+        self.failures.note(out.work, out.worker, f"{where}with {error!r}", error)
         return None
-
-    def _note_failure(self, out: Outstanding, how: str, error: BaseException | None = None) -> None:
-        """Count a failure of some work; the portion that always fails is not tried for ever.
-
-        The count is the portions', so that it goes on where a pass is made again in other bundles.
-        """
-        work = out.work
-        failures = [self.failures.setdefault(portion.identity, []) for portion in work.portions]
-        count = 1 + max(len(before) for before in failures)
-        words = f"{work.name} failed {count} times, the last time {how}"
-        for before in failures:
-            before.append(words)
-        if count >= MOST_ATTEMPTS:
-            raise WorkerError(words) from error
-        logger.warning("%s failed on %s %s; it is tried again", work.name, out.worker, how)
 
     def _blame(self, workers: set[str]) -> None:
         """Count what lost workers were at work on: what each has had for longest."""
@@ -309,7 +287,7 @@ class Workforce:
             if held:
                 what = f"gave no sign of life for {deadline('ping'):g} s (dbdask.ping)"
                 what = what if worker in self.facts else "was lost"
-                self._note_failure(held[0], f"because worker {worker} {what}")
+                self.failures.note(held[0].work, worker, f"because worker {worker} {what}")
 
     def _restart_clocks(self, worker: str, now: float) -> None:
         """What waited behind an ended portion begins now."""
