@@ -52,7 +52,7 @@ def outstanding(work, worker, outcome=None):
 
 def workforce(*workers):
     force = Workforce(None, "run", b"", None, None, None, None)
-    force.facts = {w: WorkerFacts(w, w, "here", 1, 0) for w in workers}
+    force.facts = {w: WorkerFacts(w, w, "here", 0) for w in workers}
     return force
 
 

@@ -117,10 +117,10 @@ def test_a_command_that_comes_twice_is_done_once():
 def test_pausing_is_told_with_the_next_acknowledgement():
     async def scenario():
         shard = make_shard()
-        await shard.command(1, "pause", True)
+        await shard.command(1, "pause", 0, True)
         told, _ = await shard.push(0, (0, 0, 0), np.zeros(16, np.float32), 0)
         asked = await shard.progress(0, 0, 0)
-        await shard.command(2, "pause", False)
+        await shard.command(2, "pause", 0, False)
         later, _ = await shard.push(0, (0, 0, 1), np.zeros(16, np.float32), 0)
         return told.pause, asked, later.pause
 

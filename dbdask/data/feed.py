@@ -136,12 +136,19 @@ class Reader:
         gathered = self._gather(portion.blocks, blocks)
         if following is not None:
             self.prefetch(following)
-        rows = self._permutation(portion, gathered.rows)[portion.start : portion.stop]
-        if gathered.valid is not None:
-            rows = rows[gathered.valid[rows]]
+        rows = self._rows(portion, gathered)
         for step, start in enumerate(range(0, len(rows), batch_size)):
             if step >= first_step:
                 yield self._minibatch(gathered, rows[start : start + batch_size], step)
+
+    def kept(self, portion: Portion, blocks: Blocks | None = None) -> int:
+        """Return how many examples of a portion are not left out as missing."""
+        return len(self._rows(portion, self._gather(portion.blocks, blocks)))
+
+    def _rows(self, portion: Portion, gathered: Gathered) -> np.ndarray:
+        """Return the portion's rows of its group, in their order, without those left out."""
+        rows = self._permutation(portion, gathered.rows)[portion.start : portion.stop]
+        return rows if gathered.valid is None else rows[gathered.valid[rows]]
 
     def prefetch(self, portion: Portion) -> None:
         """Start to read a portion's blocks, unless another is being read or it would not fit."""

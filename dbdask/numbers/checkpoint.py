@@ -25,7 +25,7 @@ from dbdask.numbers.sealed import Place
 
 logger = logging.getLogger("dbdask")
 
-KIND = {"dbdask_checkpoint": 2}
+KIND = {"dbdask_checkpoint": 3}
 VECTORS = {"dbdask_vectors": 2}
 COMMIT = {"dbdask_commit": 2}
 SNAPSHOT = re.compile(r"(\d{8,})-\d+-\w+")

@@ -37,7 +37,8 @@ class Record:
     epoch: int
     """The epoch, from 0."""
     step: int
-    """Minibatches so far; in Sandblaster iterations."""
+    """Minibatches so far; in Sandblaster iterations. A run that goes back to a snapshot as a whole
+    counts on from there, as with the other totals of its work."""
     examples: int
     """Examples so far."""
     loss: float = math.nan

@@ -1,10 +1,11 @@
 """Making an actor on a worker: the wait for it has a deadline, and says why it ended."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from dbdask.errors import ShardLost, WorkerError
-from dbdask.server.contact import error_of, is_loss_of_actor, place_of, settled
+from dbdask.server.contact import error_of, is_loss_of_actor, place_of, settled, worker_answers
 from dbdask.server.deadlines import deadline
 
 
@@ -24,20 +25,27 @@ def submit_actor(client: Any, kind: type, arguments: Sequence[Any], key: str, wo
     )
 
 
-async def made(client: Any, future: Any, name: str) -> str:
-    """Wait until an actor is made; returns its worker.
+async def made(client: Any, future: Any, name: str, worker: str, *, nbytes: int = 0) -> str:
+    """Wait until an actor of `nbytes` is made; returns its worker.
 
     Raises
     ------
     ShardLost
-        Its worker left meanwhile.
+        Its worker left meanwhile, or gives no sign of life.
     WorkerError
         No worker made it in time.
     """
+    seconds = deadline("placement", nbytes)
+    making = asyncio.ensure_future(settled(client, future, seconds))
     try:
-        status = await settled(client, future, deadline("placement"))
+        while not (await asyncio.wait({making}, timeout=deadline("answer")))[0]:
+            if not await worker_answers(client.rpc, worker) and not making.done():
+                raise ShardLost(f"{name} was not made: worker {worker} gives no sign of life")
+        status = making.result()
     except TimeoutError as error:
-        raise WorkerError(f"no worker made {name} within {deadline('placement'):g} s") from error
+        raise WorkerError(f"no worker made {name} within {seconds:g} s") from error
+    finally:
+        making.cancel()
     failure = error_of(future)
     if status == "error" and failure is not None and not is_loss_of_actor(failure):
         raise failure

@@ -138,8 +138,7 @@ class ParameterServer:
         self, indices: Sequence[int], initial: Initial, workers: Sequence[str]
     ) -> None:
         """Make every copy of the named shards anew."""
-        for index in indices:
-            self._let_go(index, self._copies[index])
+        self.give_up(indices)
         missing = self._missing(workers)
         await self._make_all([(i, initial, worker) for i, worker in missing if i in indices])
 
@@ -193,6 +192,11 @@ class ParameterServer:
             self._let_go(index, [copy])
         return len(lost)
 
+    def give_up(self, indices: Iterable[int]) -> None:
+        """Give up every copy of some shards, those that answer too."""
+        for index in indices:
+            self._let_go(index, self._copies[index])
+
     def _let_go(self, index: int, copies: Iterable[Copy]) -> None:
         for copy in list(copies):
             self._copies[index].remove(copy)
@@ -234,10 +238,16 @@ class ParameterServer:
         start, stop = self.slices[index]
         arguments = (start, stop, self.optimizer, self.generation, initial, self.trained)
         key = f"{shard_prefix(self.run)}{index}-{uuid.uuid4().hex[:8]}"
+        nbytes = 4 * (stop - start) * (1 + len(self.optimizer.slots))
         future = submit_actor(self.client, self.kind, arguments, key, worker)
         self._making.add(future)
         try:
-            address = await made(self.client, future, f"parameter shard {index}")
+            address = await made(
+                self.client, future, f"parameter shard {index}", worker, nbytes=nbytes
+            )
+        except BaseException:
+            future.release()  # at once: the error's frames may hold it for long
+            raise
         finally:
             self._making.discard(future)
         await self._tell([address], add_farewell, self.run)
@@ -262,6 +272,13 @@ class ParameterServer:
             name, *arguments, only=only, nbytes=nbytes, number=number
         )
         return [copies[0] for copies in answers]
+
+    async def order(self, name: str, *arguments: Any, only: Sequence[int] | None = None) -> Any:
+        """Give a command that is good for this generation alone: one that comes late is refused.
+
+        Such a command sets what a later one sets otherwise.
+        """
+        return await self.command(name, self.generation, *arguments, only=only)
 
     async def command_copies(
         self,
@@ -324,7 +341,7 @@ class ParameterServer:
 
     async def pause(self) -> list[Standing]:
         """Ask replicas to hand their portions back; every copy's standing comes back."""
-        answers = await self.command_copies("pause", True)
+        answers = await self.command_copies("pause", self.generation, True)
         return [standing for copies in answers for standing in copies]
 
     async def end_generation(self, workers: Sequence[str]) -> None:

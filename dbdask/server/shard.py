@@ -221,8 +221,11 @@ class ParameterShard:
         self.generation = max(self.generation, generation)
         return await self._serve(self._standing)
 
-    async def _pause(self, pausing: bool) -> Standing:
+    # An order of another generation comes late: what it would set was set anew since
+
+    async def _pause(self, generation: int, pausing: bool) -> Standing:
         """Ask replicas, by their next acknowledgement, to hand their portions back (or not)."""
+        self._check(generation)
         self.pausing = pausing
         return await self._serve(self._standing)
 
@@ -240,15 +243,17 @@ class ParameterShard:
         self.state.copies[number] = self.state.copy(None if whole else ["parameters"])
         return self.state.applied
 
-    async def _keep_best(self, number: int) -> None:
+    async def _keep_best(self, generation: int, number: int) -> None:
         """Keep the parameters of a copy as the best so far."""
+        self._check(generation)
         await self._serve(self._take_best, number)
 
     def _take_best(self, number: int) -> None:
         self.state.vectors["best"] = self.state.copies[number].vectors["parameters"].copy()
 
-    async def _restore_best(self, path: str, group: str, is_there: bool) -> None:
+    async def _restore_best(self, generation: int, path: str, group: str, is_there: bool) -> None:
         """Take the best parameters of a snapshot for one's own, or forget them: it has none."""
+        self._check(generation)
         best = None
         if is_there:
             best = await asyncio.to_thread(
@@ -265,8 +270,9 @@ class ParameterShard:
         """Forget a copy."""
         await self._serve(self.state.copies.pop, number, None)
 
-    async def _drop_all(self) -> None:
+    async def _drop_all(self, generation: int) -> None:
         """Forget every copy: who needed them has given up."""
+        self._check(generation)
         await self._serve(self.state.copies.clear)
 
     async def _close_epochs(self, epoch: int) -> None:
@@ -277,8 +283,11 @@ class ParameterShard:
         """Replace the parameters."""
         await self._serve(np.copyto, self.state.vectors["parameters"], values)
 
-    async def _adopt(self, rows: Sequence[Row], applied: int, first_open_epoch: int) -> int:
+    async def _adopt(
+        self, generation: int, rows: Sequence[Row], applied: int, first_open_epoch: int
+    ) -> int:
         """Take over the survivors' standing after a loss; returns the updates lost by it."""
+        self._check(generation)
         lost = applied - self.state.applied
         self.state.ledger = Ledger.from_rows(rows, first_open_epoch)
         self.state.applied = applied

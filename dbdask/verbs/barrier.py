@@ -22,7 +22,7 @@ class Barrier:
         A task that was given up for silent may still be pushing: then the generation ends too.
         """
         server, workforce = self.run.server, self.run.workforce
-        await server.command("pause", True)
+        await server.order("pause", True)
         await self._empty()
         if workforce.abandoned:
             await server.advance()
@@ -32,25 +32,33 @@ class Barrier:
 
     async def release(self) -> None:
         """Let replicas go on."""
-        await self.run.server.command("pause", False)
+        await self.run.server.order("pause", False)
 
     async def _uneven(self) -> set[tuple[int, int]]:
         """The portions that copies of shards hold at different steps."""
         standings = await self.run.server.pause()
         self.standing = standings[0]
-        first, *others = ({row[:3] for row in standing.rows} for standing in standings)
+        epoch = self.run.stream.epoch  # some shards may not have heard yet that others are closed
+        first, *others = (
+            {row[:3] for row in standing.rows if row[0] >= epoch} for standing in standings
+        )
         return {(epoch, portion) for steps in others for epoch, portion, _ in first ^ steps}
 
     async def _empty(self) -> None:
         """Take in until nothing is outstanding; trouble on the way comes out."""
         while self.run.workforce.outstanding:
-            trouble = await self.run.take_in()
-            if trouble:
-                raise ShardLost(trouble)
+            await self._take_in()
+
+    async def _take_in(self) -> None:
+        trouble = await self.run.take_in()
+        if trouble:
+            raise ShardLost(trouble)
 
     async def _complete(self, uneven: set[tuple[int, int]]) -> None:
         """Bring the shards that lack a step of a portion to the step that others have."""
         run = self.run
+        while not run.workforce.workers:  # until one comes, or none does for too long
+            await self._take_in()
         portions = {
             (p.epoch, p.number): p for p in run.plan.cut.portions(run.plan.seed, run.stream.epoch)
         }

@@ -56,8 +56,9 @@ class BatchRecovery:
             try:
                 await self._end_flight()
                 await run.validator.give_up()
+                await run.server.advance()
                 await run.validator.mend(lost=False)
-                await run.twins.make_at_new_generation()
+                await run.twins.make()
                 return
             except TROUBLE as again:
                 error = again

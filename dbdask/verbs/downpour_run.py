@@ -20,7 +20,7 @@ from dbdask.server.parameter_server import Initial, ParameterServer
 from dbdask.status import Status
 from dbdask.verbs.barrier import Barrier
 from dbdask.verbs.giving_up import RunLost
-from dbdask.verbs.homes import most_elements, shard_homes
+from dbdask.verbs.homes import most_elements, shard_homes, wait_for_homes
 from dbdask.verbs.leaving import Leaving
 from dbdask.verbs.outcome import (
     Outcome,
@@ -33,6 +33,7 @@ from dbdask.verbs.preflight import check_collectable, check_memory
 from dbdask.verbs.recovery import Recovery
 from dbdask.verbs.replica import PortionOrder, PortionReport, train_portion
 from dbdask.verbs.session import needs_workers
+from dbdask.verbs.setting_up import set_up
 from dbdask.verbs.snapshots import Snapshots
 from dbdask.verbs.stream import PortionStream
 from dbdask.verbs.tally import Tally
@@ -117,9 +118,7 @@ class DownpourRun:
         """Run to the end; whatever happens, leave nothing on the cluster."""
         try:
             await self._begin()
-            while not (self.stop_reason or self.stream.done):
-                await self._turn()
-            return await self._conclude()
+            return await self._to_the_end()
         except RunLost as error:
             raise ShardLost(str(error)) from None
         except TROUBLE as error:
@@ -135,6 +134,7 @@ class DownpourRun:
         plan = self.plan
         await self.workforce.refresh(first=True)
         needs_workers(self.workforce.workers)
+        await wait_for_homes(self)
         homes = self.shard_homes()
         count = plan.shards or policies.shards_for(plan.size, len(homes))
         self._check_memory(count, len(homes))
@@ -150,7 +150,12 @@ class DownpourRun:
         self.snapshots = Snapshots(self.server, plan.path, plan.snapshot_seconds, plan.last)
         self.validator = Validator(self, plan.target_loss)
         self.leaving.begin()
-        await self.server.place(self.initial(), homes)
+        await set_up(self)
+
+    async def make_shards(self) -> None:
+        """Make every shard for the first time, and write the first snapshot."""
+        plan = self.plan
+        await self.server.place(self.initial(), self.shard_homes())
         self.twins.note()
         if plan.start is not None and plan.last is None:
             await self.server.assign(plan.start)
@@ -341,17 +346,21 @@ class DownpourRun:
 
     # Conclusion
 
-    async def _conclude(self) -> Outcome:
-        """Come to rest, validate for the last time, and bring the parameters home."""
+    async def _to_the_end(self) -> Outcome:
+        """Train, and conclude; a loss on the way may have brought the run back into training."""
         while True:
+            while not (self.stop_reason or self.stream.done):
+                await self._turn()
             try:
                 parameters = await self._last_words()
-                break
             except TROUBLE as error:
                 await self.recovery.recover(repr(error))
-        return Outcome(parameters, self.tally.history, Status(*self._reason()))
+            else:
+                self.tally.settle(min(self.stream.epoch, self.plan.epochs - 1))
+                return Outcome(parameters, self.tally.history, Status(*self._reason()))
 
     async def _last_words(self) -> Any:
+        """Come to rest, validate for the last time, and bring the parameters home."""
         await self.barrier.rest()
         await self.validator.settle()
         await self.snapshots.settle()

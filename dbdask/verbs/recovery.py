@@ -17,6 +17,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dbdask")
 
 
+class Told:
+    """The lost updates that the history has, of each shard since a snapshot.
+
+    A shard that is lost again before the next snapshot lacks all since then, not the new ones
+    twice.
+
+    Examples
+    --------
+    >>> told = Told()
+    >>> told.new("first", {0: 5, 1: 5}), told.new("first", {0: 8}), told.new("second", {0: 2})
+    (10, 3, 2)
+    """
+
+    def __init__(self) -> None:
+        self._since = ""
+        self._lost: dict[int, int] = {}
+
+    def new(self, since: str, lost: dict[int, int]) -> int:
+        """Return what is to be told: `lost` holds updates since that snapshot, by shard."""
+        if since != self._since:
+            self._since, self._lost = since, {}
+        before = sum(self._lost.get(shard, 0) for shard in lost)
+        self._lost.update(lost)
+        return sum(lost.values()) - before
+
+
 class Recovery:
     """What one run does about lost shards.
 
@@ -30,6 +56,8 @@ class Recovery:
         self.run = run
         self.in_a_row = 0  # recoveries since the last step
         self.returns = Returns()
+        self._behind: set[int] = set()  # shards made anew that have no standing yet
+        self._told = Told()
 
     def note_step(self) -> None:
         """A step was made: the run is going on."""
@@ -64,7 +92,10 @@ class Recovery:
         await self._end_flight()
         await run.workforce.refresh(now=True)
         run.tally.lost += await run.server.drop_lost(run.workforce.answering)
+        run.server.give_up(self._behind)  # else they would pass for survivors
+        self._behind |= set(run.server.gone)
         await self._rebuild(run.server.gone)
+        await run.server.command("close_epochs", run.stream.epoch)  # some may not have heard it
         await run.barrier.release()
 
     async def _end_flight(self) -> None:
@@ -93,6 +124,7 @@ class Recovery:
                 await self._adopt(gone, standings)
             else:
                 await self._go_back(gone)
+            self._behind.clear()
         await run.validator.mend(lost=bool(gone))
         await run.twins.make()
 
@@ -103,10 +135,12 @@ class Recovery:
 
     async def _adopt(self, gone: Sequence[int], standings: list[Standing]) -> None:
         """The survivors' standing becomes the new shards': nothing is applied to them twice."""
-        run = self.run
-        rows, applied = furthest(standings, run.stream.epoch)
-        lost = await run.server.command("adopt", rows, applied, run.stream.epoch, only=gone)
-        run.tally.rolled_back += sum(lost)
+        run, epoch = self.run, self.run.stream.epoch
+        rows, applied = furthest(standings, epoch)
+        lost = await run.server.order("adopt", rows, applied, epoch, only=gone)
+        assert run.snapshots.committed is not None  # that is what they were made from
+        since = run.snapshots.committed.group
+        run.tally.rolled_back += self._told.new(since, dict(zip(gone, lost, strict=True)))
 
     async def _go_back(self, gone: Sequence[int]) -> None:
         """Every shard is lost: the whole run goes back to the snapshot, and nothing is skipped."""
@@ -122,6 +156,7 @@ class Recovery:
                 f"before it came any further, after {run.tally.applied} updates"
             )
         run.tally.go_back(state)
+        self._told = Told()
         run.stream.restart(state["epoch"], [tuple(identity) for identity in state["finished"]])
         await self._make_again(gone)
 

@@ -61,6 +61,8 @@ class PortionReport:
     epoch: int
     number: int
     worker: str
+    first_step: int = 0  # the one it began with: those before had been applied
+    examples_before: int = 0  # in the steps before it
     next_step: int = 0
     finished: bool = False
     trouble: str = ""  # why the portion ended early, when a shard or the generation was lost
@@ -72,6 +74,7 @@ class PortionReport:
     squared_norms: float = 0.0
     staleness: list[int] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)  # step, parameter
+    examples_in_all: int = 0  # of a portion that is finished, whoever trained on them
     dropped: int = 0
     left_out: LeftOut = field(default_factory=LeftOut)
     repeated: int = 0
@@ -132,8 +135,9 @@ class _Replica:
         self.report.finished = self._train(batches, last)
         self._settle()
         self.report.left_out = reader.left_out(portion)
-        if self.report.finished and first == 0:
-            self.report.dropped = portion.rows - self.report.examples
+        if self.report.finished:
+            in_all = self.report.examples if first == 0 else reader.kept(portion, blocks)
+            self.report.examples_in_all, self.report.dropped = in_all, portion.rows - in_all
         kept = [] if self._leave() else [self.local]
         self.room.give_back(*{id(v): v for v in (*kept, self.gradient, self.accrued)}.values())
 
@@ -164,8 +168,9 @@ class _Replica:
         progress = self.link.progress(portion.epoch, portion.number)
         steps = [shard.last_step for shard in progress]
         self.paused = any(shard.pause for shard in progress)
-        self.report.next_step = min(steps) + 1
-        return min(steps) + 1, max(steps) if self.order.complete_only else 1 << 62
+        first = self.report.first_step = self.report.next_step = min(steps) + 1
+        self.report.examples_before = first * self.job.batch_size
+        return first, max(steps) if self.order.complete_only else 1 << 62
 
     def _train(self, batches: Iterable[Any], last: int) -> bool:
         """Work through the minibatches; True when the portion is finished."""

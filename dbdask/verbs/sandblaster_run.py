@@ -37,7 +37,7 @@ from dbdask.verbs.batch_recovery import BatchRecovery
 from dbdask.verbs.batch_status import batch_status
 from dbdask.verbs.giving_up import RunLost
 from dbdask.verbs.gradient_pass import Experience, GradientPass, Interrupted, Sums
-from dbdask.verbs.homes import most_elements, shard_homes
+from dbdask.verbs.homes import most_elements, shard_homes, wait_for_homes
 from dbdask.verbs.leaving import Leaving
 from dbdask.verbs.outcome import (
     Outcome,
@@ -48,6 +48,7 @@ from dbdask.verbs.outcome import (
 )
 from dbdask.verbs.preflight import check_collectable, check_memory
 from dbdask.verbs.session import needs_workers
+from dbdask.verbs.setting_up import set_up
 from dbdask.verbs.snapshots import Snapshots
 from dbdask.verbs.tally import Tally
 from dbdask.verbs.twins import Twins
@@ -156,6 +157,7 @@ class SandblasterRun:
         plan = self.plan
         await self.workforce.refresh(first=True)
         needs_workers(self.workforce.workers)
+        await wait_for_homes(self)
         self.tally.note_replicas(len(self.workforce.workers), plan.replicas)
         homes = self.shard_homes()
         count = plan.shards or policies.shards_for(plan.size, len(homes))
@@ -174,7 +176,12 @@ class SandblasterRun:
         self.snapshots = Snapshots(self.server, plan.path, plan.snapshot_seconds, plan.last)
         self.validator = Validator(self)
         self.leaving.begin()
-        await self.server.place(self.initial(), homes)
+        await set_up(self)
+
+    async def make_shards(self) -> None:
+        """Make every shard for the first time, and write the first snapshot."""
+        plan = self.plan
+        await self.server.place(self.initial(), self.shard_homes())
         self.twins.note()
         if plan.start is not None and plan.last is None:
             await self.server.assign(plan.start)

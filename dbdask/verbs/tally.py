@@ -9,9 +9,11 @@ from typing import Any
 from dbdask.numbers.history import History, Record
 from dbdask.verbs.replica import PortionReport
 
+COUNTS = ("lost", "repeated", "rolled_back", "dropped", "refused")
+
 
 class Tally:
-    """Adds up what portions report.
+    """Adds up what portions report, each step of the data once, whoever did it how often.
 
     Parameters
     ----------
@@ -32,6 +34,8 @@ class Tally:
         self.history = History()
         self.seconds_before = 0.0
         self.steps = self.examples = self.applied = 0
+        self._done: dict[tuple[int, int], tuple[int, int]] = {}  # steps, examples by open portion
+        self._epoch = 0
         if state:
             self._restore(state)
         self._steps_at_start = self.steps
@@ -43,15 +47,19 @@ class Tally:
         self.history = History.from_json(state["history"])
         for name, value in state["counts"].items():
             setattr(self, name, value)
+        self._restore_done(state)
+
+    def _restore_done(self, state: dict[str, Any]) -> None:
+        self._done = {(epoch, number): (steps, n) for epoch, number, steps, n in state["done"]}
 
     def state(self) -> dict[str, Any]:
         """What a snapshot keeps."""
-        names = ("lost", "repeated", "rolled_back", "dropped", "refused")
         return {
             "steps": self.steps,
             "examples": self.examples,
             "seconds": self.seconds,
-            "counts": {name: getattr(self, name) for name in names},
+            "counts": {name: getattr(self, name) for name in COUNTS},
+            "done": sorted([*identity, *done] for identity, done in self._done.items()),
             "history": self.history.to_json(),
         }
 
@@ -66,20 +74,23 @@ class Tally:
         return self.steps - self._steps_at_start
 
     def go_back(self, state: dict[str, Any]) -> None:
-        """The whole run goes back to a snapshot: what came after is done again."""
+        """The whole run goes back to a snapshot: what came after is done, and counted, again."""
         self.repeated += max(0, self.applied - state["applied"])
+        self.steps, self.examples = state["steps"], state["examples"]
         self.applied = state["applied"]
+        for name in ("rolled_back", "dropped", "refused"):
+            setattr(self, name, state["counts"][name])
+        self._restore_done(state)
 
     def add(self, report: PortionReport, epoch: int, workers: int, replicas: int | None) -> None:
         """Add a portion's report, and make a record of it where it trained."""
         self.note_replicas(workers, replicas)
-        self.steps += report.steps
-        self.examples += report.examples
+        before = self._count_work(report)
         self.applied += report.pushes
         self.repeated += report.repeated
         self.dropped += report.dropped
         self.history.left_out.add(report.left_out)
-        self.refused += len(report.refused)
+        self.refused += sum(step >= before for step, _ in report.refused)
         for step, parameter in report.refused[-1:]:
             self.last_refusal = (
                 f"epoch {report.epoch}, portion {report.number}, step {step}: {parameter}"
@@ -97,6 +108,33 @@ class Tally:
             staleness_median=float(statistics.median(staleness)),
             staleness_max=float(max(staleness)),
         )
+
+    def _count_work(self, report: PortionReport) -> int:
+        """Count a report's steps and examples; returns the portion's steps counted before.
+
+        A replica that dies says nothing of its last steps: the next one tells where it began. And
+        a step that not every shard had is done, and reported, twice.
+        """
+        if report.epoch > self._epoch:  # the one before is finished
+            self._done = {key: done for key, done in self._done.items() if key[0] >= report.epoch}
+            self._epoch = report.epoch
+        identity = report.epoch, report.number
+        steps, examples = self._done.get(identity, (0, 0))
+        examples_now = report.examples_before + report.examples
+        if report.finished:
+            examples_now = report.examples_in_all
+        done = max(steps, report.first_step + report.steps), max(examples, examples_now)
+        self.steps += done[0] - steps
+        self.examples += done[1] - examples
+        self._done[identity] = done
+        return steps
+
+    def settle(self, epoch: int) -> None:
+        """Make a last record where something was counted since the one before."""
+        last = self.history.records[-1] if self.history.records else None
+        counted = [getattr(self, name) for name in COUNTS]
+        if self.steps and counted != [getattr(last, name, 0) for name in COUNTS]:
+            self.record(epoch=epoch)
 
     def note_replicas(self, workers: int, replicas: int | None) -> None:
         """Note how many replicas train: as many as were asked for, else one a worker."""

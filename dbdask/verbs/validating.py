@@ -86,7 +86,7 @@ class Validator:
         """Let every shard keep the copy that is the best so far; a repeat does no harm."""
         assert self._choosing is not None
         number, loss = self._choosing
-        await self.run.server.command("keep_best", number)
+        await self.run.server.order("keep_best", number)
         self.best, self._choosing = loss, None
 
     async def mend(self, *, lost: bool) -> None:
@@ -99,11 +99,11 @@ class Validator:
         if self._was_lost and self.plan.keep == "best":
             last = self.run.snapshots.committed
             best = last.state.get("best")
-            await self.run.server.command("restore_best", last.path, last.group, best is not None)
+            await self.run.server.order("restore_best", last.path, last.group, best is not None)
             self.best, self._choosing = best, None
         elif self._choosing is not None:
             await self._choose()
-        await self.run.server.command("drop_all")
+        await self.run.server.order("drop_all")
         self._was_lost = False
 
     async def _score(self, number: int) -> Score:

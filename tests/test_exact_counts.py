@@ -1,0 +1,360 @@
+"""Losses at the worst moments: the parameters, the history and the status still say the same."""
+
+import asyncio
+import types
+import warnings
+
+import numpy as np
+import pytest
+import xarray as xr
+from counting import CountingModel, missing_updates
+from test_downpour import (
+    BadModel,
+    assert_nothing_left,
+    counted,
+    labelled,
+    network,
+    write_store,
+)
+
+import dbdask
+from dbdask.errors import ShardLost, Stale, WorkerError
+from dbdask.numbers.ledger import Row, Standing
+from dbdask.numbers.optimizers import sgd
+from dbdask.server import contact
+from dbdask.server.initial import FromModel
+from dbdask.server.parameter_server import ParameterServer
+from dbdask.server.shard import ParameterShard
+from dbdask.verbs.barrier import Barrier
+from dbdask.verbs.downpour_run import DownpourRun
+
+ROWS, BATCH, EPOCHS = 600, 20, 4
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("exact") / "store.zarr", ROWS)
+
+
+class Losses:
+    """Shards are really let go when the verb comes to look what is lost.
+
+    Parameters
+    ----------
+    at
+        Which shards are lost at which record, counted from 1.
+    """
+
+    def __init__(self, monkeypatch, at=None):
+        self.at, self.records, self.next, self.trouble = at or {}, 0, [], ""
+        take_in, drop_lost = DownpourRun.take_in, ParameterServer.drop_lost
+
+        async def troubled(run):
+            said, self.trouble = self.trouble, ""
+            return await take_in(run) or said
+
+        async def lose(server, workers):
+            lost, self.next = self.next, []
+            server.give_up(lost)
+            return await drop_lost(server, workers) + len(lost)
+
+        monkeypatch.setattr(DownpourRun, "take_in", troubled)
+        monkeypatch.setattr(ParameterServer, "drop_lost", lose)
+
+    def lose(self, shards):
+        self.next, self.trouble = list(shards), "as if a worker were gone"
+
+    def __call__(self, record):
+        self.records += 1
+        if self.records in self.at:
+            self.lose(self.at[self.records])
+
+
+def train(client, store, path, mirrors=2, epochs=EPOCHS, **options):
+    settings = {"snapshot_every": "1h", "checkpoint": str(path / "run.zarr")} | options
+    return dbdask.downpour(
+        CountingModel(ROWS, mirrors, seconds=0.002),
+        counted(store),
+        client=client,
+        optimizer=dbdask.sgd(float(BATCH)),
+        batch_size=BATCH,
+        epochs=epochs,
+        shards=mirrors,
+        progress=False,
+        **settings,
+    )
+
+
+def last(result, name):
+    return int(result.history[name].values[-1])
+
+
+def assert_exact(result, client, mirrors, *, rolled_back=None):
+    """The counts lack what was rolled back, and every step is counted once."""
+    assert result.status.reason == "epochs"
+    missing = missing_updates(result, EPOCHS, mirrors, BATCH)
+    assert missing == last(result, "rolled_back")
+    assert rolled_back is None or (missing > 0) == rolled_back
+    assert last(result, "examples") == EPOCHS * ROWS
+    assert last(result, "step") == EPOCHS * ROWS // BATCH
+    assert_nothing_left(client)
+
+
+@pytest.mark.parametrize("lost", [[0], [0, 1]])
+def test_a_loss_in_the_ending_is_made_good(threads_client, store, tmp_path, monkeypatch, lost):
+    losses, last_words, times = Losses(monkeypatch), DownpourRun._last_words, []
+
+    async def lose(run):
+        times.append(0)
+        if len(times) == 1:
+            losses.next = lost
+            raise ShardLost("as if it died in the ending")
+        return await last_words(run)
+
+    monkeypatch.setattr(DownpourRun, "_last_words", lose)
+    result = train(threads_client, store, tmp_path)
+    assert_exact(result, threads_client, 2, rolled_back=lost == [0])
+    assert last(result, "lost") == len(lost)
+
+
+@pytest.mark.parametrize(
+    ("at", "rolled_back"),
+    [
+        ({2: [0], 5: [0]}, True),
+        ({2: [0], 5: [1]}, True),
+        ({2: [0], 5: [0, 1]}, False),
+        ({2: [0, 1], 5: [1]}, True),
+    ],
+)
+def test_losses_between_two_snapshots_are_told_once(
+    threads_client, store, tmp_path, monkeypatch, at, rolled_back
+):
+    losses = Losses(monkeypatch, at)
+    result = train(threads_client, store, tmp_path, callbacks=[losses])
+    assert last(result, "lost") == sum(map(len, at.values()))
+    assert_exact(result, threads_client, 2, rolled_back=rolled_back)
+
+
+def test_a_loss_before_a_snapshot_and_one_after_it_are_both_told(
+    threads_client, store, tmp_path, monkeypatch
+):
+    losses = Losses(monkeypatch, {2: [0], 5: [0]})
+    result = train(threads_client, store, tmp_path, callbacks=[losses], snapshot_every="20ms")
+    assert last(result, "lost") == 2
+    assert_exact(result, threads_client, 2)
+
+
+@pytest.mark.parametrize("survivor", ["lives", "dies too"])
+def test_shards_made_anew_are_no_survivors_before_they_have_a_standing(
+    threads_client, store, tmp_path, monkeypatch, survivor
+):
+    losses, make, failed = Losses(monkeypatch, {3: [0, 1]}), ParameterServer._make, []
+
+    async def fail_once(server, index, initial, worker):
+        if losses.records >= 3 and index == 1 and not failed:
+            failed.append(index)
+            losses.next = [2] if survivor == "dies too" else []
+            raise ShardLost("as if the worker left while it made the shard")
+        return await make(server, index, initial, worker)
+
+    monkeypatch.setattr(ParameterServer, "_make", fail_once)
+    result = train(threads_client, store, tmp_path, mirrors=3, callbacks=[losses])
+    assert failed
+    assert_exact(result, threads_client, 3, rolled_back=survivor == "lives")
+
+
+def lose_first(monkeypatch, command, lost):
+    """The first command of a name reaches no shard, or comes late; returns what was held up."""
+    call, held = contact._call, []
+
+    async def disturbed(pool, place, method, arguments, *more):
+        if method == "command" and arguments[1] == command and lost(arguments) and not held:
+            held.append((pool, place, method, arguments))
+            raise OSError("the connection broke")
+        return await call(pool, place, method, arguments, *more)
+
+    monkeypatch.setattr(contact, "_call", disturbed)
+    return call, held
+
+
+def test_an_epoch_that_a_shard_did_not_hear_of_is_closed_later(
+    threads_client, store, tmp_path, monkeypatch
+):
+    _, held = lose_first(monkeypatch, "close_epochs", lambda arguments: arguments[2] == 1)
+    result = train(threads_client, store, tmp_path, snapshot_every="20ms")
+    assert held
+    assert_exact(result, threads_client, 2, rolled_back=False)
+
+
+def test_an_order_that_comes_late_is_refused(threads_client, store, tmp_path, monkeypatch):
+    call, held = lose_first(monkeypatch, "pause", lambda arguments: arguments[3])
+    came = []
+
+    async def deliver(run):
+        if held and not came and run.recovery.in_a_row == 0:
+            came.append("late")
+            with pytest.raises(Stale):
+                await call(*held[0])
+        await check(run)
+
+    check = DownpourRun._check_background
+    monkeypatch.setattr(DownpourRun, "_check_background", deliver)
+    result = train(threads_client, store, tmp_path, snapshot_every="20ms")
+    assert came
+    assert_exact(result, threads_client, 2, rolled_back=False)
+
+
+@pytest.mark.parametrize(
+    ("order", "arguments"),
+    [
+        ("pause", [True]),
+        ("keep_best", [1]),
+        ("restore_best", ["nowhere", "none", False]),
+        ("drop_all", []),
+        ("adopt", [[], 7, 0]),
+    ],
+)
+def test_a_shard_refuses_the_orders_of_another_generation(order, arguments):
+    async def scenario():
+        initial = FromModel(dbdask_model(), 0)
+        shard = ParameterShard(0, 16, sgd(1.0), 3, initial)
+        await shard.command(1, "copy", 1, True)
+        await shard.command(2, order, 3, *arguments)
+        with pytest.raises(Stale):
+            await shard.command(3, order, 2, *arguments)
+
+    asyncio.run(scenario())
+
+
+def dbdask_model():
+    import cloudpickle
+
+    return cloudpickle.dumps(CountingModel(16))
+
+
+# Setting up
+
+
+@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
+def test_a_worker_that_leaves_while_shards_are_made_costs_nothing(
+    threads_client, store, tmp_path, monkeypatch, verb
+):
+    place, times = ParameterServer.place, []
+
+    async def fail_once(server, initial, workers):
+        times.append(workers)
+        await place(server, initial, workers)
+        if len(times) == 1:
+            raise ShardLost("as if a worker left")
+
+    monkeypatch.setattr(ParameterServer, "place", fail_once)
+    if verb == "downpour":
+        assert_exact(train(threads_client, store, tmp_path), threads_client, 2, rolled_back=False)
+    else:
+        result = dbdask.sandblaster(
+            network(),
+            labelled(store),
+            client=threads_client,
+            iterations=2,
+            shards=2,
+            progress=False,
+        )
+        assert result.status.ok
+        assert_nothing_left(threads_client)
+    assert len(times) == 2
+
+
+def test_shards_that_can_never_be_made_end_the_run(threads_client, store, tmp_path, monkeypatch):
+    times = []
+
+    async def fail(server, initial, workers):
+        times.append(workers)
+        raise ShardLost("as if each worker left")
+
+    monkeypatch.setattr(ParameterServer, "place", fail)
+    with pytest.raises(ShardLost, match="as if each worker left"):
+        train(threads_client, store, tmp_path)
+    assert len(times) == 4
+    assert_nothing_left(threads_client)
+
+
+# The barrier
+
+
+def test_a_barrier_waits_for_a_worker_that_can_complete_a_portion():
+    """It takes in, which looks who is there, and ends where nobody comes for too long."""
+    looks = []
+
+    async def take_in():
+        looks.append(0)
+        if len(looks) == 5:
+            raise WorkerError("no worker is left to train on")
+        await asyncio.sleep(0)
+        return ""
+
+    async def pause():
+        return [Standing([Row(0, 1, 4, 5)], 5), Standing([Row(0, 1, 3, 4)], 4)]
+
+    async def order(name, *arguments):
+        return None
+
+    run = types.SimpleNamespace(
+        server=types.SimpleNamespace(pause=pause, order=order),
+        workforce=types.SimpleNamespace(workers=[], outstanding=[], abandoned=False),
+        stream=types.SimpleNamespace(epoch=0),
+        take_in=take_in,
+    )
+
+    async def scenario():
+        async with asyncio.timeout(30):
+            await Barrier(run).rest()
+
+    with pytest.raises(WorkerError, match="no worker is left"):
+        asyncio.run(scenario())
+    assert len(looks) == 5
+
+
+# What is left out, and what is refused
+
+
+@pytest.mark.parametrize("every", ["1h", "20ms"])
+def test_what_is_dropped_is_counted_however_often_a_portion_is_stopped(
+    threads_client, tmp_path, every
+):
+    zero = np.zeros(ROWS, np.float32)
+    zero[:: BATCH + 1] = np.nan
+    path = str(tmp_path / "gaps.zarr")
+    index = np.arange(ROWS, dtype=np.float32)
+    data = xr.Dataset({"index": ("row", index), "zero": ("row", zero)})
+    data.chunk(row=100).to_zarr(path, consolidated=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        result = dbdask.downpour(
+            CountingModel(ROWS, seconds=0.005),
+            dbdask.Examples(path, inputs="index", targets="zero", along="row", missing="drop"),
+            client=threads_client,
+            optimizer=dbdask.sgd(1.0),
+            batch_size=BATCH,
+            epochs=3,
+            progress=False,
+            checkpoint=str(tmp_path / "run.zarr"),
+            snapshot_every=every,
+        )
+    missing = int(np.isnan(zero).sum())
+    assert last(result, "dropped") == 3 * missing
+    assert last(result, "examples") == 3 * (ROWS - missing)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_the_last_record_counts_the_refused_as_the_status_does(threads_client, store, most):
+    result = dbdask.downpour(
+        BadModel(ROWS),
+        counted(store),
+        client=threads_client,
+        batch_size=BATCH,
+        max_refused=most,
+        progress=False,
+    )
+    assert result.status.reason == "bad_gradients"
+    assert f"{last(result, 'refused')} gradients were refused" in result.status.message
+    assert last(result, "refused") >= most
