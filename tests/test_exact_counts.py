@@ -1,13 +1,18 @@
 """Losses at the worst moments: the parameters, the history and the status still say the same."""
 
 import asyncio
+import os
+import signal
+import time
 import types
 import warnings
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
 from counting import CountingModel, missing_updates
+from distributed import Client, LocalCluster
 from test_downpour import (
     BadModel,
     assert_nothing_left,
@@ -16,6 +21,7 @@ from test_downpour import (
     network,
     write_store,
 )
+from test_leaving import wait_until
 
 import dbdask
 from dbdask.errors import ShardLost, Stale, WorkerError
@@ -24,6 +30,7 @@ from dbdask.numbers.optimizers import sgd
 from dbdask.server import contact
 from dbdask.server.initial import FromModel
 from dbdask.server.parameter_server import ParameterServer
+from dbdask.server.room import rooms_of
 from dbdask.server.shard import ParameterShard
 from dbdask.verbs.barrier import Barrier
 from dbdask.verbs.downpour_run import DownpourRun
@@ -358,3 +365,46 @@ def test_the_last_record_counts_the_refused_as_the_status_does(threads_client, s
     assert result.status.reason == "bad_gradients"
     assert f"{last(result, 'refused')} gradients were refused" in result.status.message
     assert last(result, "refused") >= most
+
+
+# A worker that stops while a shard is made on it
+
+
+@pytest.fixture
+def processes():
+    short = {
+        "dbdask.silence": "500ms",
+        "dbdask.ping": "2s",
+        "dbdask.answer": "500ms",
+        "dbdask.lease": "1s",
+    }
+    with (
+        dask.config.set(short),
+        LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def test_a_shard_is_made_elsewhere_where_its_worker_stops(processes, store, tmp_path, monkeypatch):
+    """With the deadline of `placement` as it is: a minute would go by."""
+    pids, make, stopped = processes.run(os.getpid), ParameterServer._make, []
+    losses = Losses(monkeypatch, {2: [0]})
+
+    async def stop_first(server, index, initial, worker):
+        if losses.records >= 2 and not stopped:
+            stopped.append(worker)
+            os.kill(pids[worker], signal.SIGSTOP)
+        return await make(server, index, initial, worker)
+
+    monkeypatch.setattr(ParameterServer, "_make", stop_first)
+    began = time.monotonic()
+    try:
+        result = train(processes, store, tmp_path, callbacks=[losses])
+    finally:
+        for worker in stopped:
+            os.kill(pids[worker], signal.SIGCONT)
+    assert stopped and time.monotonic() - began < 45
+    assert missing_updates(result, EPOCHS, 2, BATCH) == last(result, "rolled_back")
+    wait_until(lambda: not any(processes.run(rooms_of).values()))  # the one that stopped looks too
+    assert_nothing_left(processes)
