@@ -379,7 +379,7 @@ def processes():
         "dbdask.lease": "1s",
     }
     with (
-        dask.config.set(short),
+        dask.config.set({f"dbdask.{name}": value for name, value in short.items()}),
         LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -407,4 +407,11 @@ def test_a_shard_is_made_elsewhere_where_its_worker_stops(processes, store, tmp_
     assert stopped and time.monotonic() - began < 45
     assert missing_updates(result, EPOCHS, 2, BATCH) == last(result, "rolled_back")
     wait_until(lambda: not any(processes.run(rooms_of).values()))  # the one that stopped looks too
+    wait_until(lambda: not processes.run_on_scheduler(keys_of))  # it makes the shard now, in vain
     assert_nothing_left(processes)
+    processes.retire_workers(stopped)
+    wait_until(lambda: stopped[0] not in processes.scheduler_info(n_workers=-1)["workers"])
+
+
+def keys_of(dask_scheduler):
+    return list(dask_scheduler.tasks)

@@ -247,7 +247,7 @@ async def settled(client: Any, future: Any, seconds: float) -> str:
         though loosely, to one that left.
     """
     until = asyncio.get_running_loop().time() + seconds
-    waiting = asyncio.ensure_future(future._state.wait())
+    waiting = asyncio.ensure_future(ended(future))
     try:
         while not (await asyncio.wait({waiting}, timeout=LOOK_SECONDS))[0]:
             if asyncio.get_running_loop().time() > until:
@@ -271,9 +271,14 @@ def is_loss_of_actor(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "Worker holding Actor was lost" in str(error)
 
 
+async def ended(future: Any) -> None:
+    """Wait, on the client's loop, until a future ends, in whatever way."""
+    await future._state.wait()
+
+
 async def result_of(client: Any, future: Any) -> Any:
     """Wait, on the client's loop, for the result of a task that returns scalars."""
-    await future._state.wait()  # a gather that is cancelled while it waits complains at exit
+    await ended(future)  # a gather that is cancelled while it waits complains at exit
     return await client.gather(future, asynchronous=True)
 
 

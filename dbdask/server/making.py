@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from dbdask.errors import ShardLost, WorkerError
-from dbdask.server.contact import error_of, is_loss_of_actor, place_of, settled, worker_answers
+from dbdask.server.contact import (
+    ended,
+    error_of,
+    is_loss_of_actor,
+    place_of,
+    settled,
+    worker_answers,
+)
 from dbdask.server.deadlines import deadline
 
 
@@ -23,6 +30,26 @@ def submit_actor(client: Any, kind: type, arguments: Sequence[Any], key: str, wo
         allow_other_workers=True,
         priority=100,
     )
+
+
+_unwanted: "set[asyncio.Task[None]]" = set()
+
+
+def release_when_made(future: Any) -> "asyncio.Task[None]":
+    """Release the future of an actor that nobody wants any more, as soon as it is made.
+
+    Dask keeps an actor that is released before in the books of its worker: it would never let
+    that worker retire.
+    """
+
+    async def release() -> None:
+        await ended(future)
+        future.release()
+
+    task = asyncio.ensure_future(release())
+    _unwanted.add(task)  # it may outlive its run, as long as a worker is stopped
+    task.add_done_callback(_unwanted.discard)
+    return task
 
 
 async def made(client: Any, future: Any, name: str, worker: str, *, nbytes: int = 0) -> str:

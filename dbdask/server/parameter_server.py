@@ -30,7 +30,7 @@ from dbdask.server.deadlines import deadline
 from dbdask.server.farewell import add_farewell, forget_farewell, shard_prefix
 from dbdask.server.initial import FromNeighbour
 from dbdask.server.link import ServerHandle, ShardPlace
-from dbdask.server.making import made, submit_actor
+from dbdask.server.making import made, release_when_made, submit_actor
 from dbdask.server.room import close_room, end_generation, unwant
 from dbdask.server.shard import ParameterShard, ShardState
 
@@ -88,7 +88,7 @@ class ParameterServer:
         self.trained = trained
         self.generation = 0
         self._copies: list[list[Copy]] = [[] for _ in self.slices]
-        self._making: set[Any] = set()
+        self._unwanted: list[asyncio.Task[None]] = []  # shards given up while they were made
         self._command = 0
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -240,16 +240,13 @@ class ParameterServer:
         key = f"{shard_prefix(self.run)}{index}-{uuid.uuid4().hex[:8]}"
         nbytes = 4 * (stop - start) * (1 + len(self.optimizer.slots))
         future = submit_actor(self.client, self.kind, arguments, key, worker)
-        self._making.add(future)
         try:
             address = await made(
                 self.client, future, f"parameter shard {index}", worker, nbytes=nbytes
             )
         except BaseException:
-            future.release()  # at once: the error's frames may hold it for long
+            self._unwanted.append(release_when_made(future))
             raise
-        finally:
-            self._making.discard(future)
         await self._tell([address], add_farewell, self.run)
         return Copy(ActorPlace(address, key), future)
 
@@ -391,8 +388,8 @@ class ParameterServer:
             telling.cancel()
         await self._tell(workers, close_room, self.run)
         await self._tell(workers, forget_farewell, self.run)
-        for future in self._making:
-            future.release()
+        if self._unwanted and has_scheduler(self.client):
+            await asyncio.wait(self._unwanted, timeout=deadline("connect"))
         keys = [copy.place.key for copies in self._copies for copy in copies]
         for index, copies in enumerate(self._copies):
             self._let_go(index, copies)
