@@ -102,6 +102,20 @@ def test_a_stopped_shard_is_replaced_and_the_old_one_is_refused(client, store, t
     assert_workers_run_tasks(client)
 
 
+def test_a_worker_that_has_stopped_before_the_run_is_done_without(client, store, caplog):
+    stopped = Stopped(client, lambda client: sorted(addresses(client))[0])
+    stopped.stop()
+    try:
+        result = train(client, store, epochs=8, callbacks=[stopped.callback(6)])
+    finally:
+        stopped.go_on()
+    assert "is silent" in caplog.text
+    assert result.history["replicas"].values[0] == 2
+    np.testing.assert_array_equal(result.parameters["count"].values, 8)
+    assert_nothing_left(client)
+    assert_workers_run_tasks(client)
+
+
 def test_the_threads_of_this_process_are_those_of_before(store, threads_client):
     before = {t.name for t in threading.enumerate()}
     train(threads_client, store, epochs=1)

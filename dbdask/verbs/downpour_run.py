@@ -96,7 +96,14 @@ class DownpourRun:
         self.stop_reason = ""
         self.tally = Tally(plan.last.state if plan.last else None, self.records.put)
         self.workforce = Workforce(
-            client, plan.run, plan.job, plan.path, plan.replicas, plan.workers, plan.supply
+            client,
+            plan.run,
+            plan.job,
+            plan.path,
+            plan.replicas,
+            plan.workers,
+            plan.supply,
+            plan.shard_workers,
         )
         state: dict[str, Any] = plan.last.state if plan.last else {"epoch": 0, "finished": []}
         self.stream = PortionStream(

@@ -42,11 +42,15 @@ class Leaving:
 
     @property
     def due(self) -> bool:
-        """Whether a worker that leaves holds a shard, and something can be done about it."""
-        going = self.workers & set(self.run.server.workers)
-        return bool(going) and (
-            bool(self._asked) or self.run.server.can_leave(going, self.run.shard_homes())
-        )
+        """Whether a worker that leaves holds a shard, and something can be done about it.
+
+        None that was asked to leave is told that it cannot while its successor may be in a check.
+        """
+        run = self.run
+        going = self.workers & set(run.server.workers)
+        if not going or run.server.can_leave(going, run.shard_homes()):
+            return bool(going)
+        return bool(self._asked) and not run.workforce.expects_homes
 
     async def hand_on(self) -> None:
         """Bring a Downpour run to rest, move the shards of leaving workers, and go on."""

@@ -2,36 +2,75 @@
 
 import asyncio
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 from dbdask import __version__
 from dbdask.errors import CheckpointError, WorkerError
 from dbdask.numbers import checkpoint
-from dbdask.server.contact import WorkerFacts, run_on
+from dbdask.server.contact import WorkerFacts, refused_certificate, run_on, worker_answers
 from dbdask.server.deadlines import deadline
 
 PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
 LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in the client
 
 
-async def check_worker(pool: Any, address: str, job: bytes, path: str | None) -> None:
-    """Let a worker open the run's data and checkpoint.
+class Unheard(Exception):
+    """A worker gave no sign of life while it was checked: it has stopped, or left."""
+
+
+async def check_worker(
+    pool: Any, address: str, job: bytes, path: str | None, *, trains: bool = True
+) -> None:
+    """Let a worker open the run's checkpoint and, where it is to train, the data.
+
+    It may take as long as the deadline `preflight` allows, while it answers pings.
 
     Raises
     ------
     WorkerError
         Names the worker, what it cannot do, and the remedy.
+    Unheard
+        It does not answer: that says nothing of what it can do.
     """
+    check = asyncio.ensure_future(_check(pool, address, job, path, trains))
+    try:
+        while not (await asyncio.wait({check}, timeout=deadline("answer")))[0]:
+            if not await worker_answers(pool, address) and not check.done():
+                raise Unheard(f"worker {address} gives no sign of life")
+        check.result()
+    finally:
+        check.cancel()
+        await asyncio.gather(check, return_exceptions=True)
+
+
+async def _check(pool: Any, address: str, job: bytes, path: str | None, trains: bool) -> None:
     await _check_version(pool, address)
-    trouble = await run_on(pool, address, open_all, job, path, seconds=deadline("preflight"))
+    trouble = await _ask(pool, address, open_all, job, path, trains)
     if trouble:
         raise WorkerError(f"worker {address} {trouble}")
+
+
+async def _ask(pool: Any, address: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function on a worker; a connection that breaks is no word of the worker's."""
+    try:
+        return await run_on(pool, address, function, *arguments, seconds=deadline("preflight"))
+    except WorkerError as error:
+        if await _is_silence(pool, address, error.__cause__):
+            raise Unheard(str(error)) from error
+        raise
+
+
+async def _is_silence(pool: Any, address: str, cause: BaseException | None) -> bool:
+    if cause is None or refused_certificate(pool, address, cause):
+        return False
+    return not isinstance(cause, TimeoutError) or not await worker_answers(pool, address)
 
 
 async def _check_version(pool: Any, address: str) -> None:
     """Before anything else is sent, which another version might not understand."""
     try:
-        version = await run_on(pool, address, version_here, seconds=deadline("preflight"))
+        version = await _ask(pool, address, version_here)
     except (ImportError, AttributeError) as error:
         raise WorkerError(
             f"worker {address} has no dbdask, or another one than the client's {__version__} "
@@ -49,10 +88,10 @@ def version_here() -> str:
     return __version__
 
 
-async def open_all(job: bytes, path: str | None) -> str:
+async def open_all(job: bytes, path: str | None, trains: bool) -> str:
     """On a worker: unpickle the job and open every store; returns what it cannot do, if any."""
     try:
-        await asyncio.to_thread(_open_all, job, path)
+        await asyncio.to_thread(_open_all, job, path, trains)
     except ImportError as error:
         return (
             f"cannot import what the run needs ({error}): "
@@ -66,10 +105,10 @@ async def open_all(job: bytes, path: str | None) -> str:
     return ""
 
 
-def _open_all(job: bytes, path: str | None) -> None:
+def _open_all(job: bytes, path: str | None, trains: bool) -> None:
     unpickled = pickle.loads(job)
     for examples in (unpickled.train, getattr(unpickled, "validation", None)):
-        if examples is not None:
+        if trains and examples is not None:  # who only holds shards reads no data
             reader = examples.reader(prefetch=False)
             reader.open()
             reader.close()

@@ -99,7 +99,14 @@ class SandblasterRun:
         self.stop_reason = ""
         self.tally = Tally(plan.last.state if plan.last else None, self.records.put)
         self.workforce = Workforce(
-            client, plan.run, plan.job, plan.path, plan.replicas, plan.workers, plan.supply
+            client,
+            plan.run,
+            plan.job,
+            plan.path,
+            plan.replicas,
+            plan.workers,
+            plan.supply,
+            plan.shard_workers,
         )
         self.leaving = Leaving(self)
         self.twins = Twins(self)

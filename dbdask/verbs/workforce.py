@@ -5,17 +5,22 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dbdask.errors import DataError, WorkerError
 from dbdask.numbers.policies import is_overdue, places_for, tasks_for
 from dbdask.numbers.portions import Portion
-from dbdask.server.contact import WorkerFacts, result_of, worker_answers, workers_now
+from dbdask.server.contact import (
+    WorkerFacts,
+    result_of,
+    worker_answers,
+    workers_now,
+)
 from dbdask.server.deadlines import deadline
 from dbdask.verbs.failures import Failures
-from dbdask.verbs.preflight import check_worker
+from dbdask.verbs.preflight import Unheard, check_worker
 
 logger = logging.getLogger("dbdask")
 
@@ -42,6 +47,10 @@ class Report(Protocol):
     seconds: float
 
 
+def _is_named(facts: WorkerFacts, names: Sequence[str] | None) -> bool:
+    return names is None or any(facts.is_called(str(name)) for name in names)
+
+
 @dataclass(eq=False)
 class Outstanding:
     """Work that a worker has been given."""
@@ -57,7 +66,8 @@ class Workforce:
     """The replicas of one run, as the verb sees them.
 
     A replica is a stream of tasks on one worker. A worker that joins is checked and gets work; one
-    that leaves, or answers nothing, loses it to the others.
+    that leaves, or answers nothing, loses it to the others. Those that only hold shards are
+    checked too.
     """
 
     client: Any
@@ -67,6 +77,7 @@ class Workforce:
     replicas: int | None
     only: Sequence[str] | None
     supply: Any
+    holders: Sequence[str] | None = None  # who may hold shards; None: everybody
     facts: dict[str, WorkerFacts] = field(default_factory=dict)
     outstanding: list[Outstanding] = field(default_factory=list)
     silent: set[str] = field(default_factory=set)
@@ -78,7 +89,8 @@ class Workforce:
     _checked: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
     _refreshed: float = -1e9
-    _worked: float = field(default_factory=time.monotonic)  # when somebody was there last
+    _left: set[str] = field(default_factory=set)  # in the middle of their check
+    _lacking_since: float | None = None  # None while somebody works, or could
     _checking: "dict[str, asyncio.Task[None]]" = field(default_factory=dict)
     _asking: dict[str, "asyncio.Task[bool]"] = field(default_factory=dict)
 
@@ -95,24 +107,31 @@ class Workforce:
     @property
     def workers(self) -> list[str]:
         """The workers that may be given portions now."""
-        return [
-            address
-            for address, facts in self.facts.items()
-            if self._may_train(facts) and address in self._checked and address not in self.away
-        ]
+        away = self.away
+        return [a for a, facts in self.facts.items() if self._may_train(facts) and a not in away]
 
     @property
     def away(self) -> set[str]:
-        """Workers that are running, but get nothing: silent, closing or asked to leave."""
-        return self.silent | self.closing | self.leaving
+        """Workers that are running, but get neither portions nor shards.
+
+        They are silent, closing, asked to leave, refused, or not checked yet.
+        """
+        return self.silent | self.closing | self.leaving | (self.facts.keys() - self._checked)
+
+    @property
+    def expects_homes(self) -> bool:
+        """Whether a worker is checked that may then hold shards."""
+        checked = [self.facts[a] for a in self._checking if a in self.facts]
+        return any(self._may_hold(facts) for facts in checked)
 
     def _may_train(self, facts: WorkerFacts) -> bool:
-        if facts.address in self._refused:
-            return False
-        return self.only is None or any(facts.is_called(str(name)) for name in self.only)
+        return _is_named(facts, self.only)
+
+    def _may_hold(self, facts: WorkerFacts) -> bool:
+        return _is_named(facts, self.holders)
 
     async def refresh(self, *, first: bool = False, now: bool = False) -> None:
-        """See who is there; a new worker is checked, beside training, before it gets a portion.
+        """See who is there; a new worker is checked, beside training, before it gets anything.
 
         Parameters
         ----------
@@ -124,32 +143,68 @@ class Workforce:
         Raises
         ------
         WorkerError
-            At the start (`first`), for any worker that cannot take part.
+            At the start (`first`), for any worker that answers and cannot take part, or where
+            nobody is left.
         """
         if first or now or time.monotonic() - self._refreshed >= REFRESH_SECONDS:
-            self.facts = await workers_now(self.client)
-            self.closing = {address for address, facts in self.facts.items() if facts.is_closing}
-            self.leaving &= set(self.facts)
-            self._start_checks()
-            self._refreshed = time.monotonic()
+            await self._look()
         if first:
-            await asyncio.gather(*self._checking.values())
+            await self._begin()
+        self._take_checks(at_start=False)
+        self._note_lack("" if self.outstanding else self._lack(self.away))
+
+    async def _look(self) -> None:
+        self.facts = await workers_now(self.client)
+        self.closing = {address for address, facts in self.facts.items() if facts.is_closing}
+        self.leaving &= set(self.facts)
+        self._start_checks()
+        self._refreshed = time.monotonic()
+
+    async def _begin(self) -> None:
+        """Wait for the checks; where they leave nobody, for who comes, or answers again."""
+        is_possible = not (self._lack(()) or self._lack_of_homes(()))
+        pending = set(self._checking.values())
+        while pending:
+            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
+            await self._look()  # one that fails its check may have left
+            self._take_checks(at_start=True)
+        while is_possible and (lack := self._lack(self.away) or self._lack_of_homes(self.away)):
+            self._check_arrival(lack)
+            await asyncio.sleep(REFRESH_SECONDS)
+            await self._look()
+            self._take_checks(at_start=True)
+            await self.watch_silence()
+
+    def _start_checks(self) -> None:
+        known = self._checked | self._refused | self._checking.keys() | self.silent | self.closing
+        for address, facts in self.facts.items():
+            trains = self._may_train(facts)
+            if address not in known and (trains or self._may_hold(facts)):
+                check = check_worker(
+                    self.client.rpc, address, self.job, self.checkpoint, trains=trains
+                )
+                self._checking[address] = asyncio.ensure_future(check)
+
+    def _take_checks(self, *, at_start: bool) -> None:
         for address, check in list(self._checking.items()):
             if check.done():
                 del self._checking[address]
-                self._admit(address, check.exception())
+                error = check.exception()
+                if error is None:
+                    self._checked.add(address)
+                else:
+                    self._turn_away(address, error, at_start)
 
-    def _start_checks(self) -> None:
-        known = self._checked | self._checking.keys() | self.closing
-        for address in self.facts.keys() - known:
-            if self._may_train(self.facts[address]):
-                check = check_worker(self.client.rpc, address, self.job, self.checkpoint)
-                self._checking[address] = asyncio.ensure_future(check)
-
-    def _admit(self, address: str, error: BaseException | None) -> None:
-        if error is None:
-            self._checked.add(address)
-        elif not isinstance(error, WorkerError) or address in self.facts:
+    def _turn_away(self, address: str, error: BaseException, at_start: bool) -> None:
+        """A check has failed: only a worker that is there, and says so itself, is refused."""
+        if address not in self.facts or address in self.closing:
+            logger.warning("worker %s left while it was checked", address)
+            self._left.add(address)
+        elif isinstance(error, Unheard):
+            self._judge(address, False, time.monotonic())
+        elif at_start:
+            raise error
+        else:
             logger.warning("worker %s takes no part: %s", address, error)
             self._refused.add(address)
 
@@ -240,7 +295,7 @@ class Workforce:
             Some work failed `MOST_ATTEMPTS` times.
         """
         if not self.outstanding:
-            self._check_that_somebody_works()
+            self._check_arrival(self._lack(self.away))
             await asyncio.sleep(min(seconds, 0.05))
             return []
         await asyncio.wait(
@@ -252,15 +307,43 @@ class Workforce:
         self.outstanding = [out for out in self.outstanding if not out.task.done()]
         return [(out, self._report_of(out)) for out in done]
 
-    def _check_that_somebody_works(self) -> None:
-        """Raise where no worker may be given work for too long, though there may be others."""
+    def _lack(self, away: Container[str]) -> str:
+        """Who is missing to train on, in words; empty where there are others than those away."""
+        if any(self._may_train(facts) for a, facts in self.facts.items() if a not in away):
+            return ""
+        who = "no worker" if self.only is None else f"no worker of workers={list(self.only)}"
+        return f"{who} is left to train on"
+
+    def _lack_of_homes(self, away: Container[str]) -> str:
+        """Who is missing to hold shards, in words."""
+        if any(self._may_hold(facts) for a, facts in self.facts.items() if a not in away):
+            return ""
+        return f"no worker of shard_workers={list(self.holders or ())} is left to hold shards"
+
+    def _note_lack(self, lack: str) -> float:
+        """Return for how long workers have been lacking, as far as anybody looked."""
         now = time.monotonic()
-        if self.workers or self._checking:
-            self._worked = now
-        elif now - self._worked > deadline("arrival"):
-            who = "no worker" if self.only is None else f"no worker of workers={list(self.only)}"
+        if not lack:
+            self._lacking_since = None
+            self._left.clear()
+        elif self._lacking_since is None:
+            self._lacking_since = now
+        return 0.0 if self._lacking_since is None else now - self._lacking_since
+
+    def _check_arrival(self, lack: str) -> None:
+        """Raise where workers are lacking for too long.
+
+        A check under way is waited for, but not where others have left in theirs: workers that
+        die of it, and are started again, would keep the run for ever.
+        """
+        is_hopeful = bool(self._checking) and not self._left
+        if self._note_lack(lack) > deadline("arrival") and not is_hopeful:
+            reasons = [f"{a} gives no sign of life" for a in sorted(self.silent)]
+            reasons += [f"{a} left while it was checked" for a in sorted(self._left)]
+            why = f" ({', '.join(reasons)})" if reasons else ""
             raise WorkerError(
-                f"{who} is left to train on, and none came in {deadline('arrival'):g} s"
+                f"{lack}, and none came in {deadline('arrival'):g} s{why}: see that workers run "
+                "and can be reached, or set dbdask.arrival where new ones take longer to come"
             )
 
     def _report_of(self, out: Outstanding) -> Any:
