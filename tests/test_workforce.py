@@ -6,7 +6,7 @@ import types
 
 import dask
 import pytest
-from test_giving_up import outstanding, portion
+from test_giving_up import outstanding, portion, report
 
 from dbdask.errors import WorkerError
 from dbdask.server.contact import WorkerFacts
@@ -311,5 +311,32 @@ def test_who_was_asked_to_leave_waits_for_the_check_of_a_successor(monkeypatch):
         opened.set()
         await until(force, lambda: "new" in force.workers)
         assert leaving.due
+
+    live(story())
+
+
+# Work under way
+
+
+def test_a_worker_is_asked_for_a_sign_of_life_however_long_portions_take(monkeypatch):
+    cluster = Cluster(monkeypatch, "w")
+
+    async def story():
+        force = cluster.workforce()
+        await force.refresh(first=True)
+        for number in range(3):
+            ended = outstanding(portion(number), "w", report())
+            ended.task.result().seconds = 30.0
+            force.outstanding = [ended]
+            await force.ended(0.0)
+        force.outstanding = [outstanding(portion(3), "w")]
+        force.outstanding[0].since = cluster.now
+        cluster.now += 9.0
+        assert await force.watch_silence() == [] and not cluster.asked
+        cluster.stopped.add("w")
+        cluster.now += 1.5
+        assert await force.watch_silence() == []
+        await asyncio.sleep(0)
+        assert await force.watch_silence() == [portion(3)] and cluster.asked == ["w"]
 
     live(story())

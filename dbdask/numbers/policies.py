@@ -1,29 +1,12 @@
 """The run's decisions, as pure functions of evidence; the clock is passed in."""
 
 import math
-import statistics
 from collections.abc import Sequence
 
 CACHE_SHARE = {"train": 0.3, "validation": 0.1}  # of a worker's memory limit
 CACHE_BYTES = 256 * 2**20  # where a worker has no limit
 
 SHARD_BYTES = 4 * 2**20  # a shard smaller than this costs more in messages than it saves
-
-
-def is_overdue(
-    elapsed: float, durations: Sequence[float], *, least: float = 10.0, times: float = 5.0
-) -> bool:
-    """Whether a portion has been out so long that its worker is asked for a sign of life.
-
-    After `least` seconds, or `times` the median of the portions that ended, whichever is longer.
-
-    Examples
-    --------
-    >>> is_overdue(11.0, [1.0, 1.2]), is_overdue(11.0, [4.0, 4.0])
-    (True, False)
-    """
-    typical = statistics.median(durations) if durations else 0.0
-    return elapsed > max(least, times * typical)
 
 
 def shards_for(size: int, workers: int) -> int:

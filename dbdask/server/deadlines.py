@@ -17,8 +17,8 @@ DEFAULTS = {
 }
 """connect: reaching a worker. ping: a worker that answers none for so long is lost. answer: after
 so long (plus the bytes at `BYTES_PER_SECOND`) a pending call asks by ping. placement: a shard's
-constructor. preflight: a worker opening data and checkpoint, while it answers pings. silence: the
-least wait before the worker of a portion is asked for a sign of life. portion-end: the portions in flight, once
+constructor. preflight: a worker opening data and checkpoint, while it answers pings. silence: so
+often the worker of a portion is asked for a sign of life. portion-end: the portions in flight, once
 told to end. arrival: a worker, where none is left. hand-on: how long a closing worker waits for its
 shards to be fetched (a nanny ends it after some 4 s). lease: what idles on a worker looks so often
 whether its run still lives."""

@@ -4,13 +4,13 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dbdask.errors import DataError, WorkerError
-from dbdask.numbers.policies import is_overdue, places_for, tasks_for
+from dbdask.numbers.policies import places_for, tasks_for
 from dbdask.numbers.portions import Portion
 from dbdask.server.contact import (
     WorkerFacts,
@@ -44,7 +44,6 @@ class Report(Protocol):
     """What every task tells its verb."""
 
     finished: bool
-    seconds: float
 
 
 def _is_named(facts: WorkerFacts, names: Sequence[str] | None) -> bool:
@@ -84,7 +83,6 @@ class Workforce:
     closing: set[str] = field(default_factory=set)  # on their way out, and still answering
     leaving: set[str] = field(default_factory=set)  # asked to leave: they get nothing more
     abandoned: bool = False  # a task was given up that may still run somewhere
-    durations: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     failures: Failures = field(default_factory=Failures)
     _checked: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
@@ -354,7 +352,6 @@ class Workforce:
         if error is None:
             report: Report = out.task.result()
             if report.finished:
-                self.durations.append(report.seconds)
                 self.failures.forget(out.work)
             return report
         if isinstance(error, DataError):
@@ -391,11 +388,7 @@ class Workforce:
         """
         now = time.monotonic()
         least = deadline("silence")
-        overdue = {
-            out.worker
-            for out in self.outstanding
-            if is_overdue(now - out.since, self.durations, least=least)
-        }
+        overdue = {out.worker for out in self.outstanding if now - out.since > least}
         self._ask(overdue | self.silent)
         return self._take_answers(now)
 
