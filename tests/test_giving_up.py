@@ -51,7 +51,9 @@ def outstanding(work, worker, outcome=None):
 
 
 def workforce(*workers):
-    force = Workforce(None, "run", b"", None, None, None, None)
+    connected = types.SimpleNamespace(closed=lambda: False)
+    client = types.SimpleNamespace(scheduler_comm=connected)
+    force = Workforce(client, "run", b"", None, None, None, None)
     force.facts = {w: WorkerFacts(w, w, "here", 0) for w in workers}
     return force
 

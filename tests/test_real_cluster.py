@@ -328,7 +328,7 @@ def test_a_killed_scheduler_is_named_and_the_run_can_be_resumed(cluster, store, 
 
 
 @mostly_downpour
-def test_a_killed_scheduler_without_a_checkpoint_is_an_error_too(cluster, store, verb):
+def test_a_killed_scheduler_without_a_checkpoint_is_an_error_too(cluster, store, verb, caplog):
     train, when_under_way = verb
     client, _ = cluster.start_workers(2)
     seconds = failing(
@@ -339,6 +339,7 @@ def test_a_killed_scheduler_without_a_checkpoint_is_an_error_too(cluster, store,
         callbacks=when_under_way(lambda: cluster.kill("scheduler")),
     )
     assert seconds < 30
+    assert "it is tried again" not in caplog.text  # no portion has failed
     assert_client_is_idle(client)
 
 

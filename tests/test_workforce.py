@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import types
+from concurrent.futures import CancelledError
 
 import dask
 import pytest
@@ -340,3 +341,21 @@ def test_a_worker_is_asked_for_a_sign_of_life_however_long_portions_take(monkeyp
         assert await force.watch_silence() == [portion(3)] and cluster.asked == ["w"]
 
     live(story())
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+def test_work_that_the_client_lost_has_not_failed(monkeypatch, caplog, is_connected):
+    cluster = Cluster(monkeypatch, "w")
+    cluster.client.scheduler_comm.closed = lambda: not is_connected
+    error = CancelledError("scheduler-connection-lost") if is_connected else OSError("closed")
+
+    async def story():
+        force = cluster.workforce()
+        for _ in range(6):
+            force.outstanding = [outstanding(portion(0), "w", error)]
+            [(_, answer)] = await force.ended(0.0)
+            assert answer is None
+        assert not force.failures.suspicion
+
+    live(story())
+    assert "failed" not in caplog.text

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from dbdask.numbers.policies import places_for, tasks_for
 from dbdask.numbers.portions import Portion
 from dbdask.server.contact import (
     WorkerFacts,
+    has_scheduler,
     result_of,
     worker_answers,
     workers_now,
@@ -356,6 +358,8 @@ class Workforce:
             return report
         if isinstance(error, DataError):
             raise error
+        if isinstance(error, CancelledError) or not has_scheduler(self.client):
+            return None  # the client lost the future: that says nothing of the work
         where = "".join(f"{note}, " for note in getattr(error, "__notes__", ()))
         self.failures.note(out.work, out.worker, f"{where}with {error!r}", error)
         return None
