@@ -359,3 +359,32 @@ def test_work_that_the_client_lost_has_not_failed(monkeypatch, caplog, is_connec
 
     live(story())
     assert "failed" not in caplog.text
+
+
+def test_who_is_known_to_be_silent_is_not_waited_for_again(monkeypatch):
+    """Each look would cost the deadline of a ping, and a recovery looks more than once."""
+
+    async def live():
+        cluster = Cluster(monkeypatch, "a", "b")
+        force = cluster.workforce()
+        await force.refresh(first=True)
+        cluster.stopped = {"b"}
+        await force.look_around()
+        assert force.silent == {"b"}
+        never = asyncio.Event()
+
+        async def answers(pool, name, **rest):
+            if name == "b":
+                await never.wait()
+            return True
+
+        monkeypatch.setattr(room, "worker_answers", answers)
+        async with asyncio.timeout(30):
+            await force.look_around()
+        assert force.silent == {"b"}
+        never.set()
+        await asyncio.gather(*force._asking.values())
+        await force.look_around()
+        assert not force.silent
+
+    asyncio.run(live())

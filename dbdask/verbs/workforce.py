@@ -405,11 +405,13 @@ class Workforce:
     async def look_around(self) -> list[Any]:
         """Ask every worker for a sign of life, and wait; return what the silent held.
 
-        It takes no longer than the deadline of a ping, and no time where all answer.
+        It takes no longer than the deadline of a ping, and no time where all answer. Who is known
+        to be silent is asked again, but not waited for.
         """
         self._ask(set(self.facts))
-        if self._asking:
-            await asyncio.wait(self._asking.values())
+        waited_for = [asked for w, asked in self._asking.items() if w not in self.silent]
+        if waited_for:
+            await asyncio.wait(waited_for)
         return self._take_answers(time.monotonic())
 
     def _take_answers(self, now: float) -> list[Any]:
