@@ -143,9 +143,11 @@ class Mischief(WorkerPlugin):
 
     async def call(self, pool, place, method, arguments, *more):
         rng = self.rng
+        if method != "ping":
+            is_very_late = rng.random() < 0.005
+            await asyncio.sleep(rng.uniform(0.0, 0.3 if is_very_late else 0.01))
         if method not in PUSHES:
             return await self.plain(pool, place, method, arguments, *more)
-        await asyncio.sleep(rng.uniform(0.0, 0.01))
         if rng.random() < self.repeated:
             await self.plain(pool, place, method, arguments)
         answer = await self.plain(pool, place, method, arguments)

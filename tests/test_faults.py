@@ -103,6 +103,8 @@ def test_each_example_counts_as_often_as_the_history_says(client, store, tmp_pat
     print(f"{fault.name}: {missing} updates missing, {rolled_back} rolled back")
     assert missing == rolled_back
     assert fault.loses or rolled_back == 0
+    assert result.history["step"].values[-1] == EPOCHS * ROWS // BATCH
+    assert result.history["examples"].values[-1] == EPOCHS * ROWS
     assert_nothing_left(client)
     wait_until(lambda: len(everyone(client)) >= 1)
     assert_workers_run_tasks(client)
