@@ -1,8 +1,10 @@
 """Workers that leave in mid-training hand their shards on: nothing is rolled back."""
 
+import asyncio
 import logging
 import threading
 import time
+import types
 
 import dask
 import numpy as np
@@ -12,6 +14,8 @@ from test_downpour import assert_nothing_left, write_store
 from test_recovery import after, assert_workers_run_tasks, train
 
 import dbdask
+from dbdask.verbs import leaving
+from dbdask.verbs.leaving import Leaving
 
 EPOCHS = 8
 
@@ -98,6 +102,68 @@ def test_a_retired_worker_hands_its_shard_on_and_goes(cluster, store):
     assert_workers_run_tasks(client)
 
 
+def test_training_goes_on_while_a_worker_that_leaves_is_retired(cluster, store, monkeypatch):
+    """It moves the user's data first, and may stop just then."""
+    _, client = cluster
+    asked, heard, went_on, retire = [], [], threading.Event(), leaving.retire
+
+    async def slow(client, worker):
+        asked.append(worker)
+        heard.append(await asyncio.to_thread(went_on.wait, 30))
+        await retire(client, worker)
+
+    monkeypatch.setattr(leaving, "retire", slow)
+    beside = Aside(lambda: client.retire_workers(shard_workers(client)[:1]))
+    result = train(
+        client,
+        store,
+        epochs=EPOCHS,
+        callbacks=[after(4, beside.start), lambda record: went_on.set() if asked else None],
+    )
+    beside.done()
+    assert heard == [True]  # training did not wait
+    np.testing.assert_array_equal(result.parameters["count"].values, EPOCHS)
+    wait_until(lambda: not set(asked) & addresses(client))
+    assert_nothing_left(client)
+
+
+def test_the_end_of_a_run_waits_a_moment_for_workers_that_leave(monkeypatch, caplog):
+    waiting = []
+
+    async def retire(client, worker):
+        if worker == "broken":
+            raise OSError("no answer")
+        waiting.append(worker)
+        try:
+            await asyncio.sleep(0.01 if worker == "slow" else 3600)
+        finally:
+            waiting.remove(worker)
+
+    async def nothing(*arguments):
+        pass
+
+    async def live():
+        workers = ["broken", "slow", "stopped"]
+        run = types.SimpleNamespace(
+            client=None,
+            workforce=types.SimpleNamespace(closing=set(), leaving=set()),
+            server=types.SimpleNamespace(can_leave=lambda *_: True, move=nothing, workers=workers),
+            shard_homes=lambda: ["other"],
+            twins=types.SimpleNamespace(note=lambda: None),
+        )
+        leaves = Leaving(run)
+        leaves._hear({"action": "retire-workers", "could-not-retire": workers})
+        await asyncio.wait_for(leaves.move(), 30)
+        assert run.workforce.leaving == set(workers)
+        with dask.config.set({"dbdask.answer": "1s"}):
+            await asyncio.wait_for(leaves.end(), 30)
+        assert len(asyncio.all_tasks()) == 1 and not waiting
+
+    monkeypatch.setattr(leaving, "retire", retire)
+    asyncio.run(live())
+    assert "worker broken could not be retired: OSError('no answer')" in caplog.text
+
+
 def test_scaling_down_loses_no_update(cluster, store):
     local, client = cluster
 
@@ -119,6 +185,7 @@ def test_the_only_home_of_the_shards_is_asked_in_vain(cluster, store, caplog):
             client, store, lambda: client.retire_workers([home]), shard_workers=home
         )
     assert "cannot leave: it holds parameter shards" in caplog.text
+    assert "start another one, or widen shard_workers=, and then ask it again" in caplog.text
     np.testing.assert_array_equal(result.parameters["count"].values, EPOCHS)
     assert home in addresses(client)
 

@@ -1,10 +1,12 @@
 """Workers that leave in mid-training: their shards move on first, and then they may go."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from dbdask.server.contact import listen, retire
+from dbdask.server.deadlines import deadline
 
 logger = logging.getLogger("dbdask")
 
@@ -20,15 +22,22 @@ class Leaving:
     def __init__(self, run: Any) -> None:
         self.run = run
         self._asked: set[str] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
         self._stop_listening: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
         """Listen for workers that were asked to leave and could not."""
         self._stop_listening = listen(self.run.client, "all", self._hear)
 
-    def end(self) -> None:
-        """Listen no more."""
+    async def end(self) -> None:
+        """Listen no more, and wait a moment for the workers that are on their way out."""
         self._stop_listening()
+        retiring = list(self._retiring)
+        if retiring:
+            await asyncio.wait(retiring, timeout=deadline("answer"))
+        for task in retiring:
+            task.cancel()
+        await asyncio.gather(*retiring, return_exceptions=True)
 
     def _hear(self, message: dict[str, Any]) -> None:
         if message.get("action") == "retire-workers":
@@ -77,13 +86,22 @@ class Leaving:
         asked, self._asked = self._asked, set()
         for worker in asked:
             run.workforce.leaving.add(worker)
-            await retire(run.client, worker)
+            retiring = asyncio.ensure_future(self._retire(worker))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, worker: str) -> None:
+        """Let a worker go, beside training: Dask moves the user's data first, and may not end."""
+        try:
+            await retire(self.run.client, worker)
+        except Exception as error:
+            logger.warning("worker %s could not be retired: %r", worker, error)
 
     def _refuse(self) -> None:
         for worker in self._asked:
             logger.warning(
                 "worker %s cannot leave: it holds parameter shards, and no other worker may hold "
-                "them (start another one, or widen shard_workers=)",
+                "them; start another one, or widen shard_workers=, and then ask it again",
                 worker,
             )
         self._asked = set()

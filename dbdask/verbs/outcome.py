@@ -55,7 +55,7 @@ async def leave_nothing(run: Any) -> None:
     """End what a run has under way, and take its rooms and shards off the cluster."""
     try:
         await run.workforce.close()
-        run.leaving.end()
+        await run.leaving.end()
         if hasattr(run, "server"):
             await run.snapshots.give_up()
             await run.validator.give_up()
