@@ -25,6 +25,7 @@ from dbdask.server.parameter_server import ParameterServer
 from dbdask.verbs.downpour_run import DownpourRun
 from dbdask.verbs.failures import MOST_ATTEMPTS
 from dbdask.verbs.giving_up import MOST_RECOVERIES, Returns, RunLost
+from dbdask.verbs.guard import MISSED_PINGS, Guard
 from dbdask.verbs.recovery import Recovery
 from dbdask.verbs.sandblaster_run import SandblasterRun
 from dbdask.verbs.workforce import Outstanding, Workforce
@@ -226,6 +227,37 @@ def test_a_portion_that_kills_its_workers_is_named(store, tmp_path, verb, copies
         wait_until(lambda: len(addresses(client)) == 4)
         assert_nothing_left(client)
         assert_workers_run_tasks(client)
+
+
+@pytest.mark.parametrize("verb", NAMED)
+def test_a_loss_before_the_first_snapshot_says_that_the_same_call_starts_anew(
+    threads_client, store, tmp_path, verb
+):
+    async def lose(self, *arguments):
+        raise ShardLost("as if a worker had left")
+
+    def again():
+        return train(verb, threads_client, store, CountingModel(ROWS), checkpoint=path)
+
+    path = str(tmp_path / "run.zarr")
+    match = (
+        r"as if a worker had left; no snapshot is in .*run\.zarr' yet: the same call starts anew"
+    )
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ShardLost, match=match):
+        patch.setattr(ParameterServer, "place", lose)
+        again()
+    assert len(again().history["step"]) > 0
+    assert_nothing_left(threads_client)
+
+
+def test_a_scheduler_that_is_lost_before_the_first_snapshot_says_so_too(threads_client):
+    plan = types.SimpleNamespace(path="run.zarr", last=None)
+    run = types.SimpleNamespace(plan=plan)
+    guard = Guard(threads_client, run)
+    guard.missed = MISSED_PINGS
+    assert "no snapshot is in 'run.zarr' yet" in str(guard._loss())
+    run.snapshots = types.SimpleNamespace(committed=object())
+    assert "the last snapshot is in 'run.zarr'" in str(guard._loss())
 
 
 TAKEN = {"downpour": "start_push", "sandblaster": "contribute"}

@@ -341,7 +341,7 @@ class DownpourRun:
 
     def where_it_stands(self) -> str:
         """What an error says of the run: its last snapshot, or what would have made one."""
-        return where_it_stands(self.plan.path)
+        return where_it_stands(self)
 
     async def _check_background(self) -> None:
         """Let an error of writing or validating come out; trouble leads to recovery anyway."""

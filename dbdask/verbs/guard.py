@@ -23,7 +23,7 @@ async def guarded(client: Any, run: Any) -> Any:
     WorkerError
         Every worker has left, and none came.
     """
-    guard = Guard(client, run.plan.path)
+    guard = Guard(client, run)
     work = asyncio.ensure_future(run.work())
     loss = asyncio.ensure_future(guard.watch())
     try:
@@ -49,8 +49,8 @@ class Guard:
     is waited for as long as it answers one of `MISSED_PINGS` pings in a row.
     """
 
-    def __init__(self, client: Any, path: str | None) -> None:
-        self.client, self.path = client, path
+    def __init__(self, client: Any, run: Any) -> None:
+        self.client, self.run = client, run
         self.connection = connection_of(client)
         self.missed = 0
         self.last_seen = time.monotonic()  # a worker
@@ -85,7 +85,7 @@ class Guard:
         if time.monotonic() - self.last_seen > deadline("arrival"):
             return WorkerError(
                 f"every worker has left, and none came in {deadline('arrival'):g} s; "
-                f"{where_it_stands(self.path)}"
+                f"{where_it_stands(self.run)}"
             )
         return None
 
@@ -101,5 +101,5 @@ class Guard:
     def _scheduler_lost(self, why: str) -> ShardLost:
         return ShardLost(
             f"the scheduler {self.client.scheduler.address} {why}, and without it the run cannot "
-            f"go on; {where_it_stands(self.path, twins_help=False)}"
+            f"go on; {where_it_stands(self.run, twins_help=False)}"
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.numbers.checkpoint import VectorReference
+from dbdask.numbers.checkpoint import Snapshot, VectorReference
 from dbdask.numbers.history import History
 from dbdask.server.contact import has_scheduler, worker_answers
 from dbdask.server.deadlines import deadline
@@ -24,7 +24,17 @@ class Outcome:
     status: Status
 
 
-def where_it_stands(path: str | None, *, twins_help: bool = True) -> str:
+def where_it_stands(run: Any, *, twins_help: bool = True) -> str:
+    """What an error says of a run: its last snapshot, or what would have made one."""
+    return how_to_go_on(run.plan.path, _last_snapshot(run), twins_help=twins_help)
+
+
+def _last_snapshot(run: Any) -> Snapshot | None:
+    last: Snapshot | None = run.snapshots.committed if hasattr(run, "snapshots") else run.plan.last
+    return last
+
+
+def how_to_go_on(path: str | None, last: Snapshot | None, *, twins_help: bool = True) -> str:
     """Name the last snapshot and the line that resumes it, or what would have helped."""
     if path is None:
         twins = ", or shard_copies=2" if twins_help else ""
@@ -32,14 +42,15 @@ def where_it_stands(path: str | None, *, twins_help: bool = True) -> str:
             "the run has no checkpoint to go on from: give checkpoint=PATH "
             f'(and resume="auto"){twins}'
         )
+    if last is None:
+        return f"no snapshot is in {path!r} yet: the same call starts anew"
     return f"the last snapshot is in {path!r}: go on from it with checkpoint={path!r}, resume=True"
 
 
 def with_snapshot(error: Exception, run: Any) -> Exception:
     """Return the error with where the run's last snapshot is, if there is one to go on from."""
-    last = run.snapshots.committed if hasattr(run, "snapshots") else run.plan.last
-    stands = where_it_stands(run.plan.path)
-    if last is None or stands in str(error):
+    stands = where_it_stands(run)
+    if _last_snapshot(run) is None or stands in str(error):
         return error
     return type(error)(f"{error}; {stands}")
 

@@ -156,7 +156,7 @@ class SandblasterRun:
 
     def where_it_stands(self) -> str:
         """What an error says of the run: its last snapshot, or what would have made one."""
-        return where_it_stands(self.plan.path)
+        return where_it_stands(self)
 
     # Beginning
 

@@ -9,7 +9,7 @@ from dbdask.errors import CheckpointError
 from dbdask.numbers import checkpoint
 from dbdask.numbers.checkpoint import Snapshot
 from dbdask.server.parameter_server import ParameterServer
-from dbdask.verbs.outcome import where_it_stands
+from dbdask.verbs.outcome import how_to_go_on
 
 logger = logging.getLogger("dbdask")
 
@@ -91,15 +91,13 @@ class Snapshots:
             await server.call_each(method, path, group, what, nbytes=nbytes)
             await asyncio.to_thread(checkpoint.commit, path, group, state)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; {self._where_it_stands()}") from error
+            raise CheckpointError(f"{error}; {self._how_to_go_on()}") from error
         before, self.committed = self.committed, Snapshot(path, group, number, state)
         if before is not None:
             await asyncio.to_thread(_delete_quietly, before)
 
-    def _where_it_stands(self) -> str:
-        if self.committed is None:
-            return f"no snapshot is in {self.path!r} yet: the same call starts anew"
-        return where_it_stands(self.path)
+    def _how_to_go_on(self) -> str:
+        return how_to_go_on(self.path, self.committed)
 
     async def settle(self) -> None:
         """Wait until what is being written is committed."""
