@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dbdask.errors import CheckpointError
-from dbdask.numbers import checkpoint
+from dbdask.numbers import checkpoint, sealed
 
 
 def write(path, number, values, run="run", commit=True):
@@ -45,6 +45,72 @@ def test_a_deleted_snapshot_is_gone(tmp_path):
     group = write(path, 1, np.zeros(10, np.float32))
     checkpoint.delete(path, group)
     assert checkpoint.latest(path) is None
+
+
+@pytest.fixture
+def crowded(tmp_path):
+    """A checkpoint with snapshots that were committed late or never."""
+    path = str(tmp_path / "run.zarr")
+    checkpoint.create(path, {})
+    values = np.zeros(10, np.float32)
+    groups = [
+        write(path, 1, values, run="late"),
+        write(path, 2, values, commit=False),
+        write(path, 2, values, run="another"),
+        write(path, 3, values),
+        write(path, 4, values, commit=False),
+    ]
+    return path, groups
+
+
+def test_all_below_a_committed_snapshot_goes_the_lowest_first(crowded, monkeypatch):
+    path, groups = crowded
+    delete, order = checkpoint.delete, []
+
+    def watched(path, group):
+        delete(path, group)
+        order.append(group)
+        assert checkpoint.latest(path).number == 3
+
+    monkeypatch.setattr(checkpoint, "delete", watched)
+    checkpoint.delete_older(path, 3)
+    assert order == sorted(groups[:3])
+    assert [name for name in sealed.children(path) if name in groups] == groups[3:]
+    assert checkpoint.attributes(path) == {}
+
+
+def test_one_that_cannot_be_deleted_keeps_no_other_there(crowded, monkeypatch, caplog):
+    path, groups = crowded
+    delete = checkpoint.delete
+
+    def fail(path, group):
+        if group == groups[0]:
+            raise OSError("locked")
+        delete(path, group)
+
+    monkeypatch.setattr(checkpoint, "delete", fail)
+    checkpoint.delete_older(path, 3)
+    assert f"{groups[0]} could not be deleted: OSError('locked')" in caplog.text
+    assert [n for n in sealed.children(path) if n in groups] == [groups[0], *groups[3:]]
+
+
+def test_a_commit_into_a_snapshot_that_was_deleted_does_not_count(tmp_path):
+    path = str(tmp_path / "run.zarr")
+    checkpoint.create(path, {})
+    late = write(path, 1, np.zeros(10, np.float32), run="zzz", commit=False)
+    checkpoint.delete(path, late)
+    write(path, 1, np.ones(10, np.float32), run="aaa", commit=False)
+    checkpoint.commit(path, late, {})
+    with pytest.raises(CheckpointError, match="deleted before its commit came"):
+        checkpoint.latest(path)  # what is to be deleted with it, a person decides
+    ours = checkpoint.name_of(1, 0, "aaa")
+    checkpoint.commit(path, ours, {"number": 1})
+    assert checkpoint.latest(path).group == ours
+
+
+def test_the_latest_snapshot_knows_the_highest_number_that_was_begun(crowded):
+    latest = checkpoint.latest(crowded[0])
+    assert (latest.number, latest.highest) == (3, 4)
 
 
 def test_a_flipped_byte_is_an_error_not_other_numbers(tmp_path):

@@ -13,6 +13,7 @@ from distributed import Client, LocalCluster
 from test_downpour import assert_nothing_left, counted, write_store
 
 import dbdask
+from dbdask.numbers import sealed
 
 
 class SlowCounting(CountingModel):
@@ -73,6 +74,12 @@ def assert_workers_run_tasks(client):
     assert [future.result(timeout=15) for future in futures] == list(range(len(addresses)))
 
 
+def assert_one_snapshot(path):
+    """Nothing lies in a checkpoint but one snapshot, and what the checkpoint is of."""
+    _, *others = sealed.children(path)
+    assert others == ["zarr.json"], others
+
+
 def test_a_killed_shard_comes_back_from_the_checkpoint(cluster, store, tmp_path):
     result = train(
         cluster,
@@ -89,6 +96,7 @@ def test_a_killed_shard_comes_back_from_the_checkpoint(cluster, store, tmp_path)
     missing = 8 * 1200 - counts.sum()
     rolled_back = int(result.history["rolled_back"].values[-1])
     assert 0 <= missing <= 20 * rolled_back
+    assert_one_snapshot(str(tmp_path / "run.zarr"))
     assert_nothing_left(cluster)
     assert_workers_run_tasks(cluster)
 
@@ -112,6 +120,7 @@ def test_the_only_shard_takes_the_whole_run_back(cluster, store, tmp_path):
     )
     np.testing.assert_array_equal(result.parameters["count"].values, 6)
     assert result.history["lost"].values[-1] == 1
+    assert_one_snapshot(str(tmp_path / "run.zarr"))
 
 
 def test_ctrl_c_stops_the_run_and_keeps_what_was_learnt(threads_client, store):

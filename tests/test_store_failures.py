@@ -1,9 +1,16 @@
 """Every single operation of the store may fail: a whole snapshot is there all the same."""
 
+import asyncio
+import re
+import threading
+from concurrent.futures import Future
+
+import dask
 import numpy as np
 import pytest
 import xarray as xr
 from test_downpour import assert_nothing_left, flat
+from test_leaving import wait_until
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 import dbdask
@@ -67,6 +74,8 @@ class Failing(WrapperStore):
         """As an object store does it: key after key."""
         for key in sorted([key async for key in self._store.list_prefix(prefix)]):
             await self.delete(key)
+        if prefix:  # the folders that are left empty
+            await self._store.delete_dir(prefix)
 
     async def clear(self):
         await self.delete_dir("")
@@ -329,3 +338,62 @@ def test_whichever_operation_of_a_snapshot_of_sandblaster_fails_one_is_of_one_po
         assert assert_of_one_point(path, data) == ITERATIONS
     assert_nothing_left(threads_client)
     assert ended == sum(number < OPERATIONS / 2 for number in which)
+
+
+# A store that hangs
+
+
+class Hanging(WrapperStore):
+    """A store that takes a key of some pattern in only when it is released."""
+
+    def __init__(self, store, pattern, released):
+        super().__init__(store)
+        self.pattern, self.released = pattern, released
+
+    def _with_store(self, store):
+        return type(self)(store, self.pattern, self.released)
+
+    async def set(self, key, value):
+        if re.fullmatch(self.pattern, key):
+            await asyncio.wrap_future(self.released)
+        await self._store.set(key, value)
+
+
+@pytest.mark.parametrize("verb", [train, minimise])
+@pytest.mark.parametrize(
+    ("pattern", "match"),
+    [
+        (r"00000002-.*/parameters/c/1", r"writing snapshot 00000002.* by shard 1 on .*resume=True"),
+        (r"00000001-.*/commit/.*", r"committing snapshot 00000001.* the same call starts anew"),
+    ],
+    ids=["a shard", "the first commit"],
+)
+def test_a_run_whose_store_hangs_ends_and_can_be_called_again(
+    threads_client, data, tmp_path, monkeypatch, verb, pattern, match
+):
+    released, options = Future(), {"checkpoint": str(tmp_path / "run.zarr")}
+    monkeypatch.setattr(
+        sealed,
+        "open_store",
+        lambda place: (
+            place
+            if isinstance(place, MemoryStore)
+            else Hanging(LocalStore(place), pattern, released)
+        ),
+    )
+    try:
+        with (
+            dask.config.set({"dbdask.store": "3s"}),
+            pytest.raises(CheckpointError, match=rf"run\.zarr' gave no answer in 3 s.*{match}"),
+        ):
+            verb(data, threads_client, snapshot_every="1us", **options)
+        assert_nothing_left(threads_client)
+    finally:
+        released.set_result(None)
+    wait_until(lambda: "dbdask-aside" not in {thread.name for thread in threading.enumerate()})
+    again = verb(data, threads_client, resume="auto", **options)
+    np.testing.assert_array_equal(flat(again), flat(verb(data, threads_client)))
+    last = checkpoint.latest(options["checkpoint"])
+    assert [name for name in sealed.children(options["checkpoint"]) if name != "zarr.json"] == [
+        last.group
+    ]

@@ -6,7 +6,9 @@
     run.zarr/<snapshot>/commit   sealed: the state of the run; the last key
 
 Nothing is renamed: a reader takes the committed snapshot of the highest number and looks at
-nothing else, so a writer that is late or died half way disturbs nobody.
+nothing else, so a writer that is late or died half way disturbs nobody. A run's numbers are above
+all that were there when it began, and what is below a committed one is deleted after it. A commit
+that comes later still, into a snapshot that was deleted, does not count.
 """
 
 import logging
@@ -39,6 +41,7 @@ class Snapshot:
     group: str
     number: int
     state: dict[str, Any]
+    highest: int = 0  # number of a snapshot that was there when it was read, committed or not
 
 
 @contextmanager
@@ -150,25 +153,42 @@ def latest(path: Place) -> Snapshot | None:
         Snapshots were committed, and none can be read any more.
     """
     with _reading(path):
-        names = [name for name in sealed.children(path) if SNAPSHOT.fullmatch(name)]
+        names = _snapshots(path)
         trouble = None
         for group in reversed(names):
             try:
-                state = sealed.read(path, f"{group}/commit", COMMIT)
-            except FileNotFoundError:
-                continue
+                state = _state_of(path, group)
             except ValueError as error:
                 # A writer may have died within its commit: then the one before still counts.
                 logger.warning("the commit of snapshot %s cannot be read: %s", group, error)
                 trouble = trouble or error
-            else:
-                return Snapshot(path, group, _number(group), state)
+                continue
+            if state is not None:
+                return Snapshot(path, group, _number(group), state, _number(names[-1]))
         if trouble is not None:
             raise ValueError(f"no commit can be read: {trouble}")
         # A run's second snapshot is begun when its first is committed.
         if any(_number(group) > 1 for group in names):
             raise ValueError(f"it holds {', '.join(names)}, and their commits are missing")
         return None
+
+
+def _state_of(path: Place, group: str) -> dict[str, Any] | None:
+    """The state that a snapshot was committed with; None where it was not committed."""
+    try:
+        state = sealed.read(path, f"{group}/commit", COMMIT)
+    except FileNotFoundError:
+        return None
+    try:
+        sealed.read(path, group, VECTORS)
+    except (FileNotFoundError, sealed.OtherKind) as error:
+        raise ValueError("the snapshot was deleted before its commit came") from error
+    return state
+
+
+def _snapshots(path: Place) -> list[str]:
+    """The snapshots that are there, committed or not; the highest number last."""
+    return [name for name in sealed.children(path) if SNAPSHOT.fullmatch(name)]
 
 
 def _number(group: str) -> int:
@@ -191,6 +211,20 @@ def delete(path: Place, group: str) -> None:
     store = sealed.open_store(path)
     sync(store.delete(f"{group}/commit/zarr.json"))
     sync(store.delete_dir(group))
+
+
+def delete_older(path: Place, number: int) -> None:
+    """Delete every snapshot below a committed one, also what was begun and never committed.
+
+    The lowest goes first, so a reader that listed them before finds the highest that is left. One
+    that cannot be deleted is logged: it costs space, and goes with the next commit.
+    """
+    for group in _snapshots(path):
+        if _number(group) < number:
+            try:
+                delete(path, group)
+            except Exception as error:
+                logger.warning("old snapshot %s could not be deleted: %r", group, error)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a run leaves: its outcome, and nothing on the cluster; and what errors say of it."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from dbdask.numbers.history import History
 from dbdask.server.contact import has_scheduler, worker_answers
 from dbdask.server.deadlines import deadline
 from dbdask.status import Status
+from dbdask.verbs.aside import Aside
+
+logger = logging.getLogger("dbdask")
 
 LARGEST_READ = 256 * 2**20  # bytes of parameters that a result holds by itself
 
@@ -56,10 +60,19 @@ def with_snapshot(error: Exception, run: Any) -> Exception:
 
 
 async def brought_home(reference: VectorReference, size: int) -> np.ndarray | VectorReference:
-    """Read a small vector, so that the result outlives the checkpoint; leave a large one there."""
+    """Read a small vector, so that the result outlives the checkpoint; leave a large one there.
+
+    One that a store does not hand over in time stays there too: the result reads it when asked.
+    """
     if 4 * size > LARGEST_READ:
         return reference
-    return await asyncio.to_thread(reference.read)
+    try:
+        async with asyncio.timeout(deadline("store", 4 * size)):
+            vector: np.ndarray = await Aside().do(reference.read)
+            return vector
+    except TimeoutError:
+        logger.warning("the parameters stay in %r, which does not hand them over", reference.path)
+        return reference
 
 
 async def leave_nothing(run: Any) -> None:

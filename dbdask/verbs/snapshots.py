@@ -3,15 +3,20 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from dbdask.errors import CheckpointError
 from dbdask.numbers import checkpoint
 from dbdask.numbers.checkpoint import Snapshot
+from dbdask.server.deadlines import deadline
 from dbdask.server.parameter_server import ParameterServer
+from dbdask.verbs.aside import Aside
 from dbdask.verbs.outcome import how_to_go_on
 
 logger = logging.getLogger("dbdask")
+
+MOST_NAMED = 3  # shards, in an error
 
 
 class Snapshots:
@@ -34,9 +39,10 @@ class Snapshots:
     ) -> None:
         self.server, self.path, self.every = server, path, every
         self.committed = last
-        self.number = last.number if last else 0
+        self.number = last.highest if last else 0
         self.writing: asyncio.Task[None] | None = None
         self._users: dict[int, int] = {}
+        self._store = Aside()  # one after the other: a late commit is there when the next deletes
         self._since = time.monotonic()
 
     @property
@@ -69,7 +75,7 @@ class Snapshots:
         self.writing = asyncio.ensure_future(self.write(number, names, state))
 
     async def write(self, number: int, names: list[str], state: dict[str, Any]) -> None:
-        """Write a copy, commit it, and delete the snapshot before it."""
+        """Write a copy, commit it, and delete the snapshots before it."""
         await self._write(number, names, state, "write", number)
         await self.drop(number)
 
@@ -85,16 +91,31 @@ class Snapshots:
         assert self.path is not None
         server, path = self.server, self.path
         group = checkpoint.name_of(number, server.generation, server.run)
+        writing = _Writing(self._store, server, path, group, names)
+        seconds = round(deadline("store", 4 * server.size * len(names)), 1)
         try:
-            await asyncio.to_thread(checkpoint.begin, path, group, names, server.size, server.chunk)
-            nbytes = 4 * server.chunk * len(names)
-            await server.call_each(method, path, group, what, nbytes=nbytes)
-            await asyncio.to_thread(checkpoint.commit, path, group, state)
+            async with asyncio.timeout(seconds):
+                await writing.begin()
+                await writing.write(method, what)
+                await writing.commit(state)
+        except TimeoutError as error:
+            raise CheckpointError(
+                f"checkpoint={path!r} gave no answer in {seconds:g} s (dbdask.store) while "
+                f"{writing.step}; {self._how_to_go_on()}"
+            ) from error
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {self._how_to_go_on()}") from error
-        before, self.committed = self.committed, Snapshot(path, group, number, state)
-        if before is not None:
-            await asyncio.to_thread(_delete_quietly, before)
+        self.committed = Snapshot(path, group, number, state)
+        await self._delete_older(path, number)
+
+    async def _delete_older(self, path: str, number: int) -> None:
+        """Delete what the snapshot of a number replaces; what stays behind only costs space."""
+        try:
+            async with asyncio.timeout(deadline("store")):
+                await self._store.do(checkpoint.delete_older, path, number)
+        except Exception as error:
+            logger.warning("snapshots older than %d could not be deleted: %r", number, error)
+            self._store = Aside()  # nothing waits for a deletion that hangs
 
     def _how_to_go_on(self) -> str:
         return how_to_go_on(self.path, self.committed)
@@ -114,9 +135,45 @@ class Snapshots:
         self._users.clear()
 
 
-def _delete_quietly(snapshot: Snapshot) -> None:
-    """A snapshot that stays behind costs space, not correctness."""
-    try:
-        checkpoint.delete(snapshot.path, snapshot.group)
-    except Exception as error:
-        logger.warning("old snapshot %s could not be deleted: %r", snapshot.group, error)
+class _Writing:
+    """One snapshot on its way to the store, and the step whose answer is waited for."""
+
+    def __init__(
+        self, store: Aside, server: ParameterServer, path: str, group: str, names: Sequence[str]
+    ) -> None:
+        self.store, self.server, self.path, self.group = store, server, path, group
+        self.names = names
+        self._step = "beginning"
+        self._unwritten: set[int] = set()
+
+    @property
+    def step(self) -> str:
+        """What is under way, and by whom."""
+        by = f" by {self._shards()}" if self._unwritten else ""
+        return f"{self._step} snapshot {self.group}{by}"
+
+    def _shards(self) -> str:
+        holders = self.server.holders
+        shards = [f"shard {i} on {' '.join(holders[i][:1])}" for i in sorted(self._unwritten)]
+        named, others = shards[:MOST_NAMED], len(shards[MOST_NAMED:])
+        return ", ".join(named) + (f" and {others} more" if others else "")
+
+    async def begin(self) -> None:
+        """Make the empty vectors."""
+        size, chunk = self.server.size, self.server.chunk
+        await self.store.do(checkpoint.begin, self.path, self.group, self.names, size, chunk)
+
+    async def write(self, method: str, what: Any) -> None:
+        """Let every shard write its slice."""
+        self._step, self._unwritten = "writing", set(range(len(self.server.slices)))
+        await asyncio.gather(*(self._write_one(i, method, what) for i in sorted(self._unwritten)))
+
+    async def _write_one(self, index: int, method: str, what: Any) -> None:
+        nbytes = 4 * self.server.chunk * len(self.names)
+        await self.server.call(index, method, self.path, self.group, what, nbytes=nbytes)
+        self._unwritten.discard(index)
+
+    async def commit(self, state: dict[str, Any]) -> None:
+        """Put the commit, when all else is there."""
+        self._step = "committing"
+        await self.store.do(checkpoint.commit, self.path, self.group, state)

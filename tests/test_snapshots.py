@@ -1,0 +1,228 @@
+"""Snapshots of one run: a store that is late or hangs, and what is left in the checkpoint."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+import dask
+import numpy as np
+import pytest
+
+from dbdask.errors import CheckpointError
+from dbdask.numbers import checkpoint, sealed
+from dbdask.numbers.layout import cut
+from dbdask.verbs.aside import Aside
+from dbdask.verbs.outcome import brought_home
+from dbdask.verbs.snapshots import Snapshots
+
+SIZE, SHARDS, NAMES = 10, 5, ["parameters"]
+
+
+class Server:
+    """Shards that write ones; those of `stuck` never answer."""
+
+    generation, run, size, chunk = 0, "run", SIZE, 2
+    slices = cut(SIZE, SHARDS)
+    holders = [[f"tcp://w{index}"] for index in range(SHARDS)]  # noqa: RUF012
+
+    def __init__(self):
+        self.stuck = set()
+
+    async def call(self, index, method, path, group, what, nbytes):
+        if index in self.stuck:
+            await asyncio.Event().wait()
+        start, stop = self.slices[index]
+        ones = {"parameters": np.ones(stop - start, np.float32)}
+        checkpoint.write_slice(path, group, start, stop, ones)
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = str(tmp_path / "run.zarr")
+    checkpoint.create(path, {})
+    return path
+
+
+def numbers(path):
+    """The snapshots that are there, committed or not."""
+    return [int(name[:8]) for name in sealed.children(path) if name != "zarr.json"]
+
+
+class Watched:
+    """Notes begin and commit of each snapshot; one step of one number waits until `released`."""
+
+    def __init__(self, monkeypatch, slow=None):
+        self.slow, self.ended = slow, []
+        self.reached, self.released = threading.Event(), threading.Event()
+        for step in ("begin", "commit"):
+            monkeypatch.setattr(checkpoint, step, self._watch(step, getattr(checkpoint, step)))
+
+    def _watch(self, step, function):
+        def call(path, group, *arguments):
+            doing = step, int(group[:8])
+            if doing == self.slow:
+                self.reached.set()
+                assert self.released.wait(30)
+            function(path, group, *arguments)
+            self.ended.append(doing)
+
+        return call
+
+
+def test_a_commit_that_comes_late_is_over_before_the_next_snapshot_which_deletes_it(
+    path, monkeypatch
+):
+    watched = Watched(monkeypatch, slow=("commit", 2))
+
+    async def live():
+        snapshots = Snapshots(Server(), path, 0.0, None)
+        await snapshots.write_live(NAMES, {})
+        snapshots.number += 1
+        snapshots.start_writing(2, NAMES, {})
+        await asyncio.to_thread(watched.reached.wait, 30)
+        await snapshots.give_up()
+        assert snapshots.committed.number == 1
+        asyncio.get_running_loop().call_later(0.2, watched.released.set)
+        await snapshots.write_live(NAMES, {})
+
+    asyncio.run(live())
+    assert watched.ended == [(step, n) for n in (1, 2, 3) for step in ("begin", "commit")]
+    assert numbers(path) == [3]
+    assert checkpoint.latest(path).number == 3
+
+
+def test_a_resumed_run_is_above_all_that_was_begun_and_leaves_one_snapshot(path):
+    for number in (1, 2):
+        group = checkpoint.name_of(number, 0, "zzz")
+        checkpoint.begin(path, group, NAMES, SIZE, 2)
+        if number == 1:
+            checkpoint.commit(path, group, {})
+    snapshots = Snapshots(Server(), path, 0.0, checkpoint.latest(path))
+    asyncio.run(snapshots.write_live(NAMES, {}))
+    assert snapshots.committed.number == 3
+    assert numbers(path) == [3]
+
+
+# A store that hangs
+
+
+HANGS = {
+    "begin": ("0.2s", r"beginning snapshot 0000000{n}-0-run; "),
+    "write": (
+        "2s",
+        r"writing snapshot 0000000{n}-0-run by shard 0 on tcp://w0, shard 2 on tcp://w2, "
+        r"shard 3 on tcp://w3 and 1 more; ",
+    ),
+    "commit": ("2s", r"committing snapshot 0000000{n}-0-run; "),
+}
+
+
+@pytest.mark.parametrize("step", HANGS)
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_store_that_hangs_is_an_error_that_names_the_step(path, monkeypatch, step, number):
+    watched, server = Watched(monkeypatch, slow=(step, number)), Server()
+    seconds, match = HANGS[step]
+    stands = "the same call starts anew" if number == 1 else "go on from it with .*resume=True"
+    match = rf"gave no answer in [\d.]+ s \(dbdask.store\) while {match}.*{stands}"
+
+    async def live():
+        snapshots = Snapshots(server, path, 0.0, None)
+        for _ in range(number - 1):
+            await snapshots.write_live(NAMES, {})
+        if step == "write":
+            server.stuck = {0, 2, 3, 4}
+        with dask.config.set({"dbdask.store": seconds}):
+            await asyncio.wait_for(snapshots.write_live(NAMES, {}), 60)
+
+    try:
+        with pytest.raises(CheckpointError, match=match.format(n=number)):
+            asyncio.run(live())
+    finally:
+        watched.released.set()
+
+
+def test_a_deletion_that_hangs_holds_up_no_snapshot(path, monkeypatch, caplog):
+    delete, released, times = checkpoint.delete_older, threading.Event(), []
+
+    def hang(path, number):
+        times.append(number)
+        if number == 1:
+            assert released.wait(60)
+        delete(path, number)
+
+    async def live():
+        snapshots = Snapshots(Server(), path, 0.0, None)
+        with dask.config.set({"dbdask.store": "2s"}):
+            await asyncio.wait_for(snapshots.write_live(NAMES, {}), 60)
+        await asyncio.wait_for(snapshots.write_live(NAMES, {}), 60)
+
+    monkeypatch.setattr(checkpoint, "delete_older", hang)
+    try:
+        asyncio.run(live())
+    finally:
+        released.set()
+    assert times == [1, 2] and numbers(path) == [2]
+    assert "snapshots older than 1 could not be deleted: TimeoutError" in caplog.text
+
+
+def test_parameters_that_a_store_does_not_hand_over_stay_there():
+    released = threading.Event()
+
+    class Slow:
+        path = "run.zarr"
+
+        def read(self):
+            assert released.wait(60)
+
+    async def live():
+        with dask.config.set({"dbdask.store": "0.2s"}):
+            return await asyncio.wait_for(brought_home(slow, SIZE), 30)
+
+    slow = Slow()
+    try:
+        assert asyncio.run(live()) is slow
+    finally:
+        released.set()
+
+
+# On a thread of its own
+
+
+def test_what_was_given_up_before_it_began_is_not_done_and_an_error_comes_out():
+    async def live():
+        aside, released, done = Aside(), threading.Event(), []
+        first = asyncio.ensure_future(aside.do(released.wait, 30))
+        second = asyncio.ensure_future(aside.do(done.append, 2))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        third = asyncio.ensure_future(aside.do(done.append, 3))
+        released.set()
+        assert await first
+        await third
+        assert done == [3]
+        with pytest.raises(ZeroDivisionError):
+            await aside.do(divmod, 1, 0)
+
+    asyncio.run(live())
+
+
+def test_what_hangs_keeps_no_process_from_ending():
+    program = """
+import asyncio, threading
+from dbdask.verbs.aside import Aside
+
+async def live():
+    try:
+        async with asyncio.timeout(0.2):
+            await Aside().do(threading.Event().wait)
+    except TimeoutError:
+        print("given up")
+
+asyncio.run(live())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "given up\n"), done.stderr
