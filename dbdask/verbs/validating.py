@@ -7,7 +7,7 @@ import time
 import uuid
 from typing import Any
 
-from dbdask.errors import ShardLost, WorkerError
+from dbdask.errors import TROUBLE, ShardLost, WorkerError
 from dbdask.numbers.scores import Score
 from dbdask.server.contact import result_of
 from dbdask.verbs.failures import MOST_ATTEMPTS
@@ -113,7 +113,10 @@ class Validator:
         return sum(scores, Score())
 
     async def _score_portion(self, number: int, portion: Any) -> Score:
-        """Score a portion, on another worker where the first one leaves or falls silent."""
+        """Score a portion, on another worker where the first one leaves or falls silent.
+
+        Shards that move meanwhile take their copies along: then it is scored again from there.
+        """
         for attempt in range(MOST_ATTEMPTS):
             workers = self.run.workforce.workers or self.run.workforce.answering
             if not workers:
@@ -125,7 +128,7 @@ class Validator:
         raise WorkerError(f"{portion.name} of validation was lost with {MOST_ATTEMPTS} workers")
 
     async def _score_on(self, worker: str, number: int, portion: Any) -> Score | None:
-        run = self.run
+        run, generation = self.run, self.run.server.generation
         supply = self.plan.validation_supply
         blocks = await asyncio.to_thread(supply.futures, portion, workers=[worker])
         future = run.client.submit(
@@ -143,6 +146,10 @@ class Validator:
         task = asyncio.ensure_future(result_of(run.client, future))
         try:
             return task.result() if await run.workforce.attend(task, worker) else None
+        except TROUBLE:
+            if run.server.generation == generation:
+                raise
+            return None
         finally:
             blocks.clear()  # the traceback of an error may keep the list for ever
             task.cancel()

@@ -1,0 +1,65 @@
+"""Validation beside training, where shards move while it is under way."""
+
+import asyncio
+import types
+
+import pytest
+
+from dbdask.errors import ShardLost
+from dbdask.numbers.portions import Portion
+from dbdask.numbers.scores import Score
+from dbdask.verbs import validating
+from dbdask.verbs.validating import Validator
+
+PORTION = Portion(epoch=0, number=0, group=0, blocks=(0,), start=0, stop=10, seed=())
+
+
+class Run:
+    """A run whose first validation task loses its shard; they may have `moved` meanwhile."""
+
+    def __init__(self, moved):
+        self.moved, self.submitted = moved, []
+        self.plan = types.SimpleNamespace(
+            last=None, validate_steps=None, validation_supply=self, run="run", job=b""
+        )
+        self.server = types.SimpleNamespace(generation=3, handle=None)
+        self.workforce = types.SimpleNamespace(workers=["a", "b"], attend=self.attend)
+        self.client = self
+
+    def futures(self, portion, workers):
+        return []
+
+    def submit(self, *arguments, **options):
+        self.submitted.append(options["workers"])
+        return types.SimpleNamespace(release=lambda: None)
+
+    def release(self, portion):
+        pass
+
+    async def attend(self, task, worker):
+        await asyncio.wait({task})
+        self.server.generation += self.moved
+        return True
+
+
+def score(run, monkeypatch):
+    async def result_of(client, future):
+        if len(run.submitted) == 1:
+            raise ShardLost("it was there")
+        return Score()
+
+    monkeypatch.setattr(validating, "result_of", result_of)
+    return asyncio.run(Validator(run)._score_portion(1, PORTION))
+
+
+def test_a_portion_is_scored_again_where_shards_have_moved(monkeypatch):
+    run = Run(moved=True)
+    assert score(run, monkeypatch) == Score()
+    assert run.submitted == [["a"], ["b"]]
+
+
+def test_a_shard_that_is_lost_is_trouble(monkeypatch):
+    run = Run(moved=False)
+    with pytest.raises(ShardLost, match="it was there"):
+        score(run, monkeypatch)
+    assert run.submitted == [["a"]]
