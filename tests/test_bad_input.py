@@ -757,7 +757,7 @@ FITTING = [
         lambda g: g.sandblaster(
             examples=g.examples(g.changed("x", slice(None), np.nan), missing="drop")
         ),
-        ValueError,
+        dbdask.DataError,
         r"examples has no example .* that is not missing",
     ),
     (

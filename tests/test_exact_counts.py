@@ -379,7 +379,7 @@ def processes():
         "dbdask.lease": "1s",
     }
     with (
-        dask.config.set({f"dbdask.{name}": value for name, value in short.items()}),
+        dask.config.set(short),
         LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
