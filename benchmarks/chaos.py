@@ -107,6 +107,7 @@ class Killer(threading.Thread):
         self.over = threading.Event()
         self.kills: list[tuple[float, bool]] = []  # when, and whether it held a shard
         self.seen: list[tuple[float, int]] = []  # when a record came, and shards lost by then
+        self.marks: list[float] = []  # when the verb was called, and when it returned
 
     def run(self) -> None:
         while not self.over.wait(self.random.uniform(5.0, 10.0)):
@@ -141,10 +142,14 @@ class Killer(threading.Thread):
                 counted = killed[-1]
         return found
 
+    def mark(self) -> None:
+        """The verb is called now, or has returned."""
+        self.marks.append(time.monotonic())
+
     @property
     def longest_wait(self) -> float:
-        """The longest time without a record."""
-        return max((b - a for (a, _), (b, _) in pairwise(self.seen)), default=0.0)
+        """The longest time without a record, from the call on to the return."""
+        return max(b - a for a, b in pairwise(sorted(self.marks + [at for at, _ in self.seen])))
 
 
 def train(client: Client, store: str, options: argparse.Namespace, pace: float, **more):
@@ -160,6 +165,8 @@ def train(client: Client, store: str, options: argparse.Namespace, pace: float, 
         progress=False,
         **more,
     )
+    for killer in more.get("callbacks", ()):
+        killer.mark()
     assert result.status.reason == "epochs", result.status
     return result, result.evaluate(examples)["loss"]
 
@@ -180,6 +187,7 @@ def disturbed(store: str, options: argparse.Namespace, what: str, **more) -> flo
         killer = Killer(client, options.seed)
         killer.start()
         began = time.monotonic()
+        killer.mark()
         result, loss = train(client, store, options, options.pace, callbacks=[killer], **more)
         seconds = time.monotonic() - began
         killer.over.set()
