@@ -307,7 +307,8 @@ def test_a_barrier_waits_for_a_worker_that_can_complete_a_portion():
 
     run = types.SimpleNamespace(
         server=types.SimpleNamespace(pause=pause, order=order),
-        workforce=types.SimpleNamespace(workers=[], outstanding=[], abandoned=False),
+        roster=types.SimpleNamespace(workers=[]),
+        workforce=types.SimpleNamespace(outstanding=[], abandoned=False),
         stream=types.SimpleNamespace(epoch=0),
         take_in=take_in,
     )

@@ -27,6 +27,7 @@ from dbdask.verbs.failures import MOST_ATTEMPTS
 from dbdask.verbs.giving_up import MOST_RECOVERIES, Returns, RunLost
 from dbdask.verbs.guard import MISSED_PINGS, Guard
 from dbdask.verbs.recovery import Recovery
+from dbdask.verbs.roster import Roster
 from dbdask.verbs.sandblaster_run import SandblasterRun
 from dbdask.verbs.workforce import Outstanding, Workforce
 
@@ -54,21 +55,20 @@ def outstanding(work, worker, outcome=None):
 def workforce(*workers):
     connected = types.SimpleNamespace(closed=lambda: False)
     client = types.SimpleNamespace(scheduler_comm=connected)
-    force = Workforce(client, "run", b"", None, None, None, None)
-    force.facts = {w: WorkerFacts(w, w, "here", 0) for w in workers}
-    return force
+    facts = {w: WorkerFacts(w, w, "here", 0) for w in workers}
+    return Workforce(client, "run", b"", None, Roster(client, b"", None, None, facts=facts))
 
 
 async def lose(force, *held):
     """Workers of `held` are gone: what they had is given up, the first of each is blamed."""
     force.outstanding = list(held)
-    force.facts = {}
+    force.roster.facts = {}
     given_up = await force.watch_silence()
     assert given_up == [out.work for out in held]
 
 
 def report(finished=True):
-    return types.SimpleNamespace(finished=finished, seconds=0.1)
+    return types.SimpleNamespace(finished=finished)
 
 
 def test_a_portion_that_costs_five_workers_is_named():
@@ -110,7 +110,7 @@ def test_no_portion_is_blamed_for_a_worker_that_closes_in_order():
     async def live():
         force = workforce("w")
         for _ in range(MOST_ATTEMPTS + 1):
-            force.closing = {"w"}
+            force.roster.closing = {"w"}
             force.outstanding = [outstanding(portion(3), "w")]
             assert await force.watch_silence()
         assert not force.failures.suspicion

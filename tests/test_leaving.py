@@ -146,7 +146,7 @@ def test_the_end_of_a_run_waits_a_moment_for_workers_that_leave(monkeypatch, cap
         workers = ["broken", "slow", "stopped"]
         run = types.SimpleNamespace(
             client=None,
-            workforce=types.SimpleNamespace(closing=set(), leaving=set()),
+            roster=types.SimpleNamespace(closing=set(), leaving=set()),
             server=types.SimpleNamespace(can_leave=lambda *_: True, move=nothing, workers=workers),
             shard_homes=lambda: ["other"],
             twins=types.SimpleNamespace(note=lambda: None),
@@ -154,7 +154,7 @@ def test_the_end_of_a_run_waits_a_moment_for_workers_that_leave(monkeypatch, cap
         leaves = Leaving(run)
         leaves._hear({"action": "retire-workers", "could-not-retire": workers})
         await asyncio.wait_for(leaves.move(), 30)
-        assert run.workforce.leaving == set(workers)
+        assert run.roster.leaving == set(workers)
         with dask.config.set({"dbdask.answer": "1s"}):
             await asyncio.wait_for(leaves.end(), 30)
         assert len(asyncio.all_tasks()) == 1 and not waiting

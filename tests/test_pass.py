@@ -291,10 +291,10 @@ class Hands:
     """A workforce that notes what it is given; all of `workers` are free that do nothing."""
 
     def __init__(self, workers):
-        self.workers, self.given = workers, []
+        self.roster, self.given = SimpleNamespace(workers=workers), []
 
     def idle_places(self, replicas):
-        return [w for w in self.workers if all(w != out.worker for out in self.given)]
+        return [w for w in self.roster.workers if all(w != out.worker for out in self.given)]
 
     def places(self, worker, replicas):
         return 1

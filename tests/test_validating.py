@@ -23,7 +23,8 @@ class Run:
             last=None, validate_steps=None, validation_supply=self, run="run", job=b""
         )
         self.server = types.SimpleNamespace(generation=3, handle=None)
-        self.workforce = types.SimpleNamespace(workers=["a", "b"], attend=self.attend)
+        self.roster = types.SimpleNamespace(workers=["a", "b"])
+        self.workforce = types.SimpleNamespace(attend=self.attend)
         self.client = self
 
     def futures(self, portion, workers):

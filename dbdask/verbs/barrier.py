@@ -57,12 +57,12 @@ class Barrier:
     async def _complete(self, uneven: set[tuple[int, int]]) -> None:
         """Bring the shards that lack a step of a portion to the step that others have."""
         run = self.run
-        while not run.workforce.workers:  # until one comes, or none does for too long
+        while not run.roster.workers:  # until one comes, or none does for too long
             await self._take_in()
         portions = {
             (p.epoch, p.number): p for p in run.plan.cut.portions(run.plan.seed, run.stream.epoch)
         }
-        workers = run.workforce.workers
+        workers = run.roster.workers
         for identity, worker in zip(uneven, workers * len(uneven), strict=False):
             run.give(portions[identity], worker, complete_only=True)
         await self._empty()

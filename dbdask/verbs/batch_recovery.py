@@ -49,7 +49,7 @@ class BatchRecovery:
         while True:
             await run.workforce.refresh(now=True)
             await run.workforce.look_around()
-            run.tally.lost += await run.server.drop_lost(run.workforce.answering)
+            run.tally.lost += await run.server.drop_lost(run.roster.answering)
             if run.server.gone:
                 raise error
             self._count(str(error))
@@ -90,7 +90,7 @@ class BatchRecovery:
         await run.validator.give_up()
         await self._end_flight()
         await run.workforce.refresh(now=True)
-        run.tally.lost += await server.drop_lost(run.workforce.answering)
+        run.tally.lost += await server.drop_lost(run.roster.answering)
         if run.plan.path is None:
             gone = f"shard {server.gone[0]} of {len(server.slices)} is gone" if server.gone else why
             raise RunLost(f"{gone}; {lost_with(run)}")
@@ -136,8 +136,8 @@ class BatchRecovery:
 
     async def _end_flight(self) -> None:
         """End every call, and wait for the tasks to come home."""
-        workforce = self.run.workforce
-        await self.run.server.end_generation(workforce.answering)
+        run, workforce = self.run, self.run.workforce
+        await run.server.end_generation(run.roster.answering)
         until = time.monotonic() + deadline("portion-end")
         while workforce.outstanding and time.monotonic() < until:
             await workforce.refresh()

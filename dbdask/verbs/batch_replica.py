@@ -61,7 +61,6 @@ class BundleReport:
     rows: int = 0
     finished: bool = False  # every shard has the gradient
     trouble: str = ""  # why it ended early, when a shard or the generation was lost
-    seconds: float = 0.0
     working: float = 0.0  # seconds of reading and computing
     pushing: float = 0.0
     repeated: bool = False  # a shard had the gradient already
@@ -79,12 +78,10 @@ def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
     room = open_room(order.run, job)
     report = BundleReport(room.worker.address)
     with room.turn(order.replicas):
-        began = time.monotonic()
         try:
             _accrue(room, order, report, gather_blocks(blocks))
         except TROUBLE as trouble:
             report.trouble = f"{type(trouble).__name__}: {trouble}"
-        report.seconds = time.monotonic() - began
     return report
 
 

@@ -32,6 +32,7 @@ from dbdask.verbs.outcome import (
 from dbdask.verbs.preflight import check_collectable, check_memory
 from dbdask.verbs.recovery import Recovery
 from dbdask.verbs.replica import PortionOrder, PortionReport, train_portion
+from dbdask.verbs.roster import Roster
 from dbdask.verbs.session import needs_workers
 from dbdask.verbs.setting_up import set_up
 from dbdask.verbs.snapshots import Snapshots
@@ -95,16 +96,8 @@ class DownpourRun:
         self.at_rest = threading.Event()
         self.stop_reason = ""
         self.tally = Tally(plan.last.state if plan.last else None, self.records.put)
-        self.workforce = Workforce(
-            client,
-            plan.run,
-            plan.job,
-            plan.path,
-            plan.replicas,
-            plan.workers,
-            plan.supply,
-            plan.shard_workers,
-        )
+        self.roster = Roster(client, plan.job, plan.path, plan.workers, plan.shard_workers)
+        self.workforce = Workforce(client, plan.run, plan.job, plan.supply, self.roster)
         state: dict[str, Any] = plan.last.state if plan.last else {"epoch": 0, "finished": []}
         self.stream = PortionStream(
             lambda epoch: plan.cut.portions(plan.seed, epoch),
@@ -140,7 +133,7 @@ class DownpourRun:
     async def _begin(self) -> None:
         plan = self.plan
         await self.workforce.refresh(first=True)
-        needs_workers(self.workforce.workers)
+        needs_workers(self.roster.workers)
         await wait_for_homes(self)
         homes = self.shard_homes()
         count = plan.shards or policies.shards_for(plan.size, len(homes))
@@ -180,15 +173,15 @@ class DownpourRun:
 
     def shard_homes(self) -> list[str]:
         """The workers that may be given shards now."""
-        away = self.workforce.away | self.leaving.workers
-        return shard_homes(self.workforce.facts, self.plan.shard_workers, away)
+        away = self.roster.away | self.leaving.workers
+        return shard_homes(self.roster.facts, self.plan.shard_workers, away)
 
     def _check_memory(self, shards: int, homes: int) -> None:
         plan = self.plan
         check_collectable(plan.name, plan.size, plan.path)
         length = most_elements(plan.size, shards, homes, plan.shard_copies)
         slots, keeps_best = len(plan.optimizer.slots), plan.keep == "best"
-        facts = list(self.workforce.facts.values())
+        facts = list(self.roster.facts.values())
         copied = policies.shard_bytes(length, slots, keeps_best, copied=True)
         self.has_room_for_copies = all(
             plan.replica_bytes + copied <= worker.memory_limit or not worker.memory_limit
@@ -257,13 +250,13 @@ class DownpourRun:
             trouble = trouble or (report.trouble if report else "")
         for portion in await self.workforce.watch_silence():
             self.stream.hand_back(portion)
-        gone = set(self.server.workers) - set(self.workforce.everyone)
+        gone = set(self.server.workers) - set(self.roster.everyone)
         return trouble or (f"worker {min(gone)} left, which held a shard" if gone else "")
 
     def _note(self, portion: Portion, report: PortionReport) -> None:
         if report.pushes or report.finished:  # a step that no shard took is none
             self.recovery.note_step()
-        self.tally.add(report, self.stream.epoch, len(self.workforce.workers), self.plan.replicas)
+        self.tally.add(report, self.stream.epoch, len(self.roster.workers), self.plan.replicas)
         if report.finished:
             self.stream.finish(portion)
         else:

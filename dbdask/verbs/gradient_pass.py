@@ -128,7 +128,7 @@ class GradientPass:
                 self._take_in(out, report)
             await self.workforce.watch_silence()
             self._take_back()
-            gone = set(self.server.workers) - set(self.workforce.everyone)
+            gone = set(self.server.workers) - set(self.workforce.roster.everyone)
             if gone:
                 raise ShardLost(f"worker {min(gone)} left, which held a shard")
         self._tell_losers()
@@ -161,7 +161,7 @@ class GradientPass:
         A lone replica's are cut by their number: by its speed, no two runs would cut alike, nor
         add up to the same bits.
         """
-        workers, pace = self.workforce.workers, self.experience.pace
+        workers, pace = self.workforce.roster.workers, self.experience.pace
         if sum(places_for(self.replicas, workers).values()) == 1:
             return [worker], math.ceil(self.count / LONE_BUNDLES)
         out = work_out(self._needed(), pace, now)

@@ -25,7 +25,7 @@ def shard_homes(
     wanted
         The names of `shard_workers=`, or None.
     avoided
-        Workers that are silent or leaving.
+        Workers that are silent, leaving, refused or not checked yet.
 
     Raises
     ------
@@ -62,7 +62,7 @@ async def wait_for_homes(run: Any) -> None:
         None came within the deadline.
     """
     until = time.monotonic() + deadline("arrival")
-    while not (run.shard_homes() and run.workforce.workers):
+    while not (run.shard_homes() and run.roster.workers):
         if time.monotonic() > until:
             raise WorkerError(
                 f"no worker is left to go on with, and none came in "

@@ -47,7 +47,7 @@ class Leaving:
     @property
     def workers(self) -> set[str]:
         """Workers that get nothing new: they close, or were asked to leave."""
-        return self._asked | self.run.workforce.closing
+        return self._asked | self.run.roster.closing
 
     @property
     def due(self) -> bool:
@@ -59,12 +59,12 @@ class Leaving:
         going = self.workers & set(run.server.workers)
         if not going or run.server.can_leave(going, run.shard_homes()):
             return bool(going)
-        return bool(self._asked) and not run.workforce.expects_homes
+        return bool(self._asked) and not run.roster.expects_homes
 
     async def hand_on(self) -> None:
         """Bring a Downpour run to rest, move the shards of leaving workers, and go on."""
         run = self.run
-        for portion in run.workforce.abandon(run.workforce.closing):
+        for portion in run.workforce.abandon(run.roster.closing):
             run.stream.hand_back(portion)
         await run.barrier.rest()
         await self.move()
@@ -85,7 +85,7 @@ class Leaving:
         run.twins.note()
         asked, self._asked = self._asked, set()
         for worker in asked:
-            run.workforce.leaving.add(worker)
+            run.roster.leaving.add(worker)
             retiring = asyncio.ensure_future(self._retire(worker))
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)

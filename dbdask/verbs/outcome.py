@@ -83,7 +83,7 @@ async def leave_nothing(run: Any) -> None:
         if hasattr(run, "server"):
             await run.snapshots.give_up()
             await run.validator.give_up()
-            workers = await _answering(run.client, run.workforce.everyone)
+            workers = await _answering(run.client, run.roster.everyone)
             await run.server.end_generation(workers)
             for supply in (run.plan.supply, run.plan.validation_supply):
                 if supply is not None:

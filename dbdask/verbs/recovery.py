@@ -91,7 +91,7 @@ class Recovery:
             run.stream.hand_back(portion)
         await self._end_flight()
         await run.workforce.refresh(now=True)
-        run.tally.lost += await run.server.drop_lost(run.workforce.answering)
+        run.tally.lost += await run.server.drop_lost(run.roster.answering)
         run.server.give_up(self._behind)  # else they would pass for survivors
         self._behind |= set(run.server.gone)
         await self._rebuild(run.server.gone)
@@ -101,7 +101,7 @@ class Recovery:
     async def _end_flight(self) -> None:
         """End every call, wait for the tasks to come home, and hand their portions back."""
         run = self.run
-        await run.server.end_generation(run.workforce.answering)
+        await run.server.end_generation(run.roster.answering)
         await run.snapshots.give_up()
         await run.validator.give_up()
         until = time.monotonic() + deadline("portion-end")

@@ -1,6 +1,5 @@
 """A model replica at work on one portion: Algorithm 1.1 of the paper, from the worker's side."""
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +77,6 @@ class PortionReport:
     dropped: int = 0
     left_out: LeftOut = field(default_factory=LeftOut)
     repeated: int = 0
-    seconds: float = 0.0
 
 
 def train_portion(order: PortionOrder, job: bytes, *blocks: Any) -> PortionReport:
@@ -90,12 +88,10 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Any) -> PortionRepor
     room = open_room(order.run, job)
     report = PortionReport(order.portion.epoch, order.portion.number, room.worker.address)
     with room.turn(order.replicas):
-        began = time.monotonic()
         try:
             _Replica(room, order, report).work(gather_blocks(blocks))
         except TROUBLE as trouble:
             report.trouble = f"{type(trouble).__name__}: {trouble}"
-        report.seconds = time.monotonic() - began
     return report
 
 

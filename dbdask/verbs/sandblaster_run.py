@@ -47,6 +47,7 @@ from dbdask.verbs.outcome import (
     with_snapshot,
 )
 from dbdask.verbs.preflight import check_collectable, check_memory
+from dbdask.verbs.roster import Roster
 from dbdask.verbs.session import needs_workers
 from dbdask.verbs.setting_up import set_up
 from dbdask.verbs.snapshots import Snapshots
@@ -98,16 +99,8 @@ class SandblasterRun:
         self.at_rest = threading.Event()
         self.stop_reason = ""
         self.tally = Tally(plan.last.state if plan.last else None, self.records.put)
-        self.workforce = Workforce(
-            client,
-            plan.run,
-            plan.job,
-            plan.path,
-            plan.replicas,
-            plan.workers,
-            plan.supply,
-            plan.shard_workers,
-        )
+        self.roster = Roster(client, plan.job, plan.path, plan.workers, plan.shard_workers)
+        self.workforce = Workforce(client, plan.run, plan.job, plan.supply, self.roster)
         self.leaving = Leaving(self)
         self.twins = Twins(self)
         self.recovery = BatchRecovery(self)
@@ -163,9 +156,9 @@ class SandblasterRun:
     async def _begin(self) -> None:
         plan = self.plan
         await self.workforce.refresh(first=True)
-        needs_workers(self.workforce.workers)
+        needs_workers(self.roster.workers)
         await wait_for_homes(self)
-        self.tally.note_replicas(len(self.workforce.workers), plan.replicas)
+        self.tally.note_replicas(len(self.roster.workers), plan.replicas)
         homes = self.shard_homes()
         count = plan.shards or policies.shards_for(plan.size, len(homes))
         self._check_memory(count, len(homes))
@@ -204,8 +197,8 @@ class SandblasterRun:
 
     def shard_homes(self) -> list[str]:
         """The workers that may be given shards now."""
-        away = self.workforce.away | self.leaving.workers
-        return shard_homes(self.workforce.facts, self.plan.shard_workers, away)
+        away = self.roster.away | self.leaving.workers
+        return shard_homes(self.roster.facts, self.plan.shard_workers, away)
 
     def _check_memory(self, shards: int, homes: int) -> None:
         plan = self.plan
@@ -213,7 +206,7 @@ class SandblasterRun:
         length = most_elements(plan.size, shards, homes, plan.shard_copies)
         shard = policies.batch_shard_bytes(length, plan.method.history_length, plan.keep == "best")
         replica = policies.replica_bytes(plan.size, 2, 1)
-        check_memory(list(self.workforce.facts.values()), replica, shard, plan.name)
+        check_memory(list(self.roster.facts.values()), replica, shard, plan.name)
 
     # The method
 
@@ -314,7 +307,7 @@ class SandblasterRun:
         self.tally.steps, self.tally.examples = state.iteration, experience.examples
         self.tally.dropped, self.tally.repeated = experience.dropped, experience.repeated
         self.tally.refused = experience.refused
-        self.tally.note_replicas(len(self.workforce.workers), self.plan.replicas)
+        self.tally.note_replicas(len(self.roster.workers), self.plan.replicas)
         self.tally.history.left_out = experience.left_out
         self.tally.record(
             epoch=self._epoch,

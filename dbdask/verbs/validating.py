@@ -118,7 +118,7 @@ class Validator:
         Shards that move meanwhile take their copies along: then it is scored again from there.
         """
         for attempt in range(MOST_ATTEMPTS):
-            workers = self.run.workforce.workers or self.run.workforce.answering
+            workers = self.run.roster.workers or self.run.roster.answering
             if not workers:
                 raise ShardLost("no worker is left to validate on")
             worker = workers[(portion.number + attempt) % len(workers)]

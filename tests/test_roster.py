@@ -1,0 +1,317 @@
+"""Who may work and who may hold shards, as workers stop, leave, come back and are refused."""
+
+import asyncio
+import logging
+import types
+
+import dask
+import pytest
+
+from dbdask.errors import WorkerError
+from dbdask.server.contact import WorkerFacts
+from dbdask.verbs import preflight
+from dbdask.verbs import roster as room
+from dbdask.verbs.homes import shard_homes
+from dbdask.verbs.leaving import Leaving
+from dbdask.verbs.preflight import Unheard
+from dbdask.verbs.roster import Roster
+
+SHORT = {"dbdask.answer": "20ms", "dbdask.ping": "100ms"}
+
+
+class Cluster:
+    """Workers by name, as a roster sees them; time passes when a test says so, or it waits.
+
+    `checked` holds what became of each check: a worker's `outcomes` are used up one by one, an
+    exception is raised, an event is waited for.
+    """
+
+    def __init__(self, monkeypatch, *names):
+        self.names, self.stopped, self.now = list(names), set(), 1000.0
+        self.outcomes, self.checked = {}, []
+        self.client = types.SimpleNamespace(
+            rpc=None, scheduler_comm=types.SimpleNamespace(closed=lambda: False)
+        )
+        self.asked = []
+        self.clock = types.SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr(room, "time", self.clock)
+        monkeypatch.setattr(room, "REFRESH_SECONDS", 0.0)
+        monkeypatch.setattr(room, "workers_now", self.workers_now)
+        monkeypatch.setattr(room, "worker_answers", self.answers)
+        monkeypatch.setattr(preflight, "worker_answers", self.answers)
+        monkeypatch.setattr(preflight, "run_on", self.run_on)
+
+    def roster(self, only=None, holders=None):
+        return Roster(self.client, b"job", None, only, holders)
+
+    async def workers_now(self, client):
+        self.now += 0.1
+        return {name: WorkerFacts(name, name, "here", 0) for name in self.names}
+
+    async def answers(self, pool, name, **rest):
+        self.asked.append(name)
+        return name in self.names and name not in self.stopped
+
+    async def run_on(self, pool, name, function, *arguments, seconds):
+        if function is preflight.version_here:
+            return preflight.version_here()
+        self.checked.append((name, arguments[-1]))
+        outcome = (self.outcomes.get(name) or [""]).pop(0)
+        if isinstance(outcome, asyncio.Event):
+            await outcome.wait()
+            return ""
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def no_answer(cause):
+    error = WorkerError("gave no answer")
+    error.__cause__ = cause
+    return error
+
+
+def homes(roster, wanted=None):
+    return shard_homes(roster.facts, wanted, roster.away)
+
+
+def live(coroutine):
+    with dask.config.set(SHORT):
+        asyncio.run(asyncio.wait_for(coroutine, 20))
+
+
+async def until(roster, condition):
+    """Look on, as a run does, until something is so."""
+    while not condition():
+        await roster.refresh()
+        roster.ask()
+        await asyncio.sleep(0)
+
+
+# Checks of workers that stop or leave
+
+
+def test_workers_that_die_of_their_check_do_not_keep_the_run_waiting(monkeypatch):
+    cluster = Cluster(monkeypatch, "w0")
+
+    async def dies(pool, name, *rest, **options):
+        cluster.now += 1.0
+        cluster.names = [f"w{len(cluster.checked)}"]  # what its nanny starts
+        cluster.checked.append(name)
+        raise no_answer(OSError("closed"))
+
+    monkeypatch.setattr(preflight, "run_on", dies)
+    match = r"none came in 15 s \(w0 left while it was checked, w1 left.*dbdask\.arrival"
+    with pytest.raises(WorkerError, match=match):
+        live(cluster.roster().refresh(first=True))
+    assert len(cluster.checked) < 30
+
+
+def test_a_run_begins_without_a_stopped_worker_and_checks_it_when_it_answers(monkeypatch, caplog):
+    cluster = Cluster(monkeypatch, "well", "stopped")
+    cluster.stopped.add("stopped")
+    cluster.outcomes["stopped"] = [asyncio.Event()]  # it answers nothing
+
+    async def story():
+        roster = cluster.roster()
+        with caplog.at_level(logging.WARNING, "dbdask"):
+            await roster.refresh(first=True)
+        assert "worker stopped is silent" in caplog.text
+        assert roster.workers == homes(roster) == ["well"]
+        await until(roster, lambda: cluster.asked.count("stopped") > 3)
+        assert roster.workers == ["well"]
+        cluster.stopped.clear()
+        await until(roster, lambda: roster.workers == homes(roster) == ["well", "stopped"])
+        await roster.close()
+
+    live(story())
+
+
+def test_a_slow_worker_is_waited_for_as_long_as_it_answers(monkeypatch):
+    cluster = Cluster(monkeypatch, "slow")
+    opened = asyncio.Event()
+    cluster.outcomes["slow"] = [opened]
+
+    async def story():
+        roster = cluster.roster()
+        start = asyncio.ensure_future(roster.refresh(first=True))
+        while cluster.asked.count("slow") < 3:
+            await asyncio.sleep(0.01)
+        assert not start.done()
+        opened.set()
+        await start
+        assert roster.workers == ["slow"]
+
+    live(story())
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_passed_deadline_refuses_only_who_answers(monkeypatch, answers):
+    cluster = Cluster(monkeypatch, "w")
+    cluster.outcomes["w"] = [no_answer(TimeoutError())]
+    cluster.stopped = set() if answers else {"w"}
+    check = preflight.check_worker(None, "w", b"", None)
+    with pytest.raises(WorkerError if answers else Unheard):
+        live(check)
+
+
+def test_an_error_names_the_silent_where_nobody_else_is_there(monkeypatch):
+    cluster = Cluster(monkeypatch, "a", "b")
+    cluster.stopped = {"a", "b"}
+    cluster.outcomes = {name: [asyncio.Event()] for name in "ab"}
+    match = r"no worker is left .* 15 s \(a gives no sign of life, b gives no.*dbdask\.arrival"
+    with pytest.raises(WorkerError, match=match):
+        live(cluster.roster().refresh(first=True))
+
+
+def test_a_worker_that_leaves_during_its_check_is_done_without(monkeypatch):
+    cluster = Cluster(monkeypatch, "well", "leaving")
+
+    async def story():
+        roster = cluster.roster()
+        run_on = cluster.run_on
+
+        async def leave(pool, name, *rest, **options):
+            if name == "leaving":
+                cluster.names.remove("leaving")
+                raise no_answer(OSError("closed"))
+            return await run_on(pool, name, *rest, **options)
+
+        monkeypatch.setattr(preflight, "run_on", leave)
+        await roster.refresh(first=True)
+        assert roster.workers == ["well"] and not roster.silent
+
+    live(story())
+
+
+def test_the_start_waits_for_another_where_the_last_one_leaves_during_its_check(monkeypatch):
+    cluster = Cluster(monkeypatch, "last")
+
+    async def story():
+        roster = cluster.roster()
+        run_on = cluster.run_on
+
+        async def leave(pool, name, *rest, **options):
+            if name == "last":
+                cluster.names.clear()
+                asyncio.get_running_loop().call_later(0.05, cluster.names.append, "new")
+                raise no_answer(OSError("closed"))
+            return await run_on(pool, name, *rest, **options)
+
+        monkeypatch.setattr(preflight, "run_on", leave)
+        with dask.config.set({"dbdask.arrival": "1h"}):  # of the cluster's clock
+            await roster.refresh(first=True)
+        assert roster.workers == ["new"]
+
+    live(story())
+
+
+def test_an_error_names_the_shard_workers_where_all_are_silent(monkeypatch):
+    cluster = Cluster(monkeypatch, "trains", "holds")
+    cluster.stopped = {"holds"}
+    cluster.outcomes["holds"] = [asyncio.Event()]
+    match = r"no worker of shard_workers=\['holds'\] is left .*\(holds gives no sign of life\)"
+    with pytest.raises(WorkerError, match=match):
+        live(cluster.roster(["trains"], ["holds"]).refresh(first=True))
+
+
+# Homes of shards
+
+
+def test_shards_come_to_no_worker_that_is_refused_or_not_checked_yet(monkeypatch, caplog):
+    cluster = Cluster(monkeypatch, "first")
+
+    async def story():
+        roster = cluster.roster()
+        await roster.refresh(first=True)
+        opened = asyncio.Event()
+        cluster.names += ["unable", "slow"]
+        cluster.outcomes = {"unable": ["cannot take part: no store"], "slow": [opened]}
+        await roster.refresh()
+        assert homes(roster) == roster.workers == ["first"]
+        await until(roster, lambda: "unable takes no part" in caplog.text)
+        assert homes(roster) == roster.workers == ["first"]
+        opened.set()
+        await until(roster, lambda: homes(roster) == roster.workers == ["first", "slow"])
+
+    live(story())
+    assert cluster.checked.count(("unable", True)) == 1
+
+
+def test_workers_that_only_hold_shards_are_checked_without_the_data_and_get_no_portions(
+    monkeypatch,
+):
+    cluster = Cluster(monkeypatch, "trains", "holds", "neither")
+
+    async def story():
+        roster = cluster.roster(["trains"], ["holds"])
+        await roster.refresh(first=True)
+        assert sorted(cluster.checked) == [("holds", False), ("trains", True)]
+        assert roster.workers == ["trains"] and homes(roster, ["holds"]) == ["holds"]
+
+    live(story())
+
+
+@pytest.mark.parametrize("holders", [None, ["holds"]])
+def test_a_shard_worker_that_cannot_take_part_is_an_error_at_the_start(monkeypatch, holders):
+    cluster = Cluster(monkeypatch, "trains", "holds")
+    cluster.outcomes["holds"] = ["cannot take part: nothing is at checkpoint='run.zarr'"]
+    with pytest.raises(WorkerError, match=r"worker holds cannot take part: nothing is at check"):
+        live(cluster.roster(["trains"], holders).refresh(first=True))
+
+
+def test_who_was_asked_to_leave_waits_for_the_check_of_a_successor(monkeypatch):
+    cluster = Cluster(monkeypatch, "old")
+
+    async def story():
+        roster = cluster.roster()
+        await roster.refresh(first=True)
+        server = types.SimpleNamespace(
+            workers=["old"], can_leave=lambda going, homes: bool(set(homes) - going)
+        )
+        run = types.SimpleNamespace(roster=roster, server=server, shard_homes=lambda: homes(roster))
+        leaving = Leaving(run)
+        leaving._hear({"action": "retire-workers", "could-not-retire": ["old"]})
+        assert leaving.due  # to be told that it cannot
+        opened = asyncio.Event()
+        cluster.names.append("new")
+        cluster.outcomes["new"] = [opened]
+        await roster.refresh()
+        assert not leaving.due
+        opened.set()
+        await until(roster, lambda: "new" in roster.workers)
+        assert leaving.due
+
+    live(story())
+
+
+# Signs of life
+
+
+def test_who_is_known_to_be_silent_is_not_waited_for_again(monkeypatch):
+    """Each look would cost the deadline of a ping, and a recovery looks more than once."""
+
+    async def live():
+        cluster = Cluster(monkeypatch, "a", "b")
+        roster = cluster.roster()
+        await roster.refresh(first=True)
+        cluster.stopped = {"b"}
+        await roster.ask_everyone()
+        assert roster.silent == {"b"}
+        never = asyncio.Event()
+
+        async def answers(pool, name, **rest):
+            if name == "b":
+                await never.wait()
+            return True
+
+        monkeypatch.setattr(room, "worker_answers", answers)
+        async with asyncio.timeout(30):
+            await roster.ask_everyone()
+        assert roster.silent == {"b"}
+        never.set()
+        await asyncio.gather(*roster._asking.values())
+        await roster.ask_everyone()
+        assert not roster.silent
+
+    asyncio.run(live())
