@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 import time
 import types
 import warnings
@@ -25,6 +26,7 @@ from test_leaving import wait_until
 
 import dbdask
 from dbdask.errors import ShardLost, Stale, WorkerError
+from dbdask.numbers import checkpoint
 from dbdask.numbers.ledger import Row, Standing
 from dbdask.numbers.optimizers import sgd
 from dbdask.server import contact
@@ -34,6 +36,7 @@ from dbdask.server.room import rooms_of
 from dbdask.server.shard import ParameterShard
 from dbdask.verbs.barrier import Barrier
 from dbdask.verbs.downpour_run import DownpourRun
+from dbdask.verbs.twins import Twins
 
 ROWS, BATCH, EPOCHS = 600, 20, 4
 
@@ -218,6 +221,7 @@ def test_an_order_that_comes_late_is_refused(threads_client, store, tmp_path, mo
         ("keep_best", [1]),
         ("restore_best", ["nowhere", "none", False]),
         ("drop_all", []),
+        ("copy", [2, False]),
         ("adopt", [[], 7, 0]),
     ],
 )
@@ -225,7 +229,7 @@ def test_a_shard_refuses_the_orders_of_another_generation(order, arguments):
     async def scenario():
         initial = FromModel(dbdask_model(), 0)
         shard = ParameterShard(0, 16, sgd(1.0), 3, initial)
-        await shard.command(1, "copy", 1, True)
+        await shard.command(1, "copy", 3, 1, True)
         await shard.command(2, order, 3, *arguments)
         with pytest.raises(Stale):
             await shard.command(3, order, 2, *arguments)
@@ -416,3 +420,127 @@ def test_a_shard_is_made_elsewhere_where_its_worker_stops(processes, store, tmp_
 
 def keys_of(dask_scheduler):
     return list(dask_scheduler.tasks)
+
+
+# The best, and what has been reached
+
+
+def labelled_network(client, store, path, **options):
+    settings = {"checkpoint": str(path / "run.zarr"), "snapshot_every": "1h", "shards": 2}
+    settings["optimizer"] = dbdask.sgd(0.1)
+    return dbdask.downpour(
+        network(),
+        labelled(store),
+        client=client,
+        batch_size=BATCH,
+        validation=labelled(store),
+        progress=False,
+        **(settings | options),
+    )
+
+
+@pytest.mark.parametrize("lost", [[0], [0, 1]])
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_after_a_loss_in_the_ending_the_result_is_what_was_validated(
+    threads_client, store, tmp_path, monkeypatch, keep, lost
+):
+    losses, write, times = Losses(monkeypatch), DownpourRun._write, []
+
+    async def lose(run):
+        if run.stream.done and not times:
+            times.append(0)
+            losses.next = lost
+            raise ShardLost("as if it died while the last snapshot was written")
+        await write(run)
+
+    monkeypatch.setattr(DownpourRun, "_write", lose)
+    result = labelled_network(threads_client, store, tmp_path, epochs=3, keep=keep)
+    assert times
+    scores = result.history["validation_loss"].values
+    scores = scores[np.isfinite(scores)]
+    loss = result.evaluate(labelled(store))["loss"]
+    if keep == "last" or lost == [0]:  # chosen anew from what is there after the loss
+        assert loss == pytest.approx(scores[-1], rel=1e-5)
+    assert np.isclose(scores, loss, rtol=1e-5).any()
+
+
+def test_a_target_that_was_lost_again_is_none(threads_client, store, tmp_path, monkeypatch):
+    losses, last_words, times = Losses(monkeypatch), DownpourRun._last_words, []
+
+    async def lose(run):
+        times.append(run.stop_reason)
+        if len(times) == 1:
+            losses.next = [0, 1]
+            raise ShardLost("as if all died in the ending")
+        return await last_words(run)
+
+    monkeypatch.setattr(DownpourRun, "_last_words", lose)
+    target = 0.5
+    result = labelled_network(
+        threads_client, store, tmp_path, epochs=200, target_loss=target, optimizer=dbdask.sgd(0.5)
+    )
+    assert times[0] == "target" and result.status.reason == "target"
+    assert result.evaluate(labelled(store))["loss"] < 1.2 * target
+    assert_nothing_left(threads_client)
+
+
+def test_a_best_that_is_read_for_long_is_no_newer_one():
+    """What a shard reads from the checkpoint may come when the generation is another."""
+
+    async def scenario(monkeypatch):
+        shard = ParameterShard(0, 16, sgd(1.0), 3, FromModel(dbdask_model(), 0))
+        go_on = threading.Event()
+
+        def read(*arguments):
+            assert go_on.wait(60)
+            return np.ones(16, np.float32)
+
+        monkeypatch.setattr(checkpoint, "read_slice", read)
+        late = asyncio.ensure_future(shard.command(1, "restore_best", 3, "path", "group", True))
+        await asyncio.sleep(0)
+        await shard.command(2, "advance", 4)
+        go_on.set()
+        with pytest.raises(Stale):
+            await late
+        assert "best" not in shard.state.vectors
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        asyncio.run(scenario(monkeypatch))
+
+
+def test_no_best_is_chosen_while_copies_of_shards_are_made(
+    threads_client, store, tmp_path, monkeypatch
+):
+    """A copy that was made before a choice, and one after it, would hold different ones."""
+    make, order, making = ParameterServer._make_all, ParameterServer.order, []
+
+    async def slow(server, plan):
+        making.append(True)
+        await asyncio.sleep(0.05)
+        await make(server, plan)
+        making.pop()
+
+    async def watched(server, name, *arguments, **options):
+        assert not (name == "keep_best" and making)
+        return await order(server, name, *arguments, **options)
+
+    times = []
+
+    def now_and_then(twins):
+        times.append(0)
+        return len(times) % 3 == 0
+
+    monkeypatch.setattr(Twins, "due", property(now_and_then))
+    monkeypatch.setattr(ParameterServer, "_make_all", slow)
+    monkeypatch.setattr(ParameterServer, "order", watched)
+    result = labelled_network(
+        threads_client,
+        store,
+        tmp_path,
+        epochs=3,
+        keep="best",
+        validate_every=5,
+        shard_copies=2,
+    )
+    assert result.status.reason == "epochs" and len(times) >= 3
+    assert_nothing_left(threads_client)

@@ -143,13 +143,13 @@ def test_a_store_that_hangs_is_an_error_that_names_the_step(path, monkeypatch, s
 
 
 def test_a_deletion_that_hangs_holds_up_no_snapshot(path, monkeypatch, caplog):
-    delete, released, times = checkpoint.delete_older, threading.Event(), []
+    older, released, times = checkpoint.older, threading.Event(), []
 
     def hang(path, number):
         times.append(number)
         if number == 1:
             assert released.wait(60)
-        delete(path, number)
+        return older(path, number)
 
     async def live():
         snapshots = Snapshots(Server(), path, 0.0, None)
@@ -157,7 +157,7 @@ def test_a_deletion_that_hangs_holds_up_no_snapshot(path, monkeypatch, caplog):
             await asyncio.wait_for(snapshots.write_live(NAMES, {}), 60)
         await asyncio.wait_for(snapshots.write_live(NAMES, {}), 60)
 
-    monkeypatch.setattr(checkpoint, "delete_older", hang)
+    monkeypatch.setattr(checkpoint, "older", hang)
     try:
         asyncio.run(live())
     finally:

@@ -8,6 +8,7 @@ import pytest
 from dbdask.errors import ShardLost
 from dbdask.numbers.portions import Portion
 from dbdask.numbers.scores import Score
+from dbdask.server.contact import ActorPlace
 from dbdask.verbs import validating
 from dbdask.verbs.validating import Validator
 
@@ -22,7 +23,9 @@ class Run:
         self.plan = types.SimpleNamespace(
             last=None, validate_steps=None, validation_supply=self, run="run", job=b""
         )
-        self.server = types.SimpleNamespace(generation=3, handle=None)
+        shard = types.SimpleNamespace(copies=(ActorPlace("a", "shard"),))
+        handle = types.SimpleNamespace(shards=(shard,))
+        self.server = types.SimpleNamespace(holders=[["a"]], handle=handle)
         self.roster = types.SimpleNamespace(workers=["a", "b"])
         self.workforce = types.SimpleNamespace(attend=self.attend)
         self.client = self
@@ -39,7 +42,8 @@ class Run:
 
     async def attend(self, task, worker):
         await asyncio.wait({task})
-        self.server.generation += self.moved
+        if self.moved:
+            self.server.holders = [["b"]]
         return True
 
 

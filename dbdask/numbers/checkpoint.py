@@ -213,18 +213,22 @@ def delete(path: Place, group: str) -> None:
     sync(store.delete_dir(group))
 
 
-def delete_older(path: Place, number: int) -> None:
-    """Delete every snapshot below a committed one, also what was begun and never committed.
+def older(path: Place, number: int) -> list[str]:
+    """List what is below a committed snapshot, also what was begun and never committed."""
+    return [group for group in _snapshots(path) if _number(group) < number]
 
-    The lowest goes first, so a reader that listed them before finds the highest that is left. One
-    that cannot be deleted is logged: it costs space, and goes with the next commit.
+
+def delete_all(path: Place, groups: list[str]) -> None:
+    """Delete snapshots that are listed from the lowest number on.
+
+    So a reader that listed them before finds the highest that is left. One that cannot be deleted
+    is logged: it costs space, and goes with the next commit.
     """
-    for group in _snapshots(path):
-        if _number(group) < number:
-            try:
-                delete(path, group)
-            except Exception as error:
-                logger.warning("old snapshot %s could not be deleted: %r", group, error)
+    for group in groups:
+        try:
+            delete(path, group)
+        except Exception as error:
+            logger.warning("old snapshot %s could not be deleted: %r", group, error)
 
 
 @dataclass(frozen=True)

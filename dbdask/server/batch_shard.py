@@ -65,8 +65,11 @@ class BatchShard(ParameterShard):
     async def _carry_out(self, commands: Sequence[Command]) -> list[Any]:
         return await self._serve(carry_out, commands, self.state.vectors)
 
-    async def _open_pass(self, evaluation: int, commands: Sequence[Command]) -> None:
+    async def _open_pass(
+        self, generation: int, evaluation: int, commands: Sequence[Command]
+    ) -> None:
         """Do commands, and begin to add up; the pass before is closed."""
+        self._check(generation)
         await self._serve(self._open, evaluation, commands)
 
     def _open(self, evaluation: int, commands: Sequence[Command]) -> None:

@@ -266,6 +266,16 @@ def error_of(future: Any) -> BaseException | None:
     return failure
 
 
+async def is_processed(client: Any, future: Any) -> bool:
+    """Whether a worker has been given a future's task, and has not ended it."""
+    try:
+        question = client.scheduler.get_task_status(keys=[future.key])
+        states = await asyncio.wait_for(question, deadline("ping"))
+    except LOST:
+        return False
+    return states.get(future.key) == "processing"
+
+
 def is_loss_of_actor(error: BaseException) -> bool:
     """Whether a future's error says that the worker of its actor is gone."""
     return isinstance(error, RuntimeError) and "Worker holding Actor was lost" in str(error)
@@ -350,9 +360,12 @@ async def place_of(client: Any, key: str) -> str | None:
     return next(iter(holders.get(key, ())), None)
 
 
-async def retire(client: Any, worker: str) -> None:
-    """Ask the scheduler to retire a worker, as `client.retire_workers` does."""
-    await client.scheduler.retire_workers(workers=[worker], close_workers=True, remove=True)
+async def retire(client: Any, worker: str) -> bool:
+    """Have the scheduler retire a worker, as `client.retire_workers` does; False if it does not."""
+    retired = await client.scheduler.retire_workers(
+        workers=[worker], close_workers=True, remove=True
+    )
+    return bool(retired)
 
 
 class _Listener:

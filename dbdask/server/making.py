@@ -6,9 +6,10 @@ from typing import Any
 
 from dbdask.errors import ShardLost, WorkerError
 from dbdask.server.contact import (
-    ended,
+    LOOK_SECONDS,
     error_of,
     is_loss_of_actor,
+    is_processed,
     place_of,
     settled,
     worker_answers,
@@ -35,15 +36,16 @@ def submit_actor(client: Any, kind: type, arguments: Sequence[Any], key: str, wo
 _unwanted: "set[asyncio.Task[None]]" = set()
 
 
-def release_when_made(future: Any) -> "asyncio.Task[None]":
-    """Release the future of an actor that nobody wants any more, as soon as it is made.
+def release_when_made(client: Any, future: Any) -> "asyncio.Task[None]":
+    """Release the future of an actor that nobody wants any more, once no worker is making it.
 
     Dask keeps an actor that is released before in the books of its worker: it would never let
     that worker retire.
     """
 
     async def release() -> None:
-        await ended(future)
+        while await is_processed(client, future):
+            await asyncio.sleep(LOOK_SECONDS)
         future.release()
 
     task = asyncio.ensure_future(release())

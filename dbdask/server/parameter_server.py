@@ -245,7 +245,7 @@ class ParameterServer:
                 self.client, future, f"parameter shard {index}", worker, nbytes=nbytes
             )
         except BaseException:
-            self._unwanted.append(release_when_made(future))
+            self._unwanted.append(release_when_made(self.client, future))
             raise
         await self._tell([address], add_farewell, self.run)
         return Copy(ActorPlace(address, key), future)

@@ -232,11 +232,12 @@ class ParameterShard:
     def _standing(self) -> Standing:
         return Standing(self.state.ledger.rows(), self.state.applied)
 
-    async def _copy(self, number: int, whole: bool) -> int:
+    async def _copy(self, generation: int, number: int, whole: bool) -> int:
         """Keep a copy of the parameters, or of the whole state, under a number.
 
         Returns the updates in it.
         """
+        self._check(generation)
         return await self._serve(self._take_copy, number, whole)
 
     def _take_copy(self, number: int, whole: bool) -> int:
@@ -259,6 +260,7 @@ class ParameterShard:
             best = await asyncio.to_thread(
                 checkpoint.read_slice, path, group, "best", self.start, self.stop
             )
+            self._check(generation)  # it has read for a while
         await self._serve(self._set_best, best)
 
     def _set_best(self, best: np.ndarray | None) -> None:

@@ -25,7 +25,8 @@ class Barrier:
         await server.order("pause", True)
         await self._empty()
         if workforce.abandoned:
-            await server.advance()
+            async with self.run.validator.choice:
+                await server.advance()
             workforce.abandoned = False
         while uneven := await self._uneven():
             await self._complete(uneven)

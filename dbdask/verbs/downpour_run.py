@@ -114,6 +114,11 @@ class DownpourRun:
         """Ask the run to come to rest; the first reason stays. Safe from any thread."""
         self.stop_reason = self.stop_reason or reason
 
+    def forget_result(self) -> None:
+        """The run goes back: a reason to stop that lay in its parameters is one no more."""
+        if self.stop_reason in ("target", "bad_gradients"):
+            self.stop_reason = ""
+
     async def work(self) -> Outcome:
         """Run to the end; whatever happens, leave nothing on the cluster."""
         try:

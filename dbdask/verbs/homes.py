@@ -63,7 +63,7 @@ async def wait_for_homes(run: Any) -> None:
     """
     until = time.monotonic() + deadline("arrival")
     while not (run.shard_homes() and run.roster.workers):
-        if time.monotonic() > until:
+        if time.monotonic() > until and not run.roster.is_hopeful:
             raise WorkerError(
                 f"no worker is left to go on with, and none came in "
                 f"{deadline('arrival'):g} s; {run.where_it_stands()}"

@@ -81,7 +81,8 @@ class Leaving:
             self._refuse()
             return
         logger.info("moving shards: %s leave", sorted(going))
-        await run.server.move(going, homes)
+        async with run.validator.choice:  # a choice that comes between would be half made
+            await run.server.move(going, homes)
         run.twins.note()
         asked, self._asked = self._asked, set()
         for worker in asked:
@@ -93,9 +94,13 @@ class Leaving:
     async def _retire(self, worker: str) -> None:
         """Let a worker go, beside training: Dask moves the user's data first, and may not end."""
         try:
-            await retire(self.run.client, worker)
+            if await retire(self.run.client, worker):
+                return
+            why = "Dask has not moved all that it holds"
         except Exception as error:
-            logger.warning("worker %s could not be retired: %r", worker, error)
+            why = repr(error)
+        logger.warning("worker %s could not be retired, and stays: %s", worker, why)
+        self.run.roster.leaving.discard(worker)
 
     def _refuse(self) -> None:
         for worker in self._asked:

@@ -78,11 +78,12 @@ async def brought_home(reference: VectorReference, size: int) -> np.ndarray | Ve
 async def leave_nothing(run: Any) -> None:
     """End what a run has under way, and take its rooms and shards off the cluster."""
     try:
+        if hasattr(run, "validator"):
+            await run.validator.give_up()  # it looks who is there: that ends before the roster
         await run.workforce.close()
         await run.leaving.end()
         if hasattr(run, "server"):
             await run.snapshots.give_up()
-            await run.validator.give_up()
             workers = await _answering(run.client, run.roster.everyone)
             await run.server.end_generation(workers)
             for supply in (run.plan.supply, run.plan.validation_supply):

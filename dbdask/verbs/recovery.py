@@ -155,6 +155,7 @@ class Recovery:
                 f"the run went back {MOST_RECOVERIES} times to where every shard was lost again "
                 f"before it came any further, after {run.tally.applied} updates"
             )
+        run.forget_result()
         run.tally.go_back(state)
         self._told = Told()
         run.stream.restart(state["epoch"], [tuple(identity) for identity in state["finished"]])

@@ -198,6 +198,11 @@ class Roster:
             self._lacking_since = now
         return 0.0 if self._lacking_since is None else now - self._lacking_since
 
+    @property
+    def is_hopeful(self) -> bool:
+        """Whether a check is under way, and none was left by a worker."""
+        return bool(self._checking) and not self._left
+
     def check_arrival(self, lack: str) -> None:
         """Raise where workers are lacking for too long.
 
@@ -209,8 +214,7 @@ class Roster:
         WorkerError
             None came within the deadline `arrival`.
         """
-        is_hopeful = bool(self._checking) and not self._left
-        if self.note_lack(lack) > deadline("arrival") and not is_hopeful:
+        if self.note_lack(lack) > deadline("arrival") and not self.is_hopeful:
             reasons = [f"{a} gives no sign of life" for a in sorted(self.silent)]
             reasons += [f"{a} left while it was checked" for a in sorted(self._left)]
             why = f" ({', '.join(reasons)})" if reasons else ""

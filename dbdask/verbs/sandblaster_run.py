@@ -286,7 +286,7 @@ class SandblasterRun:
             self.plan.replicas,
             lambda: bool(self.stop_reason) or self.leaving.due or self.twins.due,
         )
-        await self.server.command("open_pass", work.number, request.before)
+        await self.server.order("open_pass", work.number, request.before)
         try:
             return await work.work(), work
         except Interrupted:

@@ -58,7 +58,7 @@ class Snapshots:
         `users` will call `drop` when they need it no more.
         """
         self.number += 1
-        await self.server.command("copy", self.number, whole)
+        await self.server.order("copy", self.number, whole)
         self._users[self.number] = users
         return self.number
 
@@ -112,7 +112,8 @@ class Snapshots:
         """Delete what the snapshot of a number replaces; what stays behind only costs space."""
         try:
             async with asyncio.timeout(deadline("store")):
-                await self._store.do(checkpoint.delete_older, path, number)
+                older = await self._store.do(checkpoint.older, path, number)
+                await self._store.do(checkpoint.delete_all, path, older)
         except Exception as error:
             logger.warning("snapshots older than %d could not be deleted: %r", number, error)
             self._store = Aside()  # nothing waits for a deletion that hangs

@@ -32,8 +32,9 @@ class Twins:
 
     async def make_at_new_generation(self) -> None:
         """Make what is missing where no shard was lost: replicas get a new handle."""
-        await self.run.server.advance()
-        await self.make()
+        async with self.run.validator.choice:  # a copy is made with all that is chosen, or before
+            await self.run.server.advance()
+            await self.make()
 
     def note(self) -> None:
         """Tell the history how many copies there are, and the log where they are too few."""

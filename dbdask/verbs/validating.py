@@ -7,9 +7,10 @@ import time
 import uuid
 from typing import Any
 
-from dbdask.errors import TROUBLE, ShardLost, WorkerError
+from dbdask.errors import TROUBLE, CheckpointError, ShardLost, WorkerError
 from dbdask.numbers.scores import Score
 from dbdask.server.contact import result_of
+from dbdask.server.deadlines import deadline
 from dbdask.verbs.failures import MOST_ATTEMPTS
 from dbdask.verbs.validation import evaluate_portion
 
@@ -96,15 +97,29 @@ class Validator:
         choice that was under way is made again; its copy is still there.
         """
         self._was_lost = self._was_lost or lost
+        if self._was_lost:
+            self._steps = -1  # what was scored is there no more
         if self._was_lost and self.plan.keep == "best":
-            last = self.run.snapshots.committed
-            best = last.state.get("best")
-            await self.run.server.order("restore_best", last.path, last.group, best is not None)
-            self.best, self._choosing = best, None
+            self.best, self._choosing = await self._restore_best(), None
         elif self._choosing is not None:
             await self._choose()
         await self.run.server.order("drop_all")
         self._was_lost = False
+
+    async def _restore_best(self) -> float | None:
+        """Let every shard take the last snapshot's best; its loss comes back, None for none."""
+        last = self.run.snapshots.committed
+        best: float | None = last.state.get("best")
+        seconds = deadline("store", 4 * self.plan.size)
+        try:
+            async with asyncio.timeout(seconds):
+                await self.run.server.order("restore_best", last.path, last.group, best is not None)
+        except TimeoutError as error:
+            raise CheckpointError(
+                f"checkpoint={last.path!r} gave no answer in {seconds:g} s (dbdask.store) while "
+                f"shards read the best parameters; {self.run.where_it_stands()}"
+            ) from error
+        return best
 
     async def _score(self, number: int) -> Score:
         assert self.plan.validation_cut is not None
@@ -128,13 +143,13 @@ class Validator:
         raise WorkerError(f"{portion.name} of validation was lost with {MOST_ATTEMPTS} workers")
 
     async def _score_on(self, worker: str, number: int, portion: Any) -> Score | None:
-        run, generation = self.run, self.run.server.generation
+        run, handle = self.run, self.run.server.handle
         supply = self.plan.validation_supply
         blocks = await asyncio.to_thread(supply.futures, portion, workers=[worker])
         future = run.client.submit(
             evaluate_portion,
             self.plan.run,
-            run.server.handle,
+            handle,
             number,
             portion,
             self.plan.job,
@@ -147,7 +162,7 @@ class Validator:
         try:
             return task.result() if await run.workforce.attend(task, worker) else None
         except TROUBLE:
-            if run.server.generation == generation:
+            if run.server.holders == [[c.worker for c in s.copies] for s in handle.shards]:
                 raise
             return None
         finally:
