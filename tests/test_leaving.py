@@ -133,9 +133,12 @@ def test_the_end_of_a_run_waits_a_moment_for_workers_that_leave(monkeypatch, cap
     async def retire(client, worker):
         if worker == "broken":
             raise OSError("no answer")
+        if worker == "holder":
+            return False
         waiting.append(worker)
         try:
             await asyncio.sleep(0.01 if worker == "slow" else 3600)
+            return True
         finally:
             waiting.remove(worker)
 
@@ -143,25 +146,27 @@ def test_the_end_of_a_run_waits_a_moment_for_workers_that_leave(monkeypatch, cap
         pass
 
     async def live():
-        workers = ["broken", "slow", "stopped"]
+        workers = ["broken", "holder", "slow", "stopped"]
         run = types.SimpleNamespace(
             client=None,
             roster=types.SimpleNamespace(closing=set(), leaving=set()),
             server=types.SimpleNamespace(can_leave=lambda *_: True, move=nothing, workers=workers),
             shard_homes=lambda: ["other"],
             twins=types.SimpleNamespace(note=lambda: None),
+            validator=types.SimpleNamespace(choice=asyncio.Lock()),
         )
         leaves = Leaving(run)
         leaves._hear({"action": "retire-workers", "could-not-retire": workers})
         await asyncio.wait_for(leaves.move(), 30)
-        assert run.roster.leaving == set(workers)
         with dask.config.set({"dbdask.answer": "1s"}):
             await asyncio.wait_for(leaves.end(), 30)
         assert len(asyncio.all_tasks()) == 1 and not waiting
+        assert run.roster.leaving == {"slow", "stopped"}  # the others stay, and get work
 
     monkeypatch.setattr(leaving, "retire", retire)
     asyncio.run(live())
-    assert "worker broken could not be retired: OSError('no answer')" in caplog.text
+    assert "worker broken could not be retired, and stays: OSError('no answer')" in caplog.text
+    assert "worker holder could not be retired, and stays: Dask has not" in caplog.text
 
 
 def test_scaling_down_loses_no_update(cluster, store):

@@ -9,6 +9,7 @@ import pytest
 
 from dbdask.errors import WorkerError
 from dbdask.server.contact import WorkerFacts
+from dbdask.verbs import homes as places
 from dbdask.verbs import preflight
 from dbdask.verbs import roster as room
 from dbdask.verbs.homes import shard_homes
@@ -315,3 +316,31 @@ def test_who_is_known_to_be_silent_is_not_waited_for_again(monkeypatch):
         assert not roster.silent
 
     asyncio.run(live())
+
+
+def test_a_newcomer_in_its_check_is_waited_for_as_a_home(monkeypatch):
+    """Longer than the deadline of `arrival`, as at the start of a run."""
+    looks = []
+
+    async def refresh():
+        looks.append(0)
+        if len(looks) == 5:
+            roster.is_hopeful, roster.workers = False, ["new"]
+
+    async def watch_silence():
+        return []
+
+    roster = types.SimpleNamespace(is_hopeful=True, workers=[])
+    run = types.SimpleNamespace(
+        roster=roster,
+        workforce=types.SimpleNamespace(refresh=refresh, watch_silence=watch_silence),
+        shard_homes=lambda: roster.workers,
+        where_it_stands=lambda: "",
+    )
+    monkeypatch.setattr(places, "TURN_SECONDS", 0.0)
+    with dask.config.set({"dbdask.arrival": "0s"}):
+        asyncio.run(places.wait_for_homes(run))
+        roster.workers = []
+        with pytest.raises(WorkerError, match="no worker is left to go on with"):
+            asyncio.run(places.wait_for_homes(run))
+    assert len(looks) >= 5
