@@ -94,7 +94,7 @@ def passes(client: Client, path: str, seconds: float, portion_size: int, count: 
         iterations=count,
         tolerance=0.0,
         portion_size=portion_size,
-        shard_workers=holder(client),
+        shard_workers=addresses(client)[0],
         shards=1,
         callbacks=[note],
         progress=False,
@@ -102,9 +102,9 @@ def passes(client: Client, path: str, seconds: float, portion_size: int, count: 
     return found
 
 
-def holder(client: Client) -> str:
-    """The worker that is not slowed, and holds the shard."""
-    return sorted(client.scheduler_info(n_workers=-1)["workers"])[0]
+def addresses(client: Client) -> list[str]:
+    """The workers in order: the first holds the shard, the last is slowed."""
+    return sorted(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.workers)))
 
 
 def main() -> None:
@@ -124,7 +124,7 @@ def main() -> None:
         data["y"] = ("row", np.zeros(rows, np.float32))
         encoding = {"x": {"chunks": (400, 1)}, "y": {"chunks": (400,)}}
         data.to_zarr(path, consolidated=False, encoding=encoding)
-        slow = sorted(client.scheduler_info(n_workers=-1)["workers"])[-1]
+        slow = addresses(client)[-1]
         process = client.run(os.getpid, workers=[slow])[slow]
         perfect = options.portions * options.seconds / SPEEDS
         print(f"{options.portions} portions of {options.seconds:g} s: perfect {perfect:.2f} s")

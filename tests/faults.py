@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from asking import workers_of
 from distributed import Client, WorkerPlugin
 
 
 def everyone(client: Client) -> list[str]:
     """Addresses of the workers, sorted."""
-    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+    return sorted(workers_of(client))
 
 
 def holders(client: Client) -> list[str]:

@@ -12,6 +12,7 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from asking import workers_of
 from counting import CountingModel, missing_updates
 from distributed import Client, LocalCluster
 from test_downpour import (
@@ -415,7 +416,7 @@ def test_a_shard_is_made_elsewhere_where_its_worker_stops(processes, store, tmp_
     wait_until(lambda: not processes.run_on_scheduler(keys_of))  # it makes the shard now, in vain
     assert_nothing_left(processes)
     processes.retire_workers(stopped)
-    wait_until(lambda: stopped[0] not in processes.scheduler_info(n_workers=-1)["workers"])
+    wait_until(lambda: stopped[0] not in workers_of(processes))
 
 
 def keys_of(dask_scheduler):

@@ -9,6 +9,7 @@ import types
 import dask
 import numpy as np
 import pytest
+from asking import workers_of
 from distributed import Client, LocalCluster
 from test_downpour import assert_nothing_left, write_store
 from test_recovery import after, assert_workers_run_tasks, train
@@ -41,7 +42,7 @@ def shard_workers(client):
 
 
 def addresses(client):
-    return set(client.scheduler_info(n_workers=-1)["workers"])
+    return set(workers_of(client))
 
 
 def wait_until(condition, seconds=30.0):

@@ -14,6 +14,7 @@ import dask
 import numpy as np
 import pytest
 import test_recovery
+from asking import workers_of
 from real_cluster import Authority, RealCluster, signal_group
 from test_downpour import assert_nothing_left, write_store
 from test_leaving import Aside, addresses, shard_workers, wait_until
@@ -125,9 +126,9 @@ def test_over_tls_nothing_but_dasks_own_connections_is_used(tmp_path, store, aut
 
 
 def dask_addresses(client):
-    info = client.scheduler_info(n_workers=-1)
-    workers = info["workers"].values()
-    return [info["address"], *info["workers"], *(worker["nanny"] for worker in workers)]
+    workers = workers_of(client)
+    nannies = (worker["nanny"] for worker in workers.values())
+    return [client.scheduler.address, *workers, *nannies]
 
 
 @pytest.mark.parametrize("refusing", ["client", "worker", "other worker"])
@@ -187,12 +188,12 @@ def test_a_worker_whose_lifetime_ends_hands_its_shard_on(cluster, store, nanny, 
 
 
 def addresses_of(client, name):
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = workers_of(client)
     return [address for address, worker in workers.items() if worker["name"] == name]
 
 
 def name_of(client, address):
-    return client.scheduler_info(n_workers=-1)["workers"][address]["name"]
+    return workers_of(client)[address]["name"]
 
 
 def assert_no_update_lost(result):

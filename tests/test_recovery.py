@@ -8,6 +8,7 @@ import time
 import dask
 import numpy as np
 import pytest
+from asking import workers_of
 from counting import CountingModel
 from distributed import Client, LocalCluster
 from test_downpour import assert_nothing_left, counted, write_store
@@ -69,7 +70,7 @@ def after(records, action):
 
 
 def assert_workers_run_tasks(client):
-    addresses = list(client.scheduler_info(n_workers=-1)["workers"])
+    addresses = list(workers_of(client))
     futures = [client.submit(abs, -n, workers=[a], pure=False) for n, a in enumerate(addresses)]
     assert [future.result(timeout=15) for future in futures] == list(range(len(addresses)))
 

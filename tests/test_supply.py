@@ -7,6 +7,7 @@ import dask.array
 import numpy as np
 import pytest
 import xarray as xr
+from asking import workers_of
 from distributed import Client, LocalCluster
 
 from dbdask.data.sources import open_source
@@ -55,7 +56,7 @@ def read_all(variables, boxes, *pieces):
 
 
 def addresses(client):
-    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+    return sorted(workers_of(client))
 
 
 def train(client, examples, futures, blocks, worker):

@@ -90,7 +90,8 @@ def downpour(
         Minibatches between two fetches, and between two pushes of the accrued gradient.
     local_learning_rate
         Rate of the replica's own steps between two fetches; None is the optimiser's rate for
-        `sgd` and none for the others. Without effect where `n_fetch` is 1.
+        `sgd` (of a schedule, its first one) and none for the others. Without effect where
+        `n_fetch` is 1.
     warmstart
         Minibatches that one lone replica trains before the others are released.
     target_loss
@@ -99,6 +100,8 @@ def downpour(
         Model replicas; None is one a worker, following workers that come and go.
     shards
         Slices of the parameter server; None chooses by the size of the model.
+    partitions
+        Workers that one replica is cut over; only 1 in this version.
     shard_copies
         Copies of every shard, each on another worker. With 2 the loss of a worker loses no update
         that was acknowledged; every push then travels twice.
@@ -134,8 +137,19 @@ def downpour(
 
     Raises
     ------
+    TypeError, ValueError
+        An argument is not what it must be, or does not fit the others: before work begins.
+    NotImplementedError
+        `partitions` is not 1.
+    DataError
+        Values were found wrong when they were read.
+    WorkerError
+        A worker cannot take part, none is left, or some work failed wherever it was tried.
+    CheckpointError
+        The checkpoint is there, is not, is of another run, is damaged, or cannot be written.
     ShardLost
-        A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from.
+        A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from; or
+        the scheduler was lost.
     """
     optimizer = adagrad(0.01) if optimizer is None else optimizer
     _check_counts(locals())

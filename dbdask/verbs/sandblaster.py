@@ -95,6 +95,8 @@ def sandblaster(
         Model replicas; None is one a worker, following workers that come and go.
     shards
         Slices of the parameter server; None chooses by the size of the model.
+    partitions
+        Workers that one replica is cut over; only 1 in this version.
     shard_copies
         Copies of every shard, each on another worker. With 2 the loss of a worker costs one pass,
         not the iterations since the last snapshot; every bundle's gradient then travels twice.
@@ -129,8 +131,19 @@ def sandblaster(
 
     Raises
     ------
+    TypeError, ValueError
+        An argument is not what it must be, or does not fit the others: before work begins.
+    NotImplementedError
+        `partitions` is not 1.
+    DataError
+        Values were found wrong when they were read.
+    WorkerError
+        A worker cannot take part, none is left, or some work failed wherever it was tried.
+    CheckpointError
+        The checkpoint is there, is not, is of another run, is damaged, or cannot be written.
     ShardLost
-        A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from.
+        A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from; or
+        the scheduler was lost.
     """
     _check_arguments(locals())
     every_steps, every_seconds = validation_interval(validate_every, validation)
