@@ -3,14 +3,14 @@
 import os
 import random
 import signal
-import threading
 import time
 
 import dask
 import numpy as np
+import psutil
 import pytest
 from distributed import Client, LocalCluster
-from faults import everyone, holders
+from faults import everyone, processes
 from test_downpour import assert_nothing_left, labelled, network, write_store
 from test_leaving import wait_until
 from test_sandblaster import objective
@@ -24,12 +24,16 @@ POLICY_SECONDS = 10.0  # far below the deadlines of a ping: copies end the pass,
 
 
 class Slow:
-    """The network, taking its time, so that a pass lasts long enough to be disturbed."""
+    """The network, taking its time; one process gets a signal in its second minibatch.
+
+    So the signal comes in the middle of a pass, however fast or slow the machine is.
+    """
 
     loss = "softmax"
 
-    def __init__(self, seconds):
+    def __init__(self, seconds, process=0, number=0):
         self.seconds, self.network = seconds, network()
+        self.process, self.number, self.calls = process, number, 0
         self.layout, self.output_shape = self.network.layout, self.network.output_shape
         self.initial_parameters = self.network.initial_parameters
         self.predict = self.network.predict
@@ -37,6 +41,10 @@ class Slow:
     def loss_and_gradient(self, *arguments, **options):
         for _ in range(int(self.seconds / 0.001)):  # so that a stopped process is late
             time.sleep(0.001)
+        if os.getpid() == self.process:
+            self.calls += 1
+            if self.calls == 2:
+                os.kill(self.process, self.number)
         return self.network.loss_and_gradient(*arguments, **options)
 
 
@@ -55,30 +63,6 @@ def client():
         yield client
 
 
-class InThePass(threading.Thread):
-    """Does something to a worker without a shard when it is at work on a bundle."""
-
-    def __init__(self, client, number):
-        super().__init__()
-        self.client, self.number, self.process = client, number, 0
-
-    def run(self):
-        wait_until(lambda: self._at_work())
-        worker = random.Random(3).choice(self._at_work())
-        self.process = self.client.run(os.getpid, workers=[worker])[worker]
-        os.kill(self.process, self.number)
-
-    def _at_work(self):
-        at_work = self.client.run_on_scheduler(
-            lambda dask_scheduler: [
-                t.processing_on.address
-                for k, t in dask_scheduler.tasks.items()
-                if str(k).startswith("dbdask-bundle") and t.processing_on
-            ]
-        )
-        return sorted(set(at_work) - set(holders(self.client)))
-
-
 CASES = [
     pytest.param(workers, seed, what, marks=[pytest.mark.chaos] if what == "stop" else [])
     for workers, whats in ((1, [None]), (2, [None, "kill"]), (4, [None, "kill", "stop"]))
@@ -93,14 +77,14 @@ def test_the_gradient_of_a_pass_is_that_of_one_process(
     wait_until(lambda: len(everyone(client)) == WORKERS)
     portion_size = random.Random(f"{workers} {seed}").randint(7, 150)
     path = str(tmp_path / "run.zarr")
-    disturb = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}.get(what)
-    beside = InThePass(client, disturb) if disturb else threading.Thread(target=int)
     homes = everyone(client)[:workers]
-    beside.start()
+    (process,) = processes(client, homes[-1:])  # without a shard, where there are others
+    number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}.get(what)
+    model = Slow(0.02, process, number) if what else Slow(0.0)
     began = time.monotonic()
     try:
         result = dbdask.sandblaster(
-            Slow(0.02 if what else 0.0),
+            model,
             labelled(store),
             client=client,
             l2=L2,
@@ -113,12 +97,12 @@ def test_the_gradient_of_a_pass_is_that_of_one_process(
             progress=False,
         )
         seconds = time.monotonic() - began
+        assert what != "stop" or psutil.Process(process).status() == psutil.STATUS_STOPPED
     finally:
-        beside.join(30)
         if what == "stop":
-            os.kill(beside.process, signal.SIGCONT)
+            os.kill(process, signal.SIGCONT)
     assert result.status.reason == "tolerance"
-    assert what is None or beside.process
+    assert what != "kill" or homes[-1] not in everyone(client)
     assert what is None or seconds < POLICY_SECONDS
     group, size = checkpoint.latest(path).group, network().parameter_count
     x, found = (checkpoint.read_slice(path, group, n, 0, size) for n in ("parameters", "gradient"))
