@@ -28,6 +28,13 @@ def nothing_held() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture
+def quick_turns(monkeypatch) -> None:
+    """Runs look around more often, and so are far from the moment when a nanny kills a worker."""
+    monkeypatch.setattr("dbdask.verbs.roster.REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr("dbdask.verbs.downpour_run.TURN_SECONDS", 0.05)
+
+
 @pytest.fixture(scope="session")
 def threads_client() -> Iterator[Client]:
     """Two workers of one thread in this process."""

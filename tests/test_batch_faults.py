@@ -1,15 +1,17 @@
 """Every fault of the table, against Sandblaster: each accepted step is one of a single process."""
 
 import dataclasses
+from pathlib import Path
 
 import dask
 import numpy as np
 import pytest
+from acting import After
 from distributed import Client, LocalCluster
 from faults import TABLE, Disturb, assert_felt, everyone
 from test_downpour import assert_nothing_left, counted, write_store
 from test_faults import Trouble
-from test_leaving import Aside, wait_until
+from test_leaving import wait_until
 from test_recovery import assert_workers_run_tasks
 
 import dbdask
@@ -153,25 +155,11 @@ def assert_all_over(client):
     assert_workers_run_tasks(client)
 
 
-class SlowTrouble(Trouble):
-    """Makes the file at `until` when all has happened: the run is slow so long."""
-
-    def __init__(self, client, fault, seed, until, **options):
-        super().__init__(client, fault, seed, **options)
-        self.until, self.left = until, fault.times
-
-    def _act(self):
-        super()._act()
-        self.left -= 1
-        if self.left == 0:
-            self.until.touch()
-
-
 @pytest.mark.parametrize("fault", CASES)
 def test_every_step_is_one_of_a_single_process(cluster, store, tmp_path, accepted, fault):
     _, client = cluster
     until = tmp_path / "happened"
-    trouble = SlowTrouble(client, fault, 7, until, apart=8 if fault.chaos else 3)
+    trouble = Trouble(client, fault, 7, until, apart=8 if fault.chaos else 3)
     bowl = Bowl(1e4, 0.002, until) if fault.chaos else Bowl(10.0, 0.001, until)
     result = minimise(
         client,
@@ -197,41 +185,35 @@ def test_every_step_is_one_of_a_single_process(cluster, store, tmp_path, accepte
 # Workers that come and go
 
 
-class Going:
+class Going(After):
     """A callback that begins to do something at the third record; the run is slow until the end."""
 
-    def __init__(self, action, until):
-        self.replicas, self.action, self.until = [], action, until
-        self.beside = Aside(self._act)
-
-    def _act(self):
-        try:
-            self.action(self)
-        finally:
-            self.until.touch()
+    def __init__(self, action):
+        super().__init__(3, lambda: action(self))
+        self.replicas = []
 
     def __call__(self, record):
         self.replicas.append(int(record.replicas))
-        if len(self.replicas) == 3:
-            self.beside.start()
+        super().__call__(record)
 
     def trains_on(self, count):
         """Wait until the run says that so many replicas train."""
         wait_until(lambda: self.replicas[-1] == count)
 
 
-def minimise_while(client, store, action, until):
+def minimise_while(client, store, action):
     """Minimise without a checkpoint or copies while `action` goes on beside it, to its end."""
-    going, bowl = Going(action, until), Bowl(1e4, 0.02, until)
+    going = Going(action)
+    bowl = Bowl(1e4, 0.02, Path(going.over))
     result = minimise(client, store, bowl, callbacks=[going])
-    was_in_time = until.exists()
-    going.beside.done()
+    was_in_time = bowl.until.exists()
+    going.done()
     assert was_in_time, "the run was over before"
     return result, bowl
 
 
 @pytest.mark.chaos
-def test_scaling_up_and_down_in_the_middle_changes_no_step(cluster, store, tmp_path, accepted):
+def test_scaling_up_and_down_in_the_middle_changes_no_step(cluster, store, accepted):
     local, client = cluster
 
     def scale(going):
@@ -239,14 +221,14 @@ def test_scaling_up_and_down_in_the_middle_changes_no_step(cluster, store, tmp_p
             local.scale(count)
             going.trains_on(count)
 
-    result, bowl = minimise_while(client, store, scale, tmp_path / "done")
+    result, bowl = minimise_while(client, store, scale)
     assert_right(result, accepted, bowl)
     assert result.history["lost"].values[-1] == result.history["rolled_back"].values[-1] == 0
     assert_all_over(client)
 
 
 @pytest.mark.chaos
-def test_each_worker_is_retired_in_turn_and_no_step_is_changed(cluster, store, tmp_path, accepted):
+def test_each_worker_is_retired_in_turn_and_no_step_is_changed(cluster, store, accepted):
     local, client = cluster
     local.scale(3)
     wait_until(lambda: len(everyone(client)) == 3)
@@ -260,7 +242,7 @@ def test_each_worker_is_retired_in_turn_and_no_step_is_changed(cluster, store, t
             wait_until(lambda worker=worker: worker not in everyone(client))
             going.trains_on(3)
 
-    result, bowl = minimise_while(client, store, retire, tmp_path / "done")
+    result, bowl = minimise_while(client, store, retire)
     assert not set(first) & set(everyone(client))
     assert_right(result, accepted, bowl)
     assert result.history["lost"].values[-1] == result.history["rolled_back"].values[-1] == 0

@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import xarray as xr
+from acting import SlowUntil, touch
 from test_downpour import assert_nothing_left, labelled, network, write_store
 from test_recovery import cluster, kill_a_shard  # noqa: F401  (a fixture)
 
 import dbdask
 
-VERBS = {
-    "downpour": (dbdask.downpour, "epochs", {"batch_size": 20, "optimizer": dbdask.adagrad(0.05)}),
-    "sandblaster": (dbdask.sandblaster, "iterations", {"tolerance": 0.0}),
+ADAGRAD = {"batch_size": 20, "optimizer": dbdask.adagrad(0.05)}
+VERBS = {  # with the minibatches that a process has computed when three validations have ended
+    "downpour": (dbdask.downpour, "epochs", ADAGRAD, 60),
+    "sandblaster": (dbdask.sandblaster, "iterations", {"tolerance": 0.0}, 16),
 }
 
 
@@ -29,10 +31,12 @@ def misled(store, tmp_path_factory):
     return labelled(path)
 
 
-def train(client, store, verb, number, **options):
-    call, length, settings = VERBS[verb]
+def train(client, store, verb, number, *, until=None, **options):
+    """Train a network; once it is under way it takes its time until there is a file."""
+    call, length, settings, minibatches = VERBS[verb]
     settings = settings | {length: number, "shards": 2, "keep": "best", "progress": False}
-    return call(network(), labelled(store), client=client, **settings | options)
+    model = SlowUntil(network(), until, minibatches)
+    return call(model, labelled(store), client=client, **settings | options)
 
 
 def scored(result):
@@ -42,8 +46,8 @@ def scored(result):
     return history["validation_loss"].values[rows], history["lost"].values[rows]
 
 
-def killing(client, validations):
-    """A callback that kills a shard's worker at one validation."""
+def killing(client, validations, over):
+    """A callback that kills a shard's worker at one validation, and then makes a file."""
     seen = []
 
     def callback(record):
@@ -51,6 +55,7 @@ def killing(client, validations):
             seen.append(record)
             if len(seen) == validations:
                 kill_a_shard(client)
+                touch(over)
 
     return callback
 
@@ -58,8 +63,9 @@ def killing(client, validations):
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_best_that_no_snapshot_holds_is_chosen_anew(cluster, store, misled, tmp_path, verb):  # noqa: F811
     options = {"checkpoint": str(tmp_path / "run.zarr"), "snapshot_every": "1h"}
-    options |= {"validation": misled, "callbacks": [killing(cluster, 3)]}
-    result = train(cluster, store, verb, 8, **options)
+    over = str(tmp_path / "over")
+    options |= {"validation": misled, "callbacks": [killing(cluster, 3, over)]}
+    result = train(cluster, store, verb, 8, until=over, **options)
     losses, lost = scored(result)
     assert lost[-1] >= 1
     assert result.evaluate(misled)["loss"] == pytest.approx(losses[lost >= 1].min(), rel=1e-5)
@@ -73,14 +79,15 @@ def test_the_best_goes_back_to_the_snapshots_in_every_shard(cluster, store, tmp_
     options["validation"] = held_out
     first = train(cluster, store, verb, 2, **options)
     kept = first.evaluate(held_out)["loss"]
-    kill = killing(cluster, 3)
+    over = str(tmp_path / "over")
+    kill = killing(cluster, 3, over)
 
     def kill_and_stop(record):
         kill(record)
         return record.lost > first.history["lost"].values[-1]
 
     options["callbacks"] = [kill_and_stop]
-    result = train(cluster, store, verb, 10, resume=True, **options)
+    result = train(cluster, store, verb, 10, until=over, resume=True, **options)
     losses, lost = scored(result)
     assert losses[lost == 0].min() < kept  # better ones were found, and lost
     after = losses[lost >= 1]

@@ -11,11 +11,12 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
+from acting import After
 from distributed import Client, LocalCluster
 from faults import everyone, holders
 from test_downpour import assert_nothing_left, write_store
 from test_leaving import wait_until
-from test_recovery import after, train
+from test_recovery import train
 
 from dbdask.server.room import rooms_of
 
@@ -96,7 +97,7 @@ def test_a_worker_that_is_cut_off_is_done_without(client, cable, tmp_path, copie
         shards=3,
         shard_copies=copies,
         shard_workers=None if copies == 2 else [w for w in everyone(client) if w != far],
-        callbacks=[after(4, act)],
+        callbacks=[After(4, act)],
     )
     assert cut
     np.testing.assert_array_equal(result.parameters["count"].values, 10)

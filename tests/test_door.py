@@ -11,6 +11,7 @@ from test_sandblaster import train as minimise
 import dbdask
 from dbdask.server.contact import WorkerFacts
 from dbdask.verbs.preflight import check_memory
+from dbdask.verbs.validating import Validator
 
 both_verbs = pytest.mark.parametrize("verb", [train, minimise])
 
@@ -21,8 +22,15 @@ def store(tmp_path_factory):
 
 
 def test_minibatches_between_validations_count_though_an_epoch_is_one_portion(
-    threads_client, store
+    threads_client, store, monkeypatch
 ):
+    steps, start = [], Validator.start
+
+    def noted(validator, *arguments):
+        steps.append(validator.run.tally.steps)
+        start(validator, *arguments)
+
+    monkeypatch.setattr(Validator, "start", noted)
     rows = labelled(store).isel(row=slice(0, 320))
     held_out = labelled(store).isel(row=slice(1000, 1200))
     result = dbdask.downpour(
@@ -30,15 +38,14 @@ def test_minibatches_between_validations_count_though_an_epoch_is_one_portion(
         rows,
         client=threads_client,
         batch_size=20,
-        epochs=6,
+        epochs=12,
         validation=held_out,
         validate_every=32,
         progress=False,
     )
-    scored = result.history["validation_loss"].notnull()
-    assert int(scored.sum()) >= 3
-    steps = result.history["step"].values[scored.values]
-    assert (np.diff(steps) >= 32).all() or len(steps) == 4  # the last one ends the run
+    assert int(result.history["validation_loss"].notnull().sum()) == len(steps) >= 4
+    assert steps[0] >= 32 and (np.diff(steps[:-1]) >= 32).all()  # the last one ends the run
+    assert np.diff(steps).max() < 16 * 6  # the one before may still be under way
 
 
 @pytest.mark.parametrize(("verb", "length"), [(train, "epochs"), (minimise, "iterations")])

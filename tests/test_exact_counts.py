@@ -53,32 +53,37 @@ class Losses:
     Parameters
     ----------
     at
-        Which shards are lost at which record, counted from 1.
+        Which shards are lost in the turn after which record, counted from 1. Those whose turn
+        has come are taken out.
     """
 
     def __init__(self, monkeypatch, at=None):
-        self.at, self.records, self.next, self.trouble = at or {}, 0, [], ""
-        take_in, drop_lost = DownpourRun.take_in, ParameterServer.drop_lost
+        self.at, self.next = dict(at or {}), []
+        hand_out, last_words = DownpourRun._hand_out, DownpourRun._last_words
+        drop_lost = ParameterServer.drop_lost
 
-        async def troubled(run):
-            said, self.trouble = self.trouble, ""
-            return await take_in(run) or said
+        def lose_and_hand_out(run):
+            self._lose(len(run.tally.history.records))
+            hand_out(run)
+
+        async def lose_and_end(run):
+            self._lose(len(run.tally.history.records))
+            return await last_words(run)
 
         async def lose(server, workers):
             lost, self.next = self.next, []
             server.give_up(lost)
             return await drop_lost(server, workers) + len(lost)
 
-        monkeypatch.setattr(DownpourRun, "take_in", troubled)
+        monkeypatch.setattr(DownpourRun, "_hand_out", lose_and_hand_out)
+        monkeypatch.setattr(DownpourRun, "_last_words", lose_and_end)
         monkeypatch.setattr(ParameterServer, "drop_lost", lose)
 
-    def lose(self, shards):
-        self.next, self.trouble = list(shards), "as if a worker were gone"
-
-    def __call__(self, record):
-        self.records += 1
-        if self.records in self.at:
-            self.lose(self.at[self.records])
+    def _lose(self, records):
+        due = min(self.at, default=records + 1)
+        if due <= records:
+            self.next = list(self.at.pop(due))
+            raise ShardLost("as if a worker were gone")
 
 
 def train(client, store, path, mirrors=2, epochs=EPOCHS, **options):
@@ -140,8 +145,8 @@ def test_a_loss_in_the_ending_is_made_good(threads_client, store, tmp_path, monk
 def test_losses_between_two_snapshots_are_told_once(
     threads_client, store, tmp_path, monkeypatch, at, rolled_back
 ):
-    losses = Losses(monkeypatch, at)
-    result = train(threads_client, store, tmp_path, callbacks=[losses])
+    Losses(monkeypatch, at)
+    result = train(threads_client, store, tmp_path)
     assert last(result, "lost") == sum(map(len, at.values()))
     assert_exact(result, threads_client, 2, rolled_back=rolled_back)
 
@@ -149,8 +154,8 @@ def test_losses_between_two_snapshots_are_told_once(
 def test_a_loss_before_a_snapshot_and_one_after_it_are_both_told(
     threads_client, store, tmp_path, monkeypatch
 ):
-    losses = Losses(monkeypatch, {2: [0], 5: [0]})
-    result = train(threads_client, store, tmp_path, callbacks=[losses], snapshot_every="20ms")
+    Losses(monkeypatch, {2: [0], 5: [0]})
+    result = train(threads_client, store, tmp_path, snapshot_every="20ms")
     assert last(result, "lost") == 2
     assert_exact(result, threads_client, 2)
 
@@ -162,14 +167,14 @@ def test_shards_made_anew_are_no_survivors_before_they_have_a_standing(
     losses, make, failed = Losses(monkeypatch, {3: [0, 1]}), ParameterServer._make, []
 
     async def fail_once(server, index, initial, worker):
-        if losses.records >= 3 and index == 1 and not failed:
+        if not losses.at and index == 1 and not failed:
             failed.append(index)
             losses.next = [2] if survivor == "dies too" else []
             raise ShardLost("as if the worker left while it made the shard")
         return await make(server, index, initial, worker)
 
     monkeypatch.setattr(ParameterServer, "_make", fail_once)
-    result = train(threads_client, store, tmp_path, mirrors=3, callbacks=[losses])
+    result = train(threads_client, store, tmp_path, mirrors=3)
     assert failed
     assert_exact(result, threads_client, 3, rolled_back=survivor == "lives")
 
@@ -398,7 +403,7 @@ def test_a_shard_is_made_elsewhere_where_its_worker_stops(processes, store, tmp_
     losses = Losses(monkeypatch, {2: [0]})
 
     async def stop_first(server, index, initial, worker):
-        if losses.records >= 2 and not stopped:
+        if not losses.at and not stopped:
             stopped.append(worker)
             os.kill(pids[worker], signal.SIGSTOP)
         return await make(server, index, initial, worker)
@@ -406,7 +411,7 @@ def test_a_shard_is_made_elsewhere_where_its_worker_stops(processes, store, tmp_
     monkeypatch.setattr(ParameterServer, "_make", stop_first)
     began = time.monotonic()
     try:
-        result = train(processes, store, tmp_path, callbacks=[losses])
+        result = train(processes, store, tmp_path)
     finally:
         for worker in stopped:
             os.kill(pids[worker], signal.SIGCONT)

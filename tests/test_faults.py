@@ -5,6 +5,7 @@ import threading
 
 import dask
 import pytest
+from acting import SlowUntil, touch
 from counting import CountingModel, missing_updates
 from distributed import Client, LocalCluster
 from faults import TABLE, Stop, assert_felt, everyone
@@ -38,10 +39,14 @@ def client():
 
 
 class Trouble:
-    """A callback that lets a fault happen some records apart, each on a thread of its own."""
+    """A callback that lets a fault happen some records apart, each on a thread of its own.
 
-    def __init__(self, client, fault, seed, apart=8):
+    When all has happened it makes the file at `until`: the run is slow so long.
+    """
+
+    def __init__(self, client, fault, seed, until, apart=8):
         self.client, self.fault, self.rng = client, fault, random.Random(seed)
+        self.until, self.left = until, fault.times
         self.apart, self.records, self.happened = apart, 0, 0
         self.threads, self.errors = [], []
 
@@ -57,6 +62,9 @@ class Trouble:
             self.fault.act(self.client, self.rng)
         except Exception as error:
             self.errors.append(error)
+        self.left -= 1
+        if self.left == 0:
+            touch(self.until)
 
     @property
     def is_over(self):
@@ -72,9 +80,9 @@ class Trouble:
 
 def run_through(client, store, fault, seed, path, epochs=EPOCHS):
     """Train the counting model while a fault happens; returns the result."""
-    trouble = Trouble(client, fault, seed)
+    trouble = Trouble(client, fault, seed, path + "-happened")
     result = dbdask.downpour(
-        CountingModel(ROWS, fault.shards, seconds=0.005),
+        SlowUntil(CountingModel(ROWS, fault.shards, seconds=0.005), trouble.until, 30),
         counted(store),
         client=client,
         optimizer=dbdask.sgd(float(BATCH)),

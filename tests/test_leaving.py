@@ -9,10 +9,11 @@ import types
 import dask
 import numpy as np
 import pytest
+from acting import After
 from asking import workers_of
 from distributed import Client, LocalCluster
 from test_downpour import assert_nothing_left, write_store
-from test_recovery import after, assert_workers_run_tasks, train
+from test_recovery import assert_workers_run_tasks, train
 
 import dbdask
 from dbdask.verbs import leaving
@@ -52,35 +53,10 @@ def wait_until(condition, seconds=30.0):
         time.sleep(0.05)
 
 
-class Aside(threading.Thread):
-    """Does something beside the verb, and lets its error come out."""
-
-    def __init__(self, action):
-        super().__init__()
-        self.action, self.error = action, None
-
-    def run(self):
-        try:
-            self.action()
-        except BaseException as error:
-            self.error = error
-
-    def done(self):
-        self.join(60)
-        if self.error is not None:
-            raise self.error
-
-
 def train_while(client, store, action, **options):
     """Train the counting model, and begin `action` when training is under way."""
-    beside = Aside(action)
-    result = train(
-        client,
-        store,
-        epochs=options.pop("epochs", EPOCHS),
-        callbacks=[after(4, beside.start)],
-        **options,
-    )
+    beside = After(4, action)
+    result = train(client, store, callbacks=[beside], **({"epochs": EPOCHS} | options))
     beside.done()
     return result
 
@@ -114,12 +90,12 @@ def test_training_goes_on_while_a_worker_that_leaves_is_retired(cluster, store, 
         await retire(client, worker)
 
     monkeypatch.setattr(leaving, "retire", slow)
-    beside = Aside(lambda: client.retire_workers(shard_workers(client)[:1]))
+    beside = After(4, lambda: client.retire_workers(shard_workers(client)[:1]))
     result = train(
         client,
         store,
         epochs=EPOCHS,
-        callbacks=[after(4, beside.start), lambda record: went_on.set() if asked else None],
+        callbacks=[beside, lambda record: went_on.set() if asked else None],
     )
     beside.done()
     assert heard == [True]  # training did not wait
@@ -170,7 +146,7 @@ def test_the_end_of_a_run_waits_a_moment_for_workers_that_leave(monkeypatch, cap
     assert "worker holder could not be retired, and stays: Dask has not" in caplog.text
 
 
-def test_scaling_down_loses_no_update(cluster, store):
+def test_scaling_down_loses_no_update(cluster, store, quick_turns):
     local, client = cluster
 
     def scale():
@@ -198,9 +174,20 @@ def test_the_only_home_of_the_shards_is_asked_in_vain(cluster, store, caplog):
 
 def test_a_new_worker_takes_part_and_a_users_own_handler_stays(cluster, store):
     local, client = cluster
-    heard = []
+    heard, four_train = [], threading.Event()
+
+    def scale():
+        local.scale(4)
+        assert four_train.wait(60)
+
+    def look(record):
+        if record.replicas == 4:
+            four_train.set()
+
     client.subscribe_topic("all", heard.append)
-    result = train_while(client, store, lambda: local.scale(4), epochs=20)
+    beside = After(4, scale)
+    result = train(client, store, epochs=20, callbacks=[beside, look])
+    beside.done()
     assert result.history["replicas"].values[-1] == 4
     before = len(heard)
     client.log_event("all", {"action": "mine"})

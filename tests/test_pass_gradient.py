@@ -24,16 +24,17 @@ POLICY_SECONDS = 10.0  # far below the deadlines of a ping: copies end the pass,
 
 
 class Slow:
-    """The network, taking its time; one process gets a signal in its second minibatch.
+    """The network, taking its time; one process gets a signal in its first minibatch.
 
-    So the signal comes in the middle of a pass, however fast or slow the machine is.
+    The others wait in theirs for the file at `struck`, which it makes just before: so the signal
+    comes in the middle of the pass, however busy the machine is.
     """
 
     loss = "softmax"
 
-    def __init__(self, seconds, process=0, number=0):
+    def __init__(self, seconds, struck=None, process=0, number=0):
         self.seconds, self.network = seconds, network()
-        self.process, self.number, self.calls = process, number, 0
+        self.struck, self.process, self.number = struck, process, number
         self.layout, self.output_shape = self.network.layout, self.network.output_shape
         self.initial_parameters = self.network.initial_parameters
         self.predict = self.network.predict
@@ -41,11 +42,15 @@ class Slow:
     def loss_and_gradient(self, *arguments, **options):
         for _ in range(int(self.seconds / 0.001)):  # so that a stopped process is late
             time.sleep(0.001)
-        if os.getpid() == self.process:
-            self.calls += 1
-            if self.calls == 2:
-                os.kill(self.process, self.number)
+        if self.struck is not None and not self.struck.exists():
+            self._strike_or_wait()
         return self.network.loss_and_gradient(*arguments, **options)
+
+    def _strike_or_wait(self):
+        if os.getpid() == self.process:
+            self.struck.touch()
+            os.kill(self.process, self.number)
+        wait_until(self.struck.exists)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +85,7 @@ def test_the_gradient_of_a_pass_is_that_of_one_process(
     homes = everyone(client)[:workers]
     (process,) = processes(client, homes[-1:])  # without a shard, where there are others
     number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}.get(what)
-    model = Slow(0.02, process, number) if what else Slow(0.0)
+    model = Slow(0.02, tmp_path / "struck", process, number) if what else Slow(0.0)
     began = time.monotonic()
     try:
         result = dbdask.sandblaster(

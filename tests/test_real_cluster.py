@@ -14,11 +14,11 @@ import dask
 import numpy as np
 import pytest
 import test_recovery
+from acting import After
 from asking import workers_of
 from real_cluster import Authority, RealCluster, signal_group
 from test_downpour import assert_nothing_left, write_store
-from test_leaving import Aside, addresses, shard_workers, wait_until
-from test_recovery import after
+from test_leaving import addresses, shard_workers, wait_until
 from test_sandblaster import assert_counted_once, count
 
 import dbdask
@@ -60,7 +60,7 @@ VERBS = {"downpour": (downpour, 4), "sandblaster": (sandblaster, 1)}  # records 
 def verb(request):
     """A verb, and what does something to it in mid-training."""
     train, records = VERBS[request.param]
-    return train, lambda action: [after(records, action)]
+    return train, lambda action: After(records, action)
 
 
 mostly_downpour = pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_both_verbs_count_exactly(cluster, store):
     assert_nothing_left(client)
 
 
-@pytest.mark.parametrize("missing", ["dbdask", "test_recovery"])
+@pytest.mark.parametrize("missing", ["dbdask", "acting"])
 def test_workers_without_what_the_run_needs_are_named_with_the_remedy(tmp_path, store, missing):
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -174,8 +174,8 @@ def test_a_worker_whose_lifetime_ends_hands_its_shard_on(cluster, store, nanny, 
         wait_until(lambda: worker not in addresses(client))
         ended.append(time.monotonic())
 
-    beside = Aside(look)
-    result = downpour(client, store, epochs=30, shards=3, callbacks=[after(4, beside.start)])
+    beside = After(4, look)
+    result = downpour(client, store, epochs=30, shards=3, callbacks=[beside])
     trained = time.monotonic()
     beside.done()
     assert ended[0] < trained
@@ -203,7 +203,7 @@ def assert_no_update_lost(result):
 
 @mostly_downpour
 @pytest.mark.parametrize("nanny", [False, True], ids=["no nanny", "nanny"])
-def test_sigterm_hands_a_shard_on(cluster, store, verb, nanny):
+def test_sigterm_hands_a_shard_on(cluster, store, verb, nanny, quick_turns):
     train, when_under_way = verb
     client, _ = cluster.start_workers(3, nanny=nanny)
     seconds = []
@@ -215,8 +215,8 @@ def test_sigterm_hands_a_shard_on(cluster, store, verb, nanny):
         assert cluster.processes[last].wait(timeout=30) == 0
         seconds.append(time.monotonic() - began)
 
-    beside = Aside(terminate)
-    result = train(client, store, callbacks=when_under_way(beside.start))
+    beside = when_under_way(terminate)
+    result = train(client, store, callbacks=[beside])
     beside.done()
     print(f"left within {seconds[0]:.1f} s")
     assert_no_update_lost(result)
@@ -233,8 +233,8 @@ def test_sigterm_to_all_processes_of_a_worker_hands_its_shard_on(cluster, store)
         signal_group(process, signal.SIGTERM)
         process.wait(timeout=30)
 
-    beside = Aside(terminate)
-    result = downpour(client, store, callbacks=[after(4, beside.start)])
+    beside = After(4, terminate)
+    result = downpour(client, store, callbacks=[beside])
     beside.done()
     assert_no_update_lost(result)
 
@@ -315,7 +315,7 @@ def test_a_killed_scheduler_is_named_and_the_run_can_be_resumed(cluster, store, 
         client,
         store,
         match=r"scheduler tcp://.* closed its connection.*run\.zarr', resume=True",
-        callbacks=when_under_way(lambda: cluster.kill("scheduler")),
+        callbacks=[when_under_way(lambda: cluster.kill("scheduler"))],
         **kept(tmp_path),
     )
     assert seconds < 30
@@ -337,7 +337,7 @@ def test_a_killed_scheduler_without_a_checkpoint_is_an_error_too(cluster, store,
         client,
         store,
         match=r"scheduler tcp://.* closed its connection.*give checkpoint=PATH",
-        callbacks=when_under_way(lambda: cluster.kill("scheduler")),
+        callbacks=[when_under_way(lambda: cluster.kill("scheduler"))],
     )
     assert seconds < 30
     assert "it is tried again" not in caplog.text  # no portion has failed
@@ -355,7 +355,7 @@ def test_a_scheduler_that_pauses_is_waited_for(cluster, store, verb):
         cluster.signal("scheduler", signal.SIGCONT)
 
     with dask.config.set({"dbdask.ping": "2s"}):
-        result = train(client, store, callbacks=when_under_way(pause))
+        result = train(client, store, callbacks=[when_under_way(pause)])
     assert_no_update_lost(result)
     assert_nothing_left(client)
 
@@ -370,7 +370,7 @@ def test_a_scheduler_that_stays_silent_ends_the_run(cluster, store, verb, tmp_pa
             client,
             store,
             match=r"scheduler tcp://.* gave no answer for 4 s.*resume=True",
-            callbacks=when_under_way(lambda: cluster.signal("scheduler", signal.SIGSTOP)),
+            callbacks=[when_under_way(lambda: cluster.signal("scheduler", signal.SIGSTOP))],
             **kept(tmp_path),
         )
     assert seconds < 12
@@ -434,7 +434,7 @@ def test_an_error_when_every_worker_is_killed(cluster, store, verb):
         client,
         store,
         match=r"gone.*give checkpoint=PATH",
-        callbacks=when_under_way(lambda: [cluster.kill(name) for name in names]),
+        callbacks=[when_under_way(lambda: [cluster.kill(name) for name in names])],
     )
     assert seconds < 30
     assert_client_is_idle(client)
@@ -449,7 +449,7 @@ def test_an_error_when_every_worker_is_killed_and_none_comes(cluster, store, ver
         client,
         store,
         match=r"none came in 15 s.*run\.zarr', resume=True",
-        callbacks=when_under_way(lambda: [cluster.kill(name) for name in names]),
+        callbacks=[when_under_way(lambda: [cluster.kill(name) for name in names])],
         **kept(tmp_path),
     )
     assert seconds < 30  # with the deadlines as they are
@@ -466,7 +466,7 @@ def test_a_worker_that_joins_after_all_were_killed_goes_on(cluster, store, verb,
             cluster.kill(name)
         cluster.start_worker()
 
-    result = train(client, store, callbacks=when_under_way(replace), **kept(tmp_path))
+    result = train(client, store, callbacks=[when_under_way(replace)], **kept(tmp_path))
     assert result.history["lost"].values[-1] >= 2
     assert_nothing_left(client)
 
@@ -490,13 +490,13 @@ def test_every_worker_can_be_retired_in_turn(cluster, store):
             seconds.append(time.monotonic() - began)
         ended.append(time.monotonic())
 
-    beside = Aside(replace)
+    beside = After(4, replace)
     result = downpour(
         client,
         store,
         epochs=40,
         shards=3,
-        callbacks=[after(4, beside.start), lambda record: moments.append(time.monotonic())],
+        callbacks=[beside, lambda record: moments.append(time.monotonic())],
     )
     trained = time.monotonic()
     beside.done()

@@ -8,6 +8,7 @@ import time
 import dask
 import numpy as np
 import pytest
+from acting import After, SlowUntil, over
 from asking import workers_of
 from counting import CountingModel
 from distributed import Client, LocalCluster
@@ -41,10 +42,10 @@ def cluster():
 
 
 def train(client, store, **options):
+    """Train a model that counts; it is slow until an `After` among the callbacks has acted."""
     settings = {"optimizer": dbdask.sgd(20.0), "batch_size": 20, "progress": False, "shards": 2}
-    return dbdask.downpour(
-        SlowCounting(1200), counted(store), client=client, **(settings | options)
-    )
+    model = SlowUntil(SlowCounting(1200), over(options.get("callbacks", ())), 45)
+    return dbdask.downpour(model, counted(store), client=client, **(settings | options))
 
 
 def kill_a_shard(client):
@@ -55,18 +56,6 @@ def kill_a_shard(client):
     pids = client.run(os.getpid, workers=holders[:1])
     os.kill(pids[holders[0]], signal.SIGKILL)
     return holders[0]
-
-
-def after(records, action):
-    """A callback that acts once, on a thread of its own, when so many records have come."""
-    seen = []
-
-    def callback(record):
-        seen.append(record)
-        if len(seen) == records:
-            threading.Thread(target=action).start()
-
-    return callback
 
 
 def assert_workers_run_tasks(client):
@@ -88,7 +77,7 @@ def test_a_killed_shard_comes_back_from_the_checkpoint(cluster, store, tmp_path)
         epochs=8,
         checkpoint=str(tmp_path / "run.zarr"),
         snapshot_every="300ms",
-        callbacks=[after(6, lambda: kill_a_shard(cluster))],
+        callbacks=[After(6, lambda: kill_a_shard(cluster))],
     )
     assert result.status.reason == "epochs"
     assert result.history["lost"].values[-1] >= 1
@@ -104,7 +93,7 @@ def test_a_killed_shard_comes_back_from_the_checkpoint(cluster, store, tmp_path)
 
 def test_a_killed_shard_without_a_checkpoint_is_an_error_that_names_the_remedy(cluster, store):
     with pytest.raises(dbdask.ShardLost, match=r"checkpoint=.*shard_copies=2"):
-        train(cluster, store, epochs=50, callbacks=[after(4, lambda: kill_a_shard(cluster))])
+        train(cluster, store, epochs=50, callbacks=[After(4, lambda: kill_a_shard(cluster))])
     assert_nothing_left(cluster)
     assert_workers_run_tasks(cluster)
 
@@ -117,7 +106,7 @@ def test_the_only_shard_takes_the_whole_run_back(cluster, store, tmp_path):
         shards=1,
         checkpoint=str(tmp_path / "run.zarr"),
         snapshot_every="300ms",
-        callbacks=[after(5, lambda: kill_a_shard(cluster))],
+        callbacks=[After(5, lambda: kill_a_shard(cluster))],
     )
     np.testing.assert_array_equal(result.parameters["count"].values, 6)
     assert result.history["lost"].values[-1] == 1
@@ -126,7 +115,7 @@ def test_the_only_shard_takes_the_whole_run_back(cluster, store, tmp_path):
 
 def test_ctrl_c_stops_the_run_and_keeps_what_was_learnt(threads_client, store):
     main = threading.main_thread().ident
-    stop = after(3, lambda: signal.pthread_kill(main, signal.SIGINT))
+    stop = After(3, lambda: signal.pthread_kill(main, signal.SIGINT))
     result = train(threads_client, store, epochs=500, callbacks=[stop])
     assert result.status.reason == "interrupted" and not result.status.ok
     assert result.parameters["count"].values.sum() > 0

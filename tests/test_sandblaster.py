@@ -7,11 +7,12 @@ import signal
 import numpy as np
 import pytest
 import xarray as xr
+from acting import After, SlowUntil, over, touch
 from counting import CountingModel
 from distributed import Client, LocalCluster
 from test_downpour import assert_nothing_left, counted, flat, labelled, network, write_store
 from test_leaving import addresses, shard_workers, wait_until
-from test_recovery import after, assert_workers_run_tasks, kill_a_shard
+from test_recovery import assert_workers_run_tasks, kill_a_shard
 
 import dbdask
 from dbdask.errors import ShardLost, Stale
@@ -69,19 +70,20 @@ def cluster():
 
 
 def count(client, store, *, seconds=0.0, **options):
+    """Count by minimising; slowly until an `After` among the callbacks has acted."""
     settings = {"l2": 1 / ROWS, "portion_size": 50, "progress": False, "tolerance": 1e-9}
-    return dbdask.sandblaster(
-        LinearCounting(ROWS, seconds), counted(store), client=client, **(settings | options)
-    )
+    model = SlowUntil(LinearCounting(ROWS, seconds), over(options.get("callbacks", ())), 16)
+    return dbdask.sandblaster(model, counted(store), client=client, **(settings | options))
 
 
 def assert_counted_once(result):
     np.testing.assert_allclose(result.parameters["count"].values, 1.0, rtol=1e-5)
 
 
-def train(client, store, **options):
+def train(client, store, *, model=None, **options):
     settings = {"progress": False, "l2": 1e-3, "iterations": 20}
-    return dbdask.sandblaster(network(), labelled(store), client=client, **(settings | options))
+    model = model or network()
+    return dbdask.sandblaster(model, labelled(store), client=client, **(settings | options))
 
 
 def test_a_lone_replica_is_the_same_to_the_bit(client, store):
@@ -255,7 +257,7 @@ def test_a_worker_killed_in_the_middle_of_a_pass_changes_nothing(cluster, store)
         worker = without_a_shard(cluster)
         os.kill(cluster.run(os.getpid, workers=[worker])[worker], signal.SIGKILL)
 
-    result = count(cluster, store, seconds=0.02, callbacks=[after(1, kill)], shards=1)
+    result = count(cluster, store, seconds=0.02, callbacks=[After(1, kill)], shards=1)
     assert_counted_once(result)
     assert_nothing_left(cluster)
     assert_workers_run_tasks(cluster)
@@ -276,7 +278,7 @@ def test_a_stopped_worker_is_overtaken_by_backups_and_its_late_push_is_a_repeat(
 
     try:
         result = count(
-            cluster, store, seconds=0.02, callbacks=[after(1, stop), go_on], shards=1, iterations=6
+            cluster, store, seconds=0.02, callbacks=[After(1, stop), go_on], shards=1, iterations=6
         )
     finally:
         for process in stopped:
@@ -289,15 +291,17 @@ def test_a_stopped_worker_is_overtaken_by_backups_and_its_late_push_is_a_repeat(
 
 def test_a_killed_shard_takes_the_run_back_to_its_snapshot(cluster, store, tmp_path):
     whole = train(cluster, store, shards=2, iterations=25, tolerance=0.0)
-    killed = []
+    killed, over = [], str(tmp_path / "over")
 
     def kill(record):
         if record.iteration == 8 and not killed:
             killed.append(kill_a_shard(cluster))
+            touch(over)
 
     result = train(
         cluster,
         store,
+        model=SlowUntil(network(), over, 30),
         shards=2,
         iterations=25,
         tolerance=0.0,
@@ -319,7 +323,7 @@ def test_a_killed_shard_without_a_checkpoint_is_an_error_that_names_the_remedy(c
             store,
             seconds=0.01,
             tolerance=0.0,
-            callbacks=[after(1, lambda: kill_a_shard(cluster))],
+            callbacks=[After(1, lambda: kill_a_shard(cluster))],
         )
     assert_nothing_left(cluster)
     assert_workers_run_tasks(cluster)
@@ -335,7 +339,7 @@ def test_a_retired_worker_hands_its_shard_on(cluster, store):
         gone.append(worker)
 
     result = count(
-        cluster, store, seconds=0.01, shards=2, callbacks=[after(1, retire)], iterations=4
+        cluster, store, seconds=0.01, shards=2, callbacks=[After(1, retire)], iterations=4
     )
     assert_counted_once(result)
     wait_until(lambda: gone)
@@ -453,7 +457,7 @@ class Interrupting(LinearCounting):
 
 def test_an_interrupt_in_the_first_pass_names_no_loss(threads_client, store, monkeypatch):
     monkeypatch.setenv("DBDASK_TEST_INTERRUPT", "once")
-    model = Interrupting(ROWS, seconds=0.05)  # so that the pass outlasts a turn of its coordinator
+    model = Interrupting(ROWS, seconds=0.2)  # so that the pass outlasts a turn of its coordinator
     result = dbdask.sandblaster(
         model, counted(store), client=threads_client, progress=False, portion_size=50
     )

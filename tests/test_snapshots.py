@@ -110,11 +110,11 @@ def test_a_resumed_run_is_above_all_that_was_begun_and_leaves_one_snapshot(path)
 HANGS = {
     "begin": ("0.2s", r"beginning snapshot 0000000{n}-0-run; "),
     "write": (
-        "2s",
+        "3s",
         r"writing snapshot 0000000{n}-0-run by shard 0 on tcp://w0, shard 2 on tcp://w2, "
         r"shard 3 on tcp://w3 and 1 more; ",
     ),
-    "commit": ("2s", r"committing snapshot 0000000{n}-0-run; "),
+    "commit": ("3s", r"committing snapshot 0000000{n}-0-run; "),
 }
 
 
@@ -153,7 +153,7 @@ def test_a_deletion_that_hangs_holds_up_no_snapshot(path, monkeypatch, caplog):
 
     async def live():
         snapshots = Snapshots(Server(), path, 0.0, None)
-        with dask.config.set({"dbdask.store": "2s"}):
+        with dask.config.set({"dbdask.store": "3s"}):
             await asyncio.wait_for(snapshots.write_live(NAMES, {}), 60)
         await asyncio.wait_for(snapshots.write_live(NAMES, {}), 60)
 

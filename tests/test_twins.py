@@ -8,12 +8,13 @@ import signal
 
 import numpy as np
 import pytest
+from acting import After, SlowUntil, touch
 from counting import CountingModel
 from distributed import Client, LocalCluster
 from faults import holders
-from test_downpour import assert_nothing_left, counted, flat, write_store
+from test_downpour import assert_nothing_left, counted, flat, network, write_store
 from test_leaving import addresses, train_while, wait_until
-from test_recovery import after, assert_workers_run_tasks, kill_a_shard
+from test_recovery import assert_workers_run_tasks, kill_a_shard
 from test_sandblaster import assert_counted_once, count
 from test_sandblaster import train as minimise
 
@@ -170,14 +171,16 @@ def test_a_worker_may_leave_though_no_other_can_take_its_copies(cluster, store):
     assert result.history["shard_copies"].values[-1] == 1
 
 
-def test_a_killed_copy_takes_no_pass_of_sandblaster_back(cluster, store):
+def test_a_killed_copy_takes_no_pass_of_sandblaster_back(cluster, store, tmp_path):
     _, client = cluster
-    iterations, killed = [], []
+    iterations, killed, over = [], [], str(tmp_path / "over")
 
     def kill(record):
         iterations.append(record.iteration)
         if record.iteration in (3, 8) and len(killed) < 2:
             killed.append(kill_a_shard(client))
+            if len(killed) == 2:
+                touch(over)
 
     whole = minimise(client, store, shards=2, iterations=14, tolerance=0.0)
     result = minimise(
@@ -187,6 +190,7 @@ def test_a_killed_copy_takes_no_pass_of_sandblaster_back(cluster, store):
         shard_copies=2,
         iterations=14,
         tolerance=0.0,
+        model=SlowUntil(network(), over, 30),
         callbacks=[kill],
     )
     assert iterations == list(range(iterations[0], 15))  # each once: nothing went back
@@ -211,7 +215,7 @@ def test_a_pass_counts_once_while_a_copy_is_killed(cluster, store):
         seconds=0.02,
         shards=2,
         shard_copies=2,
-        callbacks=[after(1, kill)],
+        callbacks=[After(1, kill)],
         iterations=6,
     )
     assert_counted_once(result)
