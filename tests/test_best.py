@@ -10,9 +10,9 @@ from test_recovery import cluster, kill_a_shard  # noqa: F401  (a fixture)
 import dbdask
 
 ADAGRAD = {"batch_size": 20, "optimizer": dbdask.adagrad(0.05)}
-VERBS = {  # with the minibatches that a process has computed when three validations have ended
-    "downpour": (dbdask.downpour, "epochs", ADAGRAD, 60),
-    "sandblaster": (dbdask.sandblaster, "iterations", {"tolerance": 0.0}, 16),
+VERBS = {  # with when a process slows down, before three validations have ended, and by how much
+    "downpour": (dbdask.downpour, "epochs", ADAGRAD, 60, 0.1),
+    "sandblaster": (dbdask.sandblaster, "iterations", {"tolerance": 0.0}, 5, 0.4),
 }
 
 
@@ -33,9 +33,9 @@ def misled(store, tmp_path_factory):
 
 def train(client, store, verb, number, *, until=None, **options):
     """Train a network; once it is under way it takes its time until there is a file."""
-    call, length, settings, minibatches = VERBS[verb]
+    call, length, settings, minibatches, seconds = VERBS[verb]
     settings = settings | {length: number, "shards": 2, "keep": "best", "progress": False}
-    model = SlowUntil(network(), until, minibatches)
+    model = SlowUntil(network(), until, minibatches, seconds)
     return call(model, labelled(store), client=client, **settings | options)
 
 

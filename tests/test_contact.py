@@ -73,7 +73,7 @@ def check_lost(client, places):
         with pytest.raises(ShardLost, match=place.key):
             client.sync(contact.call_actor, client.rpc, place, "add", np.zeros(3))
         assert not client.sync(contact.answers_ping, client.rpc, place)
-        assert time.monotonic() - began < 4  # nobody listens there: it is not tried again
+        assert time.monotonic() - began < 8  # nobody listens there: it is not tried again
 
 
 def test_what_an_actor_raises_is_not_taken_for_its_loss(client, counter):

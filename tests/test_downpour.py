@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+from acting import SlowUntil, touch
 from counting import CountingModel
 
 import dbdask
@@ -51,9 +52,25 @@ def network():
     )
 
 
-def train(client, store, **options):
+def train(client, store, *, model=None, **options):
     settings = {"optimizer": dbdask.sgd(0.1), "batch_size": 20, "progress": False} | options
-    return dbdask.downpour(network(), labelled(store), client=client, **settings)
+    return dbdask.downpour(model or network(), labelled(store), client=client, **settings)
+
+
+def stop_after(client, store, path, records, **options):
+    """Train until so many records have come, with a model that is slow from then on."""
+    seen, over = [], f"{path}-over"
+
+    def stop(record):
+        seen.append(record)
+        if len(seen) == records:
+            touch(over)
+        return len(seen) >= records
+
+    model = SlowUntil(network(), over, 15 * records)
+    result = train(client, store, model=model, checkpoint=path, callbacks=[stop], **options)
+    assert result.status.reason == "callback"
+    return result
 
 
 def flat(result):
@@ -157,16 +174,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(threads_client, store, tm
     path = str(tmp_path / "run.zarr")
     options = {"replicas": 1, "optimizer": dbdask.adagrad(0.1)}
     whole = train(threads_client, store, epochs=3, **options)
-    seen = []
-    broken = train(
-        threads_client,
-        store,
-        epochs=3,
-        checkpoint=path,
-        callbacks=[lambda record: seen.append(record) or len(seen) >= 2],
-        **options,
-    )
-    assert broken.status.reason == "callback"
+    broken = stop_after(threads_client, store, path, 2, epochs=3, **options)
     again = train(threads_client, store, epochs=3, checkpoint=path, resume=True, **options)
     np.testing.assert_array_equal(flat(whole), flat(again))
     assert again.history.sizes["record"] >= broken.history.sizes["record"]
@@ -237,7 +245,8 @@ def test_a_callback_that_raises_stops_the_run_and_its_error_comes_out(threads_cl
     [(True, "callback"), (np.True_, "callback"), (np.False_, "epochs"), (1, "epochs")],
 )
 def test_a_callback_stops_the_run_with_true_alone(threads_client, store, answer, reason):
-    result = train(threads_client, store, epochs=2, callbacks=[lambda record: answer])
+    epochs = 2 if reason == "epochs" else 500
+    result = train(threads_client, store, epochs=epochs, callbacks=[lambda record: answer])
     assert result.status.reason == reason
 
 

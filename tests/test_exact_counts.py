@@ -63,8 +63,8 @@ class Losses:
         drop_lost = ParameterServer.drop_lost
 
         def lose_and_hand_out(run):
-            self._lose(len(run.tally.history.records))
             hand_out(run)
+            self._lose(len(run.tally.history.records))
 
         async def lose_and_end(run):
             self._lose(len(run.tally.history.records))

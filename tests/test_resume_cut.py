@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_downpour import flat, train, write_store
+from test_downpour import flat, stop_after, train, write_store
 from test_sandblaster import train as minimise
 
 import dbdask
@@ -20,21 +20,6 @@ def store(tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("cut") / "store.zarr")
 
 
-def broken_off(client, store, path, **options):
-    """Three shards, four epochs to do, stopped in the middle of them."""
-    seen = []
-    result = train(
-        client,
-        store,
-        shards=3,
-        epochs=4,
-        checkpoint=path,
-        callbacks=[lambda record: seen.append(record) or len(seen) == 5],
-        **options,
-    )
-    assert result.status.reason == "callback"
-
-
 @pytest.mark.parametrize("optimizer", [dbdask.adagrad(0.1), dbdask.adam(0.01)])
 def test_one_replica_ends_where_it_would_have_on_any_number_of_shards(
     threads_client, store, tmp_path, optimizer
@@ -42,7 +27,7 @@ def test_one_replica_ends_where_it_would_have_on_any_number_of_shards(
     options = {"replicas": 1, "optimizer": optimizer}
     whole = train(threads_client, store, shards=3, epochs=4, **options)
     path = str(tmp_path / "run.zarr")
-    broken_off(threads_client, store, path, **options)
+    stop_after(threads_client, store, path, 5, shards=3, epochs=4, **options)
     for shards in (5, 1):
         again = str(tmp_path / f"again-{shards}.zarr")
         shutil.copytree(path, again)

@@ -69,10 +69,10 @@ def cluster():
         yield client
 
 
-def count(client, store, *, seconds=0.0, **options):
+def count(client, store, *, seconds=0.0, brake=0.1, **options):
     """Count by minimising; slowly until an `After` among the callbacks has acted."""
     settings = {"l2": 1 / ROWS, "portion_size": 50, "progress": False, "tolerance": 1e-9}
-    model = SlowUntil(LinearCounting(ROWS, seconds), over(options.get("callbacks", ())), 16)
+    model = SlowUntil(LinearCounting(ROWS, seconds), over(options.get("callbacks", ())), 16, brake)
     return dbdask.sandblaster(model, counted(store), client=client, **(settings | options))
 
 
@@ -257,7 +257,7 @@ def test_a_worker_killed_in_the_middle_of_a_pass_changes_nothing(cluster, store)
         worker = without_a_shard(cluster)
         os.kill(cluster.run(os.getpid, workers=[worker])[worker], signal.SIGKILL)
 
-    result = count(cluster, store, seconds=0.02, callbacks=[After(1, kill)], shards=1)
+    result = count(cluster, store, seconds=0.02, brake=0.3, callbacks=[After(1, kill)], shards=1)
     assert_counted_once(result)
     assert_nothing_left(cluster)
     assert_workers_run_tasks(cluster)
@@ -301,7 +301,7 @@ def test_a_killed_shard_takes_the_run_back_to_its_snapshot(cluster, store, tmp_p
     result = train(
         cluster,
         store,
-        model=SlowUntil(network(), over, 30),
+        model=SlowUntil(network(), over, 10, 0.2),
         shards=2,
         iterations=25,
         tolerance=0.0,
@@ -322,6 +322,7 @@ def test_a_killed_shard_without_a_checkpoint_is_an_error_that_names_the_remedy(c
             cluster,
             store,
             seconds=0.01,
+            brake=0.3,
             tolerance=0.0,
             callbacks=[After(1, lambda: kill_a_shard(cluster))],
         )

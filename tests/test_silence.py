@@ -10,7 +10,7 @@ import pytest
 from acting import After
 from distributed import Client, LocalCluster
 from test_downpour import assert_nothing_left, write_store
-from test_leaving import addresses, shard_workers
+from test_leaving import addresses, shard_workers, wait_until
 from test_recovery import assert_workers_run_tasks, train
 
 import dbdask.verbs.preflight
@@ -102,7 +102,7 @@ def test_a_stopped_shard_is_replaced_and_the_old_one_is_refused(client, store, t
         )
     finally:
         stopped.go_on()
-    assert result.history["lost"].values[-1] == 1
+    assert result.history["lost"].values[-1] >= 1
     counts = result.parameters["count"].values
     missing = 8 * 1200 - counts.sum()
     assert counts.max() <= 8
@@ -127,5 +127,4 @@ def test_a_worker_that_has_stopped_before_the_run_is_done_without(client, store,
 def test_the_threads_of_this_process_are_those_of_before(store, threads_client):
     before = {t.name for t in threading.enumerate()}
     train(threads_client, store, epochs=1)
-    after_run = {t.name for t in threading.enumerate() if "dbdask" in t.name}
-    assert after_run <= before
+    wait_until(lambda: {t.name for t in threading.enumerate() if "dbdask" in t.name} <= before)

@@ -177,7 +177,8 @@ def test_a_killed_copy_takes_no_pass_of_sandblaster_back(cluster, store, tmp_pat
 
     def kill(record):
         iterations.append(record.iteration)
-        if record.iteration in (3, 8) and len(killed) < 2:
+        is_whole = record.lost >= len(killed) and record.shard_copies == 2  # again
+        if record.iteration >= 3 + 5 * len(killed) and is_whole and len(killed) < 2:
             killed.append(kill_a_shard(client))
             if len(killed) == 2:
                 touch(over)
@@ -190,7 +191,7 @@ def test_a_killed_copy_takes_no_pass_of_sandblaster_back(cluster, store, tmp_pat
         shard_copies=2,
         iterations=14,
         tolerance=0.0,
-        model=SlowUntil(network(), over, 30),
+        model=SlowUntil(network(), over, 5, 0.3),
         callbacks=[kill],
     )
     assert iterations == list(range(iterations[0], 15))  # each once: nothing went back
@@ -213,6 +214,7 @@ def test_a_pass_counts_once_while_a_copy_is_killed(cluster, store):
         client,
         store,
         seconds=0.02,
+        brake=0.3,
         shards=2,
         shard_copies=2,
         callbacks=[After(1, kill)],
