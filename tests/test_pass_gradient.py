@@ -20,7 +20,6 @@ from dbdask.numbers import checkpoint
 from dbdask.server.room import rooms_of
 
 WORKERS, L2 = 4, 1e-3
-POLICY_SECONDS = 10.0  # far below the deadlines of a ping: copies end the pass, not the silence
 
 
 class Slow:
@@ -86,7 +85,6 @@ def test_the_gradient_of_a_pass_is_that_of_one_process(
     (process,) = processes(client, homes[-1:])  # without a shard, where there are others
     number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}.get(what)
     model = Slow(0.02, tmp_path / "struck", process, number) if what else Slow(0.0)
-    began = time.monotonic()
     try:
         result = dbdask.sandblaster(
             model,
@@ -101,14 +99,13 @@ def test_the_gradient_of_a_pass_is_that_of_one_process(
             checkpoint=path,
             progress=False,
         )
-        seconds = time.monotonic() - began
         assert what != "stop" or psutil.Process(process).status() == psutil.STATUS_STOPPED
     finally:
         if what == "stop":
             os.kill(process, signal.SIGCONT)
     assert result.status.reason == "tolerance"
     assert what != "kill" or homes[-1] not in everyone(client)
-    assert what is None or seconds < POLICY_SECONDS
+    assert what != "stop" or result.history["backups_won"].values[-1] >= 1  # not given up as silent
     group, size = checkpoint.latest(path).group, network().parameter_count
     x, found = (checkpoint.read_slice(path, group, n, 0, size) for n in ("parameters", "gradient"))
     np.testing.assert_allclose(found, objective(store, L2)(x)[1], atol=3e-7)
