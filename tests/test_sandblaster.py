@@ -278,7 +278,13 @@ def test_a_stopped_worker_is_overtaken_by_backups_and_its_late_push_is_a_repeat(
 
     try:
         result = count(
-            cluster, store, seconds=0.02, callbacks=[After(1, stop), go_on], shards=1, iterations=6
+            cluster,
+            store,
+            seconds=0.02,
+            brake=0.3,
+            callbacks=[After(1, stop), go_on],
+            shards=1,
+            iterations=6,
         )
     finally:
         for process in stopped:
@@ -340,7 +346,13 @@ def test_a_retired_worker_hands_its_shard_on(cluster, store):
         gone.append(worker)
 
     result = count(
-        cluster, store, seconds=0.01, shards=2, callbacks=[After(1, retire)], iterations=4
+        cluster,
+        store,
+        seconds=0.01,
+        brake=0.3,
+        shards=2,
+        callbacks=[After(1, retire)],
+        iterations=4,
     )
     assert_counted_once(result)
     wait_until(lambda: gone)

@@ -243,8 +243,7 @@ async def settled(client: Any, future: Any, seconds: float) -> str:
     asyncio.TimeoutError
         It did not end within `seconds`.
     ShardLost
-        No worker is left for it. Dask would not give it to those that come, because it is pinned,
-        though loosely, to one that left.
+        The worker that it is pinned to has left.
     """
     until = asyncio.get_running_loop().time() + seconds
     waiting = asyncio.ensure_future(ended(future))
@@ -254,7 +253,7 @@ async def settled(client: Any, future: Any, seconds: float) -> str:
                 raise TimeoutError
             states = await client.scheduler.get_task_status(keys=[future.key])
             if states[future.key] == "no-worker":
-                raise ShardLost(f"no worker is left to make {future.key}")
+                raise ShardLost(f"the worker left that was to make {future.key}")
     finally:
         waiting.cancel()
     return str(future.status)
@@ -301,6 +300,7 @@ class WorkerFacts:
     host: str
     memory_limit: int  # bytes; 0 where there is none
     is_closing: bool = False  # it still answers, and gets nothing new
+    is_paused: bool = False  # its memory is nearly full: Dask lets it begin nothing for now
 
     def is_called(self, wanted: str) -> bool:
         """Whether `wanted` means this worker, as in `client.submit(workers=)`."""
@@ -330,6 +330,7 @@ async def workers_now(client: Any) -> dict[str, WorkerFacts]:
             str(worker.get("host", "")),
             int(worker.get("memory_limit") or 0),
             worker.get("status") in CLOSING,
+            worker.get("status") == "paused",
         )
         for address, worker in answer["workers"].items()
         if worker.get("status", "running") in ("running", "paused", *CLOSING)

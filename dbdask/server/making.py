@@ -18,9 +18,10 @@ from dbdask.server.deadlines import deadline
 
 
 def submit_actor(client: Any, kind: type, arguments: Sequence[Any], key: str, worker: str) -> Any:
-    """Ask for an actor on a worker, before all other work there; the future keeps it alive.
+    """Ask for an actor on a worker and no other, before all other work there.
 
-    Another worker may make it where this one has left; an actor is not stolen otherwise.
+    The future keeps it alive. Where others might make it, Dask would let one that is idle steal
+    it, and keep it for ever in the books of this one, which could then never be retired.
     """
     return client.submit(
         kind,
@@ -28,7 +29,6 @@ def submit_actor(client: Any, kind: type, arguments: Sequence[Any], key: str, wo
         actor=True,
         key=key,
         workers=[worker],
-        allow_other_workers=True,
         priority=100,
     )
 

@@ -228,11 +228,6 @@ class ParameterServer:
         for failed in made:
             if isinstance(failed, BaseException):
                 raise failed
-        twice = [index for index, held in enumerate(self.holders) if len(set(held)) < len(held)]
-        for index in twice:  # the worker that was meant left, and Dask took one that has a copy
-            self._let_go(index, self._copies[index][-1:])
-        if twice:
-            raise ShardLost(f"a worker left while it made a copy of shard {twice[0]}")
 
     async def _make(self, index: int, initial: Initial, worker: str) -> Copy:
         start, stop = self.slices[index]

@@ -1,0 +1,70 @@
+"""Shards are made where they are meant to be, however long that takes."""
+
+import time
+
+import pytest
+from acting import After, SlowUntil
+from counting import CountingModel
+from distributed import Client, LocalCluster
+from faults import everyone
+from test_downpour import assert_nothing_left, counted, write_store
+from test_leaving import wait_until
+
+import dbdask
+from dbdask.server.contact import WorkerFacts
+from dbdask.verbs.homes import shard_homes
+
+ROWS, SHARDS = 600, 4
+
+
+class SlowToBegin(CountingModel):
+    """Takes its time over the numbers that a shard starts with."""
+
+    def initial_parameters(self, seed, start, stop):
+        time.sleep(0.7)
+        return super().initial_parameters(seed, start, stop)
+
+
+@pytest.fixture
+def client():
+    with (
+        LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def shards_by_worker(dask_scheduler):
+    return {
+        address: sum(str(task.key).startswith("dbdask-shard") for task in worker.has_what)
+        for address, worker in dask_scheduler.workers.items()
+    }
+
+
+def test_no_idle_worker_steals_a_shard_that_waits_to_be_made(client, tmp_path):
+    """Dask keeps a stolen actor in the books of its first worker, which could never retire."""
+    home, *_ = everyone(client)
+    seen = []
+    look = After(1, lambda: seen.append(client.run_on_scheduler(shards_by_worker)))
+    dbdask.downpour(
+        SlowUntil(SlowToBegin(ROWS), look.over, 5),
+        counted(write_store(tmp_path / "store.zarr", ROWS)),
+        client=client,
+        shards=SHARDS,
+        shard_workers=home,
+        epochs=4,
+        callbacks=[look],
+        progress=False,
+    )
+    look.done()
+    assert [{a: n for a, n in shards.items() if n} for shards in seen] == [{home: SHARDS}]
+    assert_nothing_left(client)
+    client.retire_workers([home])
+    wait_until(lambda: home not in everyone(client))
+
+
+def test_a_paused_worker_is_given_no_shard():
+    paused = WorkerFacts("b", "second", "here", 0, is_paused=True)
+    facts = {"a": WorkerFacts("a", "first", "here", 0), "b": paused}
+    assert shard_homes(facts, None, ()) == shard_homes(facts, ["here"], ()) == ["a"]
+    assert shard_homes(facts, ["second"], ()) == []  # waited for, within a deadline
