@@ -11,8 +11,6 @@ from test_downpour import assert_nothing_left, counted, write_store
 from test_leaving import wait_until
 
 import dbdask
-from dbdask.server.contact import WorkerFacts
-from dbdask.verbs.homes import shard_homes
 
 ROWS, SHARDS = 600, 4
 
@@ -61,10 +59,3 @@ def test_no_idle_worker_steals_a_shard_that_waits_to_be_made(client, tmp_path):
     assert_nothing_left(client)
     client.retire_workers([home])
     wait_until(lambda: home not in everyone(client))
-
-
-def test_a_paused_worker_is_given_no_shard():
-    paused = WorkerFacts("b", "second", "here", 0, is_paused=True)
-    facts = {"a": WorkerFacts("a", "first", "here", 0), "b": paused}
-    assert shard_homes(facts, None, ()) == shard_homes(facts, ["here"], ()) == ["a"]
-    assert shard_homes(facts, ["second"], ()) == []  # waited for, within a deadline

@@ -8,14 +8,20 @@ import dask
 import numpy as np
 import pytest
 from acting import After
-from distributed import Client, LocalCluster
+from asking import workers_of
+from distributed import Client, LocalCluster, Status
 from test_downpour import assert_nothing_left, write_store
 from test_leaving import addresses, shard_workers, wait_until
 from test_recovery import assert_workers_run_tasks, train
 
 import dbdask.verbs.preflight
 
-SHORT = {"dbdask.silence": "500ms", "dbdask.ping": "1s", "dbdask.answer": "1s"}
+SHORT = {
+    "dbdask.silence": "500ms",
+    "dbdask.ping": "1s",
+    "dbdask.answer": "1s",
+    "distributed.worker.memory.pause": False,  # tests pause workers themselves
+}
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +128,30 @@ def test_a_worker_that_has_stopped_before_the_run_is_done_without(client, store,
     np.testing.assert_array_equal(result.parameters["count"].values, 8)
     assert_nothing_left(client)
     assert_workers_run_tasks(client)
+
+
+@pytest.mark.parametrize("has_shard", [False, True])
+def test_a_worker_that_dask_pauses_holds_nobody_up(client, store, has_shard):
+    """What waits there to be begun would wait for ever; its shards go on serving."""
+    paused = []
+
+    def pause():
+        worker = (with_a_shard if has_shard else without_a_shard)(client)
+        client.run(set_status, "paused", workers=[worker])
+        paused.append(worker)
+
+    result = train(client, store, epochs=8, callbacks=[After(3, pause)])
+    np.testing.assert_array_equal(result.parameters["count"].values, 8)
+    assert workers_of(client)[paused[0]]["status"] == "paused"
+    assert result.history["replicas"].values[-1] == 2
+    assert result.history["lost"].values[-1] == 0
+    client.run(set_status, "running", workers=paused)
+    assert_nothing_left(client)
+    assert_workers_run_tasks(client)
+
+
+def set_status(name, dask_worker):
+    dask_worker.status = Status[name]
 
 
 def test_the_threads_of_this_process_are_those_of_before(store, threads_client):

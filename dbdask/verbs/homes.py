@@ -16,9 +16,7 @@ TURN_SECONDS = 0.25  # between two looks for workers
 def shard_homes(
     facts: Mapping[str, WorkerFacts], wanted: Sequence[str] | None, avoided: Collection[str]
 ) -> list[str]:
-    """List the workers that may be given shards: those named by `shard_workers`, else all.
-
-    None that Dask has paused: it would begin to make one only when memory is free there.
+    """List the workers that may hold shards: those named by `shard_workers`, else all.
 
     Parameters
     ----------
@@ -27,7 +25,7 @@ def shard_homes(
     wanted
         The names of `shard_workers=`, or None.
     avoided
-        Workers that are silent, leaving, refused or not checked yet.
+        Workers that are silent, paused, leaving, refused or not checked yet.
 
     Raises
     ------
@@ -41,7 +39,6 @@ def shard_homes(
     ]
     if not named and wanted is not None:
         raise WorkerError(f"shard_workers={list(wanted)} names no running worker")
-    avoided = {*avoided, *(address for address in named if facts[address].is_paused)}
     return [address for address in named if address not in avoided]
 
 

@@ -66,9 +66,15 @@ class Roster:
     def away(self) -> set[str]:
         """Workers that are running, but get neither portions nor shards.
 
-        They are silent, closing, asked to leave, refused, or not checked yet.
+        They are silent, paused, closing, asked to leave, refused, or not checked yet.
         """
-        return self.silent | self.closing | self.leaving | (self.facts.keys() - self._checked)
+        unchecked = self.facts.keys() - self._checked
+        return self.silent | self.paused | self.closing | self.leaving | unchecked
+
+    @property
+    def paused(self) -> set[str]:
+        """Workers that answer, and begin nothing until their memory is less full."""
+        return {address for address, facts in self.facts.items() if facts.is_paused}
 
     @property
     def expects_homes(self) -> bool:
@@ -216,6 +222,7 @@ class Roster:
         """
         if self.note_lack(lack) > deadline("arrival") and not self.is_hopeful:
             reasons = [f"{a} gives no sign of life" for a in sorted(self.silent)]
+            reasons += [f"{a} is paused: its memory is full" for a in sorted(self.paused)]
             reasons += [f"{a} left while it was checked" for a in sorted(self._left)]
             why = f" ({', '.join(reasons)})" if reasons else ""
             raise WorkerError(

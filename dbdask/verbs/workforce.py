@@ -131,7 +131,7 @@ class Workforce:
                 self.supply.release(portion)
 
     async def attend(self, task: "asyncio.Task[Any]", worker: str) -> bool:
-        """Wait until a task on a worker has ended; False where the worker left or fell silent."""
+        """Wait until a task on a worker has ended; False where it left, stopped or is paused."""
         asked = time.monotonic()
         while not task.done():
             await asyncio.wait({task}, timeout=REFRESH_SECONDS)
@@ -139,7 +139,8 @@ class Workforce:
             if worker not in self.roster.facts and not task.done():
                 return False
             if time.monotonic() - asked > deadline("silence"):
-                if not await worker_answers(self.client.rpc, worker):
+                is_paused = worker in self.roster.paused
+                if is_paused or not await worker_answers(self.client.rpc, worker):
                     return False
                 asked = time.monotonic()
         return True
@@ -205,27 +206,31 @@ class Workforce:
         """Ask the workers of overdue work for a sign of life; return what is given up.
 
         That is what the silent held, what those held that have left, and what those held that
-        close: Dask ends their tasks without a word.
+        close: Dask ends their tasks without a word. And what is overdue at a worker that Dask has
+        paused: it may never begin.
 
         Raises
         ------
         WorkerError
             Some work has cost `MOST_ATTEMPTS` workers.
         """
-        now, least = time.monotonic(), deadline("silence")
-        overdue = {out.worker for out in self.outstanding if now - out.since > least}
-        return self._give_up_lost(self.roster.ask(overdue))
+        return self._give_up_lost(self.roster.ask(self._overdue()))
 
     async def look_around(self) -> list[Any]:
         """Ask every worker for a sign of life, and wait; return what is given up."""
         return self._give_up_lost(await self.roster.ask_everyone())
 
     def _give_up_lost(self, answered: set[str]) -> list[Any]:
-        self._restart_clocks(answered)
+        self._restart_clocks(answered - self.roster.paused)
         silent, closing = self.roster.silent, self.roster.closing
         left = {out.worker for out in self.outstanding} - set(self.roster.facts)
         self._blame((silent | left) - closing)
-        return self.abandon(silent | closing | left)
+        return self.abandon(silent | closing | left | (self._overdue() & self.roster.paused))
+
+    def _overdue(self) -> set[str]:
+        """Workers that have had some work for longer than `dbdask.silence` without a sign."""
+        now, least = time.monotonic(), deadline("silence")
+        return {out.worker for out in self.outstanding if now - out.since > least}
 
     def abandon(self, workers: set[str]) -> list[Any]:
         """Give up the tasks of some workers: identity makes a second run of them safe."""
