@@ -243,7 +243,7 @@ async def settled(client: Any, future: Any, seconds: float) -> str:
     asyncio.TimeoutError
         It did not end within `seconds`.
     ShardLost
-        The worker that it is pinned to has left.
+        The worker that it is pinned to has left, or Dask has paused it.
     """
     until = asyncio.get_running_loop().time() + seconds
     waiting = asyncio.ensure_future(ended(future))
@@ -253,7 +253,7 @@ async def settled(client: Any, future: Any, seconds: float) -> str:
                 raise TimeoutError
             states = await client.scheduler.get_task_status(keys=[future.key])
             if states[future.key] == "no-worker":
-                raise ShardLost(f"the worker left that was to make {future.key}")
+                raise ShardLost(f"the worker that was to make {future.key} left, or is paused")
     finally:
         waiting.cancel()
     return str(future.status)
