@@ -4,6 +4,7 @@ import asyncio
 import gc
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import numpy as np
@@ -159,3 +160,55 @@ def test_a_call_that_is_given_up_fails_without_a_word(client, monkeypatch, caplo
     with caplog.at_level("ERROR", logger="asyncio"):
         client.sync(give_up)
     assert not [record for record in caplog.records if "never retrieved" in record.message]
+
+
+# Cancelling
+
+
+class Scheduler:
+    """Gives one answer to whatever it is asked, when the answer is there."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __getattr__(self, name):
+        return self.ask
+
+    async def ask(self, **question):
+        return await self.answer
+
+
+PLACE = contact.ActorPlace("tcp://127.0.0.1:9", "counter")
+FUTURE = SimpleNamespace(key="key")
+QUESTIONS = {
+    "workers_now": lambda client: contact.workers_now(client),
+    "count_workers": lambda client: contact.count_workers(client),
+    "is_processed": lambda client: contact.is_processed(client, FUTURE),
+    "answers_ping": lambda client: contact.answers_ping(client.rpc, PLACE),
+    "worker_answers": lambda client: contact.worker_answers(client.rpc, PLACE.worker),
+    "run_on": lambda client: contact.run_on(client.rpc, PLACE.worker, where, "", seconds=10),
+}
+ANSWER = {"workers": {}, "key": "", "status": "OK", "result": ""}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_question_that_is_cancelled_as_its_answer_comes_is_cancelled(monkeypatch, question):
+    """A run that went on after it was cancelled would ask a scheduler that is gone, for 30 s."""
+
+    async def cancelled_after(turns):
+        answer = asyncio.get_running_loop().create_future()
+        scheduler = Scheduler(answer)
+        monkeypatch.setattr(contact, "_talk", lambda *_, **message: scheduler.ask(**message))
+        client = SimpleNamespace(scheduler=scheduler, rpc=SimpleNamespace(server=None))
+        asking = asyncio.ensure_future(QUESTIONS[question](client))
+        await asyncio.sleep(0.01)
+        answer.set_result(ANSWER)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        was_under_way = asking.cancel()
+        await asyncio.wait({asking})
+        assert asking.cancelled() == was_under_way
+        return was_under_way
+
+    under_way = [asyncio.run(cancelled_after(turns)) for turns in range(10)]
+    assert under_way[0] and not under_way[-1]

@@ -16,7 +16,7 @@ from test_recovery import assert_workers_run_tasks
 from test_sandblaster import LinearCounting
 
 import dbdask
-from dbdask.errors import ShardLost, WorkerError
+from dbdask.errors import SchedulerLost, ShardLost, WorkerError
 from dbdask.numbers.bundles import Bundle
 from dbdask.numbers.portions import Portion
 from dbdask.server.contact import WorkerFacts
@@ -25,7 +25,7 @@ from dbdask.server.parameter_server import ParameterServer
 from dbdask.verbs.downpour_run import DownpourRun
 from dbdask.verbs.failures import MOST_ATTEMPTS
 from dbdask.verbs.giving_up import MOST_RECOVERIES, Returns, RunLost
-from dbdask.verbs.guard import MISSED_PINGS, Guard
+from dbdask.verbs.guard import MISSED_PINGS, Guard, guarded
 from dbdask.verbs.recovery import Recovery
 from dbdask.verbs.roster import Roster
 from dbdask.verbs.sandblaster_run import SandblasterRun
@@ -258,6 +258,33 @@ def test_a_scheduler_that_is_lost_before_the_first_snapshot_says_so_too(threads_
     assert "no snapshot is in 'run.zarr' yet" in str(guard._loss())
     run.snapshots = types.SimpleNamespace(committed=object())
     assert "the last snapshot is in 'run.zarr'" in str(guard._loss())
+
+
+@pytest.mark.parametrize("error", [OSError("reset by peer"), SchedulerLost("gives no answer")])
+def test_a_question_to_a_dying_scheduler_that_breaks_first_is_its_loss(error):
+    """The connections to a process that dies break one after the other, on a busy machine."""
+
+    async def lose():
+        loop = asyncio.get_running_loop()
+        broken = asyncio.Event()
+
+        async def never(**question):
+            await loop.create_future()
+
+        async def work():
+            loop.call_later(0.01, broken.set)
+            raise error
+
+        client = types.SimpleNamespace(
+            scheduler_comm=types.SimpleNamespace(closed=broken.is_set),
+            scheduler=types.SimpleNamespace(address="tcp://there", ncores=never),
+        )
+        plan = types.SimpleNamespace(path=None, last=None)
+        await guarded(client, types.SimpleNamespace(plan=plan, work=work))
+
+    with pytest.raises(ShardLost, match="scheduler tcp://there closed its connection") as raised:
+        asyncio.run(lose())
+    assert raised.value.__cause__ is error
 
 
 TAKEN = {"downpour": "start_push", "sandblaster": "contribute"}

@@ -7,7 +7,7 @@ import pytest
 from test_giving_up import outstanding, portion, report
 from test_roster import Cluster, live
 
-from dbdask.errors import WorkerError
+from dbdask.errors import ShardLost, WorkerError
 from dbdask.verbs import workforce as room
 from dbdask.verbs.workforce import Workforce
 
@@ -41,6 +41,36 @@ def test_the_wait_for_a_worker_begins_when_the_last_one_leaves(monkeypatch):
         await force.refresh()
         with pytest.raises(WorkerError, match=r"workers=\['mine'\] is left .* none came in 15 s"):
             await force.ended(0.0)
+
+    live(story())
+
+
+# A run that is cancelled
+
+
+def test_a_run_that_is_cancelled_as_a_call_of_it_fails_goes_no_further(monkeypatch):
+    """It would ask a scheduler that is gone who is there, and wait for 30 s."""
+    cluster = Cluster(monkeypatch, "w")
+    caught = []
+
+    async def story():
+        force = workforce(cluster, monkeypatch)
+        await force.refresh(first=True)
+        failing, pending = (asyncio.get_running_loop().create_future() for _ in range(2))
+
+        async def run():
+            try:
+                await asyncio.gather(failing, pending)
+            except ShardLost as error:  # and not that it was cancelled
+                caught.append(error)
+            await force.refresh(now=True)
+
+        running = asyncio.ensure_future(run())
+        await asyncio.sleep(0)
+        failing.set_exception(ShardLost("shard 0 is gone"))
+        running.cancel()
+        await asyncio.wait({running})
+        assert caught and running.cancelled()
 
     live(story())
 

@@ -125,8 +125,8 @@ async def _nobody_listens(address: str) -> bool:
         return False
     host, port = get_address_host_port(address)
     try:
-        knock = asyncio.open_connection(host, port)
-        _, writer = await asyncio.wait_for(knock, FIRST_TRY_SECONDS)
+        async with asyncio.timeout(FIRST_TRY_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
     except ConnectionRefusedError:
         return True
     except (OSError, TimeoutError):
@@ -156,7 +156,8 @@ def unwrap(value: Any) -> Any:
 async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
     """Whether the actor's worker answers, for this actor, within the ping deadline."""
     try:
-        await asyncio.wait_for(_call(pool, place, "ping", (), "ping"), deadline("ping"))
+        async with asyncio.timeout(deadline("ping")):
+            await _call(pool, place, "ping", (), "ping")
     except (*LOST, RuntimeError):
         return False
     return True
@@ -168,7 +169,8 @@ async def worker_answers(
     """Whether a worker answers at all within `seconds` (None: the ping deadline)."""
     seconds = deadline("ping") if seconds is None else seconds
     try:
-        await asyncio.wait_for(_talk(pool, address, "ping", op="identity"), seconds)
+        async with asyncio.timeout(seconds):
+            await _talk(pool, address, "ping", op="identity")
     except (*LOST, RuntimeError):
         return False
     return True
@@ -196,7 +198,8 @@ async def run_on(
         "wait": True,
     }
     try:
-        reply = await asyncio.wait_for(_talk(pool, address, "connect", **message), seconds)
+        async with asyncio.timeout(seconds):
+            reply = await _talk(pool, address, "connect", **message)
     except TimeoutError as error:
         raise WorkerError(f"worker {address} gave no answer in {seconds:g} s") from error
     except LOST as error:
@@ -268,8 +271,8 @@ def error_of(future: Any) -> BaseException | None:
 async def is_processed(client: Any, future: Any) -> bool:
     """Whether a worker has been given a future's task, and has not ended it."""
     try:
-        question = client.scheduler.get_task_status(keys=[future.key])
-        states = await asyncio.wait_for(question, deadline("ping"))
+        async with asyncio.timeout(deadline("ping")):
+            states = await client.scheduler.get_task_status(keys=[future.key])
     except LOST:
         return False
     return states.get(future.key) == "processing"
@@ -318,9 +321,9 @@ async def workers_now(client: Any) -> dict[str, WorkerFacts]:
     SchedulerLost
         The scheduler gives no answer.
     """
-    question = client.scheduler.identity(n_workers=-1)
     try:
-        answer = await asyncio.wait_for(question, 3 * deadline("ping"))  # a verb's guard is sooner
+        async with asyncio.timeout(3 * deadline("ping")):  # a verb's guard is sooner
+            answer = await client.scheduler.identity(n_workers=-1)
     except LOST as error:
         raise SchedulerLost(f"gives no answer: {error!r}") from error
     return {
@@ -340,7 +343,8 @@ async def workers_now(client: Any) -> dict[str, WorkerFacts]:
 async def count_workers(client: Any) -> int | None:
     """Return how many workers the scheduler has; None where it does not say within the deadline."""
     try:
-        return len(await asyncio.wait_for(client.scheduler.ncores(workers=None), deadline("ping")))
+        async with asyncio.timeout(deadline("ping")):
+            return len(await client.scheduler.ncores(workers=None))
     except LOST:
         return None
 

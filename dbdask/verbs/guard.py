@@ -28,6 +28,8 @@ async def guarded(client: Any, run: Any) -> Any:
     loss = asyncio.ensure_future(guard.watch())
     try:
         await asyncio.wait({work, loss}, return_when=asyncio.FIRST_COMPLETED)
+        if _is_broken_off(work):  # the connections to what dies break one after the other
+            await asyncio.wait({loss}, timeout=2 * LOOK_SECONDS)
     finally:
         for task in (work, loss):
             task.cancel()
@@ -39,6 +41,13 @@ async def guarded(client: Any, run: Any) -> Any:
     if cause is not None:
         raise cause from error
     return work.result()
+
+
+def _is_broken_off(work: "asyncio.Task[Any]") -> bool:
+    """Whether a run has ended in what may be the loss of its scheduler."""
+    if not work.done() or work.cancelled():
+        return False
+    return isinstance(work.exception(), (OSError, SchedulerLost))
 
 
 class Guard:

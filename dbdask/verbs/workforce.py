@@ -47,6 +47,13 @@ class Outstanding:
     since: float
 
 
+def _end_where_cancelled() -> None:
+    """Where a task is cancelled just as its child fails, `asyncio.gather` raises the failure."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 @dataclass
 class Workforce:
     """The replicas of one run, as the verb sees them.
@@ -65,7 +72,11 @@ class Workforce:
     failures: Failures = field(default_factory=Failures)
 
     async def refresh(self, *, first: bool = False, now: bool = False) -> None:
-        """See who is there, as `Roster.refresh` does; where somebody works, nobody is lacking."""
+        """See who is there, as `Roster.refresh` does; where somebody works, nobody is lacking.
+
+        Every loop of a run comes by here: a run that is cancelled goes no further.
+        """
+        _end_where_cancelled()
         await self.roster.refresh(first=first, now=now)
         self.roster.note_lack("" if self.outstanding else self.roster.lack)
 
