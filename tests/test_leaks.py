@@ -31,6 +31,8 @@ ROWS = 1200
 # Pools of Dask, Zarr and asyncio, which grow with the number of calls at once and stay.
 POOLS = re.compile(r"Dask-|Dispatch|IO loop|Profile|zarr|asyncio|ThreadPoolExecutor|TCP-Executor")
 
+MONITORED = ("/dev", "/proc")  # nannies look at their workers' memory there, on another thread
+
 
 def held(dask_worker=None):
     """What a process holds that a run could have left there."""
@@ -46,7 +48,7 @@ def held(dask_worker=None):
     threads = (re.sub(r"\d+", "N", thread.name) for thread in threading.enumerate())
     return {
         "threads": sorted(name for name in threads if not POOLS.match(name)),
-        "files": sorted(f for f in files if f.startswith("/") and not f.startswith("/dev")),
+        "files": sorted(f for f in files if f.startswith("/") and not f.startswith(MONITORED)),
         "mappings": sorted(m for m in mapped if m.startswith(("/dev/shm", "/tmp", "/memfd"))),
         "scratch": sorted(os.listdir(dask_worker.local_directory)) if dask_worker else [],
         "plugins": sorted(dask_worker.plugins) if dask_worker else [],
