@@ -1,4 +1,4 @@
-"""Clusters that tests share: one in threads, one in processes."""
+"""Clusters that tests share: one in threads, one in processes; and where a test hangs."""
 
 import gc
 import signal
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import dask
 import pytest
 from distributed import Client, LocalCluster
+from hanging import Watch
 
 # What starts in a shell's background ignores Ctrl-C, and so would all that the tests press it for.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -19,6 +20,24 @@ dask.config.set(
         "distributed.deploy.lost-worker-timeout": "1h",
     }
 )
+
+
+watch = Watch()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Look at a test that takes very long while it still hangs: failing lets go of everything."""
+    with watch.over_a_test():
+        yield
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Show in the report of a test that failed what was seen of it while it hung."""
+    report = (yield).get_result()
+    if report.failed and watch.seen:
+        report.sections.append(("What hung", watch.seen))
 
 
 @pytest.fixture(scope="module", autouse=True)

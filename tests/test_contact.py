@@ -12,7 +12,7 @@ import pytest
 from test_leaving import wait_until
 
 from dbdask.errors import ShardLost, WorkerError
-from dbdask.server import contact
+from dbdask.server import contact, tasks
 from dbdask.server.deadlines import DEFAULTS, deadline
 
 
@@ -42,10 +42,10 @@ def client(request):
 def counter(client):
     future = client.submit(Counter, actor=True, key="counter", pure=False)
     future.result()
-    address = client.sync(contact.place_of, client, "counter")
+    address = client.sync(tasks.place_of, client, "counter")
     yield contact.ActorPlace(address, "counter")
     future.release()
-    wait_until(lambda: client.sync(contact.place_of, client, "counter") is None)
+    wait_until(lambda: client.sync(tasks.place_of, client, "counter") is None)
 
 
 def test_an_actor_is_called_by_address_with_arrays(client, counter):
@@ -183,7 +183,7 @@ FUTURE = SimpleNamespace(key="key")
 QUESTIONS = {
     "workers_now": lambda client: contact.workers_now(client),
     "count_workers": lambda client: contact.count_workers(client),
-    "is_processed": lambda client: contact.is_processed(client, FUTURE),
+    "is_processed": lambda client: tasks.is_processed(client, FUTURE),
     "answers_ping": lambda client: contact.answers_ping(client.rpc, PLACE),
     "worker_answers": lambda client: contact.worker_answers(client.rpc, PLACE.worker),
     "run_on": lambda client: contact.run_on(client.rpc, PLACE.worker, where, "", seconds=10),

@@ -87,7 +87,7 @@ def test_training_goes_on_while_a_worker_that_leaves_is_retired(cluster, store, 
     async def slow(client, worker):
         asked.append(worker)
         heard.append(await asyncio.to_thread(went_on.wait, 30))
-        await retire(client, worker)
+        return await retire(client, worker)
 
     monkeypatch.setattr(leaving, "retire", slow)
     beside = After(4, lambda: client.retire_workers(shard_workers(client)[:1]))

@@ -31,7 +31,7 @@ class Cluster:
         self.names, self.stopped, self.now = list(names), set(), 1000.0
         self.outcomes, self.checked = {}, []
         self.client = types.SimpleNamespace(
-            rpc=None, scheduler_comm=types.SimpleNamespace(closed=lambda: False)
+            rpc=None, futures={}, scheduler_comm=types.SimpleNamespace(closed=lambda: False)
         )
         self.asked = []
         self.clock = types.SimpleNamespace(monotonic=lambda: self.now)

@@ -40,7 +40,7 @@ class Run:
     def release(self, portion):
         pass
 
-    async def attend(self, task, worker):
+    async def attend(self, task, worker, key):
         await asyncio.wait({task})
         if self.moved:
             self.server.holders = [["b"]]

@@ -1,4 +1,4 @@
-"""The only room that touches the inside of `distributed`: calls to actors and workers by address.
+"""Calls to actors and workers by address: with `tasks`, the inside of `distributed`.
 
 An `Actor` waits through the scheduler's view of the world and may wait for ever; here every call
 goes over a direct connection, under a deadline, and ends in the answer or in `ShardLost`.
@@ -31,7 +31,6 @@ class ActorPlace(NamedTuple):
 
 LOST = (OSError, KeyError, asyncio.TimeoutError)
 FIRST_TRY_SECONDS = 0.5
-LOOK_SECONDS = 0.5  # a wait that looks about looks so often
 
 
 async def call_actor(
@@ -238,62 +237,6 @@ def is_registered(worker: Any) -> bool:
     return not worker.batched_stream.closed()
 
 
-async def settled(client: Any, future: Any, seconds: float) -> str:
-    """Wait, on the client's loop, until a future ends; its status comes back.
-
-    Raises
-    ------
-    asyncio.TimeoutError
-        It did not end within `seconds`.
-    ShardLost
-        The worker that it is pinned to has left, or Dask has paused it.
-    """
-    until = asyncio.get_running_loop().time() + seconds
-    waiting = asyncio.ensure_future(ended(future))
-    try:
-        while not (await asyncio.wait({waiting}, timeout=LOOK_SECONDS))[0]:
-            if asyncio.get_running_loop().time() > until:
-                raise TimeoutError
-            states = await client.scheduler.get_task_status(keys=[future.key])
-            if states[future.key] == "no-worker":
-                raise ShardLost(f"the worker that was to make {future.key} left, or is paused")
-    finally:
-        waiting.cancel()
-    return str(future.status)
-
-
-def error_of(future: Any) -> BaseException | None:
-    """Return what a future that has ended failed with, if it did."""
-    failure: BaseException | None = future._state.exception
-    return failure
-
-
-async def is_processed(client: Any, future: Any) -> bool:
-    """Whether a worker has been given a future's task, and has not ended it."""
-    try:
-        async with asyncio.timeout(deadline("ping")):
-            states = await client.scheduler.get_task_status(keys=[future.key])
-    except LOST:
-        return False
-    return states.get(future.key) == "processing"
-
-
-def is_loss_of_actor(error: BaseException) -> bool:
-    """Whether a future's error says that the worker of its actor is gone."""
-    return isinstance(error, RuntimeError) and "Worker holding Actor was lost" in str(error)
-
-
-async def ended(future: Any) -> None:
-    """Wait, on the client's loop, until a future ends, in whatever way."""
-    await future._state.wait()
-
-
-async def result_of(client: Any, future: Any) -> Any:
-    """Wait, on the client's loop, for the result of a task that returns scalars."""
-    await ended(future)  # a gather that is cancelled while it waits complains at exit
-    return await client.gather(future, asynchronous=True)
-
-
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
     """What the scheduler says of a worker."""
@@ -357,12 +300,6 @@ def connection_of(client: Any) -> Any:
 def has_scheduler(client: Any) -> bool:
     """Whether a client is connected now."""
     return client.scheduler_comm is not None and not client.scheduler_comm.closed()
-
-
-async def place_of(client: Any, key: str) -> str | None:
-    """Return the address of the worker that holds a key, if one does."""
-    holders = await client.scheduler.who_has(keys=[key])
-    return next(iter(holders.get(key, ())), None)
 
 
 async def retire(client: Any, worker: str) -> bool:

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from dbdask.errors import ShardLost, WorkerError
-from dbdask.server.contact import (
+from dbdask.server.contact import worker_answers
+from dbdask.server.deadlines import deadline
+from dbdask.server.tasks import (
     LOOK_SECONDS,
     error_of,
     is_loss_of_actor,
     is_processed,
     place_of,
     settled,
-    worker_answers,
 )
-from dbdask.server.deadlines import deadline
 
 
 def submit_actor(client: Any, kind: type, arguments: Sequence[Any], key: str, worker: str) -> Any:

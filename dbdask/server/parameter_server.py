@@ -23,7 +23,6 @@ from dbdask.server.contact import (
     answers_ping,
     call_actor,
     has_scheduler,
-    place_of,
     run_on,
 )
 from dbdask.server.deadlines import deadline
@@ -33,6 +32,7 @@ from dbdask.server.link import ServerHandle, ShardPlace
 from dbdask.server.making import made, release_when_made, submit_actor
 from dbdask.server.room import close_room, end_generation, unwant
 from dbdask.server.shard import ParameterShard, ShardState
+from dbdask.server.tasks import place_of
 
 Initial = Callable[[int, int, Optimizer], ShardState]
 

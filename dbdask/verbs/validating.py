@@ -5,12 +5,13 @@ import logging
 import math
 import time
 import uuid
+from concurrent.futures import CancelledError
 from typing import Any
 
 from dbdask.errors import TROUBLE, CheckpointError, ShardLost, WorkerError
 from dbdask.numbers.scores import Score
-from dbdask.server.contact import result_of
 from dbdask.server.deadlines import deadline
+from dbdask.server.tasks import result_of
 from dbdask.verbs.failures import MOST_ATTEMPTS
 from dbdask.verbs.validation import evaluate_portion
 
@@ -146,6 +147,8 @@ class Validator:
         run, handle = self.run, self.run.server.handle
         supply = self.plan.validation_supply
         blocks = await asyncio.to_thread(supply.futures, portion, workers=[worker])
+        name = f"{self.plan.run}-{number}-{portion.number}-{uuid.uuid4().hex[:6]}"
+        key = f"dbdask-validation-{name}"
         future = run.client.submit(
             evaluate_portion,
             self.plan.run,
@@ -154,13 +157,15 @@ class Validator:
             portion,
             self.plan.job,
             *blocks,
-            key=f"dbdask-validation-{self.plan.run}-{number}-{portion.number}-{uuid.uuid4().hex[:6]}",
+            key=key,
             priority=10,
             workers=[worker],
         )
         task = asyncio.ensure_future(result_of(run.client, future))
         try:
-            return task.result() if await run.workforce.attend(task, worker) else None
+            return task.result() if await run.workforce.attend(task, worker, key) else None
+        except CancelledError:  # of the future: Dask knows nothing of it
+            return None
         except TROUBLE:
             if run.server.holders == [[c.worker for c in s.copies] for s in handle.shards]:
                 raise

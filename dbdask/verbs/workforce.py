@@ -12,10 +12,12 @@ from typing import Any, Protocol
 from dbdask.errors import DataError
 from dbdask.numbers.policies import places_for, tasks_for
 from dbdask.numbers.portions import Portion
-from dbdask.server.contact import has_scheduler, result_of, worker_answers
+from dbdask.server.contact import has_scheduler, worker_answers
 from dbdask.server.deadlines import deadline
+from dbdask.server.tasks import result_of
 from dbdask.verbs.failures import Failures
 from dbdask.verbs.roster import REFRESH_SECONDS, Roster
+from dbdask.verbs.searching import Search
 
 
 class Work(Protocol):
@@ -44,7 +46,12 @@ class Outstanding:
     work: Any
     worker: str
     task: "asyncio.Task[Any]"
-    since: float
+    since: float  # it was given, or its worker gave a sign of life
+    key: str = ""  # of its Dask task
+    looked: float = field(init=False)  # when it was given, or looked for
+
+    def __post_init__(self) -> None:
+        self.looked = self.since
 
 
 def _end_where_cancelled() -> None:
@@ -71,6 +78,9 @@ class Workforce:
     abandoned: bool = False  # a task was given up that may still run somewhere
     failures: Failures = field(default_factory=Failures)
 
+    def __post_init__(self) -> None:
+        self.search = Search(self.client)
+
     async def refresh(self, *, first: bool = False, now: bool = False) -> None:
         """See who is there, as `Roster.refresh` does; where somebody works, nobody is lacking.
 
@@ -86,7 +96,8 @@ class Workforce:
         self.outstanding = []
         for task in tasks:
             task.cancel()
-        await asyncio.gather(self.roster.close(), *tasks, return_exceptions=True)
+        closing = (self.roster.close(), self.search.close())
+        await asyncio.gather(*closing, *tasks, return_exceptions=True)
 
     def idle_places(self, replicas: int | None) -> list[str]:
         """List workers with nothing to do, once for each place: nothing is to wait behind work."""
@@ -111,14 +122,16 @@ class Workforce:
         self, work: Work, function: Callable[..., Any], order: Any, worker: str
     ) -> Outstanding:
         """Submit `function(order, job, *blocks)` for some work to a worker."""
-        task = asyncio.ensure_future(self._do(work, function, order, worker))
-        out = Outstanding(work, worker, task, time.monotonic())
+        kind, (pass_number, number) = function.__name__.split("_")[-1], work.identity
+        key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
+        task = asyncio.ensure_future(self._do(work, function, order, worker, key))
+        out = Outstanding(work, worker, task, time.monotonic(), key)
         self.outstanding.append(out)
         return out
 
-    async def _do(self, work: Work, function: Callable[..., Any], order: Any, worker: str) -> Any:
-        kind, (pass_number, number) = function.__name__.split("_")[-1], work.identity
-        key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
+    async def _do(
+        self, work: Work, function: Callable[..., Any], order: Any, worker: str, key: str
+    ) -> Any:
         blocks: list[Any] = []
         future = None
         try:
@@ -141,20 +154,28 @@ class Workforce:
             for portion in work.portions:
                 self.supply.release(portion)
 
-    async def attend(self, task: "asyncio.Task[Any]", worker: str) -> bool:
-        """Wait until a task on a worker has ended; False where it left, stopped or is paused."""
-        asked = time.monotonic()
-        while not task.done():
-            await asyncio.wait({task}, timeout=REFRESH_SECONDS)
-            await self.refresh()
-            if worker not in self.roster.facts and not task.done():
-                return False
-            if time.monotonic() - asked > deadline("silence"):
-                is_paused = worker in self.roster.paused
-                if is_paused or not await worker_answers(self.client.rpc, worker):
+    async def attend(self, task: "asyncio.Task[Any]", worker: str, key: str) -> bool:
+        """Wait until a task on a worker has ended.
+
+        False where the worker left, stopped or is paused, or nobody is at work on `key`.
+        """
+        asked, search = time.monotonic(), Search(self.client)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=REFRESH_SECONDS)
+                await self.refresh()
+                gone = worker not in self.roster.facts or key in search.take_lost()
+                if gone and not task.done():
                     return False
-                asked = time.monotonic()
-        return True
+                if time.monotonic() - asked > deadline("silence"):
+                    is_paused = worker in self.roster.paused
+                    if is_paused or not await worker_answers(self.client.rpc, worker):
+                        return False
+                    search.look(worker, [key])
+                    asked = time.monotonic()
+            return True
+        finally:
+            await search.close()
 
     async def ended(self, seconds: float) -> list[tuple[Outstanding, Any]]:
         """Wait up to `seconds` for work to end; its report comes back, or None where it failed.
@@ -214,18 +235,18 @@ class Workforce:
                 out.since = now
 
     async def watch_silence(self) -> list[Any]:
-        """Ask the workers of overdue work for a sign of life; return what is given up.
+        """Ask the workers of overdue work for a sign of life, and for it; return what is given up.
 
         That is what the silent held, what those held that have left, and what those held that
         close: Dask ends their tasks without a word. And what is overdue at a worker that Dask has
-        paused: it may never begin.
+        paused: it may never begin; and what is overdue, and nobody is at work on.
 
         Raises
         ------
         WorkerError
             Some work has cost `MOST_ATTEMPTS` workers.
         """
-        return self._give_up_lost(self.roster.ask(self._overdue()))
+        return self._give_up_lost(self.roster.ask({out.worker for out in self._overdue()}))
 
     async def look_around(self) -> list[Any]:
         """Ask every worker for a sign of life, and wait; return what is given up."""
@@ -236,17 +257,39 @@ class Workforce:
         silent, closing = self.roster.silent, self.roster.closing
         left = {out.worker for out in self.outstanding} - set(self.roster.facts)
         self._blame((silent | left) - closing)
-        return self.abandon(silent | closing | left | (self._overdue() & self.roster.paused))
+        overdue = {out.worker for out in self._overdue()}
+        given_up = self.abandon(silent | closing | left | (overdue & self.roster.paused))
+        self._look_for_tasks()
+        return given_up + self._give_up(self._lost())
 
-    def _overdue(self) -> set[str]:
-        """Workers that have had some work for longer than `dbdask.silence` without a sign."""
+    def _look_for_tasks(self) -> None:
+        """Look for what is long under way, whatever else its worker does meanwhile."""
         now, least = time.monotonic(), deadline("silence")
-        return {out.worker for out in self.outstanding if now - out.since > least}
+        long = [out for out in self.outstanding if now - out.looked > least]
+        for worker in {out.worker for out in long}:
+            self.search.look(worker, [out.key for out in long if out.worker == worker])
+        for out in long:
+            out.looked = now
+
+    def _lost(self) -> list[Outstanding]:
+        """Count, and return, the work that nobody is at."""
+        keys = self.search.take_lost()
+        lost = [out for out in self.outstanding if out.key in keys and not out.task.done()]
+        for out in lost:
+            self.failures.note(out.work, out.worker, "because Dask lost its task")
+        return lost
+
+    def _overdue(self) -> list[Outstanding]:
+        """What its worker has had for longer than `dbdask.silence` without a sign of life."""
+        now, least = time.monotonic(), deadline("silence")
+        return [out for out in self.outstanding if now - out.since > least]
 
     def abandon(self, workers: set[str]) -> list[Any]:
         """Give up the tasks of some workers: identity makes a second run of them safe."""
-        given_up = [out for out in self.outstanding if out.worker in workers]
-        self.outstanding = [out for out in self.outstanding if out.worker not in workers]
+        return self._give_up([out for out in self.outstanding if out.worker in workers])
+
+    def _give_up(self, given_up: list[Outstanding]) -> list[Any]:
+        self.outstanding = [out for out in self.outstanding if out not in given_up]
         for out in given_up:
             out.task.cancel()
             self.abandoned = True
