@@ -139,8 +139,8 @@ def test_an_iteration_is_two_rounds_beside_its_search_and_no_vector_comes_to_the
         log.append(None)
         note(run)
 
-    async def noted_do(force, work, function, order, worker):
-        report = await do(force, work, function, order, worker)
+    async def noted_do(force, work, function, order, *more):
+        report = await do(force, work, function, order, *more)
         carried.append((order, force.job, report))
         return report
 

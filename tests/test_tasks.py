@@ -46,6 +46,7 @@ def test_the_error_of_a_task_comes_out_with_where_it_was_raised(client):
     with pytest.raises(LookupError, match="mine") as caught:
         client.sync(ask, client, future)
     assert "fail" in [entry.name for entry in caught.traceback]
+    future.release()  # the error's frames hold it
 
 
 def test_a_task_that_is_cancelled_is_waited_for_no_longer(client):
