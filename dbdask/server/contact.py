@@ -31,6 +31,7 @@ class ActorPlace(NamedTuple):
 
 LOST = (OSError, KeyError, asyncio.TimeoutError)
 FIRST_TRY_SECONDS = 0.5
+GRACE_SECONDS = 1.0  # a connection that nobody waits for any more
 
 
 async def call_actor(
@@ -108,14 +109,35 @@ async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: 
 
 
 async def _connect(pool: ConnectionPool, address: str, seconds: float) -> Any:
-    """Return a connection; Dask tries an address where nobody listens until the time is up."""
-    first = min(seconds, FIRST_TRY_SECONDS)
+    """Return a connection; Dask tries an address where nobody listens until the time is up.
+
+    Tornado never closes a socket whose connecting is cancelled in the very turn in which it is
+    connected. So nothing is cancelled at once, and Dask gets all the time there is: it cancels what
+    takes longer than a fifth of it, and begins again.
+    """
+    if any(not comm.closed() for comm in pool.available.get(address, ())):
+        return await pool.connect(address, timeout=seconds)
+    connecting = asyncio.ensure_future(pool.connect(address, timeout=seconds))
     try:
-        return await pool.connect(address, timeout=first)
-    except OSError:
-        if first == seconds or await _nobody_listens(address):
-            raise
-    return await pool.connect(address, timeout=seconds - first)
+        await asyncio.wait({connecting}, timeout=FIRST_TRY_SECONDS)
+        if not connecting.done() and await _nobody_listens(address):
+            raise ConnectionRefusedError(f"nobody listens at {address}")
+        await asyncio.wait({connecting})
+        return connecting.result()
+    except BaseException:
+        _let_end(pool, address, connecting)
+        raise
+
+
+def _let_end(pool: ConnectionPool, address: str, connecting: "asyncio.Task[Any]") -> None:
+    """Leave a connection that nobody waits for any more to the next who asks, if it is made."""
+
+    def give_back(connecting: "asyncio.Task[Any]") -> None:
+        if not connecting.cancelled() and connecting.exception() is None:
+            pool.reuse(address, connecting.result())
+
+    connecting.add_done_callback(give_back)
+    asyncio.get_running_loop().call_later(GRACE_SECONDS, connecting.cancel)
 
 
 async def _nobody_listens(address: str) -> bool:
