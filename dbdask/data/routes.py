@@ -157,6 +157,28 @@ class Absent:
 
 
 @dataclass(frozen=True)
+class Lacking(Absent):
+    """A variable whose values stayed in another process when its examples were pickled."""
+
+    name: str
+    reason: str
+
+    def open(self) -> None:
+        raise RuntimeError(
+            f"the values of variable {self.name!r} are in the memory of the process that pickled "
+            f"these examples: {self.reason}; write the Dataset to Zarr and give its path, or make "
+            "the examples here with .rebind(dataset)"
+        )
+
+    def read(self, index: Index) -> np.ndarray:
+        self.open()
+        raise AssertionError("open() raises")
+
+    def worker_side(self) -> Origin:
+        return Absent(self.route)
+
+
+@dataclass(frozen=True)
 class Piece:
     """A part of one variable's stored values that was handed over to a task."""
 

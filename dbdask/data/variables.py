@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -19,8 +20,6 @@ from dbdask.data.routes import Absent, Blocks, Index, Origin, Stored, assemble, 
 
 DEFAULT_BLOCK_BYTES = 8 * 2**20
 TEXT_BYTES = 16
-
-_fresh = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def variable_of_array(
             origin=origin,
         )
     # Two DataArrays may share a name; their pieces must not.
-    return replace(stored, key=key or f"{name}#{next(_fresh)}")
+    return replace(stored, key=key or f"{name}#{uuid.uuid4().hex}")
 
 
 def _itemsize(dtype: Any) -> int:
