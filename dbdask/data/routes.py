@@ -14,9 +14,10 @@ import xarray as xr
 import zarr
 from xarray.core import indexing
 
-from dbdask.data.chunk_reading import read_array
+from dbdask.data.chunk_reading import oversized_chunk, read_array
 from dbdask.data.locations import Location, locate
-from dbdask.errors import DataError
+from dbdask.data.read_errors import read_error
+from dbdask.data.stores import WatchedStore
 
 Index = tuple[slice, ...]
 
@@ -75,12 +76,22 @@ class Stored:
         try:
             return read_array(array, index)
         except Exception as error:
-            where = ", ".join(f"{cut.start}:{cut.stop}" for cut in index)
-            raise DataError(
-                f"variable {self.path!r} at [{where}] of {self.location} cannot be read: "
-                f"{type(error).__name__}: {error}; its chunk is damaged or out of reach: "
-                "write it again, or leave it out with .isel"
+            raise read_error(
+                error,
+                self.path,
+                index,
+                str(self.location),
+                lambda: oversized_chunk(array, index),
             ) from error
+
+    @property
+    def fills(self) -> set[int]:
+        """Numbers of the chunks that reading here did not find, and took for the fill value."""
+        if not self._opened:
+            return set()
+        store = self._opened[0].store_path.store
+        assert isinstance(store, WatchedStore)
+        return store.fills
 
     def worker_side(self) -> Origin:
         return self
