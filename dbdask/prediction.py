@@ -101,7 +101,7 @@ def predict_array(
     shown = dask.delayed(meaning, name=f"dbdask-meaning-{unique}", traverse=False)
     name = f"dbdask-predict-{unique}"
     brought = [v for v in recipe.variables if v.needs_blocks]
-    arrays = [array for v in brought if (array := _dask_array(v)) is not None]
+    needed: list[Any] = [shared, shown, *(a for v in brought if (a := _dask_array(v)) is not None)]
     layer: dict[Any, Task] = {}
     references = TaskRef(shared.key), TaskRef(shown.key)
     features = (0,) * len(meaning.shape)
@@ -109,7 +109,7 @@ def predict_array(
         pieces = _pieces(recipe, number, f"{name}-piece", layer) if brought else ()
         key = (name, *place, *features)
         layer[key] = Task(key, _predict_block, *references, number, *pieces)
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=[shared, shown, *arrays])
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=needed)
     chunks = (*recipe.grid.lengths, *((size,) for size in meaning.shape))
     array = _regular(da.Array(graph, name, chunks, dtype=meaning.dtype))
     dims = (*recipe.along, *meaning.dims)
@@ -162,8 +162,8 @@ def _pieces(
             continue
         for place, starts, within in _overlapping(array, index):
             key = (name, variable.key, number, *place)
-            chunk = TaskRef((array.name, *place))
-            layer[key] = Task(key, _cut_piece, variable.key, starts, chunk, within)
+            chunk: Any = (array.name, *place)
+            layer[key] = Task(key, _cut_piece, variable.key, starts, TaskRef(chunk), within)
             pieces.append(TaskRef(key))
     return pieces
 
@@ -214,7 +214,7 @@ def _as_the_data(
     known = source.variables.get(meaning.name)
     largest = max(recipe.inputs.variables, key=lambda variable: variable.nbytes)
     alike = known if known is not None and set(recipe.along) <= set(known.dims) else largest
-    order = [dim for dim in alike.dims if dim in array.dims]
+    order = [dim for dim in alike.dims if dim in array.dims and dim not in meaning.coords]
     array = array.transpose(*order, *(dim for dim in array.dims if dim not in order))
     array = array.assign_coords(_coordinates(source, array, meaning)).assign_coords(meaning.coords)
     array.encoding = dict(meaning.encoding)
@@ -228,17 +228,18 @@ def _coordinates(source: Source, array: xr.DataArray, meaning: Meaning) -> Any:
     that has the prediction's own name, or that of a dimension which it adds, stays behind.
     """
     coords = source.to_dataset().coords.to_dataset().drop_encoding()
-    names = {meaning.name, *meaning.coords} - set(coords.indexes)
+    sizes = {dim: size for dim, size in array.sizes.items() if dim not in meaning.coords}
+    own = {meaning.name} - set(coords.indexes) | set(meaning.coords)
     other = [
         name
         for name, coord in coords.variables.items()
-        if name in names or any(array.sizes.get(dim) != size for dim, size in coord.sizes.items())
+        if name in own or any(sizes.get(dim) != size for dim, size in coord.sizes.items())
     ]
     coords = coords.drop_vars(other)
     for name, coord in coords.variables.items():
         coord.attrs = _writable(coord.attrs)
         if coord.chunks is not None:
-            coords[name] = coord.copy(data=_regular(coord.data))
+            coords[name] = coord.dims, _regular(coord.data), coord.attrs
     return coords.coords
 
 
@@ -286,13 +287,30 @@ class TargetUnits:
     shapes: tuple[tuple[int, ...], ...]
     scaling: tuple[np.ndarray, np.ndarray] | None
 
+    def dtype(self, number: int, stored: np.dtype) -> np.dtype:
+        """Return the dtype that holds one target variable's values.
+
+        What is trained on scaled may lie so far from zero that float32 cannot tell it apart.
+        """
+        if self.scaling is None:
+            return np.dtype(np.float32)
+        mean, deviation = (self.part(array[np.newaxis], number) for array in self.scaling)
+        wide = stored.itemsize >= (4 if stored.kind in "iu" else 8)
+        coarse = np.abs(mean) * np.finfo(np.float32).eps > 1e-3 * deviation
+        return np.dtype(np.float64 if wide or coarse.any() else np.float32)
+
     def values(self, outputs: np.ndarray, number: int) -> np.ndarray:
         """Return one target variable's values: shape (examples, *its shape)."""
-        count, shape = len(outputs), self.shapes[number]
-        values = outputs.reshape(count, -1)
+        values = outputs.reshape(len(outputs), -1)
         if self.scaling is not None:
             mean, deviation = self.scaling
-            values = values * deviation.ravel() + mean.ravel()
+            values = values.astype(np.float64) * deviation.ravel() + mean.ravel()
+        return self.part(values, number)
+
+    def part(self, values: np.ndarray, number: int) -> np.ndarray:
+        """Return one target variable's part of values of all targets."""
+        count, shape = len(values), self.shapes[number]
+        values = values.reshape(count, -1)
         if len(set(self.shapes)) == 1:
             return values.reshape(count, *shape, len(self.shapes))[..., number]
         sizes = [math.prod(other) for other in self.shapes]
