@@ -15,8 +15,10 @@ _PLACES = {
     "Layout": "dbdask.numbers.layout",
     "Parameter": "dbdask.numbers.layout",
     "Model": "dbdask.numbers.model",
+    "Optimizer": "dbdask.numbers.optimizers",
     "sgd": "dbdask.numbers.optimizers",
     "momentum": "dbdask.numbers.optimizers",
+    "nesterov": "dbdask.numbers.optimizers",
     "adagrad": "dbdask.numbers.optimizers",
     "adam": "dbdask.numbers.optimizers",
     "Record": "dbdask.numbers.history",
@@ -47,9 +49,11 @@ if TYPE_CHECKING:
     from dbdask.numbers.layout import Parameter as Parameter
     from dbdask.numbers.model import Model as Model
     from dbdask.numbers.network import Network as Network
+    from dbdask.numbers.optimizers import Optimizer as Optimizer
     from dbdask.numbers.optimizers import adagrad as adagrad
     from dbdask.numbers.optimizers import adam as adam
     from dbdask.numbers.optimizers import momentum as momentum
+    from dbdask.numbers.optimizers import nesterov as nesterov
     from dbdask.numbers.optimizers import sgd as sgd
     from dbdask.result import Result as Result
     from dbdask.result import load as load
