@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from dbdask.numbers.optimizers import Sgd
 class Signum:
     """Sign descent with momentum (Bernstein et al. 2018): a plain class, of no library."""
 
-    slots = ["average"]
+    slots = ("average",)
 
     def __init__(self, rate=0.01, beta=0.5):
         self.rate, self.beta = rate, beta
@@ -55,8 +57,8 @@ class AsAdagrad:
 
     def update(self, parameters, gradient, slots, step):
         slots["accumulator"] += gradient * gradient
-        parameters -= gradient / (np.sqrt(slots["accumulator"]) + np.float32(1e-7)) * np.float32(
-            0.1
+        parameters -= (
+            gradient / (np.sqrt(slots["accumulator"]) + np.float32(1e-7)) * np.float32(0.1)
         )
 
 
@@ -99,6 +101,23 @@ def test_a_class_of_the_main_program_travels_by_value(process_client, store):  #
     options = {"replicas": 1, "shards": 1}
     mine = train(process_client, store, optimizer=source["Mine"](), **options)
     np.testing.assert_array_equal(flat(mine), flat(train(process_client, store, **options)))
+
+
+@pytest.mark.parametrize("rule", ["class", "schedule"])
+def test_a_worker_that_cannot_import_the_rule_is_named(process_client, store, rule):  # noqa: F811
+    module = types.ModuleType("only_in_this_process")
+    exec("class Mine:\n    slots = ()\n    def update(self, p, g, s, t): p -= g", vars(module))
+    exec("def schedule(step): return 0.1", vars(module))
+    optimizer = module.Mine() if rule == "class" else dbdask.adam(module.schedule)
+    sys.modules[module.__name__] = module
+    try:
+        with pytest.raises(
+            dbdask.WorkerError,
+            match="worker tcp.* cannot import .*only_in_this_process.*install the same packages",
+        ):
+            train(process_client, store, optimizer=optimizer)
+    finally:
+        del sys.modules[module.__name__]
 
 
 def test_every_shard_has_a_rule_of_its_own(threads_client, store):  # noqa: F811

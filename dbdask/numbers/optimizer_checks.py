@@ -77,11 +77,12 @@ def _try(rule: Optimizer) -> None:
     """Let a rule make some updates of eight parameters."""
     parameters = np.array([0, 1, -1, 2, 0, 0.5, -3, 1], np.float32)
     gradient = np.array([1, -1, 0.5, 2, -2, 1, 1, -0.25], np.float32)
+    update: Callable[..., Any] = rule.update
     try:
         slots = initial_slots(rule, parameters.size)
         before = [vector.copy() for vector in (parameters, *slots.values())]
         for step in range(2):
-            returned = rule.update(parameters, _read_only(gradient), slots, step)
+            returned = update(parameters, _read_only(gradient), slots, step)
             if returned is not None:
                 raise TypeError(
                     "optimizer.update must change parameters and slots in place "

@@ -48,9 +48,7 @@ class Optimizer(Protocol):
     @property
     def slots(self) -> Sequence[str]: ...
 
-    def update(
-        self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int
-    ) -> None:
+    def update(self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int) -> None:
         """Apply one update in place; the gradient is read-only.
 
         What can fail (a schedule, a check) must come before the first change: an update that
@@ -123,9 +121,7 @@ class UpdateRule:
             raise ValueError(f"learning_rate({step}) must be finite and at least 0, got {rate}")
         return rate
 
-    def update(
-        self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int
-    ) -> None:
+    def update(self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int) -> None:
         """Apply one update in place, as `Optimizer.update` says."""
         self.apply(parameters, gradient, slots, step, self.rate(step))
 

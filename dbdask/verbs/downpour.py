@@ -174,6 +174,7 @@ def downpour(
         clip_norm,
         max_refused,
         seed,
+        optimizer,
     )
     portion_rows = suggest_portion_rows(len(examples), examples.row_bytes, layout.size, batch_size)
     settings = settings_of("downpour", model, examples) | {

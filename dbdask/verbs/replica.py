@@ -38,6 +38,7 @@ class DownpourJob:
     clip_norm: float | None
     max_refused: int
     seed: int
+    optimizer: Any  # of the shards: a worker that cannot unpickle it is told so, and named
 
 
 @dataclass(frozen=True)
