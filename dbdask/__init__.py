@@ -29,6 +29,7 @@ _PLACES = {
     "load": "dbdask.result",
     "ShardLost": "dbdask.errors",
     "DataError": "dbdask.errors",
+    "ModelError": "dbdask.errors",
     "CheckpointError": "dbdask.errors",
     "ResultError": "dbdask.errors",
     "WorkerError": "dbdask.errors",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from dbdask.data.examples import Examples as Examples
     from dbdask.errors import CheckpointError as CheckpointError
     from dbdask.errors import DataError as DataError
+    from dbdask.errors import ModelError as ModelError
     from dbdask.errors import ResultError as ResultError
     from dbdask.errors import ShardLost as ShardLost
     from dbdask.errors import WorkerError as WorkerError
