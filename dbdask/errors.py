@@ -17,6 +17,10 @@ class DataError(ValueError):
     """Values found wrong when the chunk that holds them was read."""
 
 
+class ModelError(ValueError):
+    """A model does not keep the `dbdask.Model` contract: no other worker would find it right."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint is missing, already there, of another run, or damaged."""
 

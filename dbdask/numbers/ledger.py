@@ -38,11 +38,15 @@ class Ledger:
         """Return the last applied step of a portion; -1 where none was applied."""
         return self._last.get((epoch, portion), (-1, 0))[0]
 
+    def is_new(self, epoch: int, portion: int, step: int) -> bool:
+        """Whether a step was not applied yet, and may be: its epoch is open."""
+        return epoch >= self._first_open_epoch and step > self.last(epoch, portion)
+
     def admit(self, epoch: int, portion: int, step: int) -> bool:
         """Note a step and return True, or return False where it was applied before."""
-        last, updates = self._last.get((epoch, portion), (-1, 0))
-        if epoch < self._first_open_epoch or step <= last:
+        if not self.is_new(epoch, portion, step):
             return False
+        updates = self._last.get((epoch, portion), (-1, 0))[1]
         self._last[epoch, portion] = step, updates + 1
         return True
 

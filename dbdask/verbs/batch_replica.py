@@ -13,6 +13,7 @@ import numpy as np
 from dbdask.data.supply import gather_blocks
 from dbdask.errors import TROUBLE
 from dbdask.numbers.bundles import Bundle
+from dbdask.numbers.evaluation import Evaluator
 from dbdask.numbers.gradients import (
     divide_and_measure,
     first_bad_parameter,
@@ -118,7 +119,7 @@ def _add_up(
     that nothing can be said of this point but that it is not to be gone to.
     """
     job: SandblasterJob = room.job
-    reader, bundle = room.reader("train"), order.bundle
+    reader, bundle, evaluator = room.reader("train"), order.bundle, Evaluator(job.model)
     is_first = True
     for portion, following in pairwise((*bundle.portions, None)):
         assert portion is not None
@@ -130,14 +131,8 @@ def _add_up(
                 return False
             target = accrued if is_first else gradient
             with _naming(portion):
-                loss = job.model.loss_and_gradient(
-                    point,
-                    batch.inputs,
-                    batch.targets,
-                    weights=batch.weights,
-                    seed=minibatch_seed(job.seed, 0, portion.number, batch.step),
-                    gradient=target,
-                )
+                seed = minibatch_seed(job.seed, 0, portion.number, batch.step)
+                loss = evaluator.evaluate(point, batch, seed=seed, gradient=target)
             weight = weight_of(batch.weights, len(batch.inputs))
             report.weight += weight
             report.examples += len(batch.inputs)

@@ -11,7 +11,8 @@ from dbdask.data.examples import Examples
 from dbdask.data.supply import Supply
 from dbdask.numbers import policies
 from dbdask.numbers.layout import as_layout
-from dbdask.numbers.optimizers import Optimizer, adagrad
+from dbdask.numbers.optimizer_checks import checked_optimizer, kept_of
+from dbdask.numbers.optimizers import Optimizer, Sgd, adagrad
 from dbdask.numbers.portions import suggest_portion_rows
 from dbdask.progress import Progress
 from dbdask.result import Result
@@ -81,7 +82,8 @@ def downpour(
     parameters
         Where to start: a `Result`, its `.parameters`, or a flat vector; None asks the model.
     optimizer
-        `sgd`, `momentum`, `adagrad` or `adam`; None is `adagrad(0.01)`.
+        `sgd`, `momentum`, `nesterov`, `adagrad` or `adam`, or an object of your own that keeps
+        `dbdask.Optimizer`; None is `adagrad(0.01)`.
     batch_size
         Examples of a minibatch.
     epochs
@@ -172,10 +174,11 @@ def downpour(
         clip_norm,
         max_refused,
         seed,
+        optimizer,
     )
     portion_rows = suggest_portion_rows(len(examples), examples.row_bytes, layout.size, batch_size)
     settings = settings_of("downpour", model, examples) | {
-        "optimizer": optimizer.name,
+        "optimizer": kept_of(optimizer),
         "batch_size": batch_size,
         "seed": seed,
         "portion_rows": portion_rows,
@@ -238,10 +241,7 @@ def _check_counts(given: dict[str, Any]) -> None:
             arguments.positive(name, given[name])
     if given["target_loss"] is not None:
         arguments.finite("target_loss", given["target_loss"])
-    if not isinstance(given["optimizer"], Optimizer):
-        raise TypeError(
-            f"optimizer must be dbdask.sgd, momentum, adagrad or adam, got {given['optimizer']!r}"
-        )
+    checked_optimizer(given["optimizer"])
     check_shared(given)
 
 
@@ -249,4 +249,4 @@ def _local_rate(given: float | None, optimizer: Optimizer) -> float:
     """The rate of a replica's local steps: the shards' rule is not known to replicas."""
     if given is not None:
         return float(given)
-    return optimizer.rate(0) if optimizer.name == "sgd" else 0.0
+    return optimizer.rate(0) if type(optimizer) is Sgd else 0.0

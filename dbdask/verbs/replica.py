@@ -8,6 +8,7 @@ import numpy as np
 
 from dbdask.data.supply import gather_blocks
 from dbdask.errors import TROUBLE
+from dbdask.numbers.evaluation import Evaluator
 from dbdask.numbers.gradients import (
     clip,
     divide_and_measure,
@@ -38,6 +39,7 @@ class DownpourJob:
     clip_norm: float | None
     max_refused: int
     seed: int
+    optimizer: Any  # of the shards: a worker that cannot unpickle it is told so, and named
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class _Replica:
     def __init__(self, room: Room, order: PortionOrder, report: PortionReport) -> None:
         self.room, self.order, self.report = room, order, report
         self.job: DownpourJob = room.job
+        self.evaluator = Evaluator(self.job.model)
         self.link: ServerLink = room.link(order.handle)
         self.fetched: list[int] = []
         self.fetching: Any = None  # (future, vector) of a fetch beside the computation
@@ -202,14 +205,7 @@ class _Replica:
         weight = weight_of(batch.weights, len(batch.inputs))
         job, portion = self.job, self.order.portion
         seed = minibatch_seed(job.seed, portion.epoch, portion.number, batch.step)
-        loss = job.model.loss_and_gradient(
-            self.local,
-            batch.inputs,
-            batch.targets,
-            weights=batch.weights,
-            seed=seed,
-            gradient=self.gradient,
-        )
+        loss = self.evaluator.evaluate(self.local, batch, seed=seed, gradient=self.gradient)
         norm = divide_and_measure(self.gradient, weight) if weight > 0 else 0.0
         self.report.steps += 1
         self.report.examples += len(batch.inputs)
