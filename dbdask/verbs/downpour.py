@@ -17,10 +17,12 @@ from dbdask.numbers.portions import suggest_portion_rows
 from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
-from dbdask.verbs.downpour_run import DownpourRun, Plan
+from dbdask.verbs.downpour_method import Downpour
 from dbdask.verbs.fitting import check_fit, targets_for
+from dbdask.verbs.plan import Plan
 from dbdask.verbs.replica import DownpourJob
 from dbdask.verbs.resuming import digest_of, open_checkpoint, settings_of
+from dbdask.verbs.run import Run
 from dbdask.verbs.session import Callback, client_for, watch
 from dbdask.verbs.settling import (
     check_named,
@@ -32,6 +34,7 @@ from dbdask.verbs.settling import (
     validation_interval,
     worker_names,
 )
+from dbdask.verbs.training import train
 
 
 def downpour(
@@ -198,16 +201,11 @@ def downpour(
             name=f"model of {layout.size:,} parameters",
             size=layout.size,
             trained=layout.trained,
-            optimizer=optimizer,
-            cut=examples.cut(portion_rows, batch_size),
             validation_cut=validation_cut(validation, batch_size, portion_rows),
             supply=Supply(examples, connected),
             validation_supply=Supply(validation, connected) if validation is not None else None,
             start=start,
             run=uuid.uuid4().hex[:12],
-            epochs=epochs,
-            batch_size=batch_size,
-            warmstart=warmstart,
             target_loss=target_loss,
             replicas=replicas,
             shards=shards,
@@ -220,13 +218,23 @@ def downpour(
             path=path,
             last=last,
             snapshot_seconds=arguments.duration("snapshot_every", snapshot_every),
-            max_refused=max_refused,
-            replica_bytes=policies.replica_bytes(layout.size, n_fetch, n_push),
             seed=seed,
             settings=settings | {"portion_rows": portion_rows},
         )
-        run = DownpourRun(connected, plan)
-        outcome = watch(connected, run, callbacks, Progress(progress, plan.total_examples))
+        method = Downpour(
+            optimizer,
+            examples.cut(portion_rows, batch_size),
+            seed,
+            epochs=epochs,
+            warmstart=warmstart,
+            target_loss=target_loss if validation is None else None,
+            max_refused=max_refused,
+            replica_bytes=policies.replica_bytes(layout.size, n_fetch, n_push),
+            last=last,
+        )
+        run = Run(connected, plan, method)
+        shown = Progress(progress, epochs * len(examples))
+        outcome = watch(connected, run, train(run), callbacks, shown)
     check_what_was_left_out(outcome)
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
