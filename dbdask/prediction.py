@@ -161,7 +161,7 @@ def _pieces(
             pieces.append(Piece(variable.key, starts, np.asarray(variable.read(box))))
             continue
         for place, starts, within in _overlapping(array, index):
-            key = (name, variable.key, number, *place)
+            key: Any = (name, variable.key, number, *place)
             chunk: Any = (array.name, *place)
             layer[key] = Task(key, _cut_piece, variable.key, starts, TaskRef(chunk), within)
             pieces.append(TaskRef(key))
