@@ -6,11 +6,10 @@ import numpy as np
 
 from dbdask.data.gathering import Block, Part
 from dbdask.data.groups import GroupLedger, group_bounds
-from dbdask.data.missing import Judge
+from dbdask.data.missing import Judge, missing_group
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Centres
 from dbdask.data.sources import Blocks, Variable
-from dbdask.errors import DataError
 
 
 def read_block(
@@ -34,9 +33,10 @@ def read_block(
         box = recipe.box(variable, spread, role)
         part = _read_part(recipe, variable, features, box, supplied)
         if role == "targets" and recipe.classes is not None:
-            judge.labels = variable.decode(part.values)[0]
-            codes = recipe.classes.encode(*variable.decode(part.values))
-            part = replace(part, values=codes.astype(np.int32))
+            labels, absent = variable.decode(part.values)
+            judge.labels = labels
+            codes = recipe.classes.encode(labels, absent)
+            part = replace(part, values=codes.astype(recipe.classes.code_dtype))
         block.parts.append(part)
     judge.pronounce()
     return block
@@ -69,11 +69,8 @@ def _within_groups(
     (dim,) = recipe.groups.dims
     begin = box[dim].start
     values, missing = recipe.groups.decode(recipe.groups.read(box, blocks=supplied))
-    if missing is not None and values.dtype.kind == "f":
-        raise DataError(
-            f"groups: {recipe.groups.name!r} is missing at {dim}={begin + int(missing.argmax())}; "
-            "every position needs a group"
-        )
+    if missing is not None:
+        raise missing_group(recipe.groups, begin + int(missing.argmax()))
     ledger.note(values, begin)
     low, high = group_bounds(values, begin)
     axis = recipe.along.index(dim)

@@ -15,6 +15,7 @@ from dbdask.data.indexing import isel_selection, sel_indexers, where_selection
 from dbdask.data.labels import Classes, as_classes
 from dbdask.data.losses import targets_for_loss
 from dbdask.data.measures import measure_labels
+from dbdask.data.missing import group_values
 from dbdask.data.moments import measured_means, scalings_of
 from dbdask.data.opening import Given, open_recipe
 from dbdask.data.recipe import Recipe
@@ -28,6 +29,7 @@ from dbdask.data.splits import (
     recipe_of_part,
 )
 from dbdask.data.sweeps import sweep
+from dbdask.errors import DataError
 from dbdask.numbers.portions import MIX_BYTES, Cut, Grid
 
 
@@ -247,7 +249,7 @@ class Examples:
             parts = contiguous_parts(self.recipe, wanted)
         else:
             groups = self.recipe.groups
-            values = None if groups is None else groups.decode(groups.read())[0]
+            values = None if groups is None else group_values(groups)
             parts = drawn_parts(self.recipe, wanted, check_seed(seed), values)
         return tuple(
             Examples._of(self.source, recipe_of_part(self.recipe, part, fraction))
@@ -298,7 +300,7 @@ class Examples:
         found: set[Any] = set()
         for labels in sweep(self, measure_labels, client):
             found.update(labels)
-        return list(as_classes(sorted(found)).labels or ())
+        return list(as_classes(_in_order(found, targets.names[0])).labels or ())
 
     def with_classes(self, classes: Sequence[Any] | Classes | None) -> "Examples":
         """Return the examples with other classes; None: the targets are values, not labels."""
@@ -342,6 +344,16 @@ class Examples:
         """Return what `description` told of: on `data`, or knowing only the metadata."""
         detached = cls._of(None, rebuild(description))
         return detached if data is None else detached.rebind(data)
+
+
+def _in_order(labels: set[Any], name: str) -> list[Any]:
+    try:
+        return sorted(labels)
+    except TypeError as error:
+        raise DataError(
+            f"targets: the labels of {name!r} are of different kinds ({error}); give numbers only, "
+            "or text only"
+        ) from error
 
 
 def _check_not_empty(recipe: Recipe) -> None:

@@ -57,7 +57,7 @@ class GroupLedger:
         ends = np.append(starts[1:], len(values))
         with self._lock:
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-                self._extend(values[start].item(), begin + start, begin + end - 1)
+                self._extend(values[start : start + 1].tolist()[0], begin + start, begin + end - 1)
 
     def _extend(self, value: Any, first: int, last: int) -> None:
         old = self._extent.get(value)

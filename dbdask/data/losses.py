@@ -56,10 +56,12 @@ def _classes_for(
     if classes is None or classes.labels is None:
         return Classes(count=count)
     if not classes.labels:
-        raise ValueError(
-            f"classes: the labels of {targets.names[0]!r} are text; give classes=[...], or "
+        kind = targets.variables[0].shown_dtype
+        why = classes.unknown or (
+            f"the labels of {targets.names[0]!r} are {kind}; give classes=[...], or "
             "classes=examples.find_classes()"
         )
+        raise ValueError(f"classes: {why}")
     if count is not None and len(classes.labels) != count:
         raise ValueError(
             f"classes: {targets.names[0]!r} has {len(classes.labels)} classes, the model has "
