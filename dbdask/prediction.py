@@ -87,8 +87,7 @@ def may_have_gaps(recipe: Recipe) -> bool:
     if recipe.edges == "drop" and recipe.window.spans:
         return True
     return recipe.missing == "drop" and any(
-        variable.value_dtype.kind == "f" or variable.decoding.missing
-        for variable in recipe.inputs.variables
+        variable.may_be_missing for variable in recipe.inputs.variables
     )
 
 
