@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from dbdask.errors import ShardLost
-from dbdask.numbers.ledger import Standing
+from dbdask.numbers.ledger import Standing, uneven
 
 if TYPE_CHECKING:
     from dbdask.verbs.downpour_run import DownpourRun
@@ -28,8 +28,8 @@ class Barrier:
             async with self.run.validator.choice:
                 await server.advance()
             workforce.abandoned = False
-        while uneven := await self._uneven():
-            await self._complete(uneven)
+        while apart := await self._uneven():
+            await self._complete(apart)
 
     async def release(self) -> None:
         """Let replicas go on."""
@@ -39,11 +39,8 @@ class Barrier:
         """The portions that copies of shards hold at different steps."""
         standings = await self.run.server.pause()
         self.standing = standings[0]
-        epoch = self.run.stream.epoch  # some shards may not have heard yet that others are closed
-        first, *others = (
-            {row[:3] for row in standing.rows if row[0] >= epoch} for standing in standings
-        )
-        return {(epoch, portion) for steps in others for epoch, portion, _ in first ^ steps}
+        # Some shards may not have heard yet that other epochs are closed.
+        return uneven(standings, self.run.stream.epoch)
 
     async def _empty(self) -> None:
         """Take in until nothing is outstanding; trouble on the way comes out."""
@@ -55,15 +52,12 @@ class Barrier:
         if trouble:
             raise ShardLost(trouble)
 
-    async def _complete(self, uneven: set[tuple[int, int]]) -> None:
+    async def _complete(self, apart: set[tuple[int, int]]) -> None:
         """Bring the shards that lack a step of a portion to the step that others have."""
         run = self.run
         while not run.roster.workers:  # until one comes, or none does for too long
             await self._take_in()
-        portions = {
-            (p.epoch, p.number): p for p in run.plan.cut.portions(run.plan.seed, run.stream.epoch)
-        }
         workers = run.roster.workers
-        for identity, worker in zip(uneven, workers * len(uneven), strict=False):
-            run.give(portions[identity], worker, complete_only=True)
+        for (_, number), worker in zip(apart, workers * len(apart), strict=False):
+            run.give(run.stream.portion(number), worker, complete_only=True)
         await self._empty()
