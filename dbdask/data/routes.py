@@ -74,6 +74,8 @@ class Stored:
             index = tuple(slice(cut.start + by, cut.stop + by) for cut, by in shifts)
         try:
             return read_array(array, index)
+        except MemoryError:
+            raise  # that says nothing of the chunk
         except Exception as error:
             where = ", ".join(f"{cut.start}:{cut.stop}" for cut in index)
             raise DataError(

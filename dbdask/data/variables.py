@@ -15,7 +15,9 @@ import zarr
 
 from dbdask.data.decoding import Decoding, decode_opened, decode_stored
 from dbdask.data.locations import Location
+from dbdask.data.memory import check_fits, too_large
 from dbdask.data.routes import Absent, Blocks, Index, Origin, Stored, assemble, origin_of
+from dbdask.errors import DataError
 from dbdask.numbers.lengths import Lengths
 
 DEFAULT_BLOCK_BYTES = 8 * 2**20
@@ -91,9 +93,14 @@ class Variable:
     ) -> np.ndarray:
         """Return the stored values in the box, in the variable's own dimension order."""
         index = self.index(box)
-        if isinstance(self.origin, Absent) and blocks is not None:
-            return assemble(blocks.get(self.key, ()), index)
-        return self.origin.read(index)
+        nbytes = math.prod(cut.stop - cut.start for cut in index) * self.itemsize
+        check_fits(self.name, nbytes, self.lengths)
+        try:
+            if isinstance(self.origin, Absent) and blocks is not None:
+                return assemble(blocks.get(self.key, ()), index)
+            return self.origin.read(index)
+        except MemoryError as error:
+            raise DataError(too_large(self.name, nbytes, self.lengths, str(error))) from error
 
     def decode(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return values and the mask of missing ones (None: nothing is missing).

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 import uuid
+from collections import deque
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -16,6 +17,9 @@ from dbdask.verbs.failures import MOST_ATTEMPTS
 from dbdask.verbs.validation import evaluate_portion
 
 logger = logging.getLogger("dbdask")
+
+AHEAD = 4
+"""Portions that are under way for each worker: of many, not all are submitted at once."""
 
 
 class Validator:
@@ -124,9 +128,19 @@ class Validator:
 
     async def _score(self, number: int) -> Score:
         assert self.plan.validation_cut is not None
-        portions = self.plan.validation_cut.contiguous()
-        scores = await asyncio.gather(*(self._score_portion(number, p) for p in portions))
-        return sum(scores, Score())
+        total, under_way = Score(), deque[asyncio.Task[Score]]()
+        try:
+            for portion in self.plan.validation_cut.contiguous():
+                under_way.append(asyncio.ensure_future(self._score_portion(number, portion)))
+                if len(under_way) >= AHEAD * max(1, len(self.run.roster.workers)):
+                    total += await under_way.popleft()
+            while under_way:
+                total += await under_way.popleft()
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+        return total
 
     async def _score_portion(self, number: int, portion: Any) -> Score:
         """Score a portion, on another worker where the first one leaves or falls silent.
