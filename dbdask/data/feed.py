@@ -147,7 +147,11 @@ class Reader:
 
     def _rows(self, portion: Portion, gathered: Gathered) -> np.ndarray:
         """Return the portion's rows of its group, in their order, without those left out."""
-        rows = self._permutation(portion, gathered.rows)[portion.start : portion.stop]
+        if portion.seed:
+            order = self._permutation(portion, gathered.rows)
+            rows = order[portion.start : portion.stop].astype(np.int64)
+        else:
+            rows = np.arange(portion.start, portion.stop)
         return rows if gathered.valid is None else rows[gathered.valid[rows]]
 
     def prefetch(self, portion: Portion) -> None:
@@ -208,13 +212,12 @@ class Reader:
         return Minibatch(step, inputs, targets, _masked(weights, gap))
 
     def _permutation(self, portion: Portion, rows: int) -> np.ndarray:
-        """Return the group's rows in the order of its portions."""
-        if not portion.seed:
-            return np.arange(rows)
+        """Return the group's rows in the order of its portions, in as few bytes as they need."""
         with self._lock:
             if self._order is not None and self._order[:2] == (portion.seed, rows):
                 return self._order[2]
-        order = np.random.default_rng(portion.seed).permutation(rows)
+        order = np.arange(rows, dtype=np.uint32 if rows < 2**32 else np.int64)
+        np.random.default_rng(portion.seed).shuffle(order)
         with self._lock:
             self._order = portion.seed, rows, order
         return order

@@ -79,6 +79,8 @@ class Stored:
             index = tuple(slice(cut.start + by, cut.stop + by) for cut, by in shifts)
         try:
             return read_array(array, index)
+        except MemoryError:
+            raise  # that says nothing of the chunk
         except Exception as error:
             raise read_error(
                 error,

@@ -20,6 +20,7 @@ from dbdask.data.declared import decode_declared
 from dbdask.data.decoding import TEXT, Decoding, objects_dtype
 from dbdask.data.lazy_chains import Chain, proven_chain, shows_zeros_as_missing
 from dbdask.data.locations import Location, locate
+from dbdask.data.memory import check_fits, too_large
 from dbdask.data.routes import (
     Absent,
     Blocks,
@@ -142,9 +143,14 @@ class Variable:
     ) -> np.ndarray:
         """Return the stored values in the box, in the variable's own dimension order."""
         index = self.index(box)
-        if isinstance(self.origin, Absent) and blocks is not None:
-            return assemble(blocks.get(self.key, ()), index)
-        return self.origin.read(index)
+        nbytes = math.prod(cut.stop - cut.start for cut in index) * self.itemsize
+        check_fits(self.name, nbytes, self.lengths)
+        try:
+            if isinstance(self.origin, Absent) and blocks is not None:
+                return assemble(blocks.get(self.key, ()), index)
+            return self.origin.read(index)
+        except MemoryError as error:
+            raise DataError(too_large(self.name, nbytes, self.lengths, str(error))) from error
 
     def decode(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return values and the mask of missing ones (None: nothing is missing).
