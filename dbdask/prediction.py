@@ -162,10 +162,14 @@ def _pieces(
             continue
         for place, starts, within in _overlapping(array, index):
             key = (name, variable.key, number, *place)
-            chunk: Any = (array.name, *place)
-            layer[key] = Task(key, _cut_piece, variable.key, starts, TaskRef(chunk), within)
+            chunk = TaskRef(_chunk_key(array, place))
+            layer[key] = Task(key, _cut_piece, variable.key, starts, chunk, within)
             pieces.append(TaskRef(key))
     return pieces
+
+
+def _chunk_key(array: da.Array, place: tuple[int, ...]) -> Any:
+    return (array.name, *place)
 
 
 def _overlapping(

@@ -97,6 +97,8 @@ class History:
     def __init__(self, records: list[Record] | None = None) -> None:
         self.records = list(records or [])
         self.left_out = LeftOut()
+        self.first_loss = math.nan  # of the first minibatch, where one is known
+        self.ends_refused = False  # whether the last gradients were refused as not finite
 
     def append(self, record: Record) -> None:
         """Add a record."""

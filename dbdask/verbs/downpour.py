@@ -16,6 +16,7 @@ from dbdask.numbers.portions import suggest_portion_rows
 from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
+from dbdask.verbs.concluding import ScaleNotice, conclude, setting_of
 from dbdask.verbs.downpour_run import DownpourRun, Plan
 from dbdask.verbs.fitting import check_fit, targets_for
 from dbdask.verbs.replica import DownpourJob
@@ -223,8 +224,10 @@ def downpour(
             settings=settings | {"portion_rows": portion_rows},
         )
         run = DownpourRun(connected, plan)
-        outcome = watch(connected, run, callbacks, Progress(progress, plan.total_examples))
+        watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
+        outcome = watch(connected, run, watched, Progress(progress, plan.total_examples))
     check_what_was_left_out(outcome)
+    outcome = conclude(outcome, setting_of("downpour", model, examples, run.tally, path, keep))
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 

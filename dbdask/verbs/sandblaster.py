@@ -16,6 +16,7 @@ from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
 from dbdask.verbs.batch_replica import SandblasterJob
+from dbdask.verbs.concluding import ScaleNotice, conclude, setting_of
 from dbdask.verbs.fitting import check_fit, targets_for
 from dbdask.verbs.resuming import open_checkpoint, settings_of
 from dbdask.verbs.sandblaster_run import BatchPlan, SandblasterRun
@@ -206,8 +207,10 @@ def sandblaster(
             settings=settings,
         )
         run = SandblasterRun(connected, plan)
-        outcome = watch(connected, run, callbacks, Progress(progress, iterations, "iterations"))
+        watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
+        outcome = watch(connected, run, watched, Progress(progress, iterations, "iterations"))
     check_what_was_left_out(outcome)
+    outcome = conclude(outcome, setting_of("sandblaster", model, examples, run.tally, path, keep))
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 

@@ -309,6 +309,7 @@ class SandblasterRun:
         self.tally.refused = experience.refused
         self.tally.note_replicas(len(self.roster.workers), self.plan.replicas)
         self.tally.history.left_out = experience.left_out
+        self.tally.magnitudes = experience.magnitudes
         self.tally.record(
             epoch=self._epoch,
             loss=state.loss,
