@@ -161,15 +161,14 @@ def _pieces(
             pieces.append(Piece(variable.key, starts, np.asarray(variable.read(box))))
             continue
         for place, starts, within in _overlapping(array, index):
-            key = (name, variable.key, number, *place)
-            chunk = TaskRef(_chunk_key(array, place))
+            key, chunk = _key(name, variable.key, number, *place), TaskRef(_key(array.name, *place))
             layer[key] = Task(key, _cut_piece, variable.key, starts, chunk, within)
             pieces.append(TaskRef(key))
     return pieces
 
 
-def _chunk_key(array: da.Array, place: tuple[int, ...]) -> Any:
-    return (array.name, *place)
+def _key(*parts: Any) -> Any:
+    return parts
 
 
 def _overlapping(
