@@ -160,11 +160,14 @@ def _pieces(
             pieces.append(Piece(variable.key, starts, np.asarray(variable.read(box))))
             continue
         for place, starts, within in _overlapping(array, index):
-            key: Any = (name, variable.key, number, *place)
-            chunk: Any = (array.name, *place)
-            layer[key] = Task(key, _cut_piece, variable.key, starts, TaskRef(chunk), within)
+            key, chunk = _key(name, variable.key, number, *place), TaskRef(_key(array.name, *place))
+            layer[key] = Task(key, _cut_piece, variable.key, starts, chunk, within)
             pieces.append(TaskRef(key))
     return pieces
+
+
+def _key(*parts: Any) -> Any:
+    return parts
 
 
 def _overlapping(

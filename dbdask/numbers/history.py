@@ -103,6 +103,8 @@ class History:
         self.records = list(records or [])
         self.left_out = LeftOut()
         self._packed: list[dict[str, Any]] = []  # of the first records: they never change
+        self.first_loss = math.nan  # of the first minibatch, where one is known
+        self.ends_refused = False  # whether the last gradients were refused as not finite
 
     def append(self, record: Record) -> None:
         """Add a record."""

@@ -17,6 +17,7 @@ from dbdask.numbers.portions import suggest_portion_rows
 from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
+from dbdask.verbs.concluding import ScaleNotice, conclude, setting_of
 from dbdask.verbs.downpour_method import Downpour
 from dbdask.verbs.fitting import check_fit, targets_for
 from dbdask.verbs.plan import Plan
@@ -234,8 +235,10 @@ def downpour(
         )
         run = Run(connected, plan, method)
         shown = Progress(progress, epochs * len(examples))
-        outcome = watch(connected, run, train(run), callbacks, shown)
+        watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
+        outcome = watch(connected, run, train(run), watched, shown)
     check_what_was_left_out(outcome)
+    outcome = conclude(outcome, setting_of("downpour", model, examples, run.tally, path, keep))
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 

@@ -16,6 +16,7 @@ from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
 from dbdask.verbs.batch_replica import SandblasterJob
+from dbdask.verbs.concluding import ScaleNotice, conclude, setting_of
 from dbdask.verbs.fitting import check_fit, targets_for
 from dbdask.verbs.plan import Plan
 from dbdask.verbs.resuming import open_checkpoint, settings_of
@@ -211,8 +212,10 @@ def sandblaster(
         method = Sandblaster(numbers, examples.cut(portion_rows, 1), last)
         run = Run(connected, plan, method)
         shown = Progress(progress, iterations, "iterations")
-        outcome = watch(connected, run, train(run), callbacks, shown)
+        watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
+        outcome = watch(connected, run, train(run), watched, shown)
     check_what_was_left_out(outcome)
+    outcome = conclude(outcome, setting_of("sandblaster", model, examples, run.tally, path, keep))
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 

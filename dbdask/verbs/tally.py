@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dbdask.numbers.history import History, Record
+from dbdask.numbers.magnitudes import Magnitude
 from dbdask.numbers.portion_marks import PortionTable
 from dbdask.verbs.replica import PortionReport
 
@@ -33,6 +34,7 @@ class Tally:
         self.shard_copies = math.nan
         self.lost = self.repeated = self.rolled_back = self.dropped = self.refused = 0
         self.history = History()
+        self.magnitudes: dict[str, tuple[Magnitude, ...]] = {}  # by worker
         self.seconds_before = 0.0
         self.steps = self.examples = self.applied = 0
         self._done = PortionTable()  # steps, examples of the open portions
@@ -91,6 +93,10 @@ class Tally:
         self.repeated += report.repeated
         self.dropped += report.dropped
         self.history.left_out.add(report.left_out)
+        if report.magnitudes:
+            self.magnitudes[report.worker] = report.magnitudes
+        if report.steps:
+            self.history.ends_refused = report.ends_refused
         self.refused += sum(step >= before for step, _ in report.refused)
         for step, parameter in report.refused[-1:]:
             self.last_refusal = (
@@ -99,6 +105,8 @@ class Tally:
         if not report.weight:
             return
         self.last_loss = report.loss / report.weight
+        if math.isnan(self.history.first_loss):
+            self.history.first_loss = report.first_loss
         good = report.steps - len(report.refused)
         staleness = report.staleness or [0]
         self.record(
