@@ -1,6 +1,5 @@
 """Downpour SGD: model replicas train on portions and push to the parameter server (section 4.1)."""
 
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -199,14 +198,12 @@ def downpour(
         plan = Plan(
             job=cloudpickle.dumps(job),
             model=cloudpickle.dumps(model),
-            name=f"model of {layout.size:,} parameters",
             size=layout.size,
             trained=layout.trained,
             validation_cut=validation_cut(validation, batch_size, portion_rows),
             supply=Supply(examples, connected),
             validation_supply=Supply(validation, connected) if validation is not None else None,
             start=start,
-            run=uuid.uuid4().hex[:12],
             target_loss=target_loss,
             replicas=replicas,
             shards=shards,

@@ -1,7 +1,6 @@
 """Sandblaster L-BFGS: a coordinator that never holds the parameters (section 4.2)."""
 
 import math
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -185,14 +184,12 @@ def sandblaster(
         plan = Plan(
             job=cloudpickle.dumps(job),
             model=cloudpickle.dumps(model),
-            name=f"model of {layout.size:,} parameters",
             size=layout.size,
             trained=layout.trained,
             validation_cut=validation_cut(validation, batch_size, batch_size),
             supply=Supply(examples, connected),
             validation_supply=Supply(validation, connected) if validation is not None else None,
             start=start,
-            run=uuid.uuid4().hex[:12],
             replicas=replicas,
             shards=shards,
             shard_copies=shard_copies,
@@ -201,7 +198,6 @@ def sandblaster(
             validate_steps=every_steps,
             validate_seconds=every_seconds,
             keep=keep,
-            target_loss=None,
             path=path,
             last=last,
             snapshot_seconds=arguments.duration("snapshot_every", snapshot_every),
