@@ -9,6 +9,13 @@ import numpy as np
 class Model(Protocol):
     """A differentiable model over one flat float32 vector.
 
+    Optional members are used where a model has them. `loss`, a name: "softmax" and "logistic" say
+    that outputs are those of classes. `output_shape`, a tuple: the shape of one example's outputs.
+    A model without a loss of these names gets integer variables as labels unless its
+    `output_shape` has one element; several outputs for one label are then one for each class, and
+    a single output is a value: `Result.predict` gives it as it is, `evaluate` gives its rmse and
+    r2, and `predict_proba` refuses it.
+
     Sums over examples make portions additive: the verbs divide once, by the sum of weights.
     A model is pickled to every worker and called from several threads at once.
 
