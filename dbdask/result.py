@@ -103,9 +103,9 @@ class Result:
         dict
             `loss`: the mean loss as trained, without the penalty; and `accuracy` for labels, or
             `rmse` and `r2` for values, or neither where a model of your own has another number of
-            outputs than the targets have elements. `rmse` is one number over all elements of all targets, each
-            in its own units: of unlike units the largest shows. `r2` has no units: it is found for
-            each element, and averaged over those whose targets vary.
+            outputs than the targets have elements. `rmse` is one number over all elements of all
+            targets, each in its own units: of unlike units the largest shows. `r2` has no units:
+            it is found for each element, and averaged over those whose targets vary.
         """
         if not isinstance(examples, Examples):
             raise TypeError(f"examples must be dbdask.Examples, got {type(examples).__name__}")
