@@ -368,14 +368,15 @@ def test_what_is_dropped_is_counted_however_often_a_portion_is_stopped(
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_the_last_record_counts_the_refused_as_the_status_does(threads_client, store, most):
-    result = dbdask.downpour(
-        BadModel(ROWS),
-        counted(store),
-        client=threads_client,
-        batch_size=BATCH,
-        max_refused=most,
-        progress=False,
-    )
+    with pytest.warns(dbdask.TrainingWarning, match="bad_gradients"):
+        result = dbdask.downpour(
+            BadModel(ROWS),
+            counted(store),
+            client=threads_client,
+            batch_size=BATCH,
+            max_refused=most,
+            progress=False,
+        )
     assert result.status.reason == "bad_gradients"
     assert f"{last(result, 'refused')} gradients were refused" in result.status.message
     assert last(result, "refused") >= most
