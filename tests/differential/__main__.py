@@ -18,6 +18,8 @@ def main() -> int:
     for seed in range(given.seed, given.seed + given.count):
         trial = run(seed)
         verdicts[trial.verdict] += 1
+        if trial.predicted:
+            verdicts[f"prediction {trial.predicted}"] += 1
         if given.quiet and trial.wrong:
             print(f"seed {seed}: {trial.wrong[:300]}")
         elif trial.wrong or given.count == 1:

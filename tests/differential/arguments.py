@@ -106,7 +106,8 @@ def draw_asked(rng: Random, world: World, by_path: bool) -> Asked | None:
     asked.edges = choose(rng, ("repeat", "drop")) if asked.window else "repeat"
     asked.batch = choose(rng, (1, 3, 8, 64))
     _draw_loss(rng, world, asked)
-    asked.cuts = [cut for _ in range(choose(rng, (0, 1, 2), (5, 3, 1))) for cut in _cut(rng, world, asked)]
+    for _ in range(choose(rng, (0, 1, 2), (5, 3, 1))):
+        asked.cuts += _cut(rng, world, asked)
     if rng.random() < 0.4:
         wanted = choose(rng, (None, False, True), (3, 2, 1))
         asked.standardize = {"per": choose(rng, ("variable", "feature")), "targets": wanted}
@@ -178,11 +179,11 @@ def _cut(rng: Random, world: World, asked: Asked) -> list[Cut]:
     if how == "slice":
         start = int(rng.integers(0, max(1, size // 2)))
         return [Cut("isel", dim, slice(start, choose(rng, (None, size - 1, -1))))]
-    if how == "list":
+    if how == "list" and not asked.cuts:
         kept = np.flatnonzero(rng.random(size) < 0.7)
         values = choose(rng, (kept.tolist(), kept))
         return [Cut("isel", dim, values)]
-    if how == "sel":
+    if how in ("sel", "list"):
         index = world.indexes.get(dim)
         if index is None or index.nlevels > 1 or not index.is_monotonic_increasing:
             return []
@@ -193,6 +194,8 @@ def _cut(rng: Random, world: World, asked: Asked) -> list[Cut]:
         mask = rng.random([world.sizes[d] for d in dims]) < 0.7
         coords = {d: world.indexes[d] for d in dims if _plain(world, d)}
         return [Cut("where", "", xr.DataArray(mask, coords=coords, dims=dims))]
+    if asked.edges == "drop" or any(cut.method == "where" for cut in asked.cuts):
+        return []  # the positions of a part could not be told from its examples
     fractions = choose(rng, ((0.5,), (0.7,), (0.3, 0.3, 0.4), (0.25, 0.5)))
     seed = int(rng.integers(0, 100)) if how == "split drawn" else None
     parts = 2 if len(fractions) == 1 else len(fractions)

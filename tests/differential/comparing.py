@@ -24,9 +24,14 @@ class Wrong(AssertionError):
     """dbdask shows something else than it must."""
 
 
-def compare(observed: Observed, worlds: list[World], asked: Asked) -> tuple[str, Table]:
-    """Return "equal" or "refused", and the table that was met; raise Wrong where there is none."""
-    _check_warnings(observed)
+def compare(
+    observed: Observed, worlds: list[World], asked: Asked, warned: set[str]
+) -> tuple[str, Table]:
+    """Return "equal" or "refused", and the table that was met; raise Wrong where there is none.
+
+    `warned` is what xarray warns of when it reads the data alone.
+    """
+    _check_warnings(observed, warned)
     failures = []
     for world in worlds:
         try:
@@ -62,9 +67,10 @@ def _check_error(observed: Observed, table: Table) -> None:
         raise Wrong(f"an error without reason: {kind}")
 
 
-def _check_warnings(observed: Observed) -> None:
+def _check_warnings(observed: Observed, warned: set[str]) -> None:
     for warning in observed.warned:
-        if not issubclass(warning.category, UserWarning):
+        known = issubclass(warning.category, UserWarning) or str(warning.message) in warned
+        if not known:
             raise Wrong(f"a raw warning: {warning.category.__name__}: {warning.message}")
 
 
@@ -79,7 +85,7 @@ def expected(observed: Observed, world: World, asked: Asked) -> Table:
     if classes == "find":
         classes = observed.classes
         _check_found(observed, table)
-    fill(table, classes)
+    fill(table, classes, observed.outputs if asked.classes == "find" else asked.outputs)
     for dim in asked.windowed:
         first, last = asked.offsets(dim)
         size = world.sizes[dim]

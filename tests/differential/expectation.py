@@ -12,13 +12,20 @@ from .shown import Shown
 ULP = float(np.finfo(np.float32).eps)
 
 
-def fill(table: Table, classes: list[Any] | None, trained: "dict[str, Scaling] | None" = None) -> None:
+def fill(
+    table: Table,
+    classes: list[Any] | None = None,
+    outputs: int | None = None,
+    trained: dict[str, Scaling] | None = None,
+) -> None:
     """Find what the rows hold.
 
     Parameters
     ----------
     classes
         The labels of the outputs, where they were given or found.
+    outputs
+        The outputs of the model.
     trained
         The scalings to apply, to predict; None: those of the selected positions themselves.
     """
@@ -35,7 +42,7 @@ def fill(table: Table, classes: list[Any] | None, trained: "dict[str, Scaling] |
     if parts is not None:
         table.inputs, table.inputs_tolerance = together(parts[0]), together(parts[1])
     if trained is None:
-        _fill_targets(table, classes, scalings, unusable)
+        _fill_targets(table, classes, outputs, scalings, unusable)
         _fill_weights(table, unusable)
     for bad in unusable:
         if (bad & table.kept).any():
@@ -145,14 +152,18 @@ def _rounded(
 
 
 def _fill_targets(
-    table: Table, classes: list[Any] | None, scalings: dict[str, Scaling], unusable: list[np.ndarray]
+    table: Table,
+    classes: list[Any] | None,
+    outputs: int | None,
+    scalings: dict[str, Scaling],
+    unusable: list[np.ndarray],
 ) -> None:
     asked, world = table.asked, table.world
     if not asked.targets:
         return
     shown = [world.variables[name] for name in asked.targets]
     if asked.loss != "squared":
-        _fill_labels(table, shown[0], classes, unusable)
+        _fill_labels(table, shown[0], classes, outputs, unusable)
         return
     for name, one in zip(asked.targets, shown, strict=True):
         _check_numbers(table, f"targets {name}", one)
@@ -166,7 +177,11 @@ def _fill_targets(
 
 
 def _fill_labels(
-    table: Table, shown: Shown, classes: list[Any] | None, unusable: list[np.ndarray]
+    table: Table,
+    shown: Shown,
+    classes: list[Any] | None,
+    outputs: int | None,
+    unusable: list[np.ndarray],
 ) -> None:
     """Encode the labels, which are compared as Python compares numbers and text."""
     asked = table.asked
@@ -175,7 +190,7 @@ def _fill_labels(
         table.allowed.append("labels of a kind that may be refused")
         table.doubtful_values |= shown.kind in ("odd", "time") or not certain
     labels = classes if classes is not None else flags
-    count = 2 if asked.loss == "logistic" and asked.outputs == 1 else asked.outputs
+    count = 2 if asked.loss == "logistic" and outputs == 1 else outputs
     if labels is None and shown.kind == "text":
         table.required.append("text needs classes")
         return

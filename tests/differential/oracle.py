@@ -175,4 +175,6 @@ def together(parts: list[np.ndarray]) -> np.ndarray:
         return parts[0]
     if len({part.shape for part in parts}) == 1:
         return np.stack(parts, axis=-1)
-    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    widths = [int(np.prod(part.shape[1:])) for part in parts]
+    flat = [part.reshape(len(part), n) for part, n in zip(parts, widths, strict=True)]
+    return np.concatenate(flat, axis=1)

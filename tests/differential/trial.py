@@ -21,10 +21,14 @@ from .labels import declared_labels
 from .observing import observe
 from .operations import Operation, draw_operations, quietly
 from .plan import draw_plan
+from .predictions import check_prediction
 from .shown import World, of_dataset, of_store
 from .writing import RAW
 
 STORAGES = (*RAW, "xarray v2", "xarray v3", "netCDF 3", "netCDF 4", "memory", "blocks")
+PREDICTS = 4
+"""Of so many seeds one predicts."""
+
 WEIGHTS = (4, 4, 2, 2, 3, 3, 1, 1, 4, 3)
 
 
@@ -39,7 +43,8 @@ class Trial:
     verdict: str = "nothing to ask"
     error: str = ""
     wrong: str = ""
-    predicted: bool = False
+    predicted: str = ""
+    warned: set[str] = field(default_factory=set)
 
     def describe(self) -> str:
         """Return everything that was drawn, in words."""
@@ -99,11 +104,13 @@ def _draw_worlds(rng: np.random.Generator, trial: Trial) -> list[World]:
         trial.verdict = "xarray cannot open it"
         return []
     trial.operations, _ = draw_operations(rng, dataset)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         shown = trial.data()
         assert isinstance(shown, xr.Dataset)
-        return [of_dataset(shown)]
+        found = [of_dataset(shown)]
+    trial.warned = {str(warning.message) for warning in caught}
+    return found
 
 
 def _fit_outputs(rng: np.random.Generator, asked: Asked | None, world: World) -> None:
@@ -126,7 +133,11 @@ def run(seed: int) -> Trial:
         if observed.error is not None:
             trial.error = f"{type(observed.error).__name__} in {observed.stage}"
         try:
-            trial.verdict, table = compare(observed, worlds, trial.asked)
+            trial.verdict, table = compare(observed, worlds, trial.asked, trial.warned)
+            if trial.verdict == "equal" and trial.asked.loss and seed % PREDICTS == 0:
+                folder = Path(trial.giver.folder) / "predictions"
+                folder.mkdir()
+                trial.predicted = check_prediction(trial.data(), observed, table, folder)
         except Wrong as wrong:
             trial.verdict, trial.wrong = "wrong", str(wrong)
         return trial
