@@ -125,7 +125,7 @@ class Examples:
 
     def __len__(self) -> int:
         """Examples, before any is left out for its values."""
-        return int(self.recipe.block_rows.sum())
+        return self.recipe.rows
 
     def __repr__(self) -> str:
         recipe = self.recipe
@@ -190,12 +190,12 @@ class Examples:
 
     def _cut(self, portion_rows: int) -> Cut:
         recipe = self.recipe
-        counts = [np.array(lengths) for lengths in recipe.grid.lengths]
+        counts = [np.diff(lengths.edges) for lengths in recipe.grid.lengths]
         volumes = counts[0]
         for count in counts[1:]:
             volumes = np.multiply.outer(volumes, count)
         held = (volumes.reshape(-1) * recipe.row_bytes).astype(np.int64)
-        return Cut(tuple(recipe.block_rows.tolist()), tuple(held.tolist()), portion_rows, MIX_BYTES)
+        return Cut(recipe.block_rows, held, portion_rows, MIX_BYTES)
 
     def reads(self, block: int) -> list[tuple[Variable, dict[str, slice]]]:
         """Return every (variable, box) that serving a block reads."""
@@ -246,9 +246,7 @@ class Examples:
         if seed is None:
             parts = contiguous_parts(self.recipe, wanted)
         else:
-            groups = self.recipe.groups
-            values = None if groups is None else groups.decode(groups.read())[0]
-            parts = drawn_parts(self.recipe, wanted, check_seed(seed), values)
+            parts = drawn_parts(self.recipe, wanted, check_seed(seed))
         return tuple(
             Examples._of(self.source, recipe_of_part(self.recipe, part, fraction))
             for part, fraction in zip(parts, wanted, strict=True)
@@ -345,6 +343,6 @@ class Examples:
 
 
 def _check_not_empty(recipe: Recipe) -> None:
-    if recipe.block_rows.sum() == 0:
+    if recipe.grid.block_count == 0 or recipe.rows == 0:
         whole = "; its windows are longer than what was cut" if recipe.edges == "drop" else ""
         raise ValueError(f"no examples are left along {', '.join(recipe.along)}{whole}")

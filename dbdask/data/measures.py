@@ -9,7 +9,7 @@ from dbdask.data.bundles import Bundle
 from dbdask.data.feed import Reader
 from dbdask.data.leaving_out import class_counts
 from dbdask.data.recipe import Recipe
-from dbdask.data.selection import Mask
+from dbdask.data.selection import Mask, Spans
 from dbdask.data.sources import Blocks, Variable
 from dbdask.data.standardization import Moments
 from dbdask.errors import DataError
@@ -46,17 +46,13 @@ class MeasureMoments:
     ) -> Moments | None:
         """Return a variable's moments; None where another block has the same positions."""
         variable = bundle.variables[number]
-        place = recipe.grid.position(block)
         own = [dim for dim in recipe.along if dim in variable.dims]
         positions = {}
-        for axis, dim in enumerate(recipe.along):
-            edges = recipe.edges_of_blocks[axis]
-            cut = edges[place[axis]], edges[place[axis] + 1]
-            selected = recipe.selection.positions(dim)
-            first, last = np.searchsorted(selected, cut)
-            if dim not in own and not _is_first(selected, edges, place[axis]):
+        for dim, cut in zip(recipe.along, recipe.grid.box(block), strict=True):
+            selected = recipe.selection.along(dim)
+            if dim not in own and not _is_first(selected, cut):
                 return None
-            positions[dim] = selected[first:last]
+            positions[dim] = selected.between(cut.start, cut.stop).positions()
         box = {dim: slice(int(positions[dim][0]), int(positions[dim][-1]) + 1) for dim in own}
         stored = variable.read(box, blocks=blocks)
         order = [variable.dims.index(d) for d in (*own, *bundle.feature_dims[number])]
@@ -66,9 +62,9 @@ class MeasureMoments:
         return _moments(variable, values, wanted, held, self.per)
 
 
-def _is_first(selected: np.ndarray, edges: np.ndarray, place: int) -> bool:
+def _is_first(selected: Spans, cut: slice) -> bool:
     """Say whether a block is the first along a dimension that holds something selected."""
-    return bool(edges[place] <= selected[0] < edges[place + 1])
+    return bool(cut.start <= selected.starts[0] < cut.stop)
 
 
 def _held(
@@ -77,16 +73,8 @@ def _held(
     """Return which of the variable's positions the mask keeps for any example."""
     if mask is None:
         return None
-    every = {
-        dim: positions[dim] if dim in own else recipe.selection.positions(dim) for dim in mask.dims
-    }
-    values = mask.values[np.ix_(*every.values())]
-    spare = tuple(axis for axis, dim in enumerate(mask.dims) if dim not in own)
-    kept = [dim for dim in mask.dims if dim in own]
-    reduced = Mask.of(kept, values.any(axis=spare))
-    shape = [len(positions[dim]) for dim in own]
-    whole = [np.arange(len(positions[dim])) for dim in own]
-    return np.broadcast_to(reduced.over(own, whole), shape)
+    spared = {dim: recipe.selection.along(dim) for dim in mask.dims if dim not in own}
+    return mask.any_over({dim: positions[dim] for dim in own}, spared)
 
 
 def _moments(

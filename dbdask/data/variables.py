@@ -16,6 +16,7 @@ import zarr
 from dbdask.data.decoding import Decoding, decode_opened, decode_stored
 from dbdask.data.locations import Location
 from dbdask.data.routes import Absent, Blocks, Index, Origin, Stored, assemble, origin_of
+from dbdask.numbers.lengths import Lengths
 
 DEFAULT_BLOCK_BYTES = 8 * 2**20
 TEXT_BYTES = 16
@@ -53,7 +54,7 @@ class Variable:
         return self.origin.route
 
     @cached_property
-    def lengths(self) -> dict[str, tuple[int, ...]]:
+    def lengths(self) -> dict[str, Lengths]:
         """Lengths of the blocks along each dimension."""
         pairs = zip(self.shape, self.chunks, strict=True)
         return dict(zip(self.dims, itertools.starmap(_lengths, pairs), strict=True))
@@ -212,8 +213,5 @@ def _regular(blocks: tuple[int, ...]) -> int | tuple[int, ...]:
     return max(blocks[0], 1) if same else blocks
 
 
-def _lengths(size: int, chunk: int | tuple[int, ...]) -> tuple[int, ...]:
-    if isinstance(chunk, tuple):
-        return chunk
-    whole, rest = divmod(size, chunk)
-    return (chunk,) * whole + ((rest,) if rest else ())
+def _lengths(size: int, chunk: int | tuple[int, ...]) -> Lengths:
+    return Lengths(chunk) if isinstance(chunk, tuple) else Lengths.regular(size, chunk)
