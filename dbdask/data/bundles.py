@@ -1,7 +1,7 @@
 """Bundles: the variables that together make an example's inputs, or its targets."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -111,9 +111,9 @@ class Bundle:
         flat = np.broadcast_to(np.array(numbers), math.prod(features)).reshape(features)
         return np.broadcast_to(flat, (1, *shape))
 
-    def worker_side(self) -> "Bundle":
-        """Return what travels in a task."""
-        return replace(self, variables=tuple(v.worker_side() for v in self.variables))
+    def mapped(self, change: Callable[[Variable], Variable]) -> "Bundle":
+        """Return the bundle with every variable changed."""
+        return replace(self, variables=tuple(change(variable) for variable in self.variables))
 
     def assemble(
         self, stored: Sequence[np.ndarray], masked: bool = False

@@ -17,7 +17,9 @@ from dbdask.data.losses import targets_for_loss
 from dbdask.data.measures import measure_labels
 from dbdask.data.moments import measured_means, scalings_of
 from dbdask.data.opening import Given, open_recipe
+from dbdask.data.pickling import pack, unpack
 from dbdask.data.recipe import Recipe
+from dbdask.data.routes import Lacking
 from dbdask.data.selection import Selection
 from dbdask.data.sources import Source, Variable, open_source
 from dbdask.data.splits import (
@@ -33,6 +35,10 @@ from dbdask.numbers.portions import MIX_BYTES, Cut, Grid
 
 class Examples:
     """Which parts of a dataset are examples: lazy, immutable, small when pickled.
+
+    A copy is the same object. A pickle carries the place of a store, or up to 4 MiB of a Dataset in
+    memory or of a Dask graph; a larger one is found again in the process that pickled it, and is
+    lacking elsewhere, which the first use says.
 
     Parameters
     ----------
@@ -117,10 +123,21 @@ class Examples:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"Examples cannot be changed: {name!r} is set when it is made")
 
+    def __copy__(self) -> "Examples":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Examples":
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"source": None, "recipe": self.recipe.worker_side()}
+        if self.source is None:  # a worker's side, which has nothing more to carry
+            return {"source": None, "recipe": self.recipe}
+        return {"parcel": pack(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "parcel" in state:
+            source, recipe = unpack(state["parcel"])
+            state = {"source": source, "recipe": recipe}
         self.__dict__.update(state)
 
     def __len__(self) -> int:
@@ -203,6 +220,9 @@ class Examples:
 
     def worker_side(self) -> "Examples":
         """Return what travels in a task."""
+        for variable in self.recipe.variables:
+            if isinstance(variable.origin, Lacking):
+                variable.open()
         return Examples._of(None, self._with_means().recipe.worker_side())
 
     def reader(self, cache_bytes: int = CACHE_BYTES, prefetch: bool = True) -> Reader:

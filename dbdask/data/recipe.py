@@ -1,7 +1,7 @@
 """The recipe of examples: everything a worker needs to make them, and nothing of the data."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -161,13 +161,17 @@ class Recipe:
 
     def worker_side(self) -> "Recipe":
         """Return what travels in a task: small when pickled."""
+        return self.mapped(Variable.worker_side)
+
+    def mapped(self, change: Callable[[Variable], Variable]) -> "Recipe":
+        """Return the recipe with every variable changed."""
         return replace(
             self,
-            inputs=self.inputs.worker_side(),
-            targets=self.targets and self.targets.worker_side(),
-            weights=self.weights and self.weights.worker_side(),
-            groups=self.groups and self.groups.worker_side(),
-            coordinates={dim: v.worker_side() for dim, v in self.coordinates.items()},
+            inputs=self.inputs.mapped(change),
+            targets=self.targets and self.targets.mapped(change),
+            weights=self.weights and change(self.weights),
+            groups=self.groups and change(self.groups),
+            coordinates={dim: change(v) for dim, v in self.coordinates.items()},
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,9 +14,10 @@ import xarray as xr
 import zarr
 from xarray.core import indexing
 
-from dbdask.data.chunk_reading import read_array
+from dbdask.data.chunk_reading import oversized_chunk, read_array
 from dbdask.data.locations import Location, locate
-from dbdask.errors import DataError
+from dbdask.data.read_errors import read_error
+from dbdask.data.stores import WatchedStore
 
 Index = tuple[slice, ...]
 
@@ -75,12 +76,22 @@ class Stored:
         try:
             return read_array(array, index)
         except Exception as error:
-            where = ", ".join(f"{cut.start}:{cut.stop}" for cut in index)
-            raise DataError(
-                f"variable {self.path!r} at [{where}] of {self.location} cannot be read: "
-                f"{type(error).__name__}: {error}; its chunk is damaged or out of reach: "
-                "write it again, or leave it out with .isel"
+            raise read_error(
+                error,
+                self.path,
+                index,
+                str(self.location),
+                lambda: oversized_chunk(array, index),
             ) from error
+
+    @property
+    def fills(self) -> set[int]:
+        """Numbers of the chunks that reading here did not find, and took for the fill value."""
+        if not self._opened:
+            return set()
+        store = self._opened[0].store_path.store
+        assert isinstance(store, WatchedStore)
+        return store.fills
 
     def worker_side(self) -> Origin:
         return self
@@ -154,6 +165,28 @@ class Absent:
 
     def worker_side(self) -> Origin:
         return self
+
+
+@dataclass(frozen=True)
+class Lacking(Absent):
+    """A variable whose values stayed in another process when its examples were pickled."""
+
+    name: str
+    reason: str
+
+    def open(self) -> None:
+        raise RuntimeError(
+            f"the values of variable {self.name!r} are in the memory of the process that pickled "
+            f"these examples: {self.reason}; write the Dataset to Zarr and give its path, or make "
+            "the examples here with .rebind(dataset)"
+        )
+
+    def read(self, index: Index) -> np.ndarray:
+        self.open()
+        raise AssertionError("open() raises")
+
+    def worker_side(self) -> Origin:
+        return Absent(self.route)
 
 
 @dataclass(frozen=True)

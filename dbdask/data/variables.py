@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -20,8 +21,6 @@ from dbdask.numbers.lengths import Lengths
 
 DEFAULT_BLOCK_BYTES = 8 * 2**20
 TEXT_BYTES = 16
-
-_fresh = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def variable_of_array(
             origin=origin,
         )
     # Two DataArrays may share a name; their pieces must not.
-    return replace(stored, key=key or f"{name}#{next(_fresh)}")
+    return replace(stored, key=key or f"{name}#{uuid.uuid4().hex}")
 
 
 def _itemsize(dtype: Any) -> int:
