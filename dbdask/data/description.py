@@ -186,9 +186,16 @@ def _variable_json(variable: Variable) -> dict[str, Any]:
         "dims": list(variable.dims),
         "shape": list(variable.shape),
         "dtype": variable.value_dtype.str,
+        "stored_dtype": _number_dtype(variable),
         "missing": list(variable.decoding.missing),
         "attrs": {name: value for name, value in kept.items() if value is not None},
     }
+
+
+def _number_dtype(variable: Variable) -> str | None:
+    """Return the dtype in which numbers are stored; None for anything else."""
+    dtype = variable.stored_dtype
+    return dtype.str if isinstance(dtype, np.dtype) and dtype.kind in "iufb" else None
 
 
 def _detached(described: Mapping[str, Any]) -> Variable:
@@ -206,6 +213,7 @@ def _detached(described: Mapping[str, Any]) -> Variable:
         attrs=dict(described["attrs"]),
         decoding=Decoding(missing=missing, fill=missing[0] if missing else None),
         origin=Absent("store"),
+        was_stored=np.dtype(described.get("stored_dtype") or dtype),
     )
 
 

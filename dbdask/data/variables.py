@@ -37,6 +37,7 @@ class Variable:
     attrs: dict[str, Any] = field(repr=False)
     decoding: Decoding = field(repr=False)
     origin: Origin = field(repr=False)
+    was_stored: np.dtype | None = None  # of one that only its description is known of
 
     def __getstate__(self) -> dict[str, Any]:
         # What is derived stays behind: the lengths of 100,000 blocks are no small pickle.
@@ -67,6 +68,11 @@ class Variable:
     def nbytes(self) -> int:
         """Bytes of all values as the store holds them; the same by every route."""
         return math.prod(self.shape) * self.itemsize
+
+    @property
+    def stored_dtype(self) -> np.dtype:
+        """dtype of the values as they are stored."""
+        return self.dtype if self.was_stored is None else self.was_stored
 
     @cached_property
     def value_dtype(self) -> np.dtype:
