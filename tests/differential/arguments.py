@@ -84,7 +84,7 @@ def _one_or_list(names: list[str]) -> Any:
 def named(world: World, role: str) -> list[str]:
     """Return the variables of a role, by the first letter of their names."""
     dims = set(world.sizes)
-    return [n for n in world.variables if n[0] == role and n not in dims and len(n) < 5]
+    return sorted(n for n in world.variables if n[0] == role and n not in dims)
 
 
 def draw_asked(rng: Random, world: World, by_path: bool) -> Asked | None:
@@ -95,7 +95,7 @@ def draw_asked(rng: Random, world: World, by_path: bool) -> Asked | None:
     along = _along(rng, world, inputs + targets)
     if not inputs or not along:
         return None
-    missing = choose(rng, ("error", "drop", "mask"), (2, 4, 3))
+    missing = choose(rng, ("error", "drop", "mask"), (2, 5, 4))
     asked = Asked(along, inputs, targets, None, None, None, "repeat", missing, None, None)
     for role, names in (("weights", named(world, "w")), ("groups", named(world, "g"))):
         for name in names:
@@ -147,7 +147,8 @@ def _draw_loss(rng: Random, world: World, asked: Asked) -> None:
     shown = [world.variables[name] for name in asked.targets]
     dims = [dim for one in shown for dim in one.dims if dim not in asked.along]
     single = len(shown) == 1 and not dims
-    if not single or (shown[0].kind == "number" and rng.random() < 0.4):
+    chance = 0.9 if shown[0].values.dtype.kind == "f" and not _are_whole(shown[0]) else 0.4
+    if not single or (shown[0].kind == "number" and rng.random() < chance):
         asked.loss, asked.outputs = "squared", None
         return
     asked.loss = choose(rng, ("softmax", "logistic"), (4, 1))
@@ -159,6 +160,10 @@ def _draw_loss(rng: Random, world: World, asked: Asked) -> None:
         order = rng.permutation(len(labels)) if how == "shuffled" else np.arange(len(labels))
         asked.classes = [labels[n] for n in order][: len(labels) - (how == "short" and len(labels) > 1)]
     asked.outputs = _outputs(shown[0], asked, labels)
+
+
+def _are_whole(shown: Shown) -> bool:
+    return all(isinstance(label, int) for label in label_list(shown))
 
 
 def _outputs(shown: Shown, asked: Asked, labels: list[Any]) -> int:

@@ -19,6 +19,19 @@ WORDS = re.compile(
 )
 NAMED = (ValueError, TypeError)
 
+SAID = {
+    "missing": r"missing",
+    "wrong value": r"infinite|too large|negative|whole number|not one of|which is not|is not",
+    "no numbers": r"dtype|numbers",
+    "groups": r"groups",
+    "nothing left": r"no examples|nothing|gets none|no position|of length 0|must hold something",
+    "window": r"window",
+    "classes": r"classes|outputs|labels|text",
+    "nothing to measure": r"missing|no value|infinite|classes|label",
+    "odd": r".",
+}
+"""What an error says that comes for a reason; a reason begins with one of these."""
+
 
 class Wrong(AssertionError):
     """dbdask shows something else than it must."""
@@ -63,8 +76,9 @@ def _check_error(observed: Observed, table: Table) -> None:
     quoted = any(repr(name) in str(error) for name in table.world.variables)
     if not quoted and not WORDS.search(str(error)):
         raise Wrong(f"an error that names nothing: {kind}")
-    if not table.required and not table.allowed:
-        raise Wrong(f"an error without reason: {kind}")
+    reasons = [*table.required, *table.allowed]
+    if not any(re.search(SAID[reason.partition(":")[0]], str(error)) for reason in reasons):
+        raise Wrong(f"an error without reason: {kind}; reasons are {reasons or 'none'}")
 
 
 def _check_warnings(observed: Observed, warned: set[str]) -> None:
@@ -80,7 +94,7 @@ def expected(observed: Observed, world: World, asked: Asked) -> Table:
     positions, places = rows_of(world, asked, selected)
     table = Table(asked, world, selected, positions, places, reasons, allowed)
     if not len(positions) and not len(_without_groups(world, asked, selected)):
-        table.required.append("no examples are left")
+        table.required.append("nothing left: no examples are left")
     classes = asked.classes
     if classes == "find":
         classes = observed.classes
@@ -90,7 +104,7 @@ def expected(observed: Observed, world: World, asked: Asked) -> Table:
         first, last = asked.offsets(dim)
         size = world.sizes[dim]
         if last - first + 1 > size or max(-first, last) >= size:
-            table.allowed.append("a window is wider than its dimension")
+            table.allowed.append("window: it is wider than its dimension")
     return table
 
 
@@ -106,7 +120,7 @@ def _after_cuts(
     splits = iter(observed.parts)
     for cut in asked.cuts:
         if cut.method.startswith("split"):
-            allowed.append("a part of a split may be empty")
+            allowed.append("nothing left: a part of a split may be empty")
             parts = next(splits, None)
             if parts is None:
                 continue
@@ -114,7 +128,7 @@ def _after_cuts(
         else:
             selected = _cut(world, asked, selected, cut)
         if not len(_without_groups(world, asked, selected)):
-            required.append("a cut leaves no examples")
+            required.append("nothing left: a cut leaves no examples")
             break
     return selected, required, allowed
 
@@ -171,7 +185,7 @@ def _check_found(observed: Observed, table: Table) -> None:
     shown = table.world.variables[table.asked.targets[0]]
     most = label_list(shown, selected_labels(table, table.selected))
     if not most:
-        table.allowed.append("there are no labels to find")
+        table.allowed.append("nothing to measure: there are no labels to find")
     if observed.classes is None:
         return
     if shown.kind in ("number", "text") and not set(observed.classes) <= set(most):

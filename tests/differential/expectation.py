@@ -46,9 +46,9 @@ def fill(
         _fill_weights(table, unusable)
     for bad in unusable:
         if (bad & table.kept).any():
-            table.required.append("a value that is used is infinite, unknown or negative")
+            table.required.append("wrong value: one that is used is infinite, unknown or negative")
         elif bad.any():
-            table.allowed.append("a value of an example that is left out is wrong")
+            table.allowed.append("wrong value: one of an example that is left out")
 
 
 def measure(table: Table) -> dict[str, Scaling]:
@@ -65,9 +65,9 @@ def measure(table: Table) -> dict[str, Scaling]:
             one = scaling_of(shown, asked.along, table.selected, per)
             found[name] = one
             if one.infinite:
-                table.allowed.append(f"{name} holds an infinite value where it is measured")
+                table.allowed.append(f"wrong value: {name} holds an infinite one where it is measured")
             if one.empty:
-                table.allowed.append(f"{name} has nothing to measure")
+                table.allowed.append(f"nothing to measure: {name}")
             if one.empty or one.doubtful:
                 table.doubtful_values = True
     return found
@@ -75,14 +75,14 @@ def measure(table: Table) -> dict[str, Scaling]:
 
 def _check_numbers(table: Table, what: str, shown: Shown) -> None:
     if shown.kind in ("text", "time") and shown.certain:
-        table.required.append(f"{what} holds {shown.kind}, not numbers")
+        table.required.append(f"no numbers: {what} holds {shown.kind}")
     elif shown.kind != "number":
-        table.allowed.append(f"{what} is odd")
+        table.allowed.append(f"odd: {what}")
         table.doubtful_values = True
     elif shown.doubt:
-        table.allowed.append(f"{what}: {shown.doubt}")
+        table.allowed.append(f"odd: {what}, {shown.doubt}")
     if not shown.certain:
-        table.allowed.append(f"{what} has attributes without sense")
+        table.allowed.append(f"odd: {what} has attributes without sense")
 
 
 def _values(
@@ -114,7 +114,7 @@ def _values(
 
 def _judge_missing(table: Table, missing: np.ndarray) -> None:
     if table.asked.missing == "error" and missing.any():
-        table.required.append("a value that is used is missing")
+        table.required.append("missing: a value that is used")
     if table.asked.missing == "drop":
         table.kept &= ~missing
 
@@ -125,7 +125,7 @@ def _infinite(table: Table, values: np.ndarray, scaling: Scaling | None) -> np.n
     with np.errstate(over="ignore", invalid="ignore"):
         small = np.isinf(values.astype(np.float32))
     if scaling is not None and table.asked.standardize and (small & ~np.isinf(values)).any():
-        table.allowed.append("a value is too large for float32")
+        table.allowed.append("wrong value: one is too large for float32")
     return small
 
 
@@ -187,19 +187,19 @@ def _fill_labels(
     asked = table.asked
     flags, certain = declared_labels(shown, shown.attrs)
     if shown.kind in ("odd", "time") or not certain or not shown.certain or shown.doubt:
-        table.allowed.append("labels of a kind that may be refused")
+        table.allowed.append("odd: labels of a kind that may be refused")
         table.doubtful_values |= shown.kind in ("odd", "time") or not certain
     labels = classes if classes is not None else flags
     count = 2 if asked.loss == "logistic" and outputs == 1 else outputs
     if labels is None and shown.kind == "text":
-        table.required.append("text needs classes")
+        table.required.append("classes: text needs them")
         return
     if labels is not None and len(labels) != count:
-        table.required.append("there are more classes than outputs, or fewer")
+        table.required.append("classes: more than outputs, or fewer")
         return
     codes = {label: n for n, label in enumerate(labels if labels is not None else range(count or 0))}
     if len(codes) != (len(labels) if labels is not None else count or 0):
-        table.required.append("a class is there twice")
+        table.required.append("classes: one is there twice")
         return
     values = taken(table, shown, shown.values, (), False)
     missing = taken(table, shown, shown.missing, (), False)
@@ -236,16 +236,16 @@ def _check_groups(table: Table) -> None:
         return
     shown = world.variables[asked.groups]
     if shown.kind not in ("number", "text") or shown.missing.any() or shown.doubt:
-        table.allowed.append("groups of a kind that may be refused, or with gaps")
+        table.allowed.append("odd: groups of a kind that may be refused, or with gaps")
         table.doubtful_values |= bool(shown.missing.any()) or shown.kind not in ("number", "text")
         return
     dim = shown.dims[0]
     seen = np.unique(table.places[dim]).tolist() if len(table.positions) else []
     centres = table.positions[:, asked.along.index(dim)].tolist()
     if _returns([plain(shown.values[n]) for n in sorted({*seen, *centres})]):
-        table.required.append("a group returns")
+        table.required.append("groups: one returns")
     elif _returns([plain(value) for value in shown.values.tolist()]):
-        table.allowed.append("a group returns where no example is")
+        table.allowed.append("groups: one returns where no example is")
 
 
 def _returns(values: list[Any]) -> bool:

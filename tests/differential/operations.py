@@ -64,10 +64,15 @@ def _look_at(variable: xr.Variable) -> None:
         np.asarray(variable.data)
 
 
+def _dims(dataset: xr.Dataset) -> list[str]:
+    """Return the dimensions, sorted: Zarr lists the arrays of a group in any order."""
+    return sorted(str(dim) for dim in dataset.sizes)
+
+
 def _labelled(rng: Random, dataset: xr.Dataset, unique: bool = True) -> str | None:
     dims = [
-        str(d)
-        for d in dataset.sizes
+        d
+        for d in _dims(dataset)
         if d in dataset.indexes
         and not isinstance(dataset.indexes[d], pd.MultiIndex)
         and (not unique or dataset.indexes[d].is_unique)
@@ -76,11 +81,11 @@ def _labelled(rng: Random, dataset: xr.Dataset, unique: bool = True) -> str | No
 
 
 def _dim(rng: Random, dataset: xr.Dataset) -> str:
-    return choose(rng, [str(dim) for dim in dataset.sizes])
+    return choose(rng, _dims(dataset))
 
 
 def _name(rng: Random, dataset: xr.Dataset, kinds: str = "") -> str | None:
-    names = [str(n) for n, v in dataset.data_vars.items() if not kinds or _kind(v) in kinds]
+    names = sorted(str(n) for n, v in dataset.data_vars.items() if not kinds or _kind(v) in kinds)
     return choose(rng, names) if names else None
 
 
@@ -203,7 +208,7 @@ def _where_everywhere(rng: Random, dataset: xr.Dataset) -> Drawn:
 
 
 def _sortby(rng: Random, dataset: xr.Dataset) -> Drawn:
-    names = [str(n) for n, v in dataset.variables.items() if v.ndim == 1]
+    names = sorted(str(n) for n, v in dataset.variables.items() if v.ndim == 1)
     if not names:
         return None
     name, ascending = choose(rng, names), bool(rng.random() < 0.5)
@@ -212,7 +217,7 @@ def _sortby(rng: Random, dataset: xr.Dataset) -> Drawn:
 
 
 def _stack(rng: Random, dataset: xr.Dataset) -> Drawn:
-    dims = [str(d) for d in dataset.sizes if d[0] in "abc"]
+    dims = [dim for dim in _dims(dataset) if dim[0] in "abc"]
     if len(dims) < 2:
         return None
     pair = [str(dim) for dim in rng.permutation(dims)[:2]]
@@ -248,7 +253,7 @@ def _isel_list(rng: Random, dataset: xr.Dataset) -> Drawn:
 
 
 def _isel_number(rng: Random, dataset: xr.Dataset) -> Drawn:
-    dims = [str(d) for d in dataset.sizes]
+    dims = _dims(dataset)
     if len(dims) < 2:
         return None
     dim = choose(rng, dims)
@@ -256,12 +261,12 @@ def _isel_number(rng: Random, dataset: xr.Dataset) -> Drawn:
 
 
 def _rename(rng: Random, dataset: xr.Dataset) -> Drawn:
-    old = choose(rng, [*map(str, dataset.data_vars), *map(str, dataset.sizes)])
+    old = choose(rng, [*sorted(map(str, dataset.data_vars)), *_dims(dataset)])
     return f".rename({{{old!r}: {old + '_'!r}}})", lambda ds: ds.rename({old: old + "_"})
 
 
 def _swap_names(rng: Random, dataset: xr.Dataset) -> Drawn:
-    names = [str(n) for n in dataset.data_vars if n[0] == "x"]
+    names = sorted(str(n) for n in dataset.data_vars if n[0] == "x")
     if len(names) < 2:
         return None
     one, two = names[:2]
@@ -303,7 +308,7 @@ def _assign(rng: Random, dataset: xr.Dataset) -> Drawn:
 
 
 def _transpose(rng: Random, dataset: xr.Dataset) -> Drawn:
-    order = [str(dim) for dim in rng.permutation(list(dataset.sizes))]
+    order = [str(dim) for dim in rng.permutation(_dims(dataset))]
     return f".transpose(*{order})", lambda ds: ds.transpose(*order)
 
 

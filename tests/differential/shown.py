@@ -114,7 +114,7 @@ def of_store(group: zarr.Group) -> Iterator[World]:
     readings: dict[str, list[Shown]] = {}
     sizes: dict[str, int] = {}
     indexes: dict[str, pd.Index] = {}
-    for name, array in group.arrays():
+    for name, array in sorted(group.arrays()):
         dims = declared.dims_of(array)
         sizes |= dict(zip(dims, array.shape, strict=True))
         with warnings.catch_warnings():

@@ -44,6 +44,7 @@ class Trial:
     error: str = ""
     wrong: str = ""
     predicted: str = ""
+    reasons: list[str] = field(default_factory=list)
     warned: set[str] = field(default_factory=set)
 
     def describe(self) -> str:
@@ -95,12 +96,11 @@ def _draw_worlds(rng: np.random.Generator, trial: Trial) -> list[World]:
     assert giver is not None
     if giver.by_path:
         return list(of_store(zarr.open_group(giver.zarr_path, mode="r")))
-    try:
-        dataset = giver.dataset()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            of_dataset(dataset.copy(deep=True))
-    except Exception:  # of every kind: what xarray cannot open or read is no case
+    dataset = _opened(giver)
+    if dataset is None and giver.storage in RAW:
+        giver.way = "store"
+        return list(of_store(zarr.open_group(giver.zarr_path, mode="r")))
+    if dataset is None:
         trial.verdict = "xarray cannot open it"
         return []
     trial.operations, _ = draw_operations(rng, dataset)
@@ -111,6 +111,18 @@ def _draw_worlds(rng: np.random.Generator, trial: Trial) -> list[World]:
         found = [of_dataset(shown)]
     trial.warned = {str(warning.message) for warning in caught}
     return found
+
+
+def _opened(giver: Giver) -> xr.Dataset | None:
+    """Open the Dataset and read it; None where xarray cannot."""
+    try:
+        dataset = giver.dataset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            of_dataset(dataset.copy(deep=True))
+    except Exception:  # of every kind: what xarray cannot open or read is no case
+        return None
+    return dataset
 
 
 def _fit_outputs(rng: np.random.Generator, asked: Asked | None, world: World) -> None:
@@ -134,6 +146,8 @@ def run(seed: int) -> Trial:
             trial.error = f"{type(observed.error).__name__} in {observed.stage}"
         try:
             trial.verdict, table = compare(observed, worlds, trial.asked, trial.warned)
+            if trial.verdict == "refused":
+                trial.reasons = table.required or table.allowed
             if trial.verdict == "equal" and trial.asked.loss and seed % PREDICTS == 0:
                 folder = Path(trial.giver.folder) / "predictions"
                 folder.mkdir()
