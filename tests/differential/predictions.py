@@ -9,9 +9,7 @@ import pandas as pd
 import xarray as xr
 
 import dbdask
-from dbdask.numbers.history import History
-from dbdask.result import Result
-from dbdask.status import Status
+from dbdask.result import History, Result, Status
 
 from .arguments import Asked
 from .comparing import NAMED, Wrong
