@@ -15,8 +15,10 @@ _PLACES = {
     "Layout": "dbdask.numbers.layout",
     "Parameter": "dbdask.numbers.layout",
     "Model": "dbdask.numbers.model",
+    "Optimizer": "dbdask.numbers.optimizers",
     "sgd": "dbdask.numbers.optimizers",
     "momentum": "dbdask.numbers.optimizers",
+    "nesterov": "dbdask.numbers.optimizers",
     "adagrad": "dbdask.numbers.optimizers",
     "adam": "dbdask.numbers.optimizers",
     "Record": "dbdask.numbers.history",
@@ -27,9 +29,11 @@ _PLACES = {
     "load": "dbdask.result",
     "ShardLost": "dbdask.errors",
     "DataError": "dbdask.errors",
+    "ModelError": "dbdask.errors",
     "CheckpointError": "dbdask.errors",
     "ResultError": "dbdask.errors",
     "WorkerError": "dbdask.errors",
+    "TrainingWarning": "dbdask.errors",
 }
 
 __all__ = [*_PLACES, "__version__"]
@@ -38,8 +42,10 @@ if TYPE_CHECKING:
     from dbdask.data.examples import Examples as Examples
     from dbdask.errors import CheckpointError as CheckpointError
     from dbdask.errors import DataError as DataError
+    from dbdask.errors import ModelError as ModelError
     from dbdask.errors import ResultError as ResultError
     from dbdask.errors import ShardLost as ShardLost
+    from dbdask.errors import TrainingWarning as TrainingWarning
     from dbdask.errors import WorkerError as WorkerError
     from dbdask.numbers.history import Record as Record
     from dbdask.numbers.layers import Dense as Dense
@@ -47,9 +53,11 @@ if TYPE_CHECKING:
     from dbdask.numbers.layout import Parameter as Parameter
     from dbdask.numbers.model import Model as Model
     from dbdask.numbers.network import Network as Network
+    from dbdask.numbers.optimizers import Optimizer as Optimizer
     from dbdask.numbers.optimizers import adagrad as adagrad
     from dbdask.numbers.optimizers import adam as adam
     from dbdask.numbers.optimizers import momentum as momentum
+    from dbdask.numbers.optimizers import nesterov as nesterov
     from dbdask.numbers.optimizers import sgd as sgd
     from dbdask.result import Result as Result
     from dbdask.result import load as load

@@ -17,6 +17,10 @@ class DataError(ValueError):
     """Values found wrong when the chunk that holds them was read."""
 
 
+class ModelError(ValueError):
+    """A model does not keep the `dbdask.Model` contract: no other worker would find it right."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint is missing, already there, of another run, or damaged."""
 
@@ -27,6 +31,10 @@ class ResultError(ValueError):
 
 class WorkerError(RuntimeError):
     """A worker cannot take part: it is named together with the remedy."""
+
+
+class TrainingWarning(UserWarning):
+    """A run ended otherwise than it was asked to, or trains on what hinders it."""
 
 
 class SchedulerLost(RuntimeError):

@@ -177,7 +177,7 @@ EXAMPLES = [
         "inputs text",
         lambda g: g.examples(inputs="word"),
         TypeError,
-        r"inputs: .*'word' has dtype <U1",
+        r"inputs: .*'word' has dtype text",
     ),
     (
         "inputs dates",
@@ -582,7 +582,7 @@ OPTIONS = [
 ]
 DOWNPOUR_OPTIONS = [
     ("optimizer", "adam", TypeError, r"optimizer must be dbdask.sgd, .* got 'adam'"),
-    ("optimizer", dbdask.adam, TypeError, r"optimizer must be dbdask.sgd, .* got <function adam"),
+    ("optimizer", dbdask.adam, TypeError, r"optimizer must be dbdask.sgd, .* got <class .*Adam"),
     ("batch_size", 0, ValueError, r"batch_size must be at least 1, got 0"),
     ("batch_size", 2.0, TypeError, r"batch_size must be a whole number, got 2.0"),
     ("batch_size", True, TypeError, r"batch_size must be a whole number, got True"),

@@ -3,12 +3,16 @@
 import json
 import math
 import pickle
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 
-from dbdask.numbers.optimizers import Optimizer, adagrad, adam, momentum, sgd
+from dbdask.numbers.optimizer_checks import prepared_update
+from dbdask.numbers.optimizers import RULES as BY_NAME
+from dbdask.numbers.optimizers import UpdateRule, adagrad, adam, momentum, nesterov, sgd
 
 SIZE = 70_003  # more than two of the blocks that the rules work in
 
@@ -57,16 +61,17 @@ def plain_adam(p: list, gradients: list, rates: list) -> list:
     return p
 
 
-RULES: list[tuple[Callable[..., Optimizer], dict, Callable]] = [
+RULES: list[tuple[Callable[..., UpdateRule], dict, Callable]] = [
     (sgd, {}, plain_sgd),
     (momentum, {"momentum": 0.8}, plain_momentum),
     (momentum, {"momentum": 0.8, "nesterov": True}, plain_nesterov),
+    (nesterov, {"momentum": 0.8}, plain_nesterov),
     (adagrad, {}, plain_adagrad),
     (adam, {"beta2": 0.99}, plain_adam),
 ]
 
 
-def run(optimizer: Optimizer, start: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+def run(optimizer: UpdateRule, start: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     parameters = start.copy()
     slots = {name: optimizer.initial_slot(name, start.size) for name in optimizer.slots}
     slots = {name: slot.astype(start.dtype) for name, slot in slots.items()}
@@ -131,6 +136,76 @@ def test_every_rule_finds_the_minimum_of_a_bowl(
     assert np.abs(parameters).max() < 0.05
 
 
+def test_nesterov_is_the_gradient_where_the_velocity_leads() -> None:
+    """Sutskever et al. 2013, equations 3 and 4, on a bowl: our parameters are the look-ahead."""
+    curvature, rate, mu = np.array([1.0, 3.0, 0.2]), 0.1, 0.8
+    theta, velocity = np.array([1.0, -2.0, 3.0]), np.zeros(3)
+    optimizer, parameters, slots = nesterov(rate, momentum=mu), theta.copy(), None
+    slots = {"velocity": np.zeros(3)}
+    for step in range(30):
+        velocity = mu * velocity - rate * curvature * (theta + mu * velocity)
+        theta = theta + velocity
+        optimizer.update(parameters, curvature * parameters, slots, step)
+        np.testing.assert_allclose(parameters, theta + mu * velocity, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rule", "peer"),
+    [
+        (sgd(0.1), lambda p: SGDOptimizer(p, 0.1, momentum=0.0, nesterov=False)),
+        (momentum(0.1), lambda p: SGDOptimizer(p, 0.1, momentum=0.9, nesterov=False)),
+        (nesterov(0.1), lambda p: SGDOptimizer(p, 0.1, momentum=0.9, nesterov=True)),
+        (adam(0.1, epsilon=1e-12), lambda p: AdamOptimizer(p, 0.1, epsilon=1e-12)),
+    ],
+)
+def test_rules_equal_scikit_learns(rule: UpdateRule, peer: Callable) -> None:
+    rng = np.random.default_rng(4)
+    start, gradients = rng.normal(size=50), rng.normal(size=(20, 50))
+    theirs = [start.copy()]
+    optimizer = peer(theirs)
+    for gradient in gradients:
+        optimizer.update_params(theirs, [gradient])
+    np.testing.assert_allclose(run(rule, start, gradients), theirs[0], rtol=1e-8)
+
+
+@pytest.mark.parametrize(("rule", "numbers", "plain"), RULES)
+def test_an_update_allocates_nothing_that_grows(
+    rule: Callable, numbers: dict, plain: Callable
+) -> None:
+    optimizer, size = rule(0.1, weight_decay=0.1, **numbers), 2_000_000
+    parameters, gradient = np.ones((2, size), np.float32)
+    slots = {name: optimizer.initial_slot(name, size) for name in optimizer.slots}
+    tracemalloc.start()
+    optimizer.update(parameters, gradient, slots, 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**19
+
+
+def test_what_can_fail_fails_before_any_change() -> None:
+    optimizer = momentum(lambda step: math.nan)
+    parameters, slots = np.ones(3), {"velocity": np.ones(3)}
+    with pytest.raises(ValueError, match=r"learning_rate\(7\) must be finite"):
+        optimizer.update(parameters, np.ones(3), slots, 7)
+    with pytest.raises(KeyError, match="velocity"):
+        momentum(0.1).update(parameters, np.ones(3), {}, 0)
+    assert parameters.tolist() == slots["velocity"].tolist() == [1, 1, 1]
+
+
+def test_a_schedule_is_asked_once_for_all_slices() -> None:
+    asked: list[int] = []
+    optimizer = sgd(lambda step: asked.append(step) or 0.5)
+    update, parameters = prepared_update(optimizer, 3), np.ones(4)
+    for part in (slice(0, 1), slice(2, 4)):
+        update(parameters[part], np.ones(4)[part], {})
+    assert asked == [3] and parameters.tolist() == [0.5, 1, 0.5, 0.5]
+
+
+def test_checkpoints_know_the_rules_by_these_names() -> None:
+    assert list(BY_NAME) == ["sgd", "momentum", "nesterov", "adagrad", "adam"]
+    assert all(rule(0.1).description()["name"] == name for name, rule in BY_NAME.items())
+
+
 def test_optimizers_are_small_equal_and_described() -> None:
     optimizer = adam(half_by_step, weight_decay=1)
     again = pickle.loads(pickle.dumps(optimizer))
@@ -149,6 +224,8 @@ def test_optimizers_are_small_equal_and_described() -> None:
         (lambda: sgd("fast"), TypeError, "learning_rate must be a number"),
         (lambda: sgd(0.1, weight_decay=-1), ValueError, "weight_decay must be at least 0"),
         (lambda: momentum(0.1, momentum=1.0), ValueError, "momentum must be below 1"),
+        (lambda: nesterov(0.1, momentum=1.0), ValueError, "momentum must be below 1, got 1.0"),
+        (lambda: nesterov("0.1"), TypeError, "learning_rate must be a number, got '0.1'"),
         (lambda: adam(0.1, beta2=-0.1), ValueError, "beta2 must be at least 0"),
         (lambda: adam(0.1, epsilon=0), ValueError, "epsilon must be above 0"),
         (lambda: adagrad(0.1, initial_accumulator=-1), ValueError, "initial_accumulator"),

@@ -22,7 +22,7 @@ from dbdask.numbers.serial import minimise_array
 from dbdask.server.link import ServerLink
 from dbdask.server.room import close_room, rooms_of
 from dbdask.verbs.gradient_pass import GradientPass
-from dbdask.verbs.sandblaster_run import SandblasterRun
+from dbdask.verbs.sandblaster_method import Sandblaster
 
 ROWS = 1200
 
@@ -177,14 +177,15 @@ def test_a_push_whose_answer_was_lost_is_counted_as_repeated_and_changes_nothing
 
 
 def test_passes_that_a_rollback_undid_stay_counted(threads_client, store, tmp_path, monkeypatch):
-    note, trouble = SandblasterRun._note_point, [ShardLost("as if a shard were gone")]
+    note, trouble = Sandblaster._note_point, [ShardLost("as if a shard were gone")]
 
-    def lose_a_shard_once(self):
-        note(self)
-        if self.state.iteration == 5 and trouble:
+    def lose_a_shard_once(self, run):
+        note(self, run)
+        if self.point.iteration == 5 and trouble:
+            run.server.give_up([0])
             raise trouble.pop()
 
-    monkeypatch.setattr(SandblasterRun, "_note_point", lose_a_shard_once)
+    monkeypatch.setattr(Sandblaster, "_note_point", lose_a_shard_once)
     path = str(tmp_path / "run.zarr")
     options = {"tolerance": 0.0, "checkpoint": path, "snapshot_every": "1h"}
     history = train(threads_client, store, iterations=8, **options).history
@@ -488,21 +489,22 @@ def test_what_a_resumed_run_has_done_stays_counted_where_it_goes_back(
     options |= {"tolerance": 0.0, "progress": False}
     first = dbdask.sandblaster(network(), labelled(store), iterations=2, **options)
     made, troubles = [int(first.history["evaluations"].values[-1])], [1]
-    work, command = GradientPass.work, SandblasterRun._command
+    work, command = GradientPass.work, Sandblaster._command
 
     async def counted_work(self):
         sums = await work(self)
         made.append(1)
         return sums
 
-    async def troubled(self, commands):
+    async def troubled(self, run, commands):
         if len(made) == 2 and troubles:  # after the first pass, before its step is noted
             troubles.pop()
+            run.server.give_up([0])
             raise ShardLost("a shard was lost")
-        return await command(self, commands)
+        return await command(self, run, commands)
 
     monkeypatch.setattr(GradientPass, "work", counted_work)
-    monkeypatch.setattr(SandblasterRun, "_command", troubled)
+    monkeypatch.setattr(Sandblaster, "_command", troubled)
     result = dbdask.sandblaster(network(), labelled(store), iterations=4, resume=True, **options)
     assert not troubles and len(made) > 3
     assert result.history["evaluations"].values[-1] == sum(made)

@@ -48,6 +48,25 @@ def test_a_repeated_push_changes_nothing_and_is_acknowledged():
     assert first.version == second.version == 1
 
 
+def test_an_update_that_raises_was_not_applied():
+    rates = [0.5, np.nan, 0.5]
+
+    async def scenario():
+        shard = make_shard(sgd(lambda step: rates.pop(0)))
+        before, version = await shard.fetch(0)
+        ones = np.ones(16, np.float32)
+        await shard.push(0, (0, 0, 0), ones, version)
+        with pytest.raises(ValueError, match="learning_rate"):
+            await shard.push(0, (0, 0, 1), ones, version)
+        standing = await shard.progress(0, 0, 0)
+        repeat, _ = await shard.push(0, (0, 0, 1), ones, version)
+        return before, standing, repeat, (await shard.fetch(0))[0]
+
+    before, standing, repeat, after = run(scenario())
+    np.testing.assert_allclose(after, before - 1, rtol=1e-6)
+    assert standing.last_step == 0 and repeat.version == 2 and repeat.staleness >= 0
+
+
 def test_staleness_counts_the_updates_between_a_fetch_and_its_push():
     async def scenario():
         shard = make_shard()

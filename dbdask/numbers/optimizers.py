@@ -1,66 +1,114 @@
 """Update rules: what a parameter shard does with a gradient.
 
-Each rule works in blocks that stay in the processor's cache, and element by element: a slice
-gets the same bits as the whole vector.
+A rule is any object with `slots` and `update` (see `Optimizer`). Those here work in blocks that
+stay in the processor's cache, and element by element: a slice gets the same bits as the whole
+vector.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 BLOCK = 32_768  # floats
 
 Rate = float | Callable[[int], float]
-Rule = Callable[..., None]
+Slots = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Optimizer:
-    """An update rule with its numbers; made by `sgd`, `momentum`, `adagrad` or `adam`.
+@runtime_checkable
+class Optimizer(Protocol):
+    """What a parameter shard asks of an update rule; any object that keeps this is one.
+
+    A rule travels pickled, and every shard has a copy of its own, which one thread at a time
+    calls with the shard's slice of the vectors. A rule must work on any slice. All that it
+    remembers from one update to the next belongs into the slots: checkpoints keep slots, and
+    nothing of the object but its class's name.
+
+    Optional: `initial_slot(name, size)` returns a slot's first content, float32 of shape
+    (size,); without it slots start as zeros.
 
     Attributes
     ----------
-    name
-        The rule.
+    slots
+        Names of the vectors that the rule keeps beside the parameters.
+
+    Examples
+    --------
+    >>> class SignDescent:
+    ...     slots = ()
+    ...     def update(self, parameters, gradient, slots, step):
+    ...         parameters -= np.float32(0.01) * np.sign(gradient)
+    >>> isinstance(SignDescent(), Optimizer)
+    True
+    """
+
+    @property
+    def slots(self) -> Sequence[str]: ...
+
+    def update(self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int) -> None:
+        """Apply one update in place; the gradient is read-only.
+
+        What can fail (a schedule, a check) must come before the first change: an update that
+        raises counts as not applied.
+
+        Parameters
+        ----------
+        parameters, gradient
+            Slices of the flat vectors, float32 of shape (n,).
+        slots
+            The rule's own vectors by name, float32 of shape (n,) each, updated in place.
+        step
+            Updates that this shard applied before this one, from 0.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """A rule with a learning rate, applied block by block.
+
+    A subclass gives `name` and `slots`, declares its numbers as fields, and writes its equation
+    in `_update_block`.
+
+    Attributes
+    ----------
     learning_rate
         A number, or a `schedule(step) -> float`; steps count from 0 in every shard.
     weight_decay
         Times the parameters, added to the gradient.
-    numbers
-        The rule's other numbers.
     """
 
-    name: str
+    name: ClassVar[str]
+    slots: ClassVar[tuple[str, ...]] = ()
+
     learning_rate: Rate
-    weight_decay: float = 0.0
-    numbers: dict[str, Any] = field(default_factory=dict)
+    weight_decay: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if not callable(self.learning_rate):
             _check("learning_rate", self.learning_rate, above=0.0)
-        _check("weight_decay", self.weight_decay, least=0.0)
-        object.__setattr__(self, "weight_decay", float(self.weight_decay))
+        self._set_number("weight_decay", least=0.0)
 
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """Names of the vectors that the rule keeps beside the parameters."""
-        return _SLOTS[self.name]
+    def _set_number(self, name: str, **limits: float) -> None:
+        """Check a field that holds a number, and keep it as a float."""
+        value = getattr(self, name)
+        _check(name, value, **limits)
+        object.__setattr__(self, name, float(value))
 
     def initial_slot(self, name: str, size: int) -> np.ndarray:
         """Return a slot's first content, float32 of `size` elements."""
-        start = self.numbers.get("initial_accumulator", 0.0) if name == "accumulator" else 0.0
-        return np.full(size, start, np.float32)
+        return np.zeros(size, np.float32)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of an update.
 
         Raises
         ------
-        ValueError
-            A schedule returned a rate that is negative or not finite.
+        TypeError, ValueError
+            A schedule returned no number, or a rate that is negative or not finite.
         """
         if not callable(self.learning_rate):
             return float(self.learning_rate)
@@ -73,54 +121,45 @@ class Optimizer:
             raise ValueError(f"learning_rate({step}) must be finite and at least 0, got {rate}")
         return rate
 
-    def update(
-        self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: dict[str, np.ndarray],
-        step: int,
-    ) -> None:
-        """Apply one update in place; the gradient is left as it is.
+    def update(self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int) -> None:
+        """Apply one update in place, as `Optimizer.update` says."""
+        self.apply(parameters, gradient, slots, step, self.rate(step))
 
-        Parameters
-        ----------
-        parameters, gradient
-            Slices of the flat vectors, shape (n,).
-        slots
-            The rule's own vectors, shape (n,) each, updated in place.
-        step
-            Updates applied before this one.
-        """
-        assert parameters.shape == gradient.shape, (parameters.shape, gradient.shape)
-        rule, rate = _RULES[self.name], self.rate(step)
+    def apply(
+        self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int, rate: float
+    ) -> None:
+        """Apply one update with a rate that is known: then nothing here can fail half way."""
+        held = [slots[name] for name in self.slots]
+        shapes = {vector.shape for vector in (parameters, gradient, *held)}
+        assert len(shapes) == 1, shapes
         scratch = np.empty((2, min(BLOCK, parameters.size)), parameters.dtype)
         for start in range(0, parameters.size, BLOCK):
             block = slice(start, min(start + BLOCK, parameters.size))
-            length = block.stop - start
-            g, spare = gradient[block], scratch[:, :length]
+            p, g, spare = parameters[block], gradient[block], scratch[:, : block.stop - start]
             if self.weight_decay:
-                np.multiply(parameters[block], self.weight_decay, out=spare[0])
+                np.multiply(p, self.weight_decay, out=spare[0])
                 spare[0] += g
                 g = spare[0]
-            rule(
-                parameters[block],
-                g,
-                [slots[name][block] for name in self.slots],
-                rate,
-                step,
-                spare,
-                **self.numbers,
-            )
+            self._update_block(p, g, [vector[block] for vector in held], rate, step, spare[1])
+
+    def _update_block(
+        self,
+        parameters: np.ndarray,
+        gradient: np.ndarray,
+        slots: list[np.ndarray],
+        rate: float,
+        step: int,
+        spare: np.ndarray,
+    ) -> None:
+        """Update a block in place; `spare` has its shape, and arbitrary content."""
+        raise NotImplementedError
 
     def description(self) -> dict[str, Any]:
         """Return the rule as JSON; a schedule is named, not kept."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         rate = self.learning_rate
-        return {
-            "name": self.name,
-            "learning_rate": _schedule_name(rate) if callable(rate) else float(rate),
-            "weight_decay": self.weight_decay,
-            **self.numbers,
-        }
+        values["learning_rate"] = _schedule_name(rate) if callable(rate) else float(rate)
+        return {"name": self.name, **values}
 
 
 def _schedule_name(schedule: Callable[[int], float]) -> str:
@@ -129,7 +168,12 @@ def _schedule_name(schedule: Callable[[int], float]) -> str:
 
 
 def _check(
-    name: str, value: Any, *, above: float | None = None, least: float | None = None
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
 ) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"{name} must be a number, got {value!r}")
@@ -137,178 +181,216 @@ def _check(
         raise ValueError(f"{name} must be above {above:g}, got {value}")
     if least is not None and not (math.isfinite(value) and value >= least):
         raise ValueError(f"{name} must be at least {least:g}, got {value}")
+    if below is not None and not value < below:
+        raise ValueError(f"{name} must be below {below:g}, got {value}")
 
 
-def _check_fraction(name: str, value: Any) -> None:
-    _check(name, value, least=0.0)
-    if value >= 1:
-        raise ValueError(f"{name} must be below 1, got {value}")
-
-
-def sgd(learning_rate: Rate, *, weight_decay: float = 0.0) -> Optimizer:
+@dataclass(frozen=True)
+class Sgd(UpdateRule):
     """Gradient descent: `parameters -= rate * gradient`.
 
     Examples
     --------
     >>> parameters = np.array([1.0, 2.0], np.float32)
-    >>> sgd(0.5).update(parameters, np.array([1.0, -1.0], np.float32), {}, step=0)
+    >>> Sgd(0.5).update(parameters, np.array([1.0, -1.0], np.float32), {}, step=0)
     >>> parameters.tolist()
     [0.5, 2.5]
     """
-    return Optimizer("sgd", learning_rate, weight_decay)
+
+    name = "sgd"
+
+    def _update_block(
+        self,
+        parameters: np.ndarray,
+        gradient: np.ndarray,
+        slots: list[np.ndarray],
+        rate: float,
+        step: int,
+        spare: np.ndarray,
+    ) -> None:
+        np.multiply(gradient, rate, out=spare)
+        parameters -= spare
 
 
-def momentum(
-    learning_rate: Rate,
-    *,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> Optimizer:
+@dataclass(frozen=True)
+class Momentum(UpdateRule):
     """Momentum: `v = momentum * v + gradient; parameters -= rate * v`.
 
-    With `nesterov` the step is `rate * (gradient + momentum * v)`. Source: Sutskever et al. 2013.
+    With `nesterov` it is the rule `nesterov`. Source: Polyak 1964; Sutskever et al. 2013.
     """
-    _check_fraction("momentum", momentum)
-    if not isinstance(nesterov, bool):
-        raise TypeError(f"nesterov must be True or False, got {nesterov!r}")
-    numbers = {"momentum": float(momentum), "nesterov": bool(nesterov)}
-    return Optimizer("momentum", learning_rate, weight_decay, numbers)
+
+    name = "momentum"
+    slots = ("velocity",)
+
+    momentum: float = field(default=0.9, kw_only=True)
+    nesterov: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("momentum", least=0.0, below=1.0)
+        if not isinstance(self.nesterov, bool):
+            raise TypeError(f"nesterov must be True or False, got {self.nesterov!r}")
+
+    def _update_block(
+        self,
+        parameters: np.ndarray,
+        gradient: np.ndarray,
+        slots: list[np.ndarray],
+        rate: float,
+        step: int,
+        spare: np.ndarray,
+    ) -> None:
+        (velocity,) = slots
+        velocity *= self.momentum
+        velocity += gradient
+        if self.nesterov:
+            _look_ahead(velocity, gradient, self.momentum, rate, spare)
+        else:
+            np.multiply(velocity, rate, out=spare)
+        parameters -= spare
 
 
-def adagrad(
-    learning_rate: Rate,
-    *,
-    epsilon: float = 1e-7,
-    initial_accumulator: float = 0.0,
-    weight_decay: float = 0.0,
-) -> Optimizer:
+@dataclass(frozen=True)
+class Nesterov(UpdateRule):
+    """Nesterov momentum: momentum that looks one step ahead.
+
+    `v = momentum * v + gradient; parameters -= rate * (gradient + momentum * v)`. At a constant
+    rate this is Nesterov's accelerated gradient, which takes each gradient at the point where the
+    velocity is about to lead; the parameters here are those points. Source: Nesterov 1983;
+    Sutskever et al. 2013, equations 3 and 4, with the variables of Bengio et al. 2013, equation 7.
+    """
+
+    name = "nesterov"
+    slots = ("velocity",)
+
+    momentum: float = field(default=0.9, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("momentum", least=0.0, below=1.0)
+
+    def _update_block(
+        self,
+        parameters: np.ndarray,
+        gradient: np.ndarray,
+        slots: list[np.ndarray],
+        rate: float,
+        step: int,
+        spare: np.ndarray,
+    ) -> None:
+        (velocity,) = slots
+        velocity *= self.momentum
+        velocity += gradient
+        _look_ahead(velocity, gradient, self.momentum, rate, spare)
+        parameters -= spare
+
+
+def _look_ahead(
+    velocity: np.ndarray, gradient: np.ndarray, momentum: float, rate: float, spare: np.ndarray
+) -> None:
+    """Write `rate * (gradient + momentum * velocity)` into `spare`."""
+    np.multiply(velocity, momentum, out=spare)
+    spare += gradient
+    spare *= rate
+
+
+@dataclass(frozen=True)
+class Adagrad(UpdateRule):
     """Adagrad as the paper has it: `a += gradient**2; parameters -= rate * gradient / sqrt(a)`.
 
     `epsilon` is added to the root, and `initial_accumulator` is where every sum of squares
     starts. With the default, zero, as in the paper, the first step of every parameter is `rate`
     long. Source: Duchi, Hazan, Singer 2011; Dean et al. 2012, section 4.1.
     """
-    _check("epsilon", epsilon, above=0.0)
-    _check("initial_accumulator", initial_accumulator, least=0.0)
-    numbers = {"epsilon": float(epsilon), "initial_accumulator": float(initial_accumulator)}
-    return Optimizer("adagrad", learning_rate, weight_decay, numbers)
+
+    name = "adagrad"
+    slots = ("accumulator",)
+
+    epsilon: float = field(default=1e-7, kw_only=True)
+    initial_accumulator: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("epsilon", above=0.0)
+        self._set_number("initial_accumulator", least=0.0)
+
+    def initial_slot(self, name: str, size: int) -> np.ndarray:
+        """Return the first sums of squares, float32 of `size` elements."""
+        return np.full(size, self.initial_accumulator, np.float32)
+
+    def _update_block(
+        self,
+        parameters: np.ndarray,
+        gradient: np.ndarray,
+        slots: list[np.ndarray],
+        rate: float,
+        step: int,
+        spare: np.ndarray,
+    ) -> None:
+        (accumulator,) = slots
+        np.multiply(gradient, gradient, out=spare)
+        accumulator += spare
+        np.sqrt(accumulator, out=spare)
+        spare += self.epsilon
+        np.divide(gradient, spare, out=spare)
+        spare *= rate
+        parameters -= spare
 
 
-def adam(
-    learning_rate: Rate,
-    *,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    epsilon: float = 1e-8,
-    weight_decay: float = 0.0,
-) -> Optimizer:
+@dataclass(frozen=True)
+class Adam(UpdateRule):
     """Adam with bias correction; `weight_decay` is added to the gradient, not decoupled from it.
 
     `m = beta1 * m + (1 - beta1) * gradient; v = beta2 * v + (1 - beta2) * gradient**2;
     parameters -= rate * m' / (sqrt(v') + epsilon)`, where `m' = m / (1 - beta1**t)`,
     `v' = v / (1 - beta2**t)` and `t` counts from 1. Source: Kingma and Ba 2015, algorithm 1.
     """
-    _check_fraction("beta1", beta1)
-    _check_fraction("beta2", beta2)
-    _check("epsilon", epsilon, above=0.0)
-    numbers = {"beta1": float(beta1), "beta2": float(beta2), "epsilon": float(epsilon)}
-    return Optimizer("adam", learning_rate, weight_decay, numbers)
+
+    name = "adam"
+    slots = ("mean", "square")
+
+    beta1: float = field(default=0.9, kw_only=True)
+    beta2: float = field(default=0.999, kw_only=True)
+    epsilon: float = field(default=1e-8, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_number("beta1", least=0.0, below=1.0)
+        self._set_number("beta2", least=0.0, below=1.0)
+        self._set_number("epsilon", above=0.0)
+
+    def _update_block(
+        self,
+        parameters: np.ndarray,
+        gradient: np.ndarray,
+        slots: list[np.ndarray],
+        rate: float,
+        step: int,
+        spare: np.ndarray,
+    ) -> None:
+        mean, square = slots
+        np.multiply(gradient, 1 - self.beta1, out=spare)
+        mean *= self.beta1
+        mean += spare
+        np.multiply(gradient, gradient, out=spare)
+        spare *= 1 - self.beta2
+        square *= self.beta2
+        square += spare
+        np.divide(square, 1 - self.beta2 ** (step + 1), out=spare)
+        np.sqrt(spare, out=spare)
+        spare += self.epsilon
+        np.divide(mean, spare, out=spare)
+        spare *= rate / (1 - self.beta1 ** (step + 1))
+        parameters -= spare
 
 
-def _sgd(
-    parameters: np.ndarray,
-    gradient: np.ndarray,
-    slots: list[np.ndarray],
-    rate: float,
-    step: int,
-    spare: np.ndarray,
-) -> None:
-    np.multiply(gradient, rate, out=spare[1])
-    parameters -= spare[1]
+# Users write dbdask.sgd(0.1): the names that the field uses.
+sgd, momentum, nesterov, adagrad, adam = Sgd, Momentum, Nesterov, Adagrad, Adam
+
+RULES = {rule.name: rule for rule in (Sgd, Momentum, Nesterov, Adagrad, Adam)}
+"""The rules of this library, by the names under which checkpoints know them."""
 
 
-def _momentum(
-    parameters: np.ndarray,
-    gradient: np.ndarray,
-    slots: list[np.ndarray],
-    rate: float,
-    step: int,
-    spare: np.ndarray,
-    *,
-    momentum: float,
-    nesterov: bool,
-) -> None:
-    (velocity,) = slots
-    velocity *= momentum
-    velocity += gradient
-    if nesterov:
-        np.multiply(velocity, momentum, out=spare[1])
-        spare[1] += gradient
-        spare[1] *= rate
-    else:
-        np.multiply(velocity, rate, out=spare[1])
-    parameters -= spare[1]
-
-
-def _adagrad(
-    parameters: np.ndarray,
-    gradient: np.ndarray,
-    slots: list[np.ndarray],
-    rate: float,
-    step: int,
-    spare: np.ndarray,
-    *,
-    epsilon: float,
-    initial_accumulator: float,
-) -> None:
-    (accumulator,) = slots
-    np.multiply(gradient, gradient, out=spare[1])
-    accumulator += spare[1]
-    np.sqrt(accumulator, out=spare[1])
-    spare[1] += epsilon
-    np.divide(gradient, spare[1], out=spare[1])
-    spare[1] *= rate
-    parameters -= spare[1]
-
-
-def _adam(
-    parameters: np.ndarray,
-    gradient: np.ndarray,
-    slots: list[np.ndarray],
-    rate: float,
-    step: int,
-    spare: np.ndarray,
-    *,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-) -> None:
-    mean, square = slots
-    np.multiply(gradient, 1 - beta1, out=spare[1])
-    mean *= beta1
-    mean += spare[1]
-    np.multiply(gradient, gradient, out=spare[1])
-    spare[1] *= 1 - beta2
-    square *= beta2
-    square += spare[1]
-    np.divide(square, 1 - beta2 ** (step + 1), out=spare[1])
-    np.sqrt(spare[1], out=spare[1])
-    spare[1] += epsilon
-    np.divide(mean, spare[1], out=spare[1])
-    spare[1] *= rate / (1 - beta1 ** (step + 1))
-    parameters -= spare[1]
-
-
-_RULES: dict[str, Rule] = {
-    "sgd": _sgd,
-    "momentum": _momentum,
-    "adagrad": _adagrad,
-    "adam": _adam,
-}
-_SLOTS: dict[str, tuple[str, ...]] = {
-    "sgd": (),
-    "momentum": ("velocity",),
-    "adagrad": ("accumulator",),
-    "adam": ("mean", "square"),
-}
+def is_own(optimizer: Optimizer) -> bool:
+    """Whether a rule was written by a user; a subclass of one of ours is the user's."""
+    return type(optimizer) not in RULES.values()

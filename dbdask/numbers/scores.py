@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dbdask.errors import DataError
+from dbdask.numbers.evaluation import loss_of_minibatch
 
 NOTHING = (
     "examples has no example with a weight above 0 that is not missing; examples.check() says "
@@ -125,15 +126,13 @@ def score_minibatch(
     Parameters
     ----------
     scratch
-        A vector of the model's size; it takes the gradient that the loss brings along.
+        A vector of the model's size, for the gradient of a model that has no `loss_only`.
     deviation
         What one unit of a scaled target is in the target's own units.
     determination
         Takes in the errors of values, where r2 is wanted: it has a number for each element.
     """
-    loss = model.loss_and_gradient(
-        parameters, batch.inputs, batch.targets, weights=batch.weights, seed=0, gradient=scratch
-    )
+    loss = loss_of_minibatch(model, parameters, batch, scratch=scratch)
     count = len(batch.inputs)
     weights = np.ones(count) if batch.weights is None else np.asarray(batch.weights, np.float64)
     by_example = weights if weights.ndim == 1 else weights.reshape(count, -1).mean(axis=1)

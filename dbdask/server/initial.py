@@ -7,6 +7,7 @@ import numpy as np
 
 from dbdask.numbers import checkpoint
 from dbdask.numbers.ledger import Ledger, Row
+from dbdask.numbers.optimizer_checks import initial_slots
 from dbdask.numbers.optimizers import Optimizer
 from dbdask.server.contact import ActorPlace, call_actor, start_on, this_worker, worker_loop
 from dbdask.server.shard import ShardState
@@ -22,8 +23,7 @@ class FromModel:
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
         parameters = pickle.loads(self.model).initial_parameters(self.seed, start, stop)
         vectors = {"parameters": np.array(parameters, dtype=np.float32)}
-        for name in optimizer.slots:
-            vectors[name] = optimizer.initial_slot(name, stop - start)
+        vectors |= initial_slots(optimizer, stop - start)
         return ShardState(vectors, 0, Ledger())
 
 

@@ -57,8 +57,8 @@ class ParameterServer:
         The Dask client; its event loop runs every method.
     run
         The run's identity.
-    size, count
-        Length of the flat vector, and number of shards.
+    size
+        Length of the flat vector.
     optimizer
         The update rule that each shard applies to its own slice.
     kind
@@ -74,7 +74,6 @@ class ParameterServer:
         client: Any,
         run: str,
         size: int,
-        count: int,
         optimizer: Optimizer,
         kind: type[ParameterShard] = ParameterShard,
         copies: int = 1,
@@ -82,12 +81,12 @@ class ParameterServer:
     ) -> None:
         self.client, self.run, self.size = client, run, size
         self.kind = kind
-        self.slices = cut(size, count)
+        self.slices: tuple[tuple[int, int], ...] = ()  # none before they are placed
         self.optimizer = optimizer
         self.wanted = copies
         self.trained = trained
         self.generation = 0
-        self._copies: list[list[Copy]] = [[] for _ in self.slices]
+        self._copies: list[list[Copy]] = []
         self._unwanted: list[asyncio.Task[None]] = []  # shards given up while they were made
         self._command = 0
         self._telling: set[asyncio.Task[None]] = set()
@@ -130,8 +129,11 @@ class ParameterServer:
 
     # Making, moving and losing shards
 
-    async def place(self, initial: Initial, workers: Sequence[str]) -> None:
-        """Make every copy of every shard, spread over `workers`."""
+    async def place(self, count: int, initial: Initial, workers: Sequence[str]) -> None:
+        """Cut the vector into `count` shards, and make every copy of each, over `workers`."""
+        if not self.slices:
+            self.slices = cut(self.size, count)
+            self._copies = [[] for _ in self.slices]
         await self.replace(range(len(self.slices)), initial, workers)
 
     async def replace(

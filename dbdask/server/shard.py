@@ -17,6 +17,7 @@ import numpy as np
 from dbdask.errors import Stale
 from dbdask.numbers import checkpoint
 from dbdask.numbers.ledger import Ledger, Row, Standing
+from dbdask.numbers.optimizer_checks import prepared_update
 from dbdask.numbers.optimizers import Optimizer
 
 REMEMBERED = 64  # commands whose answers are kept for a repeat
@@ -174,16 +175,21 @@ class ParameterShard:
         self, generation: int, identity: tuple[int, int, int], gradient: np.ndarray, fetched: int
     ) -> Acknowledgement:
         self._check(generation)
-        if not self.state.ledger.admit(*identity):
+        if not self.state.ledger.is_new(*identity):
             return Acknowledgement(self.state.applied, -1, self.pausing)
         staleness = max(0, self.state.applied - fetched)  # a twin may be behind the one fetched
+        self._apply(gradient)
+        self.state.ledger.admit(*identity)  # now: an update that raises was not applied
+        return Acknowledgement(self.state.applied, staleness, self.pausing)
+
+    def _apply(self, gradient: np.ndarray) -> None:
+        """Let the optimiser update what is trained; what can fail does so before any change."""
+        update = prepared_update(self.optimizer, self.state.applied)
         vectors = self.state.vectors
         for part in self.trained:
             slots = {name: vectors[name][part] for name in self.optimizer.slots}
-            parameters = vectors["parameters"][part]
-            self.optimizer.update(parameters, gradient[part], slots, self.state.applied)
+            update(vectors["parameters"][part], gradient[part], slots)
         self.state.applied += 1
-        return Acknowledgement(self.state.applied, staleness, self.pausing)
 
     async def fetch_copy(self, number: int) -> np.ndarray:
         """Return the parameters of a snapshot copy (it is never written again)."""

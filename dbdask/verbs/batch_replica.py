@@ -13,6 +13,7 @@ import numpy as np
 from dbdask.data.supply import gather_blocks
 from dbdask.errors import TROUBLE
 from dbdask.numbers.bundles import Bundle
+from dbdask.numbers.evaluation import Evaluator
 from dbdask.numbers.gradients import (
     divide_and_measure,
     first_bad_parameter,
@@ -22,6 +23,7 @@ from dbdask.numbers.gradients import (
 )
 from dbdask.numbers.layout import as_layout
 from dbdask.numbers.left_out import LeftOut
+from dbdask.numbers.magnitudes import Magnitude
 from dbdask.numbers.portions import Portion
 from dbdask.server.link import ServerHandle
 from dbdask.server.room import Room, open_room
@@ -67,6 +69,7 @@ class BundleReport:
     refused: int = 0  # bad gradients; the loss is infinite then
     refusal: str = ""  # where the last one was
     left_out: LeftOut = field(default_factory=LeftOut)
+    magnitudes: tuple[Magnitude, ...] = ()
 
 
 def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
@@ -118,7 +121,7 @@ def _add_up(
     that nothing can be said of this point but that it is not to be gone to.
     """
     job: SandblasterJob = room.job
-    reader, bundle = room.reader("train"), order.bundle
+    reader, bundle, evaluator = room.reader("train"), order.bundle, Evaluator(job.model)
     is_first = True
     for portion, following in pairwise((*bundle.portions, None)):
         assert portion is not None
@@ -130,14 +133,8 @@ def _add_up(
                 return False
             target = accrued if is_first else gradient
             with _naming(portion):
-                loss = job.model.loss_and_gradient(
-                    point,
-                    batch.inputs,
-                    batch.targets,
-                    weights=batch.weights,
-                    seed=minibatch_seed(job.seed, 0, portion.number, batch.step),
-                    gradient=target,
-                )
+                seed = minibatch_seed(job.seed, 0, portion.number, batch.step)
+                loss = evaluator.evaluate(point, batch, seed=seed, gradient=target)
             weight = weight_of(batch.weights, len(batch.inputs))
             report.weight += weight
             report.examples += len(batch.inputs)
@@ -149,6 +146,7 @@ def _add_up(
                     np.add(accrued, gradient, out=accrued)
                 is_first = False
         report.left_out.add(reader.left_out(portion))
+        report.magnitudes = reader.magnitudes
     if is_first:
         accrued.fill(0.0)
     return True

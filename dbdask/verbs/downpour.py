@@ -1,6 +1,5 @@
 """Downpour SGD: model replicas train on portions and push to the parameter server (section 4.1)."""
 
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,15 +10,19 @@ from dbdask.data.examples import Examples
 from dbdask.data.supply import Supply
 from dbdask.numbers import policies
 from dbdask.numbers.layout import as_layout
-from dbdask.numbers.optimizers import Optimizer, adagrad
+from dbdask.numbers.optimizer_checks import checked_optimizer, kept_of
+from dbdask.numbers.optimizers import Optimizer, Sgd, adagrad
 from dbdask.numbers.portions import suggest_portion_rows
 from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
-from dbdask.verbs.downpour_run import DownpourRun, Plan
+from dbdask.verbs.concluding import ScaleNotice, conclude, setting_of
+from dbdask.verbs.downpour_method import Downpour
 from dbdask.verbs.fitting import check_fit, targets_for
+from dbdask.verbs.plan import Plan
 from dbdask.verbs.replica import DownpourJob
 from dbdask.verbs.resuming import digest_of, open_checkpoint, settings_of
+from dbdask.verbs.run import Run
 from dbdask.verbs.session import Callback, client_for, watch
 from dbdask.verbs.settling import (
     check_named,
@@ -31,6 +34,7 @@ from dbdask.verbs.settling import (
     validation_interval,
     worker_names,
 )
+from dbdask.verbs.training import train
 
 
 def downpour(
@@ -81,7 +85,8 @@ def downpour(
     parameters
         Where to start: a `Result`, its `.parameters`, or a flat vector; None asks the model.
     optimizer
-        `sgd`, `momentum`, `adagrad` or `adam`; None is `adagrad(0.01)`.
+        `sgd`, `momentum`, `nesterov`, `adagrad` or `adam`, or an object of your own that keeps
+        `dbdask.Optimizer`; None is `adagrad(0.01)`.
     batch_size
         Examples of a minibatch.
     epochs
@@ -172,10 +177,11 @@ def downpour(
         clip_norm,
         max_refused,
         seed,
+        optimizer,
     )
     portion_rows = suggest_portion_rows(len(examples), examples.row_bytes, layout.size, batch_size)
     settings = settings_of("downpour", model, examples) | {
-        "optimizer": optimizer.name,
+        "optimizer": kept_of(optimizer),
         "batch_size": batch_size,
         "seed": seed,
         "portion_rows": portion_rows,
@@ -192,19 +198,12 @@ def downpour(
         plan = Plan(
             job=cloudpickle.dumps(job),
             model=cloudpickle.dumps(model),
-            name=f"model of {layout.size:,} parameters",
             size=layout.size,
             trained=layout.trained,
-            optimizer=optimizer,
-            cut=examples.cut(portion_rows, batch_size),
             validation_cut=validation_cut(validation, batch_size, portion_rows),
             supply=Supply(examples, connected),
             validation_supply=Supply(validation, connected) if validation is not None else None,
             start=start,
-            run=uuid.uuid4().hex[:12],
-            epochs=epochs,
-            batch_size=batch_size,
-            warmstart=warmstart,
             target_loss=target_loss,
             replicas=replicas,
             shards=shards,
@@ -217,14 +216,26 @@ def downpour(
             path=path,
             last=last,
             snapshot_seconds=arguments.duration("snapshot_every", snapshot_every),
-            max_refused=max_refused,
-            replica_bytes=policies.replica_bytes(layout.size, n_fetch, n_push),
             seed=seed,
             settings=settings | {"portion_rows": portion_rows},
         )
-        run = DownpourRun(connected, plan)
-        outcome = watch(connected, run, callbacks, Progress(progress, plan.total_examples))
+        method = Downpour(
+            optimizer,
+            examples.cut(portion_rows, batch_size),
+            seed,
+            epochs=epochs,
+            warmstart=warmstart,
+            target_loss=target_loss if validation is None else None,
+            max_refused=max_refused,
+            replica_bytes=policies.replica_bytes(layout.size, n_fetch, n_push),
+            last=last,
+        )
+        run = Run(connected, plan, method)
+        shown = Progress(progress, epochs * len(examples))
+        watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
+        outcome = watch(connected, run, train(run), watched, shown)
     check_what_was_left_out(outcome)
+    outcome = conclude(outcome, setting_of("downpour", model, examples, run.tally, path, keep))
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 
@@ -238,10 +249,7 @@ def _check_counts(given: dict[str, Any]) -> None:
             arguments.positive(name, given[name])
     if given["target_loss"] is not None:
         arguments.finite("target_loss", given["target_loss"])
-    if not isinstance(given["optimizer"], Optimizer):
-        raise TypeError(
-            f"optimizer must be dbdask.sgd, momentum, adagrad or adam, got {given['optimizer']!r}"
-        )
+    checked_optimizer(given["optimizer"])
     check_shared(given)
 
 
@@ -249,4 +257,4 @@ def _local_rate(given: float | None, optimizer: Optimizer) -> float:
     """The rate of a replica's local steps: the shards' rule is not known to replicas."""
     if given is not None:
         return float(given)
-    return optimizer.rate(0) if optimizer.name == "sgd" else 0.0
+    return optimizer.rate(0) if type(optimizer) is Sgd else 0.0

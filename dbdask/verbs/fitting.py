@@ -6,20 +6,12 @@ from typing import Any
 import numpy as np
 
 from dbdask.data.examples import Examples
-
-CONTRACT = ("layout", "initial_parameters", "loss_and_gradient", "predict")
+from dbdask.numbers.model import check_members
 
 
 def check_contract(model: Any) -> None:
     """Raise where the model does not keep the contract."""
-    if isinstance(model, type):
-        raise TypeError(f"model must be a model, got the class {model.__name__}: make one of it")
-    for attribute in CONTRACT:
-        if not hasattr(model, attribute):
-            raise TypeError(
-                f"model has no {attribute!r}: it must keep the dbdask.Model contract, "
-                f"got {type(model).__name__}"
-            )
+    check_members(model)
 
 
 def check_fit(model: Any, examples: Examples, validation: Examples | None) -> None:

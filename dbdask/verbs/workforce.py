@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dbdask.errors import DataError
+from dbdask.errors import DataError, ModelError
 from dbdask.numbers.policies import places_for, tasks_for
 from dbdask.numbers.portions import Portion
 from dbdask.server.contact import has_scheduler, worker_answers
@@ -37,6 +37,8 @@ class Report(Protocol):
     """What every task tells its verb."""
 
     finished: bool
+    trouble: str
+    """Why it ended early, if a shard or the generation was lost."""
 
 
 @dataclass(eq=False)
@@ -184,6 +186,8 @@ class Workforce:
         ------
         DataError
             The data are wrong: no other worker would find them right.
+        ModelError
+            The model does not keep its contract.
         WorkerError
             Some work failed `MOST_ATTEMPTS` times.
         """
@@ -210,7 +214,7 @@ class Workforce:
             if report.finished:
                 self.failures.forget(out.work)
             return report
-        if isinstance(error, DataError):
+        if isinstance(error, (DataError, ModelError)):
             raise error
         if isinstance(error, CancelledError) or not has_scheduler(self.client):
             return None  # the client lost the future: that says nothing of the work

@@ -1,0 +1,141 @@
+"""One minibatch through a model, and a look at whether the model filled the gradient it was given.
+
+A model that rebinds `gradient` (`gradient = ...`) instead of filling it leaves whatever the buffer
+held, and would train on that without a sign. So the first minibatch of every task gets a buffer of
+one certain NaN, which no arithmetic makes anew: what still holds it was not written. That costs
+two passes over one vector a portion or bundle, which is at least sixteen minibatches.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from dbdask.errors import ModelError
+from dbdask.numbers.layout import Layout, as_layout
+from dbdask.numbers.model import as_loss
+
+UNWRITTEN = np.uint32(0x7FC0DBDA)  # a quiet NaN with a payload of our own
+BLOCK = 65_536  # floats
+
+
+class Evaluator:
+    """Evaluates the minibatches of one task with a model.
+
+    Parameters
+    ----------
+    model
+        Keeps the `dbdask.Model` contract.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.layout = model, as_layout(model.layout)
+        self._buffers = buffer_ranges(self.layout)
+        self._is_first = True
+
+    def evaluate(
+        self, parameters: np.ndarray, batch: Any, *, seed: int, gradient: np.ndarray
+    ) -> float:
+        """Return the summed loss of a minibatch; `gradient` takes its summed gradient.
+
+        Parameters
+        ----------
+        parameters, gradient
+            Flat float32 vectors; `gradient` is overwritten, with 0 for buffers that the model
+            does not write.
+        batch
+            Has `inputs`, `targets` and `weights`.
+        seed
+            For what is random in the model.
+
+        Raises
+        ------
+        ModelError
+            The loss is no number; or the gradient was not overwritten, in the first minibatch.
+        """
+        if self._is_first:
+            mark_unwritten(gradient)
+        for part in self._buffers:
+            gradient[part] = 0
+        loss = self.model.loss_and_gradient(
+            parameters,
+            batch.inputs,
+            batch.targets,
+            weights=batch.weights,
+            seed=seed,
+            gradient=gradient,
+        )
+        if self._is_first:
+            check_written(gradient, self.layout)
+            self._is_first = False
+        return as_loss(loss)
+
+
+def loss_of_minibatch(
+    model: Any, parameters: np.ndarray, batch: Any, *, scratch: np.ndarray
+) -> float:
+    """Return the summed loss of a minibatch, without a gradient if the model can do that.
+
+    `scratch`, a float32 vector of the model's size, takes the gradient that it has to compute
+    else.
+    """
+    if hasattr(model, "loss_only"):
+        loss = model.loss_only(
+            parameters, batch.inputs, batch.targets, weights=batch.weights, seed=0
+        )
+        return as_loss(loss, "loss_only")
+    loss = model.loss_and_gradient(
+        parameters, batch.inputs, batch.targets, weights=batch.weights, seed=0, gradient=scratch
+    )
+    return as_loss(loss)
+
+
+def mark_unwritten(gradient: np.ndarray) -> None:
+    """Fill a float32 vector with the NaN that tells what was not written since."""
+    gradient.view(np.uint32).fill(UNWRITTEN)
+
+
+def buffer_ranges(layout: Layout) -> list[slice]:
+    """Return the ranges of the flat vector that are not trained."""
+    ends = [0, *(edge for trained in layout.trained for edge in trained), layout.size]
+    pairs = zip(ends[::2], ends[1::2], strict=True)
+    return [slice(start, stop) for start, stop in pairs if start < stop]
+
+
+def unwritten_parameters(gradient: np.ndarray, layout: Layout) -> list[str]:
+    """Return the names of the trained parameters of which an element was not written."""
+    bits = gradient.view(np.uint32)
+    return [
+        parameter.name
+        for parameter, offset in zip(layout.parameters, layout.offsets, strict=True)
+        if parameter.kind == "trained" and _is_marked(bits[offset : offset + parameter.size])
+    ]
+
+
+def _is_marked(bits: np.ndarray) -> bool:
+    """Whether an element holds the mark, looked for in blocks."""
+    return any(
+        bool((bits[start : start + BLOCK] == UNWRITTEN).any())
+        for start in range(0, bits.size, BLOCK)
+    )
+
+
+def check_written(gradient: np.ndarray, layout: Layout) -> None:
+    """Raise ModelError if a trained parameter's gradient was not overwritten."""
+    names = unwritten_parameters(gradient, layout)
+    if names:
+        raise ModelError(unwritten_message(names, len(layout.parameters)))
+
+
+def unwritten_message(names: list[str], count: int) -> str:
+    """Say what a model left unwritten, and what to change."""
+    which = "gradient" if len(names) == count else f"the gradient of {_listed(names)}"
+    return (
+        f"model.loss_and_gradient did not overwrite {which}: fill the vector that is given in "
+        "place (gradient[:] = ...), do not bind the name anew (gradient = ...), and do not add to "
+        "what it holds; dbdask.check_model(model, examples) tries a model"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} other parameters"

@@ -1,0 +1,169 @@
+"""What stands between a run and an update rule that a user wrote: checks, slots, one update."""
+
+from collections.abc import Callable, Sequence
+from inspect import signature
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from dbdask.numbers.optimizers import Optimizer, Slots, UpdateRule, is_own
+
+RESERVED = ("parameters", "best", "commit")  # a snapshot has these beside the slots
+
+Update = Callable[[np.ndarray, np.ndarray, Slots], None]
+
+
+def checked_optimizer(given: Any) -> Optimizer:
+    """Return an update rule that may be given to a run.
+
+    A rule that is not one of this library's is tried on a few numbers, in a pickled copy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is none: it lacks `slots` or `update`, cannot be pickled, changes nothing, or returns
+        what it should have changed in place. An error of its own comes out with a note.
+    """
+    if not is_own(given):
+        return given
+    if isinstance(given, type) or not isinstance(given, Optimizer) or not callable(given.update):
+        raise TypeError(
+            "optimizer must be dbdask.sgd, momentum, nesterov, adagrad or adam with a learning "
+            "rate, or an object with slots and update(parameters, gradient, slots, step), "
+            f"got {given!r}"
+        )
+    _check_slots(given.slots)
+    _check_signature(given)
+    _try(_travelled(given))
+    return given
+
+
+def _check_slots(slots: Any) -> None:
+    is_listed = isinstance(slots, Sequence) and not isinstance(slots, (str, bytes))
+    if not is_listed or not all(isinstance(name, str) for name in slots):
+        raise TypeError(f"optimizer.slots must be a tuple of names, got {slots!r}")
+    wrong = [name for name in slots if name in RESERVED or not name.isidentifier()]
+    if wrong or len(set(slots)) < len(slots):
+        raise ValueError(
+            "optimizer.slots must be unique names of letters, digits and '_' other than "
+            f"{', '.join(RESERVED)}, got {slots!r}"
+        )
+
+
+def _check_signature(rule: Optimizer) -> None:
+    try:
+        signature(rule.update).bind(None, None, None, None)
+    except ValueError:
+        return  # it has no signature to look at, as what is compiled
+    except TypeError as error:
+        raise TypeError(
+            f"optimizer.update must take (parameters, gradient, slots, step): {error}"
+        ) from error
+
+
+def _travelled(rule: Optimizer) -> Optimizer:
+    """Return the copy of a rule that a shard would get."""
+    try:
+        copy: Optimizer = cloudpickle.loads(cloudpickle.dumps(rule))
+    except Exception as error:
+        raise TypeError(
+            f"optimizer must be picklable, because shards on other machines apply it: {error!r}"
+        ) from error
+    return copy
+
+
+def _try(rule: Optimizer) -> None:
+    """Let a rule make some updates of eight parameters."""
+    parameters = np.array([0, 1, -1, 2, 0, 0.5, -3, 1], np.float32)
+    gradient = np.array([1, -1, 0.5, 2, -2, 1, 1, -0.25], np.float32)
+    update: Callable[..., Any] = rule.update
+    try:
+        slots = initial_slots(rule, parameters.size)
+        before = [vector.copy() for vector in (parameters, *slots.values())]
+        for step in range(2):
+            returned = update(parameters, _read_only(gradient), slots, step)
+            if returned is not None:
+                raise TypeError(
+                    "optimizer.update must change parameters and slots in place "
+                    f"(parameters -= ...) and return None, it returned {_brief(returned)}"
+                )
+    except Exception as error:
+        error.add_note("in a trial of optimizer on eight parameters, before training")
+        raise
+    if _is_unchanged(before, parameters, slots) and _still_moves_nothing(rule, parameters, slots):
+        raise ValueError(
+            "optimizer.update changed neither parameters nor slots in a trial: it must change them "
+            "in place (parameters -= ... or parameters[:] = ..., not parameters = ...)"
+        )
+
+
+def _still_moves_nothing(rule: Optimizer, parameters: np.ndarray, slots: Slots) -> bool:
+    """Look at a late step: a rule may begin with a rate of zero."""
+    before = [vector.copy() for vector in (parameters, *slots.values())]
+    try:
+        rule.update(parameters, _read_only(np.ones_like(parameters)), slots, 1000)
+    except Exception:
+        return False  # a list of rates may end before: nothing is known
+    return _is_unchanged(before, parameters, slots)
+
+
+def _is_unchanged(before: list[np.ndarray], parameters: np.ndarray, slots: Slots) -> bool:
+    now = (parameters, *slots.values())
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, now, strict=True))
+
+
+def _brief(value: Any) -> str:
+    return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else repr(value)
+
+
+def _read_only(vector: np.ndarray) -> np.ndarray:
+    view = vector[:]
+    view.flags.writeable = False
+    return view
+
+
+def initial_slots(optimizer: Optimizer, size: int) -> Slots:
+    """Return the first content of a rule's slots, float32 of shape (size,) each.
+
+    Raises
+    ------
+    ValueError
+        The rule's own `initial_slot` returns another shape.
+    """
+    make = getattr(optimizer, "initial_slot", None)
+    slots: Slots = {}
+    for name in optimizer.slots:
+        vector = np.zeros(size, np.float32) if make is None else np.asarray(make(name, size))
+        if vector.shape != (size,):
+            raise ValueError(
+                f"optimizer.initial_slot({name!r}, {size}) must have shape ({size},), "
+                f"got {vector.shape}"
+            )
+        slots[name] = np.array(vector, np.float32)
+    return slots
+
+
+def prepared_update(optimizer: Optimizer, step: int) -> Update:
+    """Return the update of one step, to be applied to one slice after another.
+
+    A schedule is asked here, and once, so that it cannot fail between two slices.
+    """
+    if isinstance(optimizer, UpdateRule) and not is_own(optimizer):
+        rate = optimizer.rate(step)
+        return lambda parameters, gradient, slots: optimizer.apply(
+            parameters, gradient, slots, step, rate
+        )
+    return lambda parameters, gradient, slots: optimizer.update(
+        parameters, _read_only(gradient), slots, step
+    )
+
+
+def kept_of(optimizer: Optimizer) -> str | dict[str, Any]:
+    """Return what a checkpoint keeps of a rule: its name, or an own one's class and slots.
+
+    The numbers are not kept: the rule is given again when a run resumes.
+    """
+    if isinstance(optimizer, UpdateRule) and not is_own(optimizer):
+        return optimizer.name
+    return {"class": type(optimizer).__qualname__, "slots": list(optimizer.slots)}
