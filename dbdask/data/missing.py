@@ -188,18 +188,20 @@ def _scan(
         decoded, gap = variable.decode(values[slab])
         if gap is not None:
             missing[slab] = gap.any(axis=1)
-        if decoded.dtype.kind == "f":
-            wrong[slab] = _too_large(decoded, limit).any(axis=1)
+        large = _too_large(decoded, limit) if decoded.dtype.kind == "f" else None
+        if large is not None:
+            wrong[slab] = large.any(axis=1)
         if not signed:
             negative = decoded < 0 if gap is None else (decoded < 0) & ~gap
             wrong[slab] |= negative.any(axis=1)
     return _any(missing), _any(wrong)
 
 
-def _too_large(values: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """Say which values are infinite as float32, scaled where they are to be."""
-    if values.dtype.itemsize <= 4 and limit.min() >= FLOAT32_MAX:
-        return np.isinf(values)
+def _too_large(values: np.ndarray, limit: np.ndarray) -> np.ndarray | None:
+    """Say which values are infinite as float32, scaled where they are to be; None: none is."""
+    bound = limit.min()
+    if -bound <= values.min() and values.max() <= bound:  # neither, where there are NaN
+        return None
     with np.errstate(invalid="ignore"):
         return np.abs(values) > limit
 
