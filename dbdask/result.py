@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from dbdask.data.bundles import Bundle
+from dbdask.data.decoding import exact_array
 from dbdask.data.examples import Examples
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Source
@@ -173,7 +174,7 @@ class Result:
         """The label of each output."""
         known = self.examples.output_classes
         if known is not None:
-            return np.asarray(known)
+            return exact_array(known)
         return np.arange(class_probabilities(self._outputs_of_nothing()).shape[1])
 
     def _outputs_of_nothing(self) -> np.ndarray:

@@ -79,9 +79,8 @@ class Stored:
         try:
             return read_array(array, index)
         except Exception as error:
-            where = ", ".join(f"{cut.start}:{cut.stop}" for cut in index)
             raise DataError(
-                f"variable {self.path!r} at [{where}] of {self.location} cannot be read: "
+                f"variable {self.path!r} at {_shown(index)} of {self.location} cannot be read: "
                 f"{type(error).__name__}: {error}; its chunk is damaged or out of reach: "
                 "write it again, or leave it out with .isel"
             ) from error
@@ -102,7 +101,14 @@ class Lazy:
 
     def read(self, index: Index) -> np.ndarray:
         # Indexing makes a new variable: what it caches is gone with it.
-        return self.variable[index].to_numpy()
+        try:
+            return self.variable[index].to_numpy()
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise DataError(
+                f"values at {_shown(index)} cannot be read by xarray: {type(error).__name__}: "
+                f"{error}; correct the attributes of the variable, or open it with "
+                "mask_and_scale=False"
+            ) from error
 
     def worker_side(self) -> Origin:
         return Lazy(without_cache(self.variable))
@@ -246,6 +252,10 @@ def _held_index(variable: xr.Variable, data: indexing.PandasIndexingAdapter) -> 
     if isinstance(data.array.dtype, np.dtype):
         return Held(variable.to_numpy())
     return HeldByPandas(data.array.array, dtype=numpy_dtype(data.array.array))
+
+
+def _shown(index: Index) -> str:
+    return f"[{', '.join(f'{cut.start}:{cut.stop}' for cut in index)}]"
 
 
 def _overlap(piece: Piece, index: Index) -> Index | None:
