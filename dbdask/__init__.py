@@ -15,6 +15,7 @@ _PLACES = {
     "Layout": "dbdask.numbers.layout",
     "Parameter": "dbdask.numbers.layout",
     "Model": "dbdask.numbers.model",
+    "check_model": "dbdask.verbs.checking",
     "Optimizer": "dbdask.numbers.optimizers",
     "sgd": "dbdask.numbers.optimizers",
     "momentum": "dbdask.numbers.optimizers",
@@ -33,6 +34,7 @@ _PLACES = {
     "CheckpointError": "dbdask.errors",
     "ResultError": "dbdask.errors",
     "WorkerError": "dbdask.errors",
+    "TrainingWarning": "dbdask.errors",
 }
 
 __all__ = [*_PLACES, "__version__"]
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from dbdask.errors import ModelError as ModelError
     from dbdask.errors import ResultError as ResultError
     from dbdask.errors import ShardLost as ShardLost
+    from dbdask.errors import TrainingWarning as TrainingWarning
     from dbdask.errors import WorkerError as WorkerError
     from dbdask.numbers.history import Record as Record
     from dbdask.numbers.layers import Dense as Dense
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from dbdask.result import Result as Result
     from dbdask.result import load as load
     from dbdask.status import Status as Status
+    from dbdask.verbs.checking import check_model as check_model
     from dbdask.verbs.downpour import downpour as downpour
     from dbdask.verbs.sandblaster import sandblaster as sandblaster
 

@@ -87,8 +87,7 @@ def may_have_gaps(recipe: Recipe) -> bool:
     if recipe.edges == "drop" and recipe.window.spans:
         return True
     return recipe.missing == "drop" and any(
-        variable.value_dtype.kind == "f" or variable.decoding.missing
-        for variable in recipe.inputs.variables
+        variable.may_be_missing for variable in recipe.inputs.variables
     )
 
 
@@ -161,11 +160,14 @@ def _pieces(
             pieces.append(Piece(variable.key, starts, np.asarray(variable.read(box))))
             continue
         for place, starts, within in _overlapping(array, index):
-            key = (name, variable.key, number, *place)
-            chunk: Any = (array.name, *place)
-            layer[key] = Task(key, _cut_piece, variable.key, starts, TaskRef(chunk), within)
+            key, chunk = _key(name, variable.key, number, *place), TaskRef(_key(array.name, *place))
+            layer[key] = Task(key, _cut_piece, variable.key, starts, chunk, within)
             pieces.append(TaskRef(key))
     return pieces
+
+
+def _key(*parts: Any) -> Any:
+    return parts
 
 
 def _overlapping(

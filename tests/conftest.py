@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import dask
 import pytest
+from differential import counting
 from distributed import Client, LocalCluster
 from hanging import Watch
 
@@ -38,6 +39,19 @@ def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
     if report.failed and watch.seen:
         report.sections.append(("What hung", watch.seen))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what the differential tests drew and met, on whichever worker they ran."""
+    total: dict = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, counts in getattr(report, "user_properties", ()):
+                if name == "differential" and report.when == "call":
+                    counting.add(total, counts)
+    if total:
+        terminalreporter.section("drawn datasets")
+        terminalreporter.write_line(counting.report(total))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -33,9 +33,10 @@ def read_block(
         box = recipe.box(variable, spread, role)
         part = _read_part(recipe, variable, features, box, supplied)
         if role == "targets" and recipe.classes is not None:
-            judge.labels = variable.decode(part.values)[0]
-            codes = recipe.classes.encode(*variable.decode(part.values))
-            part = replace(part, values=codes.astype(np.int32))
+            labels, absent = variable.decode(part.values)
+            judge.labels = labels
+            codes = recipe.classes.encode(labels, absent)
+            part = replace(part, values=codes.astype(recipe.classes.code_dtype))
         block.parts.append(part)
     judge.pronounce()
     return block

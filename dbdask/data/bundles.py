@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from dbdask.data.sources import Variable
-from dbdask.data.standardization import Scaling
+from dbdask.data.standardization import FLOAT32_MAX, Scaling, as_float32
 from dbdask.data.windows import NO_WINDOW, Window
 
 
@@ -149,18 +149,27 @@ class Bundle:
     def _values(
         self, number: int, stored: np.ndarray, masked: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        decoded, missing = self.variables[number].decode(stored)
-        values = decoded.astype(np.float32, copy=False)
+        values, missing = self.variables[number].decode(stored)
         scaling = self.scalings[number] if self.scalings is not None else None
-        if masked and missing is not None:
-            values = np.where(missing, np.float32(0), values)
-        if scaling is not None:
-            values = scaling.apply(values, fresh=values.flags.writeable)
         shape = (len(stored), *self.shapes[number])
-        if not (masked and missing is not None):
-            return values.reshape(shape), None
+        if not masked or missing is None:
+            return _rounded(values, scaling).reshape(shape), None
+        values = _rounded(np.where(missing, values.dtype.type(0), values), scaling)
         values = np.where(missing, scaling.fill if scaling is not None else 0, values)
-        return values.astype(np.float32).reshape(shape), missing.reshape(shape)
+        return values.astype(np.float32, copy=False).reshape(shape), missing.reshape(shape)
+
+    def limit(self, number: int) -> np.ndarray:
+        """Return the magnitude up to which a variable's values can be shown to a model."""
+        if self.scalings is None:
+            return np.array(FLOAT32_MAX)
+        return self.scalings[number].limit
+
+
+def _rounded(values: np.ndarray, scaling: Scaling | None) -> np.ndarray:
+    """Return numbers as float32: scaled first, where they are to be."""
+    if scaling is None:
+        return as_float32(values)
+    return scaling.apply(values, fresh=values.flags.writeable)
 
 
 def _listed(dims: Sequence[str]) -> str:
@@ -171,9 +180,18 @@ def check_numbers(argument: str, variable: Variable) -> None:
     """Raise where a variable's values are not real numbers."""
     if variable.value_dtype.kind not in "iufb":
         raise TypeError(
-            f"{argument}: variable {variable.name!r} has dtype {variable.value_dtype}; give "
-            "numbers (dates and text must be turned into numbers first)"
+            f"{argument}: variable {variable.name!r} has dtype {variable.shown_dtype}; give "
+            f"numbers: {_how_to_make_numbers(variable)}"
         )
+
+
+def _how_to_make_numbers(variable: Variable) -> str:
+    kind = variable.value_dtype.kind
+    if kind == "O":
+        return "array.astype(float), or the data loaded into memory"
+    if kind in "mM":
+        return "the time since a date, as ((array - date) / np.timedelta64(1, 's'))"
+    return "dates and text must be turned into numbers first"
 
 
 def check_sizes(argument: str, variable: Variable, sizes: Mapping[str, int]) -> None:

@@ -30,6 +30,7 @@ from dbdask.data.splits import (
     recipe_of_part,
 )
 from dbdask.data.sweeps import sweep
+from dbdask.errors import DataError
 from dbdask.numbers.portions import MIX_BYTES, Cut, Grid
 
 
@@ -61,7 +62,9 @@ class Examples:
     classes
         The labels in the order of the outputs; None takes `flag_values`, or whole numbers from 0.
     missing
-        ``"error"``, ``"drop"`` such examples, or ``"mask"`` their missing elements.
+        ``"error"`` names the first missing value; ``"drop"`` leaves out the examples that need
+        one. ``"mask"`` keeps them: a missing target element gets weight zero, and a missing input
+        element becomes its variable's mean over these examples, 0 after `standardize`.
 
     Raises
     ------
@@ -316,7 +319,7 @@ class Examples:
         found: set[Any] = set()
         for labels in sweep(self, measure_labels, client):
             found.update(labels)
-        return list(as_classes(sorted(found)).labels or ())
+        return list(as_classes(_in_order(found, targets.names[0])).labels or ())
 
     def with_classes(self, classes: Sequence[Any] | Classes | None) -> "Examples":
         """Return the examples with other classes; None: the targets are values, not labels."""
@@ -360,6 +363,16 @@ class Examples:
         """Return what `description` told of: on `data`, or knowing only the metadata."""
         detached = cls._of(None, rebuild(description))
         return detached if data is None else detached.rebind(data)
+
+
+def _in_order(labels: set[Any], name: str) -> list[Any]:
+    try:
+        return sorted(labels)
+    except TypeError as error:
+        raise DataError(
+            f"targets: the labels of {name!r} are of different kinds ({error}); give numbers only, "
+            "or text only"
+        ) from error
 
 
 def _check_not_empty(recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.data.missing import missing_group
 from dbdask.data.spans import PIECE, Spans
 from dbdask.data.variables import Variable
 from dbdask.errors import DataError
@@ -34,13 +35,8 @@ def known_groups(variable: Variable, stored: np.ndarray, begin: int) -> np.ndarr
         One is missing.
     """
     values, missing = variable.decode(stored)
-    gap = values != values if missing is None else missing
-    if gap.any():
-        (dim,) = variable.dims
-        raise DataError(
-            f"groups: {variable.name!r} is missing at {dim}={begin + int(gap.argmax())}; "
-            "every position needs a group"
-        )
+    if missing is not None:
+        raise missing_group(variable, begin + int(missing.argmax()))
     return values
 
 
@@ -90,10 +86,8 @@ def _groups_at(variable: Variable, stored: np.ndarray, positions: np.ndarray) ->
     """Return the groups at some positions; those between them may be missing."""
     chosen = stored[positions - positions[0]]
     values, missing = variable.decode(chosen)
-    gap = values != values if missing is None else missing
-    if gap.any():
-        at = int(gap.argmax())
-        known_groups(variable, chosen[at : at + 1], int(positions[at]))
+    if missing is not None:
+        raise missing_group(variable, int(positions[missing.argmax()]))
     return values
 
 

@@ -28,26 +28,53 @@ def isel_selection(recipe: Recipe, indexers: Mapping[str, Any]) -> Selection:
 def sel_indexers(
     recipe: Recipe, indexers: Mapping[str, Any], method: str | None, tolerance: Any
 ) -> dict[str, Any]:
-    """Return positions for labels, found in the coordinates as xarray finds them."""
-    found: dict[str, Any] = {}
-    for dim, label in indexers.items():
-        _check_dim(recipe, "sel", dim)
-        if dim not in recipe.coordinates:
-            raise ValueError(f"sel: {dim!r} has no coordinate; use isel")
-        selected = recipe.selection.along(dim)
-        labels = recipe.coordinates[dim].coordinate()
-        if selected.count < len(labels):
-            labels = labels[selected.positions()]
-        here = xr.DataArray(np.arange(selected.count), {dim: labels}, (dim,))
-        try:
-            chosen = here.sel({dim: label}, method=method, tolerance=tolerance)
-        except KeyError as error:
-            raise KeyError(
-                f"sel: {dim!r} has no coordinate {label!r} among these examples; it goes from "
-                f"{labels[0]} to {labels[-1]}"
-            ) from error
-        found[dim] = np.atleast_1d(chosen.values)
-    return found
+    """Return positions for labels, found in the indexes as xarray finds them."""
+    wanted: dict[str, dict[str, Any]] = {}
+    for name, label in indexers.items():
+        wanted.setdefault(_dim_of(recipe, name), {})[name] = label
+    return {
+        dim: np.atleast_1d(_found(recipe, dim, labels, method, tolerance))
+        for dim, labels in wanted.items()
+    }
+
+
+def _dim_of(recipe: Recipe, name: str) -> str:
+    """Return the sample dimension that a name, or a level of whose index, is meant."""
+    for dim, coordinate in recipe.coordinates.items():
+        if coordinate.labels is not None and name in coordinate.labels:
+            return dim
+    _check_dim(recipe, "sel", name)
+    if name not in recipe.coordinates:
+        raise ValueError(f"sel: {name!r} has no coordinate; use isel")
+    return name
+
+
+def _found(
+    recipe: Recipe, dim: str, wanted: dict[str, Any], method: str | None, tolerance: Any
+) -> np.ndarray:
+    """Return the positions, among those selected, that xarray finds for labels."""
+    selected = recipe.selection.along(dim)
+    coordinate = recipe.coordinates[dim]
+    coords = coordinate.labels
+    if coords is None:
+        coords = xr.Coordinates({dim: coordinate.label_index()})
+    whole = xr.Dataset({_POSITION: (dim, np.arange(len(coords[dim])))}, coords)
+    here = whole
+    if selected.count < whole.sizes[dim]:
+        here = whole.isel({dim: selected.positions()})
+    try:
+        chosen = here.sel(wanted, method=method, tolerance=tolerance)[_POSITION].values
+    except KeyError as error:
+        labels = here.indexes[dim]
+        shown = ", ".join(f"{label!r}" for label in wanted.values())
+        raise KeyError(
+            f"sel: {dim!r} has no coordinate {shown} among these examples; it goes from "
+            f"{labels[0]} to {labels[-1]}"
+        ) from error
+    return selected.rank(np.atleast_1d(chosen))
+
+
+_POSITION = "dbdask position"
 
 
 def where_selection(recipe: Recipe, mask: xr.DataArray) -> Selection:
@@ -88,8 +115,8 @@ def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> np.nda
 def _by_label(
     recipe: Recipe, mask: xr.DataArray, dim: str, values: np.ndarray, axis: int
 ) -> np.ndarray:
-    own, labels = mask.indexes[dim], recipe.coordinates[dim].coordinate()
-    if same_labels(own.to_numpy(), labels):
+    own, labels = mask.indexes[dim], recipe.coordinates[dim].label_index()
+    if same_labels(own, labels):
         return values
     if not own.is_unique:
         raise ValueError(

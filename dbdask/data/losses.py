@@ -65,10 +65,12 @@ def _classes_for(
     if classes is None or classes.labels is None:
         return Classes(count=count)
     if not classes.labels:
-        raise ValueError(
-            f"classes: the labels of {targets.names[0]!r} are text; give classes=[...], or "
+        kind = targets.variables[0].shown_dtype
+        why = classes.unknown or (
+            f"the labels of {targets.names[0]!r} are {kind}; give classes=[...], or "
             "classes=examples.find_classes()"
         )
+        raise ValueError(f"classes: {why}")
     if len(classes.labels) == 1 and outputs == 1 and count == 2:
         raise ValueError(
             f"classes: {targets.names[0]!r} has one class, the lone output of a logistic loss "

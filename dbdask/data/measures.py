@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dbdask.data.bundles import Bundle
 from dbdask.data.feed import Reader
@@ -111,8 +112,8 @@ def _checked(variable: Variable, stored: np.ndarray) -> np.ndarray:
     decoded, missing = variable.decode(stored)
     if decoded.dtype.kind == "f" and np.isinf(decoded).any():
         raise DataError(
-            f"variable {variable.name!r} holds an infinite value, or one too large for float32; "
-            "correct it in the store, or cut it out with .where"
+            f"variable {variable.name!r} holds an infinite value; correct it in the store, or cut "
+            "it out with .where"
         )
     if missing is None:
         return decoded
@@ -138,7 +139,8 @@ def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[An
     held = _held(recipe, recipe.selection.mask, own, here)
     if held is not None:
         keep &= held
-    return np.unique(labels[keep]).tolist()
+    found: list[Any] = pd.unique(labels[keep]).tolist()
+    return found
 
 
 @dataclass(frozen=True)

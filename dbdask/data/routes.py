@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 import zarr
+from pandas.api.extensions import ExtensionArray
 from xarray.core import indexing
 
 from dbdask.data.chunk_reading import chunk_count, chunk_numbers, oversized_chunk, read_array
-from dbdask.data.locations import Location, locate
+from dbdask.data.lazy_chains import without_cache
+from dbdask.data.locations import Location
+from dbdask.data.pandas_arrays import OBJECT, numpy_dtype, to_numpy
 from dbdask.data.read_errors import read_error
 from dbdask.data.stores import WatchedStore
 
@@ -72,6 +76,8 @@ class Stored:
         array, index = self.array(), self._moved(index)
         try:
             return read_array(array, index)
+        except MemoryError:
+            raise  # that says nothing of the chunk
         except Exception as error:
             raise read_error(
                 error,
@@ -126,7 +132,7 @@ class Lazy:
         return self.variable[index].to_numpy()
 
     def worker_side(self) -> Origin:
-        return Lazy(_without_cache(self.variable))
+        return Lazy(without_cache(self.variable))
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,35 @@ class Held:
     def worker_side(self) -> Origin:
         if self.values.nbytes <= INLINE_BYTES and self.values.dtype.kind != "O":
             return Held(self.values.copy())
+        return Absent(self.route)
+
+
+@dataclass(frozen=True)
+class HeldByPandas(Held):
+    """Values of a dtype of pandas' own, in one dimension; NumPy's `dtype` holds them."""
+
+    values: Any
+    dtype: np.dtype = OBJECT
+
+    def read(self, index: Index) -> np.ndarray:
+        return to_numpy(self.values[index[0]], self.dtype)
+
+    def worker_side(self) -> Origin:
+        if self.dtype == OBJECT or len(self.values) * self.dtype.itemsize > INLINE_BYTES:
+            return Absent(self.route)
+        return Held(to_numpy(self.values, self.dtype))
+
+
+@dataclass(frozen=True)
+class HeldByIndex(Held):
+    """Labels of an index of several levels: made of it when they are wanted."""
+
+    values: Any
+
+    def read(self, index: Index) -> np.ndarray:
+        return np.asarray(self.values[index].to_numpy())
+
+    def worker_side(self) -> Origin:
         return Absent(self.route)
 
 
@@ -240,57 +275,26 @@ def assemble(pieces: Iterable[Piece], index: Index) -> np.ndarray:
 
 
 def origin_of(variable: xr.Variable) -> Origin:
-    """Return the way to the values of a variable of a Dataset."""
-    data = variable._data
+    """Return the way to the values of a variable of a Dataset, as they are shown."""
+    data: Any = variable._data
     if type(data).__module__.partition(".")[0] == "dask":
         return Blocked(data)
+    if isinstance(data, indexing.PandasIndexingAdapter):
+        return _held_index(variable, data)
     if not variable._in_memory:
-        return stored_part(variable) or Lazy(variable)
+        return Lazy(variable)
+    array = getattr(data, "array", None)
+    if isinstance(array, ExtensionArray) and variable.ndim == 1:
+        return HeldByPandas(array, dtype=numpy_dtype(array))
     return Held(variable.to_numpy())
 
 
-def stored_part(variable: xr.Variable) -> Stored | None:
-    """Return the Zarr array that a lazy variable shows unchanged; None if that is not certain."""
-    data: Any = variable._data
-    start = (0,) * variable.ndim
-    while type(data).__name__ != "ZarrArrayWrapper":
-        if isinstance(data, indexing.LazilyIndexedArray):
-            part = _part(data.key, data.array.shape)
-            if part is None or len(part) != len(start):
-                return None
-            start = tuple(here + cut.start for here, cut in zip(start, part, strict=True))
-        elif type(data).__name__ not in _TRANSPARENT:
-            return None
-        data = data.array
-    array = data._array
-    return Stored(
-        locate(array.store_path.store), array.path, start if any(start) else (), route="lazy"
-    )
-
-
-_TRANSPARENT = (
-    "MemoryCachedArray",
-    "CopyOnWriteArray",
-    "_ElementwiseFunctionArray",
-    "NativeEndiannessArray",
-    "BoolTypeArray",
-)
-
-
-def _part(key: indexing.ExplicitIndexer, shape: tuple[int, ...]) -> Index | None:
-    if not isinstance(key, (indexing.BasicIndexer, indexing.OuterIndexer)):
-        return None
-    if not all(isinstance(cut, slice) and cut.step in (None, 1) for cut in key.tuple):
-        return None
-    cuts = zip(key.tuple, shape, strict=True)
-    return tuple(slice(*cut.indices(size)[:2]) for cut, size in cuts)
-
-
-def _without_cache(variable: xr.Variable) -> xr.Variable:
-    data = variable._data
-    while isinstance(data, indexing.MemoryCachedArray | indexing.CopyOnWriteArray):
-        data = data.array
-    return xr.Variable(variable.dims, data, fastpath=True)
+def _held_index(variable: xr.Variable, data: indexing.PandasIndexingAdapter) -> Held:
+    if isinstance(data.array, pd.MultiIndex):
+        return HeldByIndex(variable)
+    if isinstance(data.array.dtype, np.dtype):
+        return Held(variable.to_numpy())
+    return HeldByPandas(data.array.array, dtype=numpy_dtype(data.array.array))
 
 
 def _overlap(piece: Piece, index: Index) -> Index | None:

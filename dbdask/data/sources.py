@@ -10,7 +10,7 @@ The interface, as the rooms beside this one use it::
 
     variable.lengths["time"]               # block lengths (whole Zarr chunks, or shards)
     stored = variable.read({"time": slice(0, 100)})  # stored dtype, the variable's own dim order
-    values, missing = variable.decode(stored)        # float32, integers, dates or text; mask | None
+    values, missing = variable.decode(stored)        # in the dtype that holds them; mask | None
     variable.value_dtype                   # dtype of those values
     variable.itemsize, variable.nbytes     # bytes in the store: the same by every route
     variable.coordinate({"time": slice(0, 100)})     # lossless, as xarray shows them
@@ -42,13 +42,12 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
+import pandas as pd
 import xarray as xr
 import zarr
 from zarr.abc.store import Store
 
 from dbdask.data.alignment import first_difference
-from dbdask.data.decoding import is_format_2
 from dbdask.data.listing import list_arrays
 from dbdask.data.locations import Location, locate
 from dbdask.data.routes import Blocks, Piece
@@ -105,10 +104,10 @@ class Source:
             return False
         return mine.store is yours.store if mine.store is not None else mine == yours
 
-    def labels(self, dim: str) -> np.ndarray | None:
-        """Return the index coordinate of a dimension; None where it has none."""
+    def labels(self, dim: str) -> pd.Index | None:
+        """Return the index of a dimension; None where it has none."""
         variable = self.coords.get(dim)
-        return None if variable is None or variable.dims != (dim,) else variable.coordinate()
+        return None if variable is None or variable.dims != (dim,) else variable.label_index()
 
     def variable(self, given: str | xr.DataArray | Variable) -> Variable:
         """Return a variable by name, the variable that a DataArray is, or one that is known.
@@ -188,7 +187,7 @@ class Source:
         labels = self.labels(dim) if dim in array.indexes else None
         if labels is None:
             return
-        own = array.indexes[dim].to_numpy()
+        own = array.indexes[dim]
         place = first_difference(own, labels)
         if place is not None:
             raise ValueError(
@@ -258,9 +257,11 @@ def _source_of_store(location: Location) -> Source:
 
 
 def _source_of_dataset(dataset: xr.Dataset) -> Source:
-    declared = _declared(dataset)
+    indexed = dataset.xindexes
     variables = {
-        str(name): variable_of_array(str(name), variable, str(name), declared.get(str(name)))
+        str(name): variable_of_array(
+            str(name), variable, str(name), _labels(dataset, name) if name in indexed else None
+        )
         for name, variable in dataset.variables.items()
     }
     coords = frozenset(str(name) for name in dataset.coords)
@@ -269,26 +270,11 @@ def _source_of_dataset(dataset: xr.Dataset) -> Source:
     )
 
 
-def _declared(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """Return the attributes that the arrays of a v2 store have, if the Dataset says which.
-
-    xarray shows a v2 array's fill value and a declared `_FillValue` as one and the same.
-    """
-    source = dataset.encoding.get("source")
-    doubtful = [
-        str(name)
-        for name, variable in dataset.variables.items()
-        if is_format_2(variable.encoding)
-        and "_FillValue" in {**variable.encoding, **variable.attrs}
-    ]
-    if not doubtful or not isinstance(source, str):
-        return {}
-    try:
-        group = locate(source).open_group()
-        return {name: dict(group[name].attrs) for name in doubtful if name in group}
-    except (OSError, ValueError):
-        # The store is gone, the Dataset is not: go by what it says itself.
-        return {}
+def _labels(dataset: xr.Dataset, name: Any) -> xr.Coordinates:
+    """Return the index that a coordinate is a part of, with all the coordinates that it has."""
+    names = dataset.xindexes.get_all_coords(name)
+    indexes = {other: dataset.xindexes[other] for other in names}
+    return xr.Coordinates({other: dataset.variables[other] for other in names}, indexes)
 
 
 def _dims(array: zarr.Array) -> tuple[str, ...] | None:

@@ -33,7 +33,7 @@ class LeftOut:
     missing
         Those of them that are left out because a value is missing, where there are some.
     places
-        Where the first missing value of a block is.
+        Where the first missing value of a block is; of several blocks, of the first.
     kept
         The classes of which an example is left: bit `n` is class `n`.
     lost
@@ -64,6 +64,9 @@ class LeftOut:
         self.rows.update(other.rows)
         self.missing.update(other.missing)
         self.places.update(other.places)
+        if self.places:  # a text for each block would be much, and only the first is told
+            first = min(self.places)
+            self.places = {first: self.places[first]}
         self.kept |= other.kept
         self.lost.update(other.lost)
         for name, fills in other.fills.items():

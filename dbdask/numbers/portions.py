@@ -152,6 +152,11 @@ class Portions(Sequence[Portion]):
         Rows of a portion; the last one of a group may have fewer.
     seed
         Entropy of the permutations; None for store order.
+
+    Attributes
+    ----------
+    first_of_groups
+        The number of the first portion of every group, and of portions in all.
     """
 
     def __init__(
@@ -166,12 +171,12 @@ class Portions(Sequence[Portion]):
         self.epoch, self.seed = epoch, seed
         self._blocks, self._first_block = blocks, np.append(first_block, len(blocks))
         self._rows, self._portion_rows = rows, portion_rows
-        # The first portion of every group, and the number of all.
-        self._first = np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-rows // portion_rows))])
+        counts = -(-rows // portion_rows)
+        self.first_of_groups = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         self._last_group: tuple[int, tuple[int, ...]] = (-1, ())
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return int(self.first_of_groups[-1])
 
     @overload
     def __getitem__(self, number: int) -> Portion: ...
@@ -195,22 +200,9 @@ class Portions(Sequence[Portion]):
     def __repr__(self) -> str:
         return f"<{len(self)} portions of epoch {self.epoch}>"
 
-    def group_of(self, number: int) -> int:
-        """Return the shuffle group of a portion."""
-        return int(np.searchsorted(self._first, number, side="right")) - 1
-
-    def numbers(self, group: int) -> range:
-        """Return the numbers of the portions that are cut from a group."""
-        return range(int(self._first[group]), int(self._first[group + 1]))
-
-    @property
-    def group_count(self) -> int:
-        """Shuffle groups in all."""
-        return len(self._rows)
-
     def _at(self, number: int) -> Portion:
-        group = self.group_of(number)
-        start = (number - int(self._first[group])) * self._portion_rows
+        group = int(np.searchsorted(self.first_of_groups, number, side="right")) - 1
+        start = (number - int(self.first_of_groups[group])) * self._portion_rows
         stop = min(start + self._portion_rows, int(self._rows[group]))
         # Entropy is padded with zeros by NumPy: group 0 must not share that of the draw.
         seed = () if self.seed is None else (self.seed, self.epoch, group + 1)

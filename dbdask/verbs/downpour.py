@@ -1,6 +1,5 @@
 """Downpour SGD: model replicas train on portions and push to the parameter server (section 4.1)."""
 
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from dbdask.numbers.portions import suggest_portion_rows
 from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
+from dbdask.verbs.concluding import ScaleNotice, conclude, setting_of
 from dbdask.verbs.downpour_method import Downpour
 from dbdask.verbs.fitting import check_fit, targets_for
 from dbdask.verbs.plan import Plan
@@ -131,7 +131,8 @@ def downpour(
     callbacks
         Called with each `Record`, on the client; one that returns True stops the run.
     progress
-        None: a bar on a terminal or in a notebook, else a line each 30 s in the log.
+        None: a bar on a terminal or in a notebook, else a line each 30 s to the logger `dbdask`,
+        or to standard error where the program has not configured logging.
     seed
         Decides initial parameters, the order of portions, and every minibatch.
 
@@ -139,6 +140,12 @@ def downpour(
     -------
     Result
         The trained model with its history and the reason why the run stopped.
+
+    Warns
+    -----
+    TrainingWarning
+        The run ended otherwise than it was asked to, or the inputs should be scaled: with what to
+        change.
 
     Raises
     ------
@@ -198,14 +205,12 @@ def downpour(
         plan = Plan(
             job=cloudpickle.dumps(job),
             model=cloudpickle.dumps(model),
-            name=f"model of {layout.size:,} parameters",
             size=layout.size,
             trained=layout.trained,
             validation_cut=validation_cut(validation, batch_size, portion_rows),
             supply=Supply(examples, connected),
             validation_supply=Supply(validation, connected) if validation is not None else None,
             start=start,
-            run=uuid.uuid4().hex[:12],
             target_loss=target_loss,
             replicas=replicas,
             shards=shards,
@@ -234,8 +239,10 @@ def downpour(
         )
         run = Run(connected, plan, method)
         shown = Progress(progress, epochs * len(examples))
-        outcome = watch(connected, run, train(run), callbacks, shown)
+        watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
+        outcome = watch(connected, run, train(run), watched, shown)
     check_what_was_left_out(outcome)
+    outcome = conclude(outcome, setting_of("downpour", model, examples, run.tally, path, keep))
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 

@@ -69,7 +69,7 @@ class Downpour:
         self.stream = PortionStream(
             portions_of, epochs, state["epoch"], [tuple(done) for done in state["finished"]]
         )
-        self.barrier = Barrier(self.stream, portions_of, self._complete)
+        self.barrier = Barrier(self.stream, self._complete)
 
     @property
     def epoch(self) -> int:

@@ -200,6 +200,7 @@ class Sandblaster:
         tally.refused = experience.refused
         tally.note_replicas(len(run.roster.workers), run.plan.replicas)
         tally.history.left_out = experience.left_out
+        tally.magnitudes = experience.magnitudes
         tally.record(
             epoch=self.epoch,
             loss=point.loss,

@@ -73,6 +73,7 @@ def watch(
     A callback that returns True stops the run; one that raises stops it and its error comes out
     when the run has come to rest. Ctrl-C stops it as a callback would; a second one abandons it.
     """
+    progress.begin()
     future = start_on(client_loop(client), guarded(client, work, run.snapshots))
     raised: list[BaseException] = []
     try:
@@ -104,6 +105,7 @@ def _drain_until_done(
     """Hand on records while the run works. Ctrl-C comes out of here, between two records or not."""
     while not future.done():
         _drain(run, callbacks, progress, raised, wait=0.2)
+        progress.wait()
 
 
 def _drain(

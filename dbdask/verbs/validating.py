@@ -5,6 +5,7 @@ import logging
 import math
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 
@@ -22,6 +23,9 @@ from dbdask.verbs.validation import evaluate_portion
 from dbdask.verbs.workforce import Workforce
 
 logger = logging.getLogger("dbdask")
+
+AHEAD = 4
+"""Portions that are under way for each worker: of many, not all are submitted at once."""
 
 
 class Validator:
@@ -140,9 +144,19 @@ class Validator:
 
     async def _score(self, number: int) -> Score:
         assert self.plan.validation_cut is not None
-        portions = self.plan.validation_cut.contiguous()
-        scores = await asyncio.gather(*(self._score_portion(number, p) for p in portions))
-        return sum(scores, Score())
+        total, under_way = Score(), deque[asyncio.Task[Score]]()
+        try:
+            for portion in self.plan.validation_cut.contiguous():
+                under_way.append(asyncio.ensure_future(self._score_portion(number, portion)))
+                if len(under_way) >= AHEAD * max(1, len(self.workforce.roster.workers)):
+                    total += await under_way.popleft()
+            while under_way:
+                total += await under_way.popleft()
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+        return total
 
     async def _score_portion(self, number: int, portion: Portion) -> Score:
         """Score a portion, on another worker where the first one leaves or falls silent.
