@@ -247,16 +247,15 @@ def test_a_chunk_beyond_the_memory_is_named_before_it_is_made(tmp_path, zarr_for
     declare(path, zarr_format, 10**11)
     monkeypatch.setattr(memory, "_of_machine", lambda: 2**34)
     variable = open_source(path).variable("x")
-    expected = r"'x' at \[0:100000000000\].*takes 400,000,000,000 bytes, and this process may use"
-    with pytest.raises(DataError, match=expected):
+    with pytest.raises(DataError, match=r"'x' has chunks of.*takes 372.5 GiB.*there are 16.0 GiB"):
         variable.read()
-    with pytest.raises(DataError, match=r"a chunk of shape .*smaller chunks"):
+    expected = r"'x' at \[0:10\].*a chunk of shape .* takes 400,000,000,000 bytes.*smaller chunks"
+    with pytest.raises(DataError, match=expected):
         variable.read({"t": slice(0, 10)})
 
 
 def test_a_worker_may_use_its_own_limit(process_client):
-    limits = process_client.run(lambda: None)
-    limit = process_client.submit(memory.memory_limit, workers=list(limits)[:1]).result()
+    limit = process_client.submit(memory.memory_limit).result()
     known = process_client.scheduler_info(n_workers=-1)["workers"]
     assert limit <= min(worker["memory_limit"] for worker in known.values())
 
@@ -315,8 +314,12 @@ ATTACKS = {
     "compressor": {"compressor": PICKLE},
     # What Zarr's own check lets pass: it looks at the first codec of objects only.
     "after texts": {"dtype": "|O", "fill_value": "", "filters": [{"id": "vlen-utf8"}, PICKLE]},
-    "before texts": {"dtype": "|O", "fill_value": "", "compressor": PICKLE,
-                     "filters": [{"id": "vlen-utf8"}]},
+    "before texts": {
+        "dtype": "|O",
+        "fill_value": "",
+        "compressor": PICKLE,
+        "filters": [{"id": "vlen-utf8"}],
+    },
 }
 
 
