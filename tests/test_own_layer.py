@@ -219,6 +219,19 @@ def test_a_checkpoint_knows_an_own_layer_by_its_description(threads_client, stor
         run(5, resume=True)
 
 
+def test_a_layer_that_fills_no_gradient_is_named(threads_client, store):  # noqa: F811
+    def backward(self, parameters, kept, gradient, into, is_first):
+        return gradient * parameters["factor"]
+
+    layers = [changed(backward=backward), dbdask.Dense(3)]
+    model = dbdask.Network(input_shape=6, layers=layers, loss="softmax")
+    message = "did not overwrite the gradient of 'odd_0_factor'"
+    with pytest.raises(dbdask.ModelError, match=message):
+        dbdask.check_model(model, labelled(store))
+    with pytest.raises(dbdask.ModelError, match=message):
+        dbdask.sandblaster(model, labelled(store), client=threads_client, progress=False)
+
+
 # What is no layer
 
 
