@@ -4,13 +4,16 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench chaos clean
+.PHONY: demo test slow check bench chaos clean
 
 demo: $(VENV)/.demo
 	$(PY) -m pipelines.speech
 
 test: $(VENV)/.test
 	$(PY) -m pytest -n 2 --dist loadfile
+
+slow: $(VENV)/.test
+	$(PY) -m pytest -n 2 --dist load -m slow
 
 check: $(VENV)/.check
 	$(PY) -m ruff format --check .

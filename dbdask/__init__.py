@@ -38,6 +38,7 @@ _PLACES = {
     "CheckpointError": "dbdask.errors",
     "ResultError": "dbdask.errors",
     "WorkerError": "dbdask.errors",
+    "TrainingWarning": "dbdask.errors",
 }
 
 __all__ = [*_PLACES, "__version__"]
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from dbdask.errors import ModelError as ModelError
     from dbdask.errors import ResultError as ResultError
     from dbdask.errors import ShardLost as ShardLost
+    from dbdask.errors import TrainingWarning as TrainingWarning
     from dbdask.errors import WorkerError as WorkerError
     from dbdask.numbers.drawing import Constant as Constant
     from dbdask.numbers.drawing import Normal as Normal

@@ -33,5 +33,9 @@ class WorkerError(RuntimeError):
     """A worker cannot take part: it is named together with the remedy."""
 
 
+class TrainingWarning(UserWarning):
+    """A run ended otherwise than it was asked to, or trains on what hinders it."""
+
+
 class SchedulerLost(RuntimeError):
     """The cluster's scheduler is gone, and no recovery helps: verbs end in `ShardLost`."""

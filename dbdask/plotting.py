@@ -1,5 +1,7 @@
 """Pictures of a run, with matplotlib where it is installed."""
 
+import io
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,7 @@ def learning_curve(history: xr.Dataset) -> Any:
     ImportError
         matplotlib is not installed: names the extra that brings it.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plotting needs matplotlib: pip install 'dbdask[plot]'") from error
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = _new_figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     examples = history["examples"].values
     for name, style in (("loss", "-"), ("validation_loss", "o-")):
@@ -39,3 +37,39 @@ def learning_curve(history: xr.Dataset) -> Any:
     axes.legend(handles, labels, loc="center right")
     axes.grid(alpha=0.3)
     return figure
+
+
+def _new_figure(**options: Any) -> Any:
+    """Return a figure that shows itself once in a notebook, and needs no display elsewhere."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plotting needs matplotlib: pip install 'dbdask[plot]'") from error
+
+    class Curve(Figure):
+        """A figure that a notebook shows, whether or not matplotlib was set up there."""
+
+        def _ipython_display_(self) -> None:
+            from IPython.display import Image, display
+
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png")
+            display(Image(buffer.getvalue()))
+            if "matplotlib.pyplot" in sys.modules:
+                # The backend shows after each cell what is open still: not a second time.
+                sys.modules["matplotlib.pyplot"].close(self)
+
+    if not _is_inline():
+        return Curve(**options)
+    from matplotlib import pyplot
+
+    return pyplot.figure(FigureClass=Curve, **options)
+
+
+def _is_inline() -> bool:
+    """Whether this is a notebook whose backend shows pyplot's figures after each cell."""
+    if "ipykernel" not in sys.modules:
+        return False
+    import matplotlib
+
+    return "inline" in matplotlib.get_backend()

@@ -1,9 +1,10 @@
 """Predictions: lazy arrays on the data's own grid, block by block."""
 
+import itertools
 import math
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,12 @@ import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask._task_spec import Task, TaskRef
+from dask.highlevelgraph import HighLevelGraph
 
 from dbdask.data.recipe import Recipe
-from dbdask.data.routes import Piece
-from dbdask.data.sources import Source
+from dbdask.data.routes import Index, Piece
+from dbdask.data.sources import Source, Variable
 from dbdask.numbers.checkpoint import VectorReference
 
 ROWS = 1024  # examples that go through the model at once
@@ -84,8 +87,7 @@ def may_have_gaps(recipe: Recipe) -> bool:
     if recipe.edges == "drop" and recipe.window.spans:
         return True
     return recipe.missing == "drop" and any(
-        variable.value_dtype.kind == "f" or variable.decoding.missing
-        for variable in recipe.inputs.variables
+        variable.may_be_missing for variable in recipe.inputs.variables
     )
 
 
@@ -93,80 +95,118 @@ def predict_array(
     predictor: Predictor, recipe: Recipe, source: Source, meaning: Meaning
 ) -> xr.DataArray:
     """Return the lazy prediction over the whole grid of a recipe's data, which `source` shows."""
-    shared = dask.delayed(predictor, name=f"dbdask-model-{uuid.uuid4().hex}", traverse=False)
-    blocks = np.empty(recipe.grid.shape, dtype=object)
-    for number in range(recipe.grid.block_count):
-        place = recipe.grid.position(number)
-        blocks[place] = _block(shared, recipe, meaning, number)
-    depth = len(recipe.along)
-    nested = _nested(blocks, (), (None,) * len(meaning.shape))
-    array = da.block(nested) if depth else nested
-    wanted = xr.DataArray(
-        array, dims=(*recipe.along, *meaning.dims), name=meaning.name, attrs=meaning.attrs
-    )
+    unique = uuid.uuid4().hex
+    shared = dask.delayed(predictor, name=f"dbdask-model-{unique}", traverse=False)
+    shown = dask.delayed(meaning, name=f"dbdask-meaning-{unique}", traverse=False)
+    name = f"dbdask-predict-{unique}"
+    brought = [v for v in recipe.variables if v.needs_blocks]
+    needed: list[Any] = [shared, shown, *(a for v in brought if (a := _dask_array(v)) is not None)]
+    layer: dict[Any, Task] = {}
+    references = TaskRef(shared.key), TaskRef(shown.key)
+    features = (0,) * len(meaning.shape)
+    for number, place in enumerate(itertools.product(*map(range, recipe.grid.shape))):
+        pieces = _pieces(recipe, number, f"{name}-piece", layer) if brought else ()
+        key = (name, *place, *features)
+        layer[key] = Task(key, _predict_block, *references, number, *pieces)
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=needed)
+    chunks = (*recipe.grid.lengths, *((size,) for size in meaning.shape))
+    array = _regular(da.Array(graph, name, chunks, dtype=meaning.dtype))
+    dims = (*recipe.along, *meaning.dims)
+    wanted = xr.DataArray(array, dims=dims, name=meaning.name, attrs=_writable(meaning.attrs))
     return _as_the_data(wanted, recipe, source, meaning)
 
 
-def _nested(blocks: np.ndarray, place: tuple[int, ...], extra: tuple[None, ...]) -> Any:
-    """Nest the blocks as lists for `da.block`, which joins the innermost on the last axis."""
-    if len(place) == blocks.ndim:
-        one = blocks[place]
-        for _ in extra:
-            one = [one]
-        return one
-    return [_nested(blocks, (*place, n), extra) for n in range(blocks.shape[len(place)])]
-
-
-def _block(shared: Any, recipe: Recipe, meaning: Meaning, number: int) -> da.Array:
+def _predict_block(
+    predictor: Predictor, meaning: Meaning, number: int, *pieces: Piece
+) -> np.ndarray:
+    """Return the prediction of one block of the grid; what it needs is derived where it runs."""
+    recipe: Recipe = predictor.examples.recipe
     box = recipe.grid.box(number)
     shape = tuple(cut.stop - cut.start for cut in box)
-    starts = tuple(cut.start for cut in box)
-    if not recipe.block_rows[number]:
-        return da.full(shape + meaning.shape, meaning.fill, dtype=meaning.dtype)
-    pieces = [_piece(variable, cut) for variable, cut in recipe.reads(number)]
-    task = dask.delayed(_predict_block, pure=False)(
-        shared, number, [p for p in pieces if p is not None], starts, shape, _Frozen(meaning)
-    )
-    return da.from_delayed(task, shape + meaning.shape, dtype=meaning.dtype)
-
-
-@dataclass(frozen=True)
-class _Frozen:
-    """Keeps Dask from looking for tasks inside."""
-
-    meaning: Meaning
-
-
-def _piece(variable: Any, box: dict[str, slice]) -> Any:
-    """What a task cannot read for itself: a piece made by Dask, or out of memory."""
-    if not variable.needs_blocks:
-        return None
-    index = variable.index(box)
-    starts = tuple(cut.start for cut in index)
-    array = getattr(variable.origin, "array", None)
-    if array is not None and hasattr(array, "dask"):
-        return dask.delayed(Piece)(variable.key, starts, array[index])
-    return Piece(variable.key, starts, np.asarray(variable.read(box)))
-
-
-def _predict_block(
-    predictor: Predictor,
-    number: int,
-    pieces: list[Piece],
-    starts: tuple[int, ...],
-    shape: tuple[int, ...],
-    frozen: _Frozen,
-) -> np.ndarray:
-    meaning = frozen.meaning
-    block, outputs = predictor.outputs(number, pieces)
     found = np.full(shape + meaning.shape, meaning.fill, dtype=meaning.dtype)
+    if next(iter(recipe.reads(number)), None) is None:
+        return found  # no example lies in this block
+    block, outputs = predictor.outputs(number, list(pieces))
     if len(outputs):
         at = tuple(
-            positions[block.valid] - start
-            for positions, start in zip(block.positions, starts, strict=True)
+            positions[block.valid] - cut.start
+            for positions, cut in zip(block.positions, box, strict=True)
         )
         found[at] = meaning.convert(outputs)
     return found
+
+
+def _dask_array(variable: Variable) -> da.Array | None:
+    """Return the dask array that holds a variable's values; None where memory holds them."""
+    array = getattr(variable.origin, "array", None)
+    return array if isinstance(array, da.Array) else None
+
+
+def _pieces(
+    recipe: Recipe, number: int, name: str, layer: dict[Any, Task]
+) -> list[Piece | TaskRef]:
+    """Return the values that a block's task cannot read for itself.
+
+    A part of a dask array is cut out of each chunk by a task of its own, which joins `layer`:
+    only the part travels to the worker that predicts.
+    """
+    pieces: list[Piece | TaskRef] = []
+    for variable, box in recipe.reads(number):
+        if not variable.needs_blocks:
+            continue
+        index, array = variable.index(box), _dask_array(variable)
+        if array is None:
+            starts = tuple(cut.start for cut in index)
+            pieces.append(Piece(variable.key, starts, np.asarray(variable.read(box))))
+            continue
+        for place, starts, within in _overlapping(array, index):
+            key, chunk = _key(name, variable.key, number, *place), TaskRef(_key(array.name, *place))
+            layer[key] = Task(key, _cut_piece, variable.key, starts, chunk, within)
+            pieces.append(TaskRef(key))
+    return pieces
+
+
+def _key(*parts: Any) -> Any:
+    return parts
+
+
+def _overlapping(
+    array: da.Array, index: Index
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Index]]:
+    """Yield the chunks that share values with a box: place, start of the share, share in it."""
+    spans = []
+    for cut, sizes in zip(index, array.chunks, strict=True):
+        edges = np.concatenate([[0], np.cumsum(sizes)])
+        first = int(np.searchsorted(edges, cut.start, side="right")) - 1
+        last = int(np.searchsorted(edges, cut.stop, side="left"))
+        spans.append(
+            [
+                (at, max(cut.start, int(edges[at])), min(cut.stop, int(edges[at + 1])), edges[at])
+                for at in range(first, last)
+                if edges[at] < edges[at + 1]
+            ]
+        )
+    for spanned in itertools.product(*spans):
+        place = tuple(at for at, _, _, _ in spanned)
+        within = tuple(slice(a - int(edge), b - int(edge)) for _, a, b, edge in spanned)
+        yield place, tuple(start for _, start, _, _ in spanned), within
+
+
+def _cut_piece(key: str, starts: tuple[int, ...], chunk: Any, within: Index) -> Piece:
+    values = np.asarray(chunk)
+    part = values[within]
+    # A copy lets go of the rest of the chunk.
+    return Piece(key, starts, values if part.shape == values.shape else part.copy())
+
+
+def _regular(array: da.Array) -> da.Array:
+    """Return an array in chunks of one length along each dimension, which Zarr can hold."""
+    wanted = {axis: max(c) for axis, c in enumerate(array.chunks) if not _is_regular(c)}
+    return array.rechunk(wanted) if wanted else array
+
+
+def _is_regular(chunks: tuple[int, ...]) -> bool:
+    return len(set(chunks[:-1])) <= 1 and chunks[-1] <= chunks[0]
 
 
 def _as_the_data(
@@ -176,17 +216,62 @@ def _as_the_data(
     known = source.variables.get(meaning.name)
     largest = max(recipe.inputs.variables, key=lambda variable: variable.nbytes)
     alike = known if known is not None and set(recipe.along) <= set(known.dims) else largest
-    order = [dim for dim in alike.dims if dim in array.dims]
+    order = [dim for dim in alike.dims if dim in array.dims and dim not in meaning.coords]
     array = array.transpose(*order, *(dim for dim in array.dims if dim not in order))
-    coords = source.to_dataset().coords.to_dataset()
+    array = array.assign_coords(_coordinates(source, array, meaning)).assign_coords(meaning.coords)
+    array.encoding = dict(meaning.encoding)
+    return array
+
+
+def _coordinates(source: Source, array: xr.DataArray, meaning: Meaning) -> Any:
+    """Return the data's coordinates over the prediction's dimensions, ready to be written.
+
+    How the data are stored says nothing of the prediction: no encoding comes along. A coordinate
+    that has the prediction's own name, or that of a dimension which it adds, stays behind.
+    """
+    coords = source.to_dataset().coords.to_dataset().drop_encoding()
+    sizes = {dim: size for dim, size in array.sizes.items() if dim not in meaning.coords}
+    own = {meaning.name} - set(coords.indexes) | set(meaning.coords)
     other = [
         name
         for name, coord in coords.variables.items()
-        if any(array.sizes.get(dim) != size for dim, size in coord.sizes.items())
+        if name in own or any(sizes.get(dim) != size for dim, size in coord.sizes.items())
     ]
-    array = array.assign_coords(coords.drop_vars(other).coords).assign_coords(meaning.coords)
-    array.encoding = dict(meaning.encoding)
-    return array
+    coords = coords.drop_vars(other)
+    for name, coord in coords.variables.items():
+        coord.attrs = _writable(coord.attrs)
+        if coord.chunks is not None:
+            coords[name] = coord.dims, _regular(coord.data), coord.attrs
+    return coords.coords
+
+
+def _writable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return attributes as both netCDF and Zarr take them: text, numbers, lists of them.
+
+    Examples
+    --------
+    >>> _writable({"units": "K", "valid": np.bool_(True), "grid": {"x": 1}, "note": None})
+    {'units': 'K', 'valid': 1, 'grid': "{'x': 1}"}
+    """
+    kept = {str(name): _attribute(value) for name, value in attrs.items()}
+    return {name: value for name, value in kept.items() if value is not None}
+
+
+def _attribute(value: Any) -> Any:
+    if isinstance(value, bool | np.bool_):
+        return int(value)
+    if value is None or isinstance(value, str | int | float | np.integer | np.floating):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iufU":
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        return value
+    found = np.asarray(value) if isinstance(value, list | tuple | np.ndarray) else None
+    if found is not None and found.dtype.kind in "iuf":
+        return value
+    if found is not None and found.dtype.kind == "b":
+        return found.astype(np.int8)
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -204,13 +289,30 @@ class TargetUnits:
     shapes: tuple[tuple[int, ...], ...]
     scaling: tuple[np.ndarray, np.ndarray] | None
 
+    def dtype(self, number: int, stored: np.dtype) -> np.dtype:
+        """Return the dtype that holds one target variable's values.
+
+        What is trained on scaled may lie so far from zero that float32 cannot tell it apart.
+        """
+        if self.scaling is None:
+            return np.dtype(np.float32)
+        mean, deviation = (self.part(array[np.newaxis], number) for array in self.scaling)
+        wide = stored.itemsize >= (4 if stored.kind in "iu" else 8)
+        coarse = np.abs(mean) * np.finfo(np.float32).eps > 1e-3 * deviation
+        return np.dtype(np.float64 if wide or coarse.any() else np.float32)
+
     def values(self, outputs: np.ndarray, number: int) -> np.ndarray:
         """Return one target variable's values: shape (examples, *its shape)."""
-        count, shape = len(outputs), self.shapes[number]
-        values = outputs.reshape(count, -1)
+        values = outputs.reshape(len(outputs), -1)
         if self.scaling is not None:
             mean, deviation = self.scaling
-            values = values * deviation.ravel() + mean.ravel()
+            values = values.astype(np.float64) * deviation.ravel() + mean.ravel()
+        return self.part(values, number)
+
+    def part(self, values: np.ndarray, number: int) -> np.ndarray:
+        """Return one target variable's part of values of all targets."""
+        count, shape = len(values), self.shapes[number]
+        values = values.reshape(count, -1)
         if len(set(self.shapes)) == 1:
             return values.reshape(count, *shape, len(self.shapes))[..., number]
         sizes = [math.prod(other) for other in self.shapes]

@@ -30,10 +30,17 @@ class Progress:
 
     def __init__(self, mode: bool | None, total: int, unit: str = "examples") -> None:
         wants_bar = _someone_looks_on() if mode is None else mode
-        self._silent = mode is False
+        self._logs = mode is None and not wants_bar
         self._bar = _make_bar(total, unit) if wants_bar else None
         self._total, self._unit = total, unit
         self._said = -math.inf
+        self._began = time.monotonic()
+        self._unsaid: str = ""  # the last record's line, until it is logged
+
+    def begin(self) -> None:
+        """Say at once that the run begins: its first record may be minutes away."""
+        if self._logs:
+            log_line(f"the run begins: {self._total:,} {self._unit} in all")
 
     def update(self, record: Record) -> None:
         """Show a record."""
@@ -41,15 +48,46 @@ class Progress:
         if self._bar is not None:
             self._bar.update(max(0, done - self._bar.n))
             self._bar.set_postfix_str(summary(record), refresh=False)
-        elif not self._silent and time.monotonic() - self._said >= LINE_SECONDS:
-            self._said = time.monotonic()
+        elif self._logs:
             share = 100 * done / max(1, self._total)
-            logger.info("%.0f %% of the %s, %s", share, self._unit, summary(record))
+            self._unsaid = f"{share:.0f} % of the {self._unit}, {summary(record)}"
+            if time.monotonic() - self._said >= LINE_SECONDS:
+                self._say(self._unsaid)
+
+    def wait(self) -> None:
+        """Show that the run goes on, though it has no new record."""
+        seconds = time.monotonic() - max(self._said, self._began)
+        if self._logs and seconds >= LINE_SECONDS:
+            waited = time.monotonic() - self._began
+            self._say(self._unsaid or f"the run works, {waited:.0f} s after it began")
 
     def close(self) -> None:
-        """Leave the display in order."""
+        """Leave the display in order, with the last record shown."""
         if self._bar is not None:
             self._bar.close()
+        elif self._unsaid:
+            self._say(self._unsaid)
+
+    def _say(self, line: str) -> None:
+        self._said, self._unsaid = time.monotonic(), ""
+        log_line(line)
+
+
+def log_line(line: str) -> None:
+    """Log a line at INFO; where the program has not configured logging, to standard error.
+
+    Python shows warnings alone there (`logging.lastResort`), and a batch job that nobody
+    configured would say nothing for hours. A handler or a higher level that the program has set,
+    on the logger `dbdask` or above, is left to decide.
+    """
+    if logger.hasHandlers():
+        logger.info(line)
+        return
+    hides = logger.level > logging.INFO or logger.root.level > logging.WARNING
+    if not (hides or logger.disabled or logger.manager.disable >= logging.INFO):
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+        handler.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, line, (), None))
 
 
 def summary(record: Record) -> str:

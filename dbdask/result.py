@@ -1,5 +1,6 @@
 """The result of a run: a trained model that predicts, scores, and can be kept."""
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -9,18 +10,20 @@ import numpy as np
 import xarray as xr
 
 from dbdask.data.bundles import Bundle
+from dbdask.data.decoding import exact_array
 from dbdask.data.examples import Examples
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Source
 from dbdask.numbers.checkpoint import VectorReference
 from dbdask.numbers.history import History
-from dbdask.numbers.layout import Layout, as_layout
+from dbdask.numbers.layout import as_layout
 from dbdask.numbers.portions import Portion
 from dbdask.numbers.scores import (
     Determination,
     Score,
     chosen_classes,
     class_probabilities,
+    means_classes,
     score_minibatch,
 )
 from dbdask.prediction import Meaning, Predictor, TargetUnits, may_have_gaps, predict_array
@@ -68,7 +71,7 @@ class Result:
         return self._history.to_dataset()
 
     def plot(self) -> Any:
-        """Draw the learning curve with matplotlib; returns the figure."""
+        """Draw the learning curve with matplotlib; returns the figure, which notebooks show."""
         from dbdask.plotting import learning_curve
 
         return learning_curve(self.history)
@@ -78,11 +81,14 @@ class Result:
         """One variable for each named parameter; opened lazily where the model is large."""
         layout = as_layout(self.model.layout)
         vector: Any = self._vector
-        if isinstance(vector, VectorReference):
-            vector = vector.read() if 4 * layout.size <= EAGER_BYTES else _lazy(vector, layout)
+        if isinstance(vector, VectorReference) and 4 * layout.size <= EAGER_BYTES:
+            vector = vector.read()
         variables = {}
         for parameter, offset in zip(layout.parameters, layout.offsets, strict=True):
-            values = vector[offset : offset + parameter.size].reshape(parameter.shape)
+            if isinstance(vector, VectorReference):
+                values: Any = _lazy(vector, offset, parameter.shape)
+            else:
+                values = vector[offset : offset + parameter.size].reshape(parameter.shape)
             variables[parameter.name] = (parameter.dims, values)
         return xr.Dataset(variables)
 
@@ -97,15 +103,18 @@ class Result:
         -------
         dict
             `loss`: the mean loss as trained, without the penalty; and `accuracy` for labels, or
-            `rmse` and `r2` for values. `rmse` is one number over all elements of all targets, each
-            in its own units: of unlike units the largest shows. `r2` has no units: it is found for
-            each element, and averaged over those whose targets vary.
+            `rmse` and `r2` for values, or neither where a model of your own has another number of
+            outputs than the targets have elements. `rmse` is one number over all elements of all
+            targets, each in its own units: of unlike units the largest shows. `r2` has no units:
+            it is found for each element, and averaged over those whose targets vary.
         """
         if not isinstance(examples, Examples):
             raise TypeError(f"examples must be dbdask.Examples, got {type(examples).__name__}")
         prepared = examples.prepared_like(self.examples)
         if prepared.target_shape is None:
             raise ValueError("examples has no targets: evaluate needs targets to compare with")
+        if prepared.has_labels and not self._tells_classes and not prepared.output_classes:
+            prepared = prepared.with_classes(None)  # whole numbers, and one output: values
         predictor = Predictor(self.model, prepared, self.vector())
         portions = prepared.cut(PORTION_ROWS, BATCH_SIZE).contiguous()
         scaling = self.examples.target_scaling
@@ -115,8 +124,8 @@ class Result:
         with prepared.reader() as reader:
             for portion in portions:
                 score += _score(predictor, reader, portion, deviation, determination)
-        values = {} if prepared.has_labels else {"r2": determination.mean()}
-        return score.summary() | values
+        summary = score.summary()
+        return summary | ({"r2": determination.mean()} if "rmse" in summary else {})
 
     def predict(self, data: Any) -> xr.DataArray | xr.Dataset:
         """Predict lazily on data: a store or a Dataset with the inputs of the training data.
@@ -127,30 +136,42 @@ class Result:
             Named after the target, on the data's own dimensions, order and coordinates: the
             decoded label, or the value in the target's own units. NaN (or the declared missing
             label, which is written as such) where no example can be formed: numbers as labels are
-            float64 unless one can be formed everywhere, as from integers; a missing text is "". A
-            Dataset where there are several targets.
+            float64 unless one can be formed everywhere, as from integers; a missing text is "".
+            Values are float64 where scaled targets need it, else float32. A Dataset where there
+            are several targets. An `output` dimension where a model of your own has another number
+            of outputs than the targets have elements. It can be written as it is: in chunks of one
+            length, the longest of the data's where those differ, without the data's encodings.
         """
         recipe, source, predictor = self._on(data)
-        if self.examples.has_labels:
+        if self._tells_classes:
             meaning = self._label_meaning(may_have_gaps(recipe))
             return predict_array(predictor, recipe, source, meaning)
-        arrays = {
-            name: predict_array(predictor, recipe, source, self._value_meaning(number))
-            for number, name in enumerate(self._targets.names)
-        }
+        meanings = self._value_meanings()
+        arrays = {m.name: predict_array(predictor, recipe, source, m) for m in meanings}
         return next(iter(arrays.values())) if len(arrays) == 1 else xr.Dataset(arrays)
 
     def predict_proba(self, data: Any) -> xr.DataArray:
-        """Predict the probability of every class lazily: as `predict`, with a `class` dimension."""
-        if not self.examples.has_labels:
-            raise ValueError("predict_proba needs a model of classes; predict gives its values")
+        """Predict the probability of every class lazily: as `predict`, with a `class` dimension.
+
+        Of a model of your own these are its outputs, whatever they are.
+        """
+        if not self._tells_classes:
+            raise ValueError(
+                "predict_proba needs a model of classes, one whose loss is 'softmax' or "
+                "'logistic'; predict gives the values of this one"
+            )
         recipe, source, predictor = self._on(data)
+        if "class" in recipe.along:
+            raise ValueError(
+                "predict_proba adds a dimension 'class', which is a sample dimension of data: "
+                "rename that one with data.rename"
+            )
         labels = self._labels()
         meaning = Meaning(
             self._targets.names[0],
             np.float32,
             np.nan,
-            class_probabilities,
+            _Probabilities(self._loss),
             ("class",),
             (len(labels),),
             {"class": labels},
@@ -169,35 +190,60 @@ class Result:
         assert targets is not None
         return targets
 
+    @property
+    def _loss(self) -> Any:
+        return getattr(self.model, "loss", None)
+
+    @property
+    def _tells_classes(self) -> bool:
+        """Whether the outputs are those of classes; a lone output of a user's own may be not."""
+        return self.examples.has_labels and means_classes(self._loss, self._outputs)
+
+    @property
+    def _outputs(self) -> int:
+        """The number of outputs for one example, tried out where a model need not declare it."""
+        declared = getattr(self.model, "output_shape", None)
+        if declared is not None:
+            return math.prod(declared)
+        one = np.zeros((1, *self.examples.input_shape), np.float32)
+        return np.asarray(self.model.predict(self.vector(), one)).size
+
     def _labels(self) -> np.ndarray:
         """The label of each output."""
         known = self.examples.output_classes
         if known is not None:
-            return np.asarray(known)
-        return np.arange(class_probabilities(self._outputs_of_nothing()).shape[1])
-
-    def _outputs_of_nothing(self) -> np.ndarray:
-        """Outputs for one example of zeros: their number, where a model need not declare it."""
-        declared = getattr(self.model, "output_shape", None)
-        if declared is not None:
-            return np.zeros((1, *declared))
-        one = np.zeros((1, *self.examples.input_shape), np.float32)
-        return np.asarray(self.model.predict(self.vector(), one))
+            return exact_array(known)
+        return np.arange(class_probabilities(np.zeros((1, self._outputs)), self._loss).shape[1])
 
     def _label_meaning(self, has_gaps: bool) -> Meaning:
         labels, variable = self._labels(), self._targets.variables[0]
         dtype: Any = labels.dtype
         fill: Any = 0  # stands nowhere
         encoding = {}
-        if dtype.kind in "iu" and variable.decoding.missing:
-            fill = variable.decoding.missing[0]
+        declared = [one for one in variable.decoding.missing if _holds(dtype, one)]
+        if dtype.kind in "iu" and declared:
+            fill = declared[0]
             encoding["_FillValue"] = dtype.type(fill)
         elif dtype.kind in "US":
             # Text that Zarr and xarray write without first computing it has no NaN.
             dtype, fill = (object, np.nan) if has_gaps and "" in labels else (dtype, "")
+        elif dtype.kind in "mM":
+            fill = dtype.type("NaT")
         elif has_gaps:
             dtype, fill = np.dtype(np.float64), np.nan
-        return Meaning(variable.name, dtype, fill, _Decode(labels), encoding=encoding)
+        decode = _Decode(labels, self._loss)
+        return Meaning(variable.name, dtype, fill, decode, encoding=encoding)
+
+    def _value_meanings(self) -> list[Meaning]:
+        """What the outputs are of each target; of none where their number is another one."""
+        targets = self._targets
+        elements = sum(math.prod(shape) for shape in targets.shapes)
+        if self._outputs == elements:
+            return [self._value_meaning(number) for number in range(len(targets.names))]
+        name = targets.names[0] if len(targets.names) == 1 else "outputs"
+        shape = (self._outputs,)
+        coords = {"output": np.arange(self._outputs)}
+        return [Meaning(name, np.float32, np.nan, _Raw(), ("output",), shape, coords)]
 
     def _value_meaning(self, number: int) -> Meaning:
         targets = self._targets
@@ -206,7 +252,7 @@ class Result:
         known = ("units", "long_name", "standard_name")
         return Meaning(
             variable.name,
-            np.float32,
+            units.dtype(number, variable.stored_dtype),
             np.nan,
             _InUnits(units, number),
             targets.feature_dims[number],
@@ -236,24 +282,57 @@ def load(path: Any, *, model: Any = None) -> Result:
     return load_result(path, model=model)
 
 
-def _lazy(reference: VectorReference, layout: Layout) -> da.Array:
-    """The flat vector as a dask array: each piece is read, and checked, when it is wanted."""
-    cuts = [*range(0, layout.size, EAGER_BYTES // 4), layout.size]
+def _lazy(reference: VectorReference, offset: int, shape: tuple[int, ...]) -> da.Array:
+    """One parameter as a dask array: each piece is read, and checked, when it is wanted.
+
+    The pieces are of one length along the first dimension, so that Zarr can hold them.
+    """
+    rows = shape[0] if shape else 1
+    width = math.prod(shape[1:])
+    step = max(1, EAGER_BYTES // 4 // max(1, width))
+    cuts = [*range(0, rows, step), rows]
     pieces = [
-        da.from_delayed(dask.delayed(reference.read)(start, stop), (stop - start,), np.float32)
-        for start, stop in pairwise(cuts)
+        da.from_delayed(
+            dask.delayed(reference.read)(offset + first * width, offset + last * width),
+            ((last - first) * width,),
+            np.float32,
+        ).reshape((last - first, *shape[1:]) if shape else ())
+        for first, last in pairwise(cuts)
     ]
-    return da.concatenate(pieces)
+    return da.concatenate(pieces) if shape else pieces[0]
 
 
 class _Decode:
     """Outputs as the label of the class that is most probable."""
 
-    def __init__(self, labels: np.ndarray) -> None:
-        self.labels = labels
+    def __init__(self, labels: np.ndarray, loss: Any) -> None:
+        self.labels, self.loss = labels, loss
 
     def __call__(self, outputs: np.ndarray) -> np.ndarray:
-        return self.labels[chosen_classes(outputs)]
+        return self.labels[chosen_classes(outputs, self.loss)]
+
+
+class _Probabilities:
+    """Outputs as the probability of each class."""
+
+    def __init__(self, loss: Any) -> None:
+        self.loss = loss
+
+    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+        return class_probabilities(outputs, self.loss)
+
+
+class _Raw:
+    """Outputs as the model gives them."""
+
+    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+        return outputs.reshape(len(outputs), -1)
+
+
+def _holds(dtype: Any, value: Any) -> bool:
+    """Whether an integer dtype has the value."""
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+    return limits is not None and limits.min <= value <= limits.max
 
 
 class _InUnits:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 GOOD = frozenset({"epochs", "iterations", "target", "tolerance", "precision", "callback"})
-BAD = frozenset({"search_failed", "interrupted", "bad_gradients"})
+BAD = frozenset({"search_failed", "interrupted", "bad_gradients", "diverged"})
 
 
 @dataclass(frozen=True)
@@ -12,9 +12,9 @@ class Status:
 
     reason: str
     """One of `epochs`, `iterations`, `target`, `tolerance`, `precision`, `search_failed`,
-    `callback`, `interrupted`, `bad_gradients`."""
+    `callback`, `interrupted`, `bad_gradients`, `diverged`."""
     message: str
-    """The same for a person."""
+    """The same for a person; where the run is not `ok`, with what to change."""
 
     def __post_init__(self) -> None:
         assert self.reason in GOOD | BAD, self.reason

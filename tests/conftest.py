@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import dask
 import pytest
+from differential import counting
 from distributed import Client, LocalCluster
 from hanging import Watch
 
@@ -40,6 +41,19 @@ def pytest_runtest_makereport(item, call):
         report.sections.append(("What hung", watch.seen))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print what the differential tests drew and met, on whichever worker they ran."""
+    total: dict = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, counts in getattr(report, "user_properties", ()):
+                if name == "differential" and report.when == "call":
+                    counting.add(total, counts)
+    if total:
+        terminalreporter.section("drawn datasets")
+        terminalreporter.write_line(counting.report(total))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_held() -> Iterator[None]:
     """Let go of futures: an error that a test caught holds those of its frames, in a cycle."""
@@ -51,7 +65,7 @@ def nothing_held() -> Iterator[None]:
 def quick_turns(monkeypatch) -> None:
     """Runs look around more often, and so are far from the moment when a nanny kills a worker."""
     monkeypatch.setattr("dbdask.verbs.roster.REFRESH_SECONDS", 0.05)
-    monkeypatch.setattr("dbdask.verbs.downpour_run.TURN_SECONDS", 0.05)
+    monkeypatch.setattr("dbdask.verbs.run.TURN_SECONDS", 0.05)
 
 
 @pytest.fixture(scope="session")

@@ -177,7 +177,7 @@ EXAMPLES = [
         "inputs text",
         lambda g: g.examples(inputs="word"),
         TypeError,
-        r"inputs: .*'word' has dtype <U1",
+        r"inputs: .*'word' has dtype text",
     ),
     (
         "inputs dates",

@@ -17,7 +17,7 @@ from test_recovery import assert_workers_run_tasks
 import dbdask
 from dbdask.numbers.layout import Layout, Parameter
 from dbdask.server.room import rooms_of
-from dbdask.verbs.sandblaster_run import SandblasterRun
+from dbdask.verbs.sandblaster_method import Sandblaster
 
 ROWS, L2, WORKERS = 1200, 1e-3, 4
 SHORT = {
@@ -117,16 +117,15 @@ def cluster():
 @pytest.fixture
 def accepted(monkeypatch):
     """Every accepted step: its loss, and the parameters and the gradient that shards hold."""
-    accept, seen = SandblasterRun._accept, []
+    accept, seen = Sandblaster._accept, []
 
-    async def note(self):
-        async def read():
-            return [await self.server.read(name) for name in ("parameters", "gradient")]
+    async def note(self, run):
+        read = [await run.server.read(name) for name in ("parameters", "gradient")]
+        loss, answer = self.point.loss, await accept(self, run)
+        seen.append((loss, *read))
+        return answer
 
-        seen.append((self.state.loss, *await self.recovery.through(read)))
-        return await accept(self)
-
-    monkeypatch.setattr(SandblasterRun, "_accept", note)
+    monkeypatch.setattr(Sandblaster, "_accept", note)
     return seen
 
 

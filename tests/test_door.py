@@ -27,7 +27,7 @@ def test_minibatches_between_validations_count_though_an_epoch_is_one_portion(
     steps, start = [], Validator.start
 
     def noted(validator, *arguments):
-        steps.append(validator.run.tally.steps)
+        steps.append(validator.tally.steps)
         start(validator, *arguments)
 
     monkeypatch.setattr(Validator, "start", noted)

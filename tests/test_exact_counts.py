@@ -36,8 +36,9 @@ from dbdask.server.parameter_server import ParameterServer
 from dbdask.server.room import rooms_of
 from dbdask.server.shard import ParameterShard
 from dbdask.verbs.barrier import Barrier
-from dbdask.verbs.downpour_run import DownpourRun
-from dbdask.verbs.twins import Twins
+from dbdask.verbs.downpour_method import Downpour
+from dbdask.verbs.run import Run
+from dbdask.verbs.shard_placement import ShardPlacement
 
 ROWS, BATCH, EPOCHS = 600, 20, 4
 
@@ -59,24 +60,24 @@ class Losses:
 
     def __init__(self, monkeypatch, at=None):
         self.at, self.next = dict(at or {}), []
-        hand_out, last_words = DownpourRun._hand_out, DownpourRun._last_words
+        hand_out, conclude = Downpour._hand_out, Run.conclude
         drop_lost = ParameterServer.drop_lost
 
-        def lose_and_hand_out(run):
-            hand_out(run)
+        def lose_and_hand_out(method, run):
+            hand_out(method, run)
             self._lose(len(run.tally.history.records))
 
         async def lose_and_end(run):
             self._lose(len(run.tally.history.records))
-            return await last_words(run)
+            return await conclude(run)
 
         async def lose(server, workers):
             lost, self.next = self.next, []
             server.give_up(lost)
             return await drop_lost(server, workers) + len(lost)
 
-        monkeypatch.setattr(DownpourRun, "_hand_out", lose_and_hand_out)
-        monkeypatch.setattr(DownpourRun, "_last_words", lose_and_end)
+        monkeypatch.setattr(Downpour, "_hand_out", lose_and_hand_out)
+        monkeypatch.setattr(Run, "conclude", lose_and_end)
         monkeypatch.setattr(ParameterServer, "drop_lost", lose)
 
     def _lose(self, records):
@@ -118,16 +119,16 @@ def assert_exact(result, client, mirrors, *, rolled_back=None):
 
 @pytest.mark.parametrize("lost", [[0], [0, 1]])
 def test_a_loss_in_the_ending_is_made_good(threads_client, store, tmp_path, monkeypatch, lost):
-    losses, last_words, times = Losses(monkeypatch), DownpourRun._last_words, []
+    losses, conclude, times = Losses(monkeypatch), Run.conclude, []
 
     async def lose(run):
         times.append(0)
         if len(times) == 1:
             losses.next = lost
             raise ShardLost("as if it died in the ending")
-        return await last_words(run)
+        return await conclude(run)
 
-    monkeypatch.setattr(DownpourRun, "_last_words", lose)
+    monkeypatch.setattr(Run, "conclude", lose)
     result = train(threads_client, store, tmp_path)
     assert_exact(result, threads_client, 2, rolled_back=lost == [0])
     assert last(result, "lost") == len(lost)
@@ -184,7 +185,8 @@ def lose_first(monkeypatch, command, lost):
     call, held = contact._call, []
 
     async def disturbed(pool, place, method, arguments, *more):
-        if method == "command" and arguments[1] == command and lost(arguments) and not held:
+        name = arguments[{"command": 1, "order": 2}.get(method, 0)] if arguments else ""
+        if name == command and lost(arguments) and not held:
             held.append((pool, place, method, arguments))
             raise OSError("the connection broke")
         return await call(pool, place, method, arguments, *more)
@@ -204,17 +206,19 @@ def test_an_epoch_that_a_shard_did_not_hear_of_is_closed_later(
 
 def test_an_order_that_comes_late_is_refused(threads_client, store, tmp_path, monkeypatch):
     call, held = lose_first(monkeypatch, "pause", lambda arguments: arguments[3])
-    came = []
+    came, progress = [], []
 
     async def deliver(run):
-        if held and not came and run.recovery.in_a_row == 0:
+        if run.server.generation:  # the run has recovered from what was held up
+            progress.append(run.progress)
+        if not came and progress and run.progress > progress[0]:
             came.append("late")
             with pytest.raises(Stale):
                 await call(*held[0])
         await check(run)
 
-    check = DownpourRun._check_background
-    monkeypatch.setattr(DownpourRun, "_check_background", deliver)
+    check = Run.check_background
+    monkeypatch.setattr(Run, "check_background", deliver)
     result = train(threads_client, store, tmp_path, snapshot_every="20ms")
     assert came
     assert_exact(result, threads_client, 2, rolled_back=False)
@@ -235,10 +239,10 @@ def test_a_shard_refuses_the_orders_of_another_generation(order, arguments):
     async def scenario():
         initial = FromModel(dbdask_model(), 0)
         shard = ParameterShard(0, 16, sgd(1.0), 3, initial)
-        await shard.command(1, "copy", 3, 1, True)
-        await shard.command(2, order, 3, *arguments)
+        await shard.order(1, 3, "copy", 1, True)
+        await shard.order(2, 3, order, *arguments)
         with pytest.raises(Stale):
-            await shard.command(3, order, 2, *arguments)
+            await shard.order(3, 2, order, *arguments)
 
     asyncio.run(scenario())
 
@@ -258,9 +262,9 @@ def test_a_worker_that_leaves_while_shards_are_made_costs_nothing(
 ):
     place, times = ParameterServer.place, []
 
-    async def fail_once(server, initial, workers):
+    async def fail_once(server, count, initial, workers):
         times.append(workers)
-        await place(server, initial, workers)
+        await place(server, count, initial, workers)
         if len(times) == 1:
             raise ShardLost("as if a worker left")
 
@@ -284,7 +288,7 @@ def test_a_worker_that_leaves_while_shards_are_made_costs_nothing(
 def test_shards_that_can_never_be_made_end_the_run(threads_client, store, tmp_path, monkeypatch):
     times = []
 
-    async def fail(server, initial, workers):
+    async def fail(server, count, initial, workers):
         times.append(workers)
         raise ShardLost("as if each worker left")
 
@@ -307,7 +311,6 @@ def test_a_barrier_waits_for_a_worker_that_can_complete_a_portion():
         if len(looks) == 5:
             raise WorkerError("no worker is left to train on")
         await asyncio.sleep(0)
-        return ""
 
     async def pause():
         return [Standing([Row(0, 1, 4, 5)], 5), Standing([Row(0, 1, 3, 4)], 4)]
@@ -319,13 +322,14 @@ def test_a_barrier_waits_for_a_worker_that_can_complete_a_portion():
         server=types.SimpleNamespace(pause=pause, order=order),
         roster=types.SimpleNamespace(workers=[]),
         workforce=types.SimpleNamespace(outstanding=[], abandoned=False),
-        stream=types.SimpleNamespace(epoch=0),
         take_in=take_in,
     )
+    stream = types.SimpleNamespace(epoch=0)
+    barrier = Barrier(stream, lambda epoch: (), lambda *order: None)
 
     async def scenario():
         async with asyncio.timeout(30):
-            await Barrier(run).rest()
+            await barrier.rest(run)
 
     with pytest.raises(WorkerError, match="no worker is left"):
         asyncio.run(scenario())
@@ -365,14 +369,15 @@ def test_what_is_dropped_is_counted_however_often_a_portion_is_stopped(
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_the_last_record_counts_the_refused_as_the_status_does(threads_client, store, most):
-    result = dbdask.downpour(
-        BadModel(ROWS),
-        counted(store),
-        client=threads_client,
-        batch_size=BATCH,
-        max_refused=most,
-        progress=False,
-    )
+    with pytest.warns(dbdask.TrainingWarning, match="bad_gradients"):
+        result = dbdask.downpour(
+            BadModel(ROWS),
+            counted(store),
+            client=threads_client,
+            batch_size=BATCH,
+            max_refused=most,
+            progress=False,
+        )
     assert result.status.reason == "bad_gradients"
     assert f"{last(result, 'refused')} gradients were refused" in result.status.message
     assert last(result, "refused") >= most
@@ -450,16 +455,16 @@ def labelled_network(client, store, path, **options):
 def test_after_a_loss_in_the_ending_the_result_is_what_was_validated(
     threads_client, store, tmp_path, monkeypatch, keep, lost
 ):
-    losses, write, times = Losses(monkeypatch), DownpourRun._write, []
+    losses, write, times = Losses(monkeypatch), Run.write, []
 
     async def lose(run):
-        if run.stream.done and not times:
+        if run.method.stream.done and not times:
             times.append(0)
             losses.next = lost
             raise ShardLost("as if it died while the last snapshot was written")
         await write(run)
 
-    monkeypatch.setattr(DownpourRun, "_write", lose)
+    monkeypatch.setattr(Run, "write", lose)
     result = labelled_network(threads_client, store, tmp_path, epochs=3, keep=keep)
     assert times
     scores = result.history["validation_loss"].values
@@ -471,16 +476,16 @@ def test_after_a_loss_in_the_ending_the_result_is_what_was_validated(
 
 
 def test_a_target_that_was_lost_again_is_none(threads_client, store, tmp_path, monkeypatch):
-    losses, last_words, times = Losses(monkeypatch), DownpourRun._last_words, []
+    losses, conclude, times = Losses(monkeypatch), Run.conclude, []
 
     async def lose(run):
         times.append(run.stop_reason)
         if len(times) == 1:
             losses.next = [0, 1]
             raise ShardLost("as if all died in the ending")
-        return await last_words(run)
+        return await conclude(run)
 
-    monkeypatch.setattr(DownpourRun, "_last_words", lose)
+    monkeypatch.setattr(Run, "conclude", lose)
     target = 0.5
     result = labelled_network(
         threads_client, store, tmp_path, epochs=200, target_loss=target, optimizer=dbdask.sgd(0.5)
@@ -502,7 +507,7 @@ def test_a_best_that_is_read_for_long_is_no_newer_one():
             return np.ones(16, np.float32)
 
         monkeypatch.setattr(checkpoint, "read_slice", read)
-        late = asyncio.ensure_future(shard.command(1, "restore_best", 3, "path", "group", True))
+        late = asyncio.ensure_future(shard.order(1, 3, "restore_best", "path", "group", True))
         await asyncio.sleep(0)
         await shard.command(2, "advance", 4)
         go_on.set()
@@ -532,11 +537,11 @@ def test_no_best_is_chosen_while_copies_of_shards_are_made(
 
     times = []
 
-    def now_and_then(twins):
+    def now_and_then(placement):
         times.append(0)
-        return len(times) % 3 == 0
+        return len(times) % 4 < 2  # asked twice where copies are made: whether, and then again
 
-    monkeypatch.setattr(Twins, "due", property(now_and_then))
+    monkeypatch.setattr(ShardPlacement, "lacks_copies", property(now_and_then))
     monkeypatch.setattr(ParameterServer, "_make_all", slow)
     monkeypatch.setattr(ParameterServer, "order", watched)
     result = labelled_network(

@@ -442,14 +442,31 @@ def test_zero_fill_value_loses_no_class(tmp_path):
     )
     encoding = {"x": {"_FillValue": 0}, "y": {"_FillValue": 0}}
     data.to_zarr(tmp_path / "v2.zarr", zarr_format=2, encoding=encoding)
-    for given in (
-        tmp_path / "v2.zarr",
-        xr.open_zarr(tmp_path / "v2.zarr", chunks=None),
-        xr.open_zarr(tmp_path / "v2.zarr"),
-    ):
-        inputs, targets, _ = _fed(Examples(given, inputs="x", targets="y", along="n"))
+    inputs, targets, _ = _fed(Examples(tmp_path / "v2.zarr", inputs="x", targets="y", along="n"))
+    np.testing.assert_array_equal(inputs, data.x.values)
+    np.testing.assert_array_equal(targets, data.y.values)
+
+
+@pytest.mark.parametrize("chunks", [None, {}])
+def test_zeros_that_xarray_shows_as_missing_are_named(tmp_path, chunks):
+    data = xr.Dataset({"x": ("n", np.arange(10) % 3), "y": ("n", np.arange(10.0))})
+    path = tmp_path / "v2.zarr"
+    data.to_zarr(path, zarr_format=2, encoding={"x": {"_FillValue": 0}}, consolidated=False)
+    opened = xr.open_zarr(path, chunks=chunks, consolidated=False)
+    said = (
+        r"'x' at n=0 is missing.*zeros of it are shown as missing.* v2 .*"
+        r"give the path.*use_zarr_fill_value_as_mask=False.*mask_and_scale=\{'x': False\}"
+    )
+    for role in ({"inputs": "x", "targets": "y"}, {"inputs": "y", "targets": "x"}):
+        with pytest.raises(DataError, match=said):
+            Examples(opened, **role, along="n").check()
+    with pytest.warns(UserWarning, match=r"4 of 10 examples.*zeros of it.*give the path"):
+        Examples(opened, inputs="x", along="n", missing="drop").check()
+    # Both remedies that the message names, of those that this xarray heeds.
+    unmasked = xr.open_zarr(path, consolidated=False, mask_and_scale={"x": False})
+    for remedied in (path, unmasked):
+        inputs = _fed(Examples(remedied, inputs="x", along="n"))[0]
         np.testing.assert_array_equal(inputs, data.x.values)
-        np.testing.assert_array_equal(targets, data.y.values)
 
 
 @pytest.mark.parametrize(

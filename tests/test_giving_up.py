@@ -22,13 +22,13 @@ from dbdask.numbers.portions import Portion
 from dbdask.server.contact import WorkerFacts
 from dbdask.server.link import ServerLink
 from dbdask.server.parameter_server import ParameterServer
-from dbdask.verbs.downpour_run import DownpourRun
 from dbdask.verbs.failures import MOST_ATTEMPTS
-from dbdask.verbs.giving_up import MOST_RECOVERIES, Returns, RunLost
 from dbdask.verbs.guard import MISSED_PINGS, Guard, guarded
-from dbdask.verbs.recovery import Recovery
+from dbdask.verbs.recovery import MOST_RECOVERIES, Recovery, Returns, RunLost
 from dbdask.verbs.roster import Roster
-from dbdask.verbs.sandblaster_run import SandblasterRun
+from dbdask.verbs.run import Run
+from dbdask.verbs.sandblaster_method import Sandblaster
+from dbdask.verbs.snapshots import Snapshots
 from dbdask.verbs.workforce import Outstanding, Workforce
 
 ROWS, BAD_ROW = 1200, 777
@@ -134,7 +134,7 @@ def test_recoveries_without_a_step_between_them_end_the_run():
     tried = []
 
     class Hopeless(Recovery):
-        async def _recover(self):
+        async def _recover(self, why):
             tried.append(0)
             if len(tried) < 3:
                 return
@@ -144,13 +144,15 @@ def test_recoveries_without_a_step_between_them_end_the_run():
         workforce=types.SimpleNamespace(
             failures=types.SimpleNamespace(suspicion="portion 3 failed")
         ),
-        where_it_stands=lambda: "there is no snapshot",
+        snapshots=types.SimpleNamespace(how_to_go_on=lambda: "there is no snapshot"),
+        method=types.SimpleNamespace(progress_name="step"),
+        progress=0,
     )
     recovery = Hopeless(run)
     asyncio.run(recovery.recover("first"))
-    recovery.note_step()
+    run.progress += 1
     asyncio.run(recovery.recover("second"))
-    recovery.note_step()
+    run.progress += 1
     with pytest.raises(
         RunLost, match="3 recoveries in a row without a step.*portion 3 failed; there is no"
     ):
@@ -251,12 +253,11 @@ def test_a_loss_before_the_first_snapshot_says_that_the_same_call_starts_anew(
 
 
 def test_a_scheduler_that_is_lost_before_the_first_snapshot_says_so_too(threads_client):
-    plan = types.SimpleNamespace(path="run.zarr", last=None)
-    run = types.SimpleNamespace(plan=plan)
-    guard = Guard(threads_client, run)
+    snapshots = Snapshots(None, "run.zarr", 1.0, None)
+    guard = Guard(threads_client, snapshots)
     guard.missed = MISSED_PINGS
     assert "no snapshot is in 'run.zarr' yet" in str(guard._loss())
-    run.snapshots = types.SimpleNamespace(committed=object())
+    snapshots.committed = object()
     assert "the last snapshot is in 'run.zarr'" in str(guard._loss())
 
 
@@ -279,8 +280,7 @@ def test_a_question_to_a_dying_scheduler_that_breaks_first_is_its_loss(error):
             scheduler_comm=types.SimpleNamespace(closed=broken.is_set),
             scheduler=types.SimpleNamespace(address="tcp://there", ncores=never),
         )
-        plan = types.SimpleNamespace(path=None, last=None)
-        await guarded(client, types.SimpleNamespace(plan=plan, work=work))
+        await guarded(client, work(), Snapshots(None, None, 1.0, None))
 
     with pytest.raises(ShardLost, match="scheduler tcp://there closed its connection") as raised:
         asyncio.run(lose())
@@ -307,15 +307,16 @@ def test_a_run_whose_pushes_are_never_taken_ends(threads_client, store, monkeypa
 
 
 def test_sandblaster_does_not_go_back_for_ever(threads_client, store, tmp_path, monkeypatch):
-    accept, times = SandblasterRun._accept, []
+    accept, times = Sandblaster._accept, []
 
-    async def lose_a_shard(self):
-        if self.state.iteration == 1 and len(times) < ENDLESS:
+    async def lose_a_shard(self, run):
+        if self.point.iteration == 1 and len(times) < ENDLESS:
             times.append(0)
+            run.server.give_up([0])
             raise ShardLost("as if a shard were gone")
-        return await accept(self)
+        return await accept(self, run)
 
-    monkeypatch.setattr(SandblasterRun, "_accept", lose_a_shard)
+    monkeypatch.setattr(Sandblaster, "_accept", lose_a_shard)
     path = str(tmp_path / "run.zarr")
     with pytest.raises(ShardLost, match=r"went back 3 times .* at iteration 1: as if.*resume=True"):
         train("sandblaster", threads_client, store, LinearCounting(ROWS), checkpoint=path)
@@ -324,7 +325,7 @@ def test_sandblaster_does_not_go_back_for_ever(threads_client, store, tmp_path, 
 
 
 def test_downpour_does_not_go_back_for_ever(threads_client, store, tmp_path, monkeypatch):
-    check, drop, times = DownpourRun._check_background, ParameterServer.drop_lost, []
+    check, drop, times = Run.check_background, ParameterServer.drop_lost, []
 
     async def lose_all(self):
         if self.tally.applied >= 10 and len(times) < ENDLESS:
@@ -337,7 +338,7 @@ def test_downpour_does_not_go_back_for_ever(threads_client, store, tmp_path, mon
             self._let_go(index, copies)
         return await drop(self, workers)
 
-    monkeypatch.setattr(DownpourRun, "_check_background", lose_all)
+    monkeypatch.setattr(Run, "check_background", lose_all)
     monkeypatch.setattr(ParameterServer, "drop_lost", drop_all)
     path = str(tmp_path / "run.zarr")
     with pytest.raises(ShardLost, match=r"went back 3 times .* after \d+ updates.*resume=True"):

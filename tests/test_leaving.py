@@ -16,8 +16,9 @@ from test_downpour import assert_nothing_left, write_store
 from test_recovery import assert_workers_run_tasks, train
 
 import dbdask
-from dbdask.verbs import leaving
-from dbdask.verbs.leaving import Leaving
+from dbdask.server.contact import WorkerFacts
+from dbdask.verbs import shard_placement
+from dbdask.verbs.shard_placement import ShardPlacement
 
 EPOCHS = 8
 
@@ -82,14 +83,14 @@ def test_a_retired_worker_hands_its_shard_on_and_goes(cluster, store):
 def test_training_goes_on_while_a_worker_that_leaves_is_retired(cluster, store, monkeypatch):
     """It moves the user's data first, and may stop just then."""
     _, client = cluster
-    asked, heard, went_on, retire = [], [], threading.Event(), leaving.retire
+    asked, heard, went_on, retire = [], [], threading.Event(), shard_placement.retire
 
     async def slow(client, worker):
         asked.append(worker)
         heard.append(await asyncio.to_thread(went_on.wait, 30))
         return await retire(client, worker)
 
-    monkeypatch.setattr(leaving, "retire", slow)
+    monkeypatch.setattr(shard_placement, "retire", slow)
     beside = After(4, lambda: client.retire_workers(shard_workers(client)[:1]))
     result = train(
         client,
@@ -124,23 +125,21 @@ def test_the_end_of_a_run_waits_a_moment_for_workers_that_leave(monkeypatch, cap
 
     async def live():
         workers = ["broken", "holder", "slow", "stopped"]
-        run = types.SimpleNamespace(
-            client=None,
-            roster=types.SimpleNamespace(closing=set(), leaving=set()),
-            server=types.SimpleNamespace(can_leave=lambda *_: True, move=nothing, workers=workers),
-            shard_homes=lambda: ["other"],
-            twins=types.SimpleNamespace(note=lambda: None),
-            validator=types.SimpleNamespace(choice=asyncio.Lock()),
+        facts = {"other": WorkerFacts("other", "other", "here", 0)}
+        roster = types.SimpleNamespace(closing=set(), leaving=set(), away=set(), facts=facts)
+        server = types.SimpleNamespace(
+            can_leave=lambda *_: True, move=nothing, workers=workers, copies=1, wanted=1
         )
-        leaves = Leaving(run)
-        leaves._hear({"action": "retire-workers", "could-not-retire": workers})
-        await asyncio.wait_for(leaves.move(), 30)
+        workforce, tally = types.SimpleNamespace(roster=roster), types.SimpleNamespace()
+        placement = ShardPlacement(None, server, workforce, None, tally, None, asyncio.Lock())
+        placement._hear({"action": "retire-workers", "could-not-retire": workers})
+        await asyncio.wait_for(placement.reconcile(), 30)
         with dask.config.set({"dbdask.answer": "1s"}):
-            await asyncio.wait_for(leaves.end(), 30)
+            await asyncio.wait_for(placement.end(), 30)
         assert len(asyncio.all_tasks()) == 1 and not waiting
-        assert run.roster.leaving == {"slow", "stopped"}  # the others stay, and get work
+        assert roster.leaving == {"slow", "stopped"}  # the others stay, and get work
 
-    monkeypatch.setattr(leaving, "retire", retire)
+    monkeypatch.setattr(shard_placement, "retire", retire)
     asyncio.run(live())
     assert "worker broken could not be retired, and stays: OSError('no answer')" in caplog.text
     assert "worker holder could not be retired, and stays: Dask has not" in caplog.text

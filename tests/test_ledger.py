@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dbdask.numbers.ledger import Ledger, Standing, furthest
+from dbdask.numbers.ledger import Ledger, Standing, furthest, uneven
 
 
 def test_every_step_is_admitted_once_whatever_is_repeated():
@@ -36,7 +36,7 @@ def test_rows_bring_a_ledger_back():
         ledger.admit(*identity)
     ledger.close_before(2)
     again = Ledger.from_rows(ledger.rows(), 2)
-    assert again.rows() == ledger.rows() == [(2, 0, 7, 1), (2, 1, 4, 1), (3, 0, 0, 1)]
+    assert again.rows() == ledger.rows() == [(2, 0, 7, 1, 1), (2, 1, 4, 1, 1), (3, 0, 0, 1, 1)]
     assert not again.admit(1, 0, 0)
 
 
@@ -52,11 +52,36 @@ def test_the_furthest_standing_has_what_any_shard_has_and_counts_its_updates(see
             mine = [push for push in pushes if push[1] == portion][: rng.randrange(7)]
             applied += sum(ledger.admit(*push) for push in mine)
         shards.append(Standing(ledger.rows(), applied))
-    everything = {row[:3] for shard in shards for row in shard.rows if row.epoch == 1}
+    everything = [each(shard.rows) for shard in shards]
     together = furthest(shards, first_epoch=1)
     for portion in range(4):
-        steps = [step for _, number, step in everything if number == portion]
-        assert [row.step for row in together.rows if row.portion == portion] == (
-            [max(steps)] if steps else []
-        )
-    assert together.applied == 100 + sum(row.updates for row in together.rows)
+        steps = [rows[1, portion][0] for rows in everything if (1, portion) in rows]
+        found = each(together.rows).get((1, portion), (None, 0))
+        assert found[0] == (max(steps) if steps else None)
+    assert together.applied == 100 + sum(updates for _, updates in each(together.rows).values())
+    apart = {
+        identity
+        for identity in [(1, portion) for portion in range(4)]
+        if len({rows.get(identity, (-1, 0))[0] for rows in everything}) > 1
+    }
+    assert uneven(shards, first_epoch=1) == apart
+
+
+def each(rows):
+    """Step and updates of every portion."""
+    return {
+        (row.epoch, portion): (row.step, row.updates)
+        for row in rows
+        for portion in range(row.portion, row.portion + row.portions)
+    }
+
+
+def test_portions_alike_are_one_row_and_rows_of_old_checkpoints_still_load():
+    ledger = Ledger()
+    for portion in range(5000):
+        for step in range(3 if portion % 1000 else 2):
+            ledger.admit(4, portion, step)
+    rows = ledger.rows()
+    assert rows[:2] == [(4, 0, 1, 2, 1), (4, 1, 2, 3, 999)] and len(rows) == 10
+    before = [(4, portion, *numbers) for (_, portion), numbers in each(rows).items()]
+    assert Ledger.from_rows(before, 4).rows() == rows == ledger.copy().rows()

@@ -18,7 +18,7 @@ from dbdask.server.parameter_server import ParameterServer
 from dbdask.verbs import gradient_pass
 from dbdask.verbs.batch_replica import BundleReport
 from dbdask.verbs.gradient_pass import Experience, GradientPass
-from dbdask.verbs.sandblaster_run import SandblasterRun
+from dbdask.verbs.sandblaster_method import Sandblaster
 from dbdask.verbs.workforce import Outstanding
 
 SHARDS = 2
@@ -39,15 +39,15 @@ def client(request, threads_client, process_client):
 @pytest.fixture
 def evaluations(monkeypatch):
     """Point, mean loss and gradient of each evaluation, as the shards hold them at its end."""
-    seen, plain = [], SandblasterRun._evaluate
+    seen, plain = [], Sandblaster._evaluate
 
-    async def evaluate(run, request):
-        answer = await plain(run, request)
+    async def evaluate(method, run, request):
+        answer = await plain(method, run, request)
         point, gradient = [await run.server.read(n) for n in (request.point, request.into)]
         seen.append((point, answer[0], gradient))
         return answer
 
-    monkeypatch.setattr(SandblasterRun, "_evaluate", evaluate)
+    monkeypatch.setattr(Sandblaster, "_evaluate", evaluate)
     return seen
 
 
@@ -261,9 +261,9 @@ def test_a_late_push_of_a_copy_that_lost_changes_nothing_in_the_next_pass(
         if evaluation == 1:
             gate.go_on.set()
 
-    def contributed(shard, generation, evaluation, bundle, gradient):
+    def contributed(shard, evaluation, bundle, gradient):
         is_open = shard._pass.evaluation
-        is_new = contribute(shard, generation, evaluation, bundle, gradient)
+        is_new = contribute(shard, evaluation, bundle, gradient)
         if evaluation != is_open:
             late.append((evaluation, is_open, is_new))
         return is_new

@@ -18,7 +18,7 @@ from dbdask.data import feed
 from dbdask.server import contact, parameter_server
 from dbdask.server.room import Room
 from dbdask.verbs import gradient_pass
-from dbdask.verbs.sandblaster_run import SandblasterRun
+from dbdask.verbs.sandblaster_method import Sandblaster
 from dbdask.verbs.workforce import Workforce
 
 
@@ -86,19 +86,19 @@ def test_tasks_that_begin_at_once_share_one_fetch(store, monkeypatch):
 
 def test_a_lone_replica_reads_nothing_after_its_first_pass(threads_client, store, monkeypatch):
     reads, until = [], []
-    get, evaluate = zarr.storage.LocalStore.get, SandblasterRun._evaluate
+    get, evaluate = zarr.storage.LocalStore.get, Sandblaster._evaluate
 
     async def noted_get(storage, key, *more, **options):
         reads.append(key)
         return await get(storage, key, *more, **options)
 
-    async def noted_evaluate(run, request):
-        answer = await evaluate(run, request)
+    async def noted_evaluate(method, run, request):
+        answer = await evaluate(method, run, request)
         until.append(len(reads))
         return answer
 
     monkeypatch.setattr(zarr.storage.LocalStore, "get", noted_get)
-    monkeypatch.setattr(SandblasterRun, "_evaluate", noted_evaluate)
+    monkeypatch.setattr(Sandblaster, "_evaluate", noted_evaluate)
     count(threads_client, store, replicas=1)
     chunks = {key for key in reads[: until[0]] if key.startswith("index/c/")}
     assert len(chunks) == ROWS // 100
@@ -128,16 +128,16 @@ def test_an_iteration_is_two_rounds_beside_its_search_and_no_vector_comes_to_the
 ):
     log = []  # (method, arguments, answer), and a None where a point is accepted
     carried = []  # what else goes through the client: orders, and the reports on them
-    call, note, do = parameter_server.call_actor, SandblasterRun._note_point, Workforce._do
+    call, note, do = parameter_server.call_actor, Sandblaster._note_point, Workforce._do
 
     async def noted_call(pool, place, method, *arguments, nbytes=0):
         answer = await call(pool, place, method, *arguments, nbytes=nbytes)
         log.append((method, arguments, answer))
         return answer
 
-    def noted_point(run):
+    def noted_point(method, run):
         log.append(None)
-        note(run)
+        note(method, run)
 
     async def noted_do(force, work, function, order, *more):
         report = await do(force, work, function, order, *more)
@@ -145,7 +145,7 @@ def test_an_iteration_is_two_rounds_beside_its_search_and_no_vector_comes_to_the
         return report
 
     monkeypatch.setattr(parameter_server, "call_actor", noted_call)
-    monkeypatch.setattr(SandblasterRun, "_note_point", noted_point)
+    monkeypatch.setattr(Sandblaster, "_note_point", noted_point)
     monkeypatch.setattr(Workforce, "_do", noted_do)
     model = dbdask.Network(
         input_shape=(6,), layers=[dbdask.Dense(WIDE, "tanh"), dbdask.Dense(3)], loss="softmax"
@@ -163,8 +163,8 @@ def test_an_iteration_is_two_rounds_beside_its_search_and_no_vector_comes_to_the
     for entry in log:
         if entry is None:
             between.append([])
-        elif entry[0] == "command":
-            number, name = entry[1][:2]
+        elif entry[0] in ("command", "order"):
+            number, name = entry[1][0], entry[1][1 if entry[0] == "command" else 2]
             of_shard[number] += 1
             if of_shard[number] == 1:
                 between[-1].append(name)

@@ -9,13 +9,12 @@ import pytest
 
 from dbdask.errors import WorkerError
 from dbdask.server.contact import WorkerFacts
-from dbdask.verbs import homes as places
 from dbdask.verbs import preflight
 from dbdask.verbs import roster as room
-from dbdask.verbs.homes import shard_homes
-from dbdask.verbs.leaving import Leaving
+from dbdask.verbs import shard_placement as places
 from dbdask.verbs.preflight import Unheard
 from dbdask.verbs.roster import Roster
+from dbdask.verbs.shard_placement import ShardPlacement, eligible_workers
 
 SHORT = {"dbdask.answer": "20ms", "dbdask.ping": "100ms"}
 
@@ -73,7 +72,7 @@ def no_answer(cause):
 
 
 def homes(roster, wanted=None):
-    return shard_homes(roster.facts, wanted, roster.away)
+    return eligible_workers(roster.facts, wanted, roster.away)
 
 
 def live(coroutine):
@@ -270,18 +269,18 @@ def test_who_was_asked_to_leave_waits_for_the_check_of_a_successor(monkeypatch):
         server = types.SimpleNamespace(
             workers=["old"], can_leave=lambda going, homes: bool(set(homes) - going)
         )
-        run = types.SimpleNamespace(roster=roster, server=server, shard_homes=lambda: homes(roster))
-        leaving = Leaving(run)
-        leaving._hear({"action": "retire-workers", "could-not-retire": ["old"]})
-        assert leaving.due  # to be told that it cannot
+        workforce = types.SimpleNamespace(roster=roster)
+        placement = ShardPlacement(None, server, workforce, None, None, None, None)
+        placement._hear({"action": "retire-workers", "could-not-retire": ["old"]})
+        assert placement.must_move  # to be told that it cannot
         opened = asyncio.Event()
         cluster.names.append("new")
         cluster.outcomes["new"] = [opened]
         await roster.refresh()
-        assert not leaving.due
+        assert not placement.must_move
         opened.set()
         await until(roster, lambda: "new" in roster.workers)
-        assert leaving.due
+        assert placement.must_move
 
     live(story())
 
@@ -325,22 +324,22 @@ def test_a_newcomer_in_its_check_is_waited_for_as_a_home(monkeypatch):
     async def refresh():
         looks.append(0)
         if len(looks) == 5:
-            roster.is_hopeful, roster.workers = False, ["new"]
+            roster.is_hopeful, roster.workers, roster.away = False, ["new"], set()
 
     async def watch_silence():
         return []
 
-    roster = types.SimpleNamespace(is_hopeful=True, workers=[])
-    run = types.SimpleNamespace(
-        roster=roster,
-        workforce=types.SimpleNamespace(refresh=refresh, watch_silence=watch_silence),
-        shard_homes=lambda: roster.workers,
-        where_it_stands=lambda: "",
+    new = WorkerFacts("new", "new", "here", 0)
+    roster = types.SimpleNamespace(
+        is_hopeful=True, workers=[], facts={"new": new}, away={"new"}, closing=set()
     )
+    workforce = types.SimpleNamespace(refresh=refresh, watch_silence=watch_silence, roster=roster)
+    snapshots = types.SimpleNamespace(how_to_go_on=lambda: "")
+    placement = ShardPlacement(None, None, workforce, snapshots, None, None, None)
     monkeypatch.setattr(places, "TURN_SECONDS", 0.0)
     with dask.config.set({"dbdask.arrival": "0s"}):
-        asyncio.run(places.wait_for_homes(run))
-        roster.workers = []
+        asyncio.run(placement.wait())
+        roster.workers, roster.away = [], {"new"}
         with pytest.raises(WorkerError, match="no worker is left to go on with"):
-            asyncio.run(places.wait_for_homes(run))
+            asyncio.run(placement.wait())
     assert len(looks) >= 5

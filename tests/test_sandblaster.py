@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from dbdask.numbers.serial import minimise_array
 from dbdask.server.link import ServerLink
 from dbdask.server.room import close_room, rooms_of
 from dbdask.verbs.gradient_pass import GradientPass
-from dbdask.verbs.sandblaster_run import SandblasterRun
+from dbdask.verbs.sandblaster_method import Sandblaster
 
 ROWS = 1200
 
@@ -177,14 +178,15 @@ def test_a_push_whose_answer_was_lost_is_counted_as_repeated_and_changes_nothing
 
 
 def test_passes_that_a_rollback_undid_stay_counted(threads_client, store, tmp_path, monkeypatch):
-    note, trouble = SandblasterRun._note_point, [ShardLost("as if a shard were gone")]
+    note, trouble = Sandblaster._note_point, [ShardLost("as if a shard were gone")]
 
-    def lose_a_shard_once(self):
-        note(self)
-        if self.state.iteration == 5 and trouble:
+    def lose_a_shard_once(self, run):
+        note(self, run)
+        if self.point.iteration == 5 and trouble:
+            run.server.give_up([0])
             raise trouble.pop()
 
-    monkeypatch.setattr(SandblasterRun, "_note_point", lose_a_shard_once)
+    monkeypatch.setattr(Sandblaster, "_note_point", lose_a_shard_once)
     path = str(tmp_path / "run.zarr")
     options = {"tolerance": 0.0, "checkpoint": path, "snapshot_every": "1h"}
     history = train(threads_client, store, iterations=8, **options).history
@@ -221,7 +223,8 @@ def test_bad_gradients_at_the_first_point_are_refused_counted_and_named(
     threads_client, store, tmp_path
 ):
     path = str(tmp_path / "run.zarr")
-    result = minimise_bad(threads_client, store, BadInPlaces(ROWS, row=777), checkpoint=path)
+    with pytest.warns(dbdask.TrainingWarning, match="bad_gradients.*other parameters="):
+        result = minimise_bad(threads_client, store, BadInPlaces(ROWS, row=777), checkpoint=path)
     assert result.status.reason == "bad_gradients" and not result.status.ok
     assert "1 gradients were refused, the last in portion 15, step 0: count" in str(result.status)
     assert result.history["refused"].values[-1] == 1
@@ -230,7 +233,8 @@ def test_bad_gradients_at_the_first_point_are_refused_counted_and_named(
     group = checkpoint.latest(path).group
     assert np.isfinite(checkpoint.read_slice(path, group, "gradient", 0, ROWS)).all()
     model = BadInPlaces(ROWS, row=777)
-    again = minimise_bad(threads_client, store, model, checkpoint=path, resume=True)
+    with pytest.warns(dbdask.TrainingWarning, match="bad_gradients"):
+        again = minimise_bad(threads_client, store, model, checkpoint=path, resume=True)
     assert again.status.reason == "bad_gradients"
 
 
@@ -242,7 +246,8 @@ def test_the_line_search_turns_back_from_bad_gradients(threads_client, store):
 
 
 def test_a_search_that_bad_gradients_end_names_the_last_of_them(threads_client, store):
-    result = minimise_bad(threads_client, store, BadInPlaces(ROWS, most=0.0))
+    with pytest.warns(dbdask.TrainingWarning, match="search_failed.*check_model"):
+        result = minimise_bad(threads_client, store, BadInPlaces(ROWS, most=0.0))
     assert result.status.reason == "search_failed"
     assert "gradients were refused, the last in portion" in result.status.message
     assert result.history["refused"].values[-1] >= 24
@@ -408,7 +413,9 @@ def test_callbacks_and_interrupts_stop_it(threads_client, store, how):
         with pytest.raises(KeyError, match="mine"):
             train(threads_client, store, **options)
     else:
-        result = train(threads_client, store, **options)
+        warned = pytest.warns(dbdask.TrainingWarning, match="interrupted.*parameters=result")
+        with warned if how == "interrupted" else nullcontext():
+            result = train(threads_client, store, **options)
         assert result.status.reason == {"true": "callback"}.get(how, how)
     assert_nothing_left(threads_client)
 
@@ -474,9 +481,10 @@ class Interrupting(LinearCounting):
 def test_an_interrupt_in_the_first_pass_names_no_loss(threads_client, store, monkeypatch):
     monkeypatch.setenv("DBDASK_TEST_INTERRUPT", "once")
     model = Interrupting(ROWS, seconds=0.2)  # so that the pass outlasts a turn of its coordinator
-    result = dbdask.sandblaster(
-        model, counted(store), client=threads_client, progress=False, portion_size=50
-    )
+    with pytest.warns(dbdask.TrainingWarning, match="interrupted"):
+        result = dbdask.sandblaster(
+            model, counted(store), client=threads_client, progress=False, portion_size=50
+        )
     assert result.status.reason == "interrupted"
     assert result.status.message.endswith("(iteration 0, no pass has ended)")
 
@@ -488,21 +496,22 @@ def test_what_a_resumed_run_has_done_stays_counted_where_it_goes_back(
     options |= {"tolerance": 0.0, "progress": False}
     first = dbdask.sandblaster(network(), labelled(store), iterations=2, **options)
     made, troubles = [int(first.history["evaluations"].values[-1])], [1]
-    work, command = GradientPass.work, SandblasterRun._command
+    work, command = GradientPass.work, Sandblaster._command
 
     async def counted_work(self):
         sums = await work(self)
         made.append(1)
         return sums
 
-    async def troubled(self, commands):
+    async def troubled(self, run, commands):
         if len(made) == 2 and troubles:  # after the first pass, before its step is noted
             troubles.pop()
+            run.server.give_up([0])
             raise ShardLost("a shard was lost")
-        return await command(self, commands)
+        return await command(self, run, commands)
 
     monkeypatch.setattr(GradientPass, "work", counted_work)
-    monkeypatch.setattr(SandblasterRun, "_command", troubled)
+    monkeypatch.setattr(Sandblaster, "_command", troubled)
     result = dbdask.sandblaster(network(), labelled(store), iterations=4, resume=True, **options)
     assert not troubles and len(made) > 3
     assert result.history["evaluations"].values[-1] == sum(made)

@@ -26,9 +26,8 @@ class Run:
         shard = types.SimpleNamespace(copies=(ActorPlace("a", "shard"),))
         handle = types.SimpleNamespace(shards=(shard,))
         self.server = types.SimpleNamespace(holders=[["a"]], handle=handle)
-        self.roster = types.SimpleNamespace(workers=["a", "b"])
-        self.workforce = types.SimpleNamespace(attend=self.attend)
-        self.client = self
+        roster = types.SimpleNamespace(workers=["a", "b"])
+        self.workforce = types.SimpleNamespace(attend=self.attend, roster=roster, client=self)
 
     def futures(self, portion, workers):
         return []
@@ -54,7 +53,8 @@ def score(run, monkeypatch):
         return Score()
 
     monkeypatch.setattr(validating, "result_of", result_of)
-    return asyncio.run(Validator(run)._score_portion(1, PORTION))
+    validator = Validator(run.plan, run.workforce, run.server, None, None, None)
+    return asyncio.run(validator._score_portion(1, PORTION))
 
 
 def test_a_portion_is_scored_again_where_shards_have_moved(monkeypatch):

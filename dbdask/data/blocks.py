@@ -5,12 +5,11 @@ from dataclasses import replace
 import numpy as np
 
 from dbdask.data.gathering import Block, Part
-from dbdask.data.groups import GroupLedger, group_bounds
+from dbdask.data.groups import GroupLedger, known_groups, run_starts
 from dbdask.data.missing import Judge
 from dbdask.data.recipe import Recipe
-from dbdask.data.selection import Centres
+from dbdask.data.selection import CentreRuns
 from dbdask.data.sources import Blocks, Variable
-from dbdask.errors import DataError
 
 
 def read_block(
@@ -34,9 +33,10 @@ def read_block(
         box = recipe.box(variable, spread, role)
         part = _read_part(recipe, variable, features, box, supplied)
         if role == "targets" and recipe.classes is not None:
-            judge.labels = variable.decode(part.values)[0]
-            codes = recipe.classes.encode(*variable.decode(part.values))
-            part = replace(part, values=codes.astype(np.int32))
+            labels, absent = variable.decode(part.values)
+            judge.labels = labels
+            codes = recipe.classes.encode(labels, absent)
+            part = replace(part, values=codes.astype(recipe.classes.code_dtype))
         block.parts.append(part)
     judge.pronounce()
     return block
@@ -61,37 +61,28 @@ def _read_part(
 
 
 def _within_groups(
-    recipe: Recipe, within: tuple[Centres, ...], ledger: GroupLedger, supplied: Blocks | None
-) -> tuple[Centres, ...]:
+    recipe: Recipe, within: tuple[CentreRuns, ...], ledger: GroupLedger, supplied: Blocks | None
+) -> tuple[CentreRuns, ...]:
     """Narrow what each centre may see to its group."""
     assert recipe.groups is not None
     box = recipe.box(recipe.groups, within, "groups")
     (dim,) = recipe.groups.dims
     begin = box[dim].start
-    values, missing = recipe.groups.decode(recipe.groups.read(box, blocks=supplied))
-    if missing is not None and values.dtype.kind == "f":
-        raise DataError(
-            f"groups: {recipe.groups.name!r} is missing at {dim}={begin + int(missing.argmax())}; "
-            "every position needs a group"
-        )
+    values = known_groups(recipe.groups, recipe.groups.read(box, blocks=supplied), begin)
     ledger.note(values, begin)
-    low, high = group_bounds(values, begin)
-    axis = recipe.along.index(dim)
-    here = within[axis]
-    own = here.positions - begin
+    starts = run_starts(values) + begin
     # A group that reaches beyond what was read goes on there: no window looks that far.
-    narrowed = Centres(
-        here.positions,
-        np.maximum(here.low, np.where(low[own] == begin, here.low, low[own])),
-        np.minimum(here.high, np.where(high[own] == box[dim].stop, here.high, high[own])),
-    )
+    low = np.concatenate([[0], starts[1:]])
+    high = np.append(starts[1:], np.iinfo(np.int64).max)
+    axis = recipe.along.index(dim)
+    narrowed = within[axis].kept_within(starts, low, high)
     return (*within[:axis], narrowed, *within[axis + 1 :])
 
 
-def _kept(recipe: Recipe, within: tuple[Centres, ...]) -> np.ndarray | None:
+def _kept(recipe: Recipe, within: tuple[CentreRuns, ...]) -> np.ndarray | None:
     mask = recipe.selection.mask
     if mask is None:
         return None
-    shape = [len(c.positions) for c in within]
+    shape = [c.count for c in within]
     held = mask.over(recipe.along, [c.positions for c in within])
     return np.flatnonzero(np.broadcast_to(held, shape))

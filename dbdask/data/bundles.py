@@ -1,14 +1,14 @@
 """Bundles: the variables that together make an example's inputs, or its targets."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from dbdask.data.sources import Variable
-from dbdask.data.standardization import Scaling
+from dbdask.data.standardization import FLOAT32_MAX, Scaling, as_float32
 from dbdask.data.windows import NO_WINDOW, Window
 
 
@@ -111,9 +111,9 @@ class Bundle:
         flat = np.broadcast_to(np.array(numbers), math.prod(features)).reshape(features)
         return np.broadcast_to(flat, (1, *shape))
 
-    def worker_side(self) -> "Bundle":
-        """Return what travels in a task."""
-        return replace(self, variables=tuple(v.worker_side() for v in self.variables))
+    def mapped(self, change: Callable[[Variable], Variable]) -> "Bundle":
+        """Return the bundle with every variable changed."""
+        return replace(self, variables=tuple(change(variable) for variable in self.variables))
 
     def assemble(
         self, stored: Sequence[np.ndarray], masked: bool = False
@@ -144,23 +144,33 @@ class Bundle:
     def _together(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         if len(set(self.shapes)) == 1:
             return np.stack(parts, axis=-1)
-        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+        flat = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
+        return np.concatenate(flat, axis=1)
 
     def _values(
         self, number: int, stored: np.ndarray, masked: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        decoded, missing = self.variables[number].decode(stored)
-        values = decoded.astype(np.float32, copy=False)
+        values, missing = self.variables[number].decode(stored)
         scaling = self.scalings[number] if self.scalings is not None else None
-        if masked and missing is not None:
-            values = np.where(missing, np.float32(0), values)
-        if scaling is not None:
-            values = scaling.apply(values, fresh=values.flags.writeable)
         shape = (len(stored), *self.shapes[number])
-        if not (masked and missing is not None):
-            return values.reshape(shape), None
+        if not masked or missing is None:
+            return _rounded(values, scaling).reshape(shape), None
+        values = _rounded(np.where(missing, values.dtype.type(0), values), scaling)
         values = np.where(missing, scaling.fill if scaling is not None else 0, values)
-        return values.astype(np.float32).reshape(shape), missing.reshape(shape)
+        return values.astype(np.float32, copy=False).reshape(shape), missing.reshape(shape)
+
+    def limit(self, number: int) -> np.ndarray:
+        """Return the magnitude up to which a variable's values can be shown to a model."""
+        if self.scalings is None:
+            return np.array(FLOAT32_MAX)
+        return self.scalings[number].limit
+
+
+def _rounded(values: np.ndarray, scaling: Scaling | None) -> np.ndarray:
+    """Return numbers as float32: scaled first, where they are to be."""
+    if scaling is None:
+        return as_float32(values)
+    return scaling.apply(values, fresh=values.flags.writeable)
 
 
 def _listed(dims: Sequence[str]) -> str:
@@ -171,9 +181,18 @@ def check_numbers(argument: str, variable: Variable) -> None:
     """Raise where a variable's values are not real numbers."""
     if variable.value_dtype.kind not in "iufb":
         raise TypeError(
-            f"{argument}: variable {variable.name!r} has dtype {variable.value_dtype}; give "
-            "numbers (dates and text must be turned into numbers first)"
+            f"{argument}: variable {variable.name!r} has dtype {variable.shown_dtype}; give "
+            f"numbers: {_how_to_make_numbers(variable)}"
         )
+
+
+def _how_to_make_numbers(variable: Variable) -> str:
+    kind = variable.value_dtype.kind
+    if kind == "O":
+        return "array.astype(float), or the data loaded into memory"
+    if kind in "mM":
+        return "the time since a date, as ((array - date) / np.timedelta64(1, 's'))"
+    return "dates and text must be turned into numbers first"
 
 
 def check_sizes(argument: str, variable: Variable, sizes: Mapping[str, int]) -> None:

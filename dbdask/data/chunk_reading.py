@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -9,22 +12,88 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from dbdask.data.bounded_codecs import chunk_bytes
+from dbdask.data.decompression import Oversized
+from dbdask.data.memory import memory_limit
+
+SMALL_BYTES = 256 * 2**20
+"""Bytes that are read without asking how much memory there is."""
+
 
 def read_array(array: zarr.Array, index: tuple[slice, ...]) -> np.ndarray:
     """Return the stored values in the box, in native byte order; they may be read-only.
 
     A box that is one whole chunk is decoded in place: Zarr's own indexing would hold the chunk
     twice, which counts where a chunk is a good part of a worker's memory.
+
+    Raises
+    ------
+    MemoryError
+        If this process cannot hold the box, or a chunk of it; nothing is read then.
     """
-    found = None
+    _check_memory(array, index)
     place = _one_chunk(array, index)
-    if place is not None:
-        found = sync(_decode_chunk(array, place))
-    if found is None:
+    if place is None:
         found = np.asarray(array[index] if index else array[()])
     else:
-        found = found[tuple(slice(0, cut.stop - cut.start) for cut in index)]
+        decoded = sync(_decode_chunk(array, place))
+        shape = tuple(cut.stop - cut.start for cut in index)
+        if decoded is None:
+            found = np.full(shape, _fill(array), array.dtype)
+        else:
+            found = decoded[tuple(slice(0, size) for size in shape)]
     return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+
+
+def oversized_chunk(array: zarr.Array, index: tuple[slice, ...]) -> str:
+    """Return the name of the first chunk in a box that holds more than it is declared to."""
+    for place in itertools.product(*_spans(array, index)):
+        try:
+            sync(_decode_chunk(array, place))
+        except Oversized:
+            return ".".join(map(str, place)) or "0"
+    return ""
+
+
+def _check_memory(array: zarr.Array, index: tuple[slice, ...]) -> None:
+    box = math.prod(cut.stop - cut.start for cut in index) * array.dtype.itemsize
+    chunk = chunk_bytes(array.chunks, array.dtype) or 0
+    if max(box, chunk) <= SMALL_BYTES:
+        return
+    limit = memory_limit()
+    if limit is None or max(box, chunk) <= limit:
+        return
+    what = f"a chunk of shape {array.chunks}" if chunk >= box else "it"
+    raise MemoryError(f"{what} takes {max(box, chunk):,} bytes, and this process may use {limit:,}")
+
+
+def _fill(array: zarr.Array) -> object:
+    """Return the fill value; format 2 may have none, which is zero."""
+    return 0 if array.fill_value is None else array.fill_value
+
+
+def chunk_count(array: zarr.Array, index: tuple[slice, ...]) -> int:
+    """Return how many chunks, or shards, share a value with the box."""
+    return math.prod(len(span) for span in _spans(array, index))
+
+
+def chunk_numbers(array: zarr.Array, index: tuple[slice, ...]) -> Iterator[int]:
+    """Return their numbers, in row-major order of the whole array."""
+    shape = array.shards or array.chunks
+    grid = [-(-size // chunk) for size, chunk in zip(array.shape, shape, strict=True)]
+    for place in itertools.product(*_spans(array, index)):
+        number = 0
+        for at, size in zip(place, grid, strict=True):
+            number = number * size + at
+        yield number
+
+
+def _spans(array: zarr.Array, index: tuple[slice, ...]) -> list[range]:
+    shape = array.shards or array.chunks
+    return [
+        range(cut.start // size, -(-cut.stop // size))
+        for cut, size in zip(index, shape, strict=True)
+    ]
 
 
 def _one_chunk(array: zarr.Array, index: tuple[slice, ...]) -> tuple[int, ...] | None:

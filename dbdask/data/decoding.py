@@ -1,24 +1,34 @@
-"""From stored values to numbers: packed integers, missing values, labels.
+"""From stored values to the values that are shown, and which of them are missing.
 
-The rules are those of the CF conventions as xarray applies them, with one exception: integers
-without a scale stay integers, and the fill value of a Zarr array is no missing value for them.
+Every way to the data ends here: what a store declares, what xarray applies to a variable that it
+opened lazily, and values that are shown as they are held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
-from xarray.backends.zarr import FillValueCoder
 
-from dbdask.errors import DataError
+TEXT = np.dtype("<U1")
+"""The dtype that stands for text of any length."""
 
-_PACKING = ("scale_factor", "add_offset", "_Unsigned")
-_FILLS = ("_FillValue", "missing_value")
-_CF = (*_PACKING, *_FILLS, "units", "calendar", "dtype")
+OTHER = np.dtype("V")
+"""The dtype that stands for values that are neither numbers nor text: periods, tuples, dates."""
+
+EXACT = 2**53
+"""Whole numbers up to this one are float64 values."""
+
+
+class Undecided(ValueError):
+    """Nobody can say what an attribute, or a value, means: the rest of a sentence on a variable."""
+
+
+Step = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -28,176 +38,191 @@ class Decoding:
     Parameters
     ----------
     attributes
-        The CF attributes that are still to be applied to the stored values.
+        The CF attributes that xarray's decoder is to apply.
+    steps
+        Elementwise functions that xarray applies to what is stored, the first one first.
+    signs
+        The integer dtype as which the stored bytes are read; None: as they are stored.
+    gaps
+        Stored values that mean "missing" beside the `_FillValue` among the attributes.
     missing
-        Stored integers that mean "missing"; for variables that stay integers.
-    restored
-        For values that xarray has made floats although they are integers: their true dtype.
-    fill
-        The integer that stands where the value is missing, or was taken for missing.
+        Values that mean "missing", of variables that stay integers, booleans or text.
+    doubtful
+        Values that may mean "missing" or not, each with what to say where one occurs.
+    problem
+        Why the declared attributes cannot be applied; empty where they can.
     """
 
     attributes: dict[str, Any] = field(default_factory=dict)
-    missing: tuple[int, ...] = ()
-    restored: np.dtype | None = None
-    fill: int | None = None
-
-    @property
-    def is_plain(self) -> bool:
-        """True where the values are stored as they are meant."""
-        return not self.attributes
+    steps: tuple[Step, ...] = ()
+    signs: np.dtype | None = None
+    gaps: tuple[Any, ...] = ()
+    missing: tuple[Any, ...] = ()
+    doubtful: tuple[tuple[Any, str], ...] = ()
+    problem: str = ""
 
     def result_dtype(self, stored: np.dtype) -> np.dtype:
-        """Return the dtype of the values that `apply` gives."""
-        if self.restored is not None:
-            return self.restored
-        return self.apply(np.zeros(1, stored), check=False)[0].dtype
+        """Return the dtype of the values that `apply` gives; object where only values tell."""
+        if stored.kind in "USOTV" and not self.steps:
+            return stored if stored.kind in "OV" else TEXT
+        return self.apply(np.zeros(1, stored))[0].dtype
 
-    def apply(self, stored: np.ndarray, check: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
+    def apply(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the values and the mask of missing ones (None: nothing is missing)."""
-        if self.restored is not None:
-            return self._restore(stored, check)
-        if self.attributes:
-            stored = self.as_xarray(stored)
-        kind = stored.dtype.kind
-        if kind == "b":
-            return stored.astype(np.int8), None
-        if kind in "iu":
-            return self._integers(stored)
+        values = self.as_shown(stored)
+        for doubtful, said in self.doubtful:
+            if (values == doubtful).any():
+                raise Undecided(said)
+        kind = values.dtype.kind
+        if kind in "iub":
+            return values, self._declared(values)
         if kind == "f":
-            with np.errstate(over="ignore"):
-                values = stored.astype(np.float32, copy=False)
-            return values, _any(np.isnan(stored))
+            return values, _any(np.isnan(values))
         if kind in "mM":
-            return stored, _any(np.isnat(stored))
-        if kind in "USOT":
-            return _text(stored)
-        raise TypeError(f"values of dtype {stored.dtype} cannot be used; give real numbers or text")
+            return values, _either(_any(np.isnat(values)), self._declared(values))
+        if kind in "UST":
+            text, absent = _text(values)
+            return text, _either(absent, self._declared(text))
+        if kind == "O":
+            found, absent = of_objects(values)
+            return found, _either(absent, self._declared(found))
+        raise TypeError(f"values of dtype {values.dtype} cannot be used; give real numbers or text")
 
-    def as_xarray(self, stored: np.ndarray) -> np.ndarray:
+    def as_shown(self, stored: np.ndarray) -> np.ndarray:
         """Return the values as xarray shows them: its own arithmetic, its own dtypes."""
-        if self.is_plain:
-            return stored
+        if self.problem:
+            raise Undecided(self.problem)
+        if self.signs is not None:
+            stored = stored.view(self.signs)
+        if self.attributes:
+            stored = self._by_attributes(stored)
+        for step in self.steps:
+            stored = np.asarray(step(stored))
+        return stored if stored.dtype.isnative else stored.astype(stored.dtype.newbyteorder("="))
+
+    def _by_attributes(self, stored: np.ndarray) -> np.ndarray:
         dims = tuple(f"dim_{axis}" for axis in range(stored.ndim))
         raw = xr.Variable(dims, stored, self.attributes)
-        return np.asarray(xr.conventions.decode_cf_variable("values", raw).values)
+        shown = np.asarray(xr.conventions.decode_cf_variable("values", raw).values)
+        if self.gaps and shown.dtype.kind in "fmM":
+            absent = shown.dtype.type("NaT") if shown.dtype.kind in "mM" else np.nan
+            return np.where(np.isin(stored, np.array(self.gaps, stored.dtype)), absent, shown)
+        return shown
 
-    def _integers(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def _declared(self, values: np.ndarray) -> np.ndarray | None:
         if not self.missing:
-            return stored, None
-        mask = _any(np.isin(stored, np.array(self.missing, stored.dtype)))
-        if mask is None or len(self.missing) == 1:
-            return stored, mask
-        return np.where(mask, stored.dtype.type(self.fill), stored), mask
-
-    def _restore(self, stored: np.ndarray, check: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        assert self.restored is not None and self.fill is not None
-        mask = np.isnan(stored)
-        filled = np.where(mask, self.fill, stored)
-        values = filled.astype(self.restored)
-        if check and not np.array_equal(values, filled):
-            raise DataError(
-                f"values declared as {self.restored} in the Dataset's encoding are no whole "
-                "numbers; drop the encoding with dataset.drop_encoding()"
-            )
-        return values, self._integers(values)[1]
+            return None
+        if values.dtype.kind in "iubmM":
+            return _any(np.isin(values, np.array(self.missing, values.dtype)))
+        return _any(np.isin(values, np.array(self.missing, object)))
 
 
-def decode_stored(
-    dtype: np.dtype, attributes: Mapping[str, Any], zarr_format: int, fill_value: Any
-) -> Decoding:
-    """Return the decoding of a Zarr array's own values."""
-    pending = {name: attributes[name] for name in _CF if name in attributes}
-    if zarr_format == 3 and isinstance(pending.get("_FillValue"), str) and dtype.kind in "fcS":
-        pending["_FillValue"] = FillValueCoder.decode(pending["_FillValue"], dtype)
-    if zarr_format == 2 and fill_value is not None and _masks(dtype, pending, fill_value):
-        pending["_FillValue"] = fill_value
-    return _decoding(dtype, pending)
+def objects_dtype(values: np.ndarray) -> np.dtype:
+    """Return the dtype of what `of_objects` makes of an array of Python objects."""
+    kind = pd.api.types.infer_dtype(values.ravel(), skipna=True)
+    if kind in ("string", "bytes", "empty"):
+        return TEXT
+    return of_objects(values)[0].dtype if kind in _NUMBERS else OTHER
 
 
-def decode_opened(variable: xr.Variable, declared: Mapping[str, Any] | None = None) -> Decoding:
-    """Return what is left to do for a variable that xarray has opened, or a user has made.
+def of_objects(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return Python objects as numbers or text where all are, and the mask of missing ones.
 
-    `declared` are the attributes of its array in a v2 store, where they can be had: the Dataset
-    itself does not tell whether a fill value was declared there or is Zarr's own.
+    Examples
+    --------
+    >>> of_objects(np.array([3, None], object))
+    (array([ 3., nan]), array([False,  True]))
+    >>> of_objects(np.array([2**60 + 1, 3], object))[0].tolist()
+    [1152921504606846977, 3]
     """
-    pending = {name: variable.attrs[name] for name in _CF if name in variable.attrs}
-    encoding = variable.encoding
-    of_zarr = is_format_2(encoding)
-    if of_zarr and variable.dtype.kind in "iu" and not _is_packed(pending):
-        pending.pop("_FillValue", None)
-        pending.update({name: declared[name] for name in _FILLS if declared and name in declared})
-    true, fills = encoding.get("dtype"), _fills(encoding)
-    was_integer = isinstance(true, np.dtype) and true.kind in "iu" and not _is_packed(encoding)
-    if variable.dtype.kind != "f" or not was_integer or not fills:
-        return _decoding(variable.dtype, pending)
-    if not of_zarr:
-        return Decoding(restored=true, missing=fills, fill=fills[0])
-    # xarray has masked both; where they differ, a gap must stay a gap.
-    gaps = _fills({"missing_value": encoding.get("missing_value")})
-    missing = tuple(dict.fromkeys((*_fills(declared or {}), *gaps)))
-    return Decoding(restored=true, missing=missing, fill=(gaps or fills)[0])
+    absent = _any(np.asarray(pd.isna(values), bool))
+    kind = pd.api.types.infer_dtype(values.ravel(), skipna=True)
+    if kind in _NUMBERS:
+        return _numbers(values, absent), absent
+    if kind == "bytes":
+        decoded = [one if is_gap else one.decode() for one, is_gap in _each(values, absent)]
+        values = _as_objects(decoded, values.shape)
+    return (values if absent is None else _with_none(values, absent)), absent
 
 
-def _decoding(dtype: np.dtype, pending: dict[str, Any]) -> Decoding:
-    if dtype.kind in "iu" and not _is_packed(pending) and not _is_converted(pending):
-        fills = _fills(pending)
-        return Decoding(missing=fills, fill=fills[0] if fills else None)
-    if dtype.kind not in "iufb":
-        return Decoding()
-    wanted = {*_PACKING, *_FILLS} | ({"units", "calendar", "dtype"} & set(pending))
-    if not _is_converted(pending):
-        wanted -= {"units", "calendar", "dtype"}
-    kept = {name: value for name, value in pending.items() if name in wanted}
-    if dtype.kind == "f" and set(kept) == {"_FillValue"} and np.isnan(kept["_FillValue"]):
-        return Decoding()
-    return Decoding(attributes=kept)
+_NUMBERS = ("integer", "boolean", "floating", "mixed-integer-float", "decimal")
 
 
-def _masks(dtype: np.dtype, pending: Mapping[str, Any], fill_value: Any) -> bool:
-    """Say whether the fill value of a v2 array means "missing", as it does for xarray."""
-    if _is_packed(pending) or _is_time(pending):
-        return True
-    # Zero is what Zarr fills with where nobody chose anything: black pixels are no gaps.
-    return dtype.kind == "f" and fill_value != 0 and "_FillValue" not in pending
+def _numbers(values: np.ndarray, absent: np.ndarray | None) -> np.ndarray:
+    """Return numbers in the dtype that holds them exactly; objects where there is none."""
+    present = values.ravel() if absent is None else values[~absent]
+    exact = exact_array(present.tolist())
+    if absent is None:
+        return exact.reshape(values.shape)
+    if exact.dtype.kind == "O" or (exact.dtype.kind in "iu" and not is_exact(exact)):
+        return _with_none(values, absent)
+    wide = np.full(values.shape, np.nan)
+    wide[~absent] = exact
+    return wide
 
 
-def _fills(attributes: Mapping[str, Any]) -> tuple[int, ...]:
-    found = [attributes[name] for name in _FILLS if attributes.get(name) is not None]
-    values = [value for entry in found for value in np.atleast_1d(entry).tolist()]
-    return tuple(dict.fromkeys(int(value) for value in values if value == value))
+def exact_array(values: list[Any]) -> np.ndarray:
+    """Return numbers, or text, as an array of the dtype that holds each of them exactly.
 
+    NumPy itself makes floats of integers of which some are signed and some too large for that.
 
-def is_format_2(encoding: Mapping[str, Any]) -> bool:
-    """Say whether a Dataset's variable came from Zarr v2, where `_FillValue` is Zarr's own.
-
-    xarray notes compressors for Zarr only, and a `serializer` for format 3 only.
+    Examples
+    --------
+    >>> exact_array([2**64 - 1, 0]).tolist(), exact_array([2**60 + 1, 0.5]).dtype
+    ([18446744073709551615, 0], dtype('O'))
     """
-    return ("compressors" in encoding or "compressor" in encoding) and "serializer" not in encoding
+    if all(isinstance(value, bool | np.bool_) for value in values):
+        return np.array(values, bool)
+    if any(isinstance(value, str) for value in values):
+        return np.array(values)
+    whole = [int(value) for value in values if isinstance(value, int | np.integer)]
+    if len(whole) == len(values):
+        for dtype in (np.int64, np.uint64):
+            if np.iinfo(dtype).min <= min(whole) and max(whole) <= np.iinfo(dtype).max:
+                return np.array(whole, dtype)
+    elif all(abs(value) <= EXACT for value in whole):
+        return np.array([float(value) for value in values])
+    return _as_objects(values, (len(values),))
 
 
-def _is_packed(attributes: Mapping[str, Any]) -> bool:
-    return any(name in attributes for name in _PACKING)
+def is_exact(integers: np.ndarray) -> bool:
+    """Say whether float64 holds every one of the integers."""
+    return not integers.size or (int(integers.max()) <= EXACT and int(integers.min()) >= -EXACT)
 
 
-def _is_time(attributes: Mapping[str, Any]) -> bool:
-    units = attributes.get("units")
-    return isinstance(units, str) and " since " in units
+def _text(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return text as Python strings: an array of fixed width would cut zeros off at the end."""
+    if stored.dtype.kind == "S":
+        return np.char.decode(stored, "utf-8").astype(object), None
+    text = stored.astype(object)
+    if stored.dtype.kind == "U" or not hasattr(stored.dtype, "na_object"):
+        return text, None
+    absent = np.asarray(pd.isna(text), bool)
+    return _with_none(text, absent), _any(absent)
 
 
-def _is_converted(attributes: Mapping[str, Any]) -> bool:
-    declared = attributes.get("dtype")
-    return _is_time(attributes) or declared == "bool" or "timedelta64" in str(declared)
+def _with_none(values: np.ndarray, absent: np.ndarray) -> np.ndarray:
+    found = values.copy()
+    found[absent] = None
+    return found
+
+
+def _each(values: np.ndarray, absent: np.ndarray | None) -> Any:
+    gaps = np.zeros(values.size, bool) if absent is None else absent.ravel()
+    return zip(values.ravel(), gaps, strict=True)
+
+
+def _as_objects(found: list[Any], shape: tuple[int, ...]) -> np.ndarray:
+    values = np.empty(len(found), object)
+    values[:] = found
+    return values.reshape(shape)
+
+
+def _either(mask: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+    if mask is None or other is None:
+        return other if mask is None else mask
+    return mask | other
 
 
 def _any(mask: np.ndarray) -> np.ndarray | None:
     return mask if mask.any() else None
-
-
-def _text(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    flat = stored.astype(object)
-    if stored.dtype.kind == "S":
-        flat = np.char.decode(stored, "utf-8").astype(object)
-    mask = np.array([not isinstance(value, str) for value in flat.ravel()], dtype=bool)
-    mask = mask.reshape(flat.shape)
-    return np.where(mask, "", flat).astype(str), _any(mask)

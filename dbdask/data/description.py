@@ -112,7 +112,7 @@ def _is_labelled_alike(recipe: Recipe, source: Source, dim: str) -> bool:
     known = recipe.coordinates.get(dim)
     if labels is None or known is None or isinstance(known.origin, Absent):
         return False
-    return same_labels(known.coordinate(), labels)
+    return same_labels(known.label_index(), labels)
 
 
 def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
@@ -186,15 +186,22 @@ def _variable_json(variable: Variable) -> dict[str, Any]:
         "dims": list(variable.dims),
         "shape": list(variable.shape),
         "dtype": variable.value_dtype.str,
-        "missing": list(variable.decoding.missing),
+        "stored_dtype": _number_dtype(variable),
+        "dtype_name": variable.dtype_name,
+        "missing": [m for value in variable.decoding.missing if (m := _plain(value)) is not None],
         "attrs": {name: value for name, value in kept.items() if value is not None},
     }
+
+
+def _number_dtype(variable: Variable) -> str | None:
+    """Return the dtype in which numbers are stored; None for anything else."""
+    dtype = variable.stored_dtype
+    return dtype.str if isinstance(dtype, np.dtype) and dtype.kind in "iufb" else None
 
 
 def _detached(described: Mapping[str, Any]) -> Variable:
     """Return a variable of which only the metadata are known."""
     dtype = np.dtype(described["dtype"])
-    missing = tuple(described["missing"])
     return Variable(
         name=described["name"],
         key=described["name"],
@@ -204,8 +211,10 @@ def _detached(described: Mapping[str, Any]) -> Variable:
         itemsize=dtype.itemsize,
         chunks=tuple(max(1, size) for size in described["shape"]),
         attrs=dict(described["attrs"]),
-        decoding=Decoding(missing=missing, fill=missing[0] if missing else None),
+        decoding=Decoding(missing=tuple(described["missing"])),
         origin=Absent("store"),
+        was_stored=np.dtype(described.get("stored_dtype") or dtype),
+        dtype_name=described.get("dtype_name", ""),
     )
 
 

@@ -17,7 +17,9 @@ from dbdask.data.losses import targets_for_loss
 from dbdask.data.measures import measure_labels
 from dbdask.data.moments import measured_means, scalings_of
 from dbdask.data.opening import Given, open_recipe
+from dbdask.data.pickling import pack, unpack
 from dbdask.data.recipe import Recipe
+from dbdask.data.routes import Lacking
 from dbdask.data.selection import Selection
 from dbdask.data.sources import Source, Variable, open_source
 from dbdask.data.splits import (
@@ -28,11 +30,16 @@ from dbdask.data.splits import (
     recipe_of_part,
 )
 from dbdask.data.sweeps import sweep
+from dbdask.errors import DataError
 from dbdask.numbers.portions import MIX_BYTES, Cut, Grid
 
 
 class Examples:
     """Which parts of a dataset are examples: lazy, immutable, small when pickled.
+
+    A copy is the same object. A pickle carries the place of a store, or up to 4 MiB of a Dataset in
+    memory or of a Dask graph; a larger one is found again in the process that pickled it, and is
+    lacking elsewhere, which the first use says.
 
     Parameters
     ----------
@@ -55,7 +62,9 @@ class Examples:
     classes
         The labels in the order of the outputs; None takes `flag_values`, or whole numbers from 0.
     missing
-        ``"error"``, ``"drop"`` such examples, or ``"mask"`` their missing elements.
+        ``"error"`` names the first missing value; ``"drop"`` leaves out the examples that need
+        one. ``"mask"`` keeps them: a missing target element gets weight zero, and a missing input
+        element becomes its variable's mean over these examples, 0 after `standardize`.
 
     Raises
     ------
@@ -117,15 +126,26 @@ class Examples:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"Examples cannot be changed: {name!r} is set when it is made")
 
+    def __copy__(self) -> "Examples":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Examples":
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"source": None, "recipe": self.recipe.worker_side()}
+        if self.source is None:  # a worker's side, which has nothing more to carry
+            return {"source": None, "recipe": self.recipe}
+        return {"parcel": pack(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "parcel" in state:
+            source, recipe = unpack(state["parcel"])
+            state = {"source": source, "recipe": recipe}
         self.__dict__.update(state)
 
     def __len__(self) -> int:
         """Examples, before any is left out for its values."""
-        return int(self.recipe.block_rows.sum())
+        return self.recipe.rows
 
     def __repr__(self) -> str:
         recipe = self.recipe
@@ -190,12 +210,12 @@ class Examples:
 
     def _cut(self, portion_rows: int) -> Cut:
         recipe = self.recipe
-        counts = [np.array(lengths) for lengths in recipe.grid.lengths]
+        counts = [np.diff(lengths.edges) for lengths in recipe.grid.lengths]
         volumes = counts[0]
         for count in counts[1:]:
             volumes = np.multiply.outer(volumes, count)
         held = (volumes.reshape(-1) * recipe.row_bytes).astype(np.int64)
-        return Cut(tuple(recipe.block_rows.tolist()), tuple(held.tolist()), portion_rows, MIX_BYTES)
+        return Cut(recipe.block_rows, held, portion_rows, MIX_BYTES)
 
     def reads(self, block: int) -> list[tuple[Variable, dict[str, slice]]]:
         """Return every (variable, box) that serving a block reads."""
@@ -203,6 +223,9 @@ class Examples:
 
     def worker_side(self) -> "Examples":
         """Return what travels in a task."""
+        for variable in self.recipe.variables:
+            if isinstance(variable.origin, Lacking):
+                variable.open()
         return Examples._of(None, self._with_means().recipe.worker_side())
 
     def reader(self, cache_bytes: int = CACHE_BYTES, prefetch: bool = True) -> Reader:
@@ -246,9 +269,7 @@ class Examples:
         if seed is None:
             parts = contiguous_parts(self.recipe, wanted)
         else:
-            groups = self.recipe.groups
-            values = None if groups is None else groups.decode(groups.read())[0]
-            parts = drawn_parts(self.recipe, wanted, check_seed(seed), values)
+            parts = drawn_parts(self.recipe, wanted, check_seed(seed))
         return tuple(
             Examples._of(self.source, recipe_of_part(self.recipe, part, fraction))
             for part, fraction in zip(parts, wanted, strict=True)
@@ -298,7 +319,7 @@ class Examples:
         found: set[Any] = set()
         for labels in sweep(self, measure_labels, client):
             found.update(labels)
-        return list(as_classes(sorted(found)).labels or ())
+        return list(as_classes(_in_order(found, targets.names[0])).labels or ())
 
     def with_classes(self, classes: Sequence[Any] | Classes | None) -> "Examples":
         """Return the examples with other classes; None: the targets are values, not labels."""
@@ -344,7 +365,17 @@ class Examples:
         return detached if data is None else detached.rebind(data)
 
 
+def _in_order(labels: set[Any], name: str) -> list[Any]:
+    try:
+        return sorted(labels)
+    except TypeError as error:
+        raise DataError(
+            f"targets: the labels of {name!r} are of different kinds ({error}); give numbers only, "
+            "or text only"
+        ) from error
+
+
 def _check_not_empty(recipe: Recipe) -> None:
-    if recipe.block_rows.sum() == 0:
+    if recipe.grid.block_count == 0 or recipe.rows == 0:
         whole = "; its windows are longer than what was cut" if recipe.edges == "drop" else ""
         raise ValueError(f"no examples are left along {', '.join(recipe.along)}{whole}")

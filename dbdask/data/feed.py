@@ -9,6 +9,8 @@ from threading import Lock
 import numpy as np
 
 from dbdask.data.blocks import read_block
+from dbdask.data.fills import fills_of
+from dbdask.data.first_look import first_look
 from dbdask.data.gathering import Block, Gathered
 from dbdask.data.groups import GroupLedger
 from dbdask.data.labels import MISSING
@@ -16,6 +18,7 @@ from dbdask.data.leaving_out import left_out_of
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Blocks
 from dbdask.numbers.left_out import LeftOut
+from dbdask.numbers.magnitudes import Magnitude
 from dbdask.numbers.portions import Portion
 
 CACHE_BYTES = 256 * 2**20
@@ -84,6 +87,7 @@ class Reader:
         self._cache: OrderedDict[int, Block] = OrderedDict()
         self._held = 0
         self._left_out: dict[int, LeftOut] = {}  # by block
+        self.magnitudes: tuple[Magnitude, ...] = ()  # of the first block that is read
         self._loading: dict[int, Future[Block]] = {}
         self._group: tuple[tuple[int, ...], Gathered] | None = None
         self._order: tuple[tuple[int, ...], int, np.ndarray] | None = None
@@ -147,7 +151,11 @@ class Reader:
 
     def _rows(self, portion: Portion, gathered: Gathered) -> np.ndarray:
         """Return the portion's rows of its group, in their order, without those left out."""
-        rows = self._permutation(portion, gathered.rows)[portion.start : portion.stop]
+        if portion.seed:
+            order = self._permutation(portion, gathered.rows)
+            rows = order[portion.start : portion.stop].astype(np.int64)
+        else:
+            rows = np.arange(portion.start, portion.stop)
         return rows if gathered.valid is None else rows[gathered.valid[rows]]
 
     def prefetch(self, portion: Portion) -> None:
@@ -176,8 +184,8 @@ class Reader:
         return BlockExamples(positions, valid, self._minibatch(gathered, rows[valid], 0))
 
     def left_out(self, portion: Portion) -> LeftOut:
-        """Return what the blocks of a portion that was read leave out as missing."""
-        found = LeftOut()
+        """Return what the blocks of a portion that was read leave out, or lack in their store."""
+        found = LeftOut(fills=fills_of(self.recipe, portion.blocks))
         for block in portion.blocks:
             if block in self._left_out:
                 found.add(self._left_out[block])
@@ -208,13 +216,12 @@ class Reader:
         return Minibatch(step, inputs, targets, _masked(weights, gap))
 
     def _permutation(self, portion: Portion, rows: int) -> np.ndarray:
-        """Return the group's rows in the order of its portions."""
-        if not portion.seed:
-            return np.arange(rows)
+        """Return the group's rows in the order of its portions, in as few bytes as they need."""
         with self._lock:
             if self._order is not None and self._order[:2] == (portion.seed, rows):
                 return self._order[2]
-        order = np.random.default_rng(portion.seed).permutation(rows)
+        order = np.arange(rows, dtype=np.uint32 if rows < 2**32 else np.int64)
+        np.random.default_rng(portion.seed).shuffle(order)
         with self._lock:
             self._order = portion.seed, rows, order
         return order
@@ -257,6 +264,7 @@ class Reader:
     def _read(self, number: int, supplied: Blocks | None, result: "Future[Block]") -> Block:
         try:
             block = read_block(self.recipe, number, self._ledger, supplied)
+            self.magnitudes = self.magnitudes or first_look(self.recipe, block)
             if self.recipe.missing == "drop" and number not in self._left_out:
                 self._left_out[number] = left_out_of(self.recipe, block)
         except BaseException as error:

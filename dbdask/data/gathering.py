@@ -1,12 +1,13 @@
 """Gathering: rows of a group of blocks by NumPy indexing, windows made on the fly."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dbdask.data.recipe import Recipe
-from dbdask.data.selection import Centres
+from dbdask.data.selection import CentreRuns, Centres, side_by_side
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Block:
     """A block that was read: its centres, and the values that they need."""
 
     number: int
-    centres: tuple[Centres, ...]
+    centres: tuple[CentreRuns, ...]
     kept: np.ndarray | None  # rows of the product of centres that are examples; None: all
     parts: list[Part]
     valid: np.ndarray | None = None  # which rows are complete; None: all
@@ -46,7 +47,7 @@ class Block:
         """Examples in the block, incomplete ones included."""
         if self.kept is not None:
             return len(self.kept)
-        return int(np.prod([len(c.positions) for c in self.centres], dtype=np.int64))
+        return math.prod(c.count for c in self.centres)
 
     @property
     def nbytes(self) -> int:
@@ -98,13 +99,9 @@ class Gathered:
 
     def _place_centres(self, blocks: Sequence[Block]) -> None:
         dims = range(len(self._recipe.along))
-        self._counts = [np.array([len(b.centres[d].positions) for b in blocks]) for d in dims]
+        self._counts = [np.array([b.centres[d].count for b in blocks]) for d in dims]
         self._first = [np.cumsum(count) - count for count in self._counts]
-        names = ("positions", "low", "high")
-        self._centres = [
-            Centres(*(np.concatenate([getattr(b.centres[d], n) for b in blocks]) for n in names))
-            for d in dims
-        ]
+        self._centres = [side_by_side([b.centres[d] for b in blocks]) for d in dims]
 
     def _place_kept(self, blocks: Sequence[Block]) -> None:
         self._kept = None
@@ -134,9 +131,7 @@ class Gathered:
         found: list[Centres] = []
         for axis in reversed(range(len(self._counts))):
             local, place = np.divmod(local, self._counts[axis][block])
-            place = place + self._first[axis][block]
-            along = self._centres[axis]
-            found.append(Centres(along.positions[place], along.low[place], along.high[place]))
+            found.append(self._centres[axis].at(place + self._first[axis][block]))
         return Located(block, tuple(reversed(found)))
 
     def index(self, number: int, located: Located) -> np.ndarray:

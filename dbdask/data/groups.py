@@ -1,12 +1,15 @@
 """Groups: equal neighbours that windows must not leave, such as the frames of an utterance."""
 
-from bisect import bisect
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
+from dbdask.data.missing import missing_group
+from dbdask.data.spans import PIECE, Spans
+from dbdask.data.variables import Variable
 from dbdask.errors import DataError
 
 
@@ -23,12 +26,114 @@ def run_starts(values: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
 
 
-def group_bounds(values: np.ndarray, begin: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for every value, the first position of its run and the position after its last."""
-    starts = run_starts(values)
-    ends = np.append(starts[1:], len(values))
-    lengths = ends - starts
-    return np.repeat(starts, lengths) + begin, np.repeat(ends, lengths) + begin
+def known_groups(variable: Variable, stored: np.ndarray, begin: int) -> np.ndarray:
+    """Return the groups at positions from `begin` on.
+
+    Raises
+    ------
+    DataError
+        One is missing.
+    """
+    values, missing = variable.decode(stored)
+    if missing is not None:
+        raise missing_group(variable, begin + int(missing.argmax()))
+    return values
+
+
+def starts_of_groups(variable: Variable, selected: Spans) -> np.ndarray:
+    """Return the ranks, among selected positions, at which groups start.
+
+    The values are read some chunks at a time; of each group one is kept.
+
+    Raises
+    ------
+    DataError
+        A group is missing, or returns after another one.
+    """
+    starts = [np.zeros(0, np.int64)]
+    firsts: list[np.ndarray] = []
+    for rank, values in _selected_groups(variable, selected):
+        runs = run_starts(values)
+        if firsts and values[0] == firsts[-1][-1]:
+            runs = runs[1:]
+        if len(runs):
+            starts.append(runs + rank)
+            firsts.append(values[runs])
+    if firsts:
+        GroupLedger(variable.name).note(np.concatenate(firsts), 0)
+    return np.concatenate(starts)
+
+
+def _selected_groups(variable: Variable, selected: Spans) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the groups of selected positions, some chunks at a time, and the rank of the first."""
+    (dim,) = variable.dims
+    lengths = variable.lengths[dim]
+    for batch in lengths.batches(PIECE):
+        start, stop = (lengths.edge(place) for place in batch)
+        first, last = selected.rank([start, stop]).tolist()
+        if first == last:
+            continue
+        chosen = selected.part(first, last)
+        begin, end = int(chosen.starts[0]), int(chosen.stops[-1])
+        stored = variable.read({dim: slice(begin, end)})
+        if chosen.count == end - begin:
+            yield first, known_groups(variable, stored, begin)
+        else:
+            yield first, _groups_at(variable, stored, chosen.positions())
+
+
+def _groups_at(variable: Variable, stored: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return the groups at some positions; those between them may be missing."""
+    chosen = stored[positions - positions[0]]
+    values, missing = variable.decode(chosen)
+    if missing is not None:
+        raise missing_group(variable, int(positions[missing.argmax()]))
+    return values
+
+
+class _Table:
+    """The extents of groups, which share no position: by value, and by position."""
+
+    def __init__(self, values: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
+        order = np.argsort(first)
+        self.first, self.last = first[order], last[order]
+        by_value = np.argsort(values[order], kind="stable")
+        self.values, self.place = values[order][by_value], by_value
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def find(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which values are here, and the places of those by position."""
+        at = np.minimum(np.searchsorted(self.values, values), len(self) - 1)
+        held = self.values[at] == values
+        return held, self.place[at[held]]
+
+    def overlapping(self, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first place, and that after the last, that share a position with extents."""
+        begin = np.searchsorted(self.last, first, side="left")
+        return begin, np.searchsorted(self.first, last, side="right")
+
+    def value_at(self, place: int) -> Any:
+        """Return the group at a place."""
+        return self.values[int(np.flatnonzero(self.place == place)[0])]
+
+    def merged(self, other: "_Table") -> "_Table":
+        """Return both in one; the extent of a group that is in both covers both."""
+        values = np.concatenate([self.values, other.values])
+        first = np.concatenate([self.first[self.place], other.first[other.place]])
+        last = np.concatenate([self.last[self.place], other.last[other.place]])
+        order = np.argsort(values, kind="stable")
+        starts = run_starts(values[order])
+        return _Table(
+            values[order][starts],
+            np.minimum.reduceat(first[order], starts),
+            np.maximum.reduceat(last[order], starts),
+        )
+
+    def widened(self, dtype: np.dtype) -> "_Table":
+        """Return the same with values of another dtype."""
+        return _Table(self.values.astype(dtype), self.first[self.place], self.last[self.place])
 
 
 @dataclass
@@ -36,13 +141,12 @@ class GroupLedger:
     """Remembers where every group was seen, and raises when one returns later.
 
     From the first to the last position of a group there must be no other one; that shows in
-    whatever order the chunks are read.
+    whatever order the chunks are read. Groups are kept in tables, of which each is at least twice
+    as large as the next: so all that is noted is sorted a few times, and looked up in a few tables.
     """
 
     name: str
-    _extent: dict[Any, tuple[int, int]] = field(default_factory=dict)
-    _firsts: list[int] = field(default_factory=list)
-    _values: dict[int, Any] = field(default_factory=dict)  # by first position
+    _tables: list[_Table] = field(default_factory=list)
     _lock: Lock = field(default_factory=Lock)
 
     def note(self, values: np.ndarray, begin: int) -> None:
@@ -56,31 +160,76 @@ class GroupLedger:
         starts = run_starts(values)
         ends = np.append(starts[1:], len(values))
         with self._lock:
-            for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-                self._extend(values[start].item(), begin + start, begin + end - 1)
+            found = self._of_one_dtype(values[starts])
+            self._check_alone(found)
+            self._extend(found, begin + starts, begin + ends - 1)
 
-    def _extend(self, value: Any, first: int, last: int) -> None:
-        old = self._extent.get(value)
-        if old is not None:
-            if old[0] <= first and last <= old[1]:
-                return
-            self._forget(old[0])
-            first, last = min(first, old[0]), max(last, old[1])
-        place = bisect(self._firsts, first)
-        for neighbour in self._firsts[max(0, place - 1) : place + 1]:
-            other = self._values[neighbour]
-            low, high = self._extent[other]
-            if low <= last and high >= first:
-                raise self._returned(*((value, other) if first < low else (other, value)))
-        self._firsts.insert(place, first)
-        self._values[first], self._extent[value] = value, (first, last)
+    def _of_one_dtype(self, values: np.ndarray) -> np.ndarray:
+        """Return values in the dtype of the tables, which is widened where it has to be."""
+        if not self._tables:
+            return values
+        dtype = np.result_type(values, self._tables[0].values)
+        if dtype != self._tables[0].values.dtype:
+            self._tables = [table.widened(dtype) for table in self._tables]
+        return values.astype(dtype, copy=False)
 
-    def _forget(self, first: int) -> None:
-        self._firsts.remove(first)
-        del self._values[first]
+    def _check_alone(self, values: np.ndarray) -> None:
+        """Raise if a value is there twice: what is between them is another one."""
+        order = np.argsort(values, kind="stable")
+        twice = np.flatnonzero(values[order[1:]] == values[order[:-1]])
+        if len(twice):
+            at = int(order[twice[order[twice + 1].argmin()]])
+            raise self._returned(values[at], values[at + 1])
+
+    def _extend(self, values: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
+        """Add runs to the extents of their groups."""
+        held = [table.find(values) for table in self._tables]
+        is_new = np.ones(len(values), bool)
+        begin, end = first.copy(), last.copy()
+        for table, (known, place) in zip(self._tables, held, strict=True):
+            begin[known] = np.minimum(begin[known], table.first[place])
+            end[known] = np.maximum(end[known], table.last[place])
+            inside = (table.first[place] <= first[known]) & (last[known] <= table.last[place])
+            is_new[np.flatnonzero(known)[inside]] = False
+        for table, (known, _) in zip(self._tables, held, strict=True):
+            self._check_apart(table, known, values, begin, end)
+        added = _Table(values, begin, end)
+        overlap = np.flatnonzero(added.last[:-1] >= added.first[1:])
+        if len(overlap):
+            at = int(overlap[0])
+            raise self._returned(added.value_at(at), added.value_at(at + 1))
+        if is_new.any():
+            self._insert(_Table(values[is_new], begin[is_new], end[is_new]))
+
+    def _check_apart(
+        self, table: _Table, known: np.ndarray, values: np.ndarray, begin: Any, end: Any
+    ) -> None:
+        """Raise if an extent shares a position with that of another group."""
+        low, high = table.overlapping(begin, end)
+        wrong = np.flatnonzero(high - low > known)
+        if not len(wrong):
+            return
+        at = int(wrong[0])
+        others = [n for n in range(int(low[at]), int(high[at])) if table.value_at(n) != values[at]]
+        other = table.value_at(others[0])
+        inside = begin[at] < table.first[others[0]]
+        raise self._returned(*((values[at], other) if inside else (other, values[at])))
+
+    def _insert(self, table: _Table) -> None:
+        while self._tables and len(self._tables[-1]) < 2 * len(table):
+            table = self._tables.pop().merged(table)
+        self._tables.append(table)
 
     def _returned(self, value: Any, between: Any) -> DataError:
+        value, between = _shown(value), _shown(between)
         return DataError(
-            f"groups: {self.name!r} is {value!r}, then {between!r}, then {value!r} again; equal "
+            f"groups: {self.name!r} is {value}, then {between}, then {value} again; equal "
             "neighbours form a group: sort the store by group, or give every group its own value"
         )
+
+
+def _shown(value: Any) -> str:
+    """Return a group as a message shows it; a date as a date."""
+    if isinstance(value, (np.datetime64, np.timedelta64)):
+        return str(value)
+    return repr(value.item() if isinstance(value, np.generic) else value)

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from dbdask.data.alignment import put_in_place, same_labels
 from dbdask.data.recipe import Recipe
-from dbdask.data.selection import Mask, Selection
+from dbdask.data.selection import Mask, Selection, Spans
 
 
 def isel_selection(recipe: Recipe, indexers: Mapping[str, Any]) -> Selection:
@@ -16,36 +17,67 @@ def isel_selection(recipe: Recipe, indexers: Mapping[str, Any]) -> Selection:
     selection = recipe.selection
     for dim, indexer in indexers.items():
         _check_dim(recipe, "isel", dim)
-        wanted = _positions(dim, indexer, len(selection.positions(dim)))
+        spans = selection.along(dim)
         if dim in recipe.window.dims and _has_steps(indexer):
             raise ValueError(
                 f"isel: {dim!r} has a window, which needs neighbours; give a slice without step"
             )
-        selection = selection.narrowed(dim, wanted)
+        selection = selection.with_spans(dim, _taken(dim, spans, indexer))
     return selection
 
 
 def sel_indexers(
     recipe: Recipe, indexers: Mapping[str, Any], method: str | None, tolerance: Any
 ) -> dict[str, Any]:
-    """Return positions for labels, found in the coordinates as xarray finds them."""
-    found: dict[str, Any] = {}
-    for dim, label in indexers.items():
-        _check_dim(recipe, "sel", dim)
-        if dim not in recipe.coordinates:
-            raise ValueError(f"sel: {dim!r} has no coordinate; use isel")
-        selected = recipe.selection.positions(dim)
-        labels = recipe.coordinates[dim].coordinate()[selected]
-        here = xr.DataArray(np.arange(len(selected)), {dim: labels}, (dim,))
-        try:
-            chosen = here.sel({dim: label}, method=method, tolerance=tolerance)
-        except KeyError as error:
-            raise KeyError(
-                f"sel: {dim!r} has no coordinate {label!r} among these examples; it goes from "
-                f"{labels[0]} to {labels[-1]}"
-            ) from error
-        found[dim] = np.atleast_1d(chosen.values)
-    return found
+    """Return positions for labels, found in the indexes as xarray finds them."""
+    wanted: dict[str, dict[str, Any]] = {}
+    for name, label in indexers.items():
+        wanted.setdefault(_dim_of(recipe, name), {})[name] = label
+    return {
+        dim: np.atleast_1d(_found(recipe, dim, labels, method, tolerance))
+        for dim, labels in wanted.items()
+    }
+
+
+def _dim_of(recipe: Recipe, name: str) -> str:
+    """Return the sample dimension that a name, or a level of whose index, is meant."""
+    for dim, coordinate in recipe.coordinates.items():
+        if coordinate.labels is not None and name in coordinate.labels:
+            return dim
+    _check_dim(recipe, "sel", name)
+    if name not in recipe.coordinates:
+        raise ValueError(f"sel: {name!r} has no coordinate; use isel")
+    return name
+
+
+def _found(
+    recipe: Recipe, dim: str, wanted: dict[str, Any], method: str | None, tolerance: Any
+) -> np.ndarray:
+    """Return the positions, among those selected, that xarray finds for labels."""
+    selected = recipe.selection.along(dim)
+    coordinate = recipe.coordinates[dim]
+    coords = coordinate.labels
+    if coords is None:
+        coords = xr.Coordinates({dim: coordinate.label_index()})
+    whole = xr.Dataset({_POSITION: (dim, np.arange(len(coords[dim])))}, coords)
+    here = whole
+    if selected.count < whole.sizes[dim]:
+        here = whole.isel({dim: selected.positions()})
+    shown = ", ".join(f"{label!r}" for label in wanted.values())
+    try:
+        chosen = here.sel(wanted, method=method, tolerance=tolerance)[_POSITION].values
+    except (TypeError, ValueError, pd.errors.InvalidIndexError) as error:
+        raise ValueError(f"sel: {dim!r} cannot be cut by {shown}: {error}") from error
+    except KeyError as error:
+        labels = here.indexes[dim]
+        raise KeyError(
+            f"sel: {dim!r} has no coordinate {shown} among these examples; it goes from "
+            f"{labels[0]} to {labels[-1]}"
+        ) from error
+    return selected.rank(np.atleast_1d(chosen))
+
+
+_POSITION = "dbdask position"
 
 
 def where_selection(recipe: Recipe, mask: xr.DataArray) -> Selection:
@@ -64,19 +96,21 @@ def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> np.nda
     """Return the mask over whole dimensions: put in place by label, else by position."""
     values = mask.to_numpy()
     for axis, dim in enumerate(dims):
-        size, selected = recipe.sizes[dim], recipe.selection.positions(dim)
+        size, selected = recipe.sizes[dim], recipe.selection.along(dim)
         if dim in mask.indexes and dim in recipe.coordinates:
             values = _by_label(recipe, mask, dim, values, axis)
             continue
         if values.shape[axis] == size:
             continue
-        if values.shape[axis] != len(selected):
+        if values.shape[axis] != selected.count:
             raise ValueError(
                 f"where: mask has length {values.shape[axis]} along {dim!r}, the data {size} and "
-                f"these examples {len(selected)}; give one of the two"
+                f"these examples {selected.count}; give one of the two"
             )
         whole = np.zeros((*values.shape[:axis], size, *values.shape[axis + 1 :]), bool)
-        whole[(slice(None),) * axis + (selected,)] = values
+        before: tuple[Any, ...] = (slice(None),) * axis
+        for rank, positions in selected.pieces():
+            whole[(*before, positions)] = values[(*before, slice(rank, rank + len(positions)))]
         values = whole
     return values
 
@@ -84,8 +118,8 @@ def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> np.nda
 def _by_label(
     recipe: Recipe, mask: xr.DataArray, dim: str, values: np.ndarray, axis: int
 ) -> np.ndarray:
-    own, labels = mask.indexes[dim], recipe.coordinates[dim].coordinate()
-    if same_labels(own.to_numpy(), labels):
+    own, labels = mask.indexes[dim], recipe.coordinates[dim].label_index()
+    if same_labels(own, labels):
         return values
     if not own.is_unique:
         raise ValueError(
@@ -107,26 +141,45 @@ def _has_steps(indexer: Any) -> bool:
     return isinstance(indexer, slice) and indexer.step not in (None, 1)
 
 
-def _positions(dim: str, indexer: Any, count: int) -> np.ndarray:
+def _taken(dim: str, spans: Spans, indexer: Any) -> Spans:
+    """Return the part of the spans at positions that count within them."""
     if isinstance(indexer, xr.DataArray):
         indexer = indexer.to_numpy()
     if isinstance(indexer, (int, np.integer)) and not isinstance(indexer, bool):
         indexer = [indexer]
-    if not isinstance(indexer, slice):
-        given, indexer = indexer, np.asarray(indexer)
-        if indexer.size and indexer.dtype.kind not in "iub":
-            raise TypeError(
-                f"isel: {dim!r} takes a position, a slice, a list of positions or of True and "
-                f"False, got {given!r}"
-            )
-        if indexer.size == 0:
-            raise ValueError(f"isel: {dim!r} selects nothing: no examples")
-    try:
-        wanted = np.arange(count)[indexer]
-    except IndexError as error:
-        raise IndexError(f"isel: {dim!r} has {count} positions: {error}") from error
-    if wanted.ndim != 1 or (np.diff(wanted) <= 0).any():
+    if isinstance(indexer, slice):
+        chosen = range(*indexer.indices(spans.count))
+        _check_order(dim, len(chosen), ascends=len(chosen) < 2 or chosen.step > 0)
+        return spans.every(chosen[0], chosen[-1] + 1, max(chosen.step, 1))
+    ranks = _ranks(dim, indexer, spans.count)
+    _check_order(dim, len(ranks), ascends=not (np.diff(ranks) <= 0).any())
+    return spans.take(ranks)
+
+
+def _ranks(dim: str, given: Any, count: int) -> np.ndarray:
+    """Return positions as whole numbers from 0, of numbers that may count from the end or flags."""
+    indexer = np.asarray(given)
+    if indexer.size and indexer.dtype.kind not in "iub":
+        raise TypeError(
+            f"isel: {dim!r} takes a position, a slice, a list of positions or of True and "
+            f"False, got {given!r}"
+        )
+    if indexer.ndim != 1:
         raise ValueError(f"isel: positions along {dim!r} must ascend without repeats")
-    if len(wanted) == 0:
+    if indexer.dtype.kind == "b":
+        if len(indexer) != count:
+            raise IndexError(f"isel: {dim!r} has {count} positions, and {len(indexer)} flags")
+        return np.flatnonzero(indexer)
+    ranks = indexer.astype(np.int64)
+    outside = (ranks < -count) | (ranks >= count)
+    if outside.any():
+        first = indexer[outside][0]
+        raise IndexError(f"isel: {dim!r} has {count} positions: {first} is out of bounds")
+    return np.where(ranks < 0, ranks + count, ranks)
+
+
+def _check_order(dim: str, count: int, *, ascends: bool) -> None:
+    if not ascends:
+        raise ValueError(f"isel: positions along {dim!r} must ascend without repeats")
+    if not count:
         raise ValueError(f"isel: {dim!r} selects nothing: no examples")
-    return wanted

@@ -1,4 +1,4 @@
-"""Labels: integers, whole floats or text, as class indices."""
+"""Labels: whole numbers, text, and what compares exactly, as class indices."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 MISSING = -1
 UNKNOWN = -2
@@ -23,17 +24,24 @@ class Classes:
         Outputs; None: not known yet.
     meanings
         A word for each label, where the store declares them.
+    unknown
+        Why the labels are not known, where `labels` is empty.
     """
 
     labels: tuple[Any, ...] | None = None
     count: int | None = None
     meanings: tuple[str, ...] | None = None
+    unknown: str = ""
 
     @cached_property
-    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.asarray(self.labels)
-        order = np.argsort(labels, kind="stable")
-        return labels[order], order
+    def _places(self) -> dict[Any, int]:
+        return {label: place for place, label in enumerate(self.labels or ())}
+
+    @property
+    def code_dtype(self) -> np.dtype:
+        """The dtype that holds every class index."""
+        is_known = self.labels is not None or self.count is not None
+        return np.dtype(np.int32 if is_known else np.int64)
 
     def encode(self, values: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
         """Return class indices; `MISSING` and `UNKNOWN` where there is none.
@@ -44,29 +52,46 @@ class Classes:
         array([ 1,  0, -2])
         """
         missing = _missing(values, missing)
-        codes = self._indices(values) if self.labels is None else self._look_up(values)
+        if self.labels is None and values.dtype.kind in "iufb":
+            codes = self._indices(values)
+        else:
+            codes = self._look_up(values)
         return codes if missing is None else np.where(missing, MISSING, codes)
 
     def _indices(self, values: np.ndarray) -> np.ndarray:
-        if values.dtype.kind not in "iufb":
-            return np.full(values.shape, UNKNOWN)
-        top = np.inf if self.count is None else self.count
-        with np.errstate(invalid="ignore"):
-            good = (values >= 0) & (values < top) & (values == np.floor(values))
-        return np.where(good, values, UNKNOWN).astype(np.int64)
+        top = 2**63 if self.count is None else self.count
+        codes = np.full(values.shape, UNKNOWN, np.int64)
+        if values.dtype.kind == "f":
+            with np.errstate(invalid="ignore"):
+                good = (values >= 0) & (values < float(top)) & (values == np.floor(values))
+        else:
+            # Compared as Python does: the bound need not fit the values' dtype.
+            good = (values >= 0) & (values <= min(top - 1, int(_largest(values.dtype))))
+        codes[good] = values[good].astype(np.int64)
+        return codes
 
     def _look_up(self, values: np.ndarray) -> np.ndarray:
-        labels, order = self._sorted
-        if (labels.dtype.kind in "US") != (values.dtype.kind in "US"):
-            return np.full(values.shape, UNKNOWN)
-        place = np.minimum(np.searchsorted(labels, values), len(labels) - 1)
-        return np.where(labels[place] == values, order[place], UNKNOWN).astype(np.int64)
+        """Look the different values up as Python objects, which compare without rounding."""
+        text = values.dtype.kind in "UST"
+        flat = values.astype(object).ravel() if text else values.ravel()
+        numbers, different = pd.factorize(flat)
+        places = [self._place(value) for value in different.tolist()]
+        # Number -1 is what `factorize` gives a missing value: the last place.
+        return np.array([*places, UNKNOWN], np.int64)[numbers].reshape(values.shape)
+
+    def _place(self, value: Any) -> int:
+        if self.labels is not None:
+            return self._places.get(value, UNKNOWN)
+        is_index = isinstance(value, int | float) and value == value // 1 and 0 <= value < 2**63
+        return int(value) if is_index and (self.count is None or value < self.count) else UNKNOWN
 
     def rule(self) -> str:
         """Return what a label must be, for a message."""
         if self.labels is not None:
             shown = ", ".join(repr(label) for label in self.labels[:6])
             more = ", ..." if len(self.labels) > 6 else ""
+            if len(self.labels) == 1:
+                return f"the one class {shown}"
             return f"one of the {len(self.labels)} classes {shown}{more}"
         top = "and up" if self.count is None else f"to {self.count - 1}"
         return f"a whole number from 0 {top}"
@@ -90,40 +115,44 @@ class Classes:
         )
 
 
-def as_classes(given: Sequence[Any], meanings: Sequence[str] | None = None) -> Classes:
+def as_classes(given: Iterable[Any], meanings: Sequence[str] | None = None) -> Classes:
     """Check what a user gave as `classes=`.
 
     Raises
     ------
     ValueError
         If it is empty or a label is there twice.
+
+    Examples
+    --------
+    >>> as_classes([3.0, 2**60 + 1]).labels
+    (3, 1152921504606846977)
     """
     if isinstance(given, (str, bytes)):
         raise TypeError(f"classes must be a list of labels, got the text {given!r}")
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         raise TypeError(f"classes must be a list of labels, got {given!r}")
-    labels = tuple(_plain(label) for label in np.asarray(given).tolist())
+    # One by one: an array of all of them would round some, or make text of numbers.
+    listed = given.to_numpy() if hasattr(given, "to_numpy") else given
+    labels = tuple(_plain(label) for label in listed)
     if not labels:
         raise ValueError("classes must have at least one label, got none")
-    for label in labels:
-        if not isinstance(label, (str, int, float)) or label != label:
-            raise ValueError(f"classes must hold numbers or text, got {label!r}")
-    twice = [label for position, label in enumerate(labels) if label in labels[:position]]
-    if twice:
-        raise ValueError(f"classes must be unique, got {twice[0]!r} twice")
+    _check_labels(labels)
     return Classes(labels, len(labels), None if meanings is None else tuple(meanings))
 
 
-def declared_classes(attrs: Mapping[str, Any]) -> Classes | None:
-    """Return the classes that `flag_values` and `flag_meanings` declare, if they do."""
-    if attrs.get("flag_values") is None:
-        return None
-    values = attrs["flag_values"]
-    if isinstance(values, str):
-        values = [float(v) if "." in v else int(v) for v in values.replace(",", " ").split()]
-    meanings = str(attrs.get("flag_meanings", "")).split()
-    labels = np.atleast_1d(values)
-    return as_classes(labels.tolist(), meanings if len(meanings) == len(labels) else None)
+def _check_labels(labels: tuple[Any, ...]) -> None:
+    seen: set[Any] = set()
+    for label in labels:
+        if not isinstance(label, (str, int, float)) or label != label:
+            raise ValueError(f"classes must hold numbers or text, got {label!r}")
+        if isinstance(label, str) != isinstance(labels[0], str):
+            raise ValueError(
+                f"classes must be all numbers or all text, got {labels[0]!r} and {label!r}"
+            )
+        if label in seen:
+            raise ValueError(f"classes must be unique, got {label!r} twice")
+        seen.add(label)
 
 
 def _missing(values: np.ndarray, missing: np.ndarray | None) -> np.ndarray | None:
@@ -133,5 +162,15 @@ def _missing(values: np.ndarray, missing: np.ndarray | None) -> np.ndarray | Non
     return absent if missing is None else missing | absent
 
 
+def _largest(dtype: np.dtype) -> int:
+    return 1 if dtype.kind == "b" else min(int(np.iinfo(dtype).max), 2**63 - 1)
+
+
 def _plain(label: Any) -> Any:
+    """Return a label as a Python object: text, or a number, which is an int if it is whole."""
+    label = label.item() if isinstance(label, (np.generic, np.ndarray)) else label
+    if isinstance(label, bytes):
+        return label.decode()
+    if isinstance(label, str):
+        return str(label)
     return int(label) if isinstance(label, float) and label.is_integer() else label

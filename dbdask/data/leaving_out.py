@@ -10,7 +10,7 @@ from dbdask.numbers.left_out import LeftOut
 
 def left_out_of(recipe: Recipe, block: Block) -> LeftOut:
     """Return what a block that was judged leaves out."""
-    total = int(recipe.block_rows.sum())
+    total = recipe.rows
     found, kept = class_counts(recipe, block)
     classes = recipe.classes
     labels = None if classes is None else classes.labels

@@ -15,6 +15,9 @@ from zarr.abc.store import Store
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
+from dbdask.data.bounded_codecs import bound, most_stored_bytes, unsafe_codec
+from dbdask.data.stores import RegularStore, WatchedStore
+from dbdask.errors import DataError
 from dbdask.numbers.sealed import local_path
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
@@ -82,10 +85,13 @@ class Location:
             ) from error
 
     def open_array(self, path: str) -> zarr.Array:
-        """Return one array of the store; `path` is relative to the store's root."""
+        """Return one array of the store, to read from; `path` is relative to the store's root.
+
+        It refuses chunks that hold more than is declared, and notes which are not there.
+        """
         store = self.open_store()
         try:
-            return zarr.open_array(store, path=path, mode="r")
+            return _guarded(zarr.open_array(WatchedStore(store), path=path, mode="r"), self)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"data: no Zarr array {path!r} at {self} as seen from this process; "
@@ -114,6 +120,27 @@ def locate(data: str | os.PathLike[str] | Store) -> Location:
     return Location(url=text) if path is None else Location(path=os.path.abspath(path))
 
 
+def _guarded(array: zarr.Array, location: Location) -> zarr.Array:
+    unsafe = unsafe_codec(array)
+    if unsafe:
+        raise DataError(unsafe_error(array.path, str(location), unsafe))
+    bound(array)
+    watched = array.store_path.store
+    assert isinstance(watched, WatchedStore)
+    watched.watch(array)
+    if isinstance(watched._store, RegularStore):
+        watched._store.most_bytes = most_stored_bytes(array)
+    return array
+
+
+def unsafe_error(name: str, store: str, codec: str) -> str:
+    """Return what to say of an array whose codec runs code that its store holds."""
+    return (
+        f"variable {name!r} of {store} is stored with the codec {codec!r}, which runs code of the "
+        "store when it is read; write it again with another codec, where you trust it"
+    )
+
+
 def _location_of_store(store: Store) -> Location:
     if isinstance(store, LocalStore):
         return Location(path=os.path.abspath(store.root))
@@ -126,7 +153,7 @@ def _location_of_store(store: Store) -> Location:
 
 def _store_at_path(path: str) -> Store:
     if os.path.isdir(path):
-        return LocalStore(Path(path), read_only=True)
+        return RegularStore(Path(path), read_only=True)
     if path.endswith(".zip"):
         return zarr.storage.ZipStore(path, mode="r")
     raise ValueError(
@@ -138,7 +165,7 @@ def _store_at_path(path: str) -> Store:
 def _store_at_url(url: str) -> Store:
     try:
         return FsspecStore.from_url(url, read_only=True)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:
         raise ValueError(
             f"data: cannot open the URL {url!r}: {error}; install the fsspec package of its "
             "protocol (aiohttp for http), or open the store yourself and give the Zarr store"

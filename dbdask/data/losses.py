@@ -6,10 +6,11 @@ from dataclasses import replace
 from dbdask.data.bundles import Bundle, check_numbers
 from dbdask.data.labels import Classes
 from dbdask.data.recipe import Recipe
+from dbdask.numbers.scores import CLASS_LOSSES
 
 
 def targets_for_loss(recipe: Recipe, loss: str | None, outputs: int | None) -> Recipe:
-    """Return the recipe with targets as a loss takes them; None: a loss that is not known."""
+    """Return the recipe with targets as a loss takes them; None: a loss that has no name."""
     if recipe.targets is None:
         return recipe
     if loss == "squared":
@@ -19,8 +20,8 @@ def targets_for_loss(recipe: Recipe, loss: str | None, outputs: int | None) -> R
         return replace(recipe, classes=None)
     if not recipe.scales_targets:
         recipe = replace(recipe, targets=recipe.targets.scaled(None))
-    if loss is None:
-        return recipe
+    if loss not in CLASS_LOSSES:
+        return _for_own_loss(recipe, outputs)
     if recipe.scales_targets:
         raise ValueError(
             f"targets=True: a {loss!r} loss takes labels, or 0/1 for every output, which cannot be "
@@ -40,6 +41,14 @@ def targets_for_loss(recipe: Recipe, loss: str | None, outputs: int | None) -> R
     return replace(recipe, classes=_classes_for(recipe.targets, recipe.classes, count, outputs))
 
 
+def _for_own_loss(recipe: Recipe, outputs: int | None) -> Recipe:
+    """Leave whole numbers as labels, unless a lone output or scaling says that they are values."""
+    assert recipe.targets is not None
+    asked = recipe.classes is not None and recipe.classes.labels is not None
+    are_values = recipe.scales_targets or outputs == 1
+    return replace(recipe, classes=None) if are_values and not asked else recipe
+
+
 def _check_count(targets: Bundle, loss: str, outputs: int | None) -> None:
     elements = math.prod(targets.shape)
     if outputs is not None and elements != outputs:
@@ -56,9 +65,16 @@ def _classes_for(
     if classes is None or classes.labels is None:
         return Classes(count=count)
     if not classes.labels:
-        raise ValueError(
-            f"classes: the labels of {targets.names[0]!r} are text; give classes=[...], or "
+        kind = targets.variables[0].shown_dtype
+        why = classes.unknown or (
+            f"the labels of {targets.names[0]!r} are {kind}; give classes=[...], or "
             "classes=examples.find_classes()"
+        )
+        raise ValueError(f"classes: {why}")
+    if len(classes.labels) == 1 and outputs == 1 and count == 2:
+        raise ValueError(
+            f"classes: {targets.names[0]!r} has one class, the lone output of a logistic loss "
+            "tells two classes apart; give the loss 'softmax', or two classes"
         )
     if count is not None and len(classes.labels) != count:
         raise ValueError(

@@ -4,15 +4,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dbdask.data.bundles import Bundle
 from dbdask.data.feed import Reader
+from dbdask.data.fills import fills_of
 from dbdask.data.leaving_out import class_counts
 from dbdask.data.recipe import Recipe
-from dbdask.data.selection import Mask
+from dbdask.data.selection import Mask, Spans
 from dbdask.data.sources import Blocks, Variable
 from dbdask.data.standardization import Moments
 from dbdask.errors import DataError
+from dbdask.numbers.left_out import Fills
 
 SLAB_BYTES = 16 * 2**20
 """Bytes of float64 that measuring takes at a time."""
@@ -46,29 +49,26 @@ class MeasureMoments:
     ) -> Moments | None:
         """Return a variable's moments; None where another block has the same positions."""
         variable = bundle.variables[number]
-        place = recipe.grid.position(block)
         own = [dim for dim in recipe.along if dim in variable.dims]
-        positions = {}
-        for axis, dim in enumerate(recipe.along):
-            edges = recipe.edges_of_blocks[axis]
-            cut = edges[place[axis]], edges[place[axis] + 1]
-            selected = recipe.selection.positions(dim)
-            first, last = np.searchsorted(selected, cut)
-            if dim not in own and not _is_first(selected, edges, place[axis]):
+        chosen = {}
+        for dim, cut in zip(recipe.along, recipe.grid.box(block), strict=True):
+            selected = recipe.selection.along(dim)
+            if dim not in own and not _is_first(selected, cut):
                 return None
-            positions[dim] = selected[first:last]
-        box = {dim: slice(int(positions[dim][0]), int(positions[dim][-1]) + 1) for dim in own}
+            chosen[dim] = selected.between(cut.start, cut.stop)
+        box = {dim: slice(int(chosen[dim].starts[0]), int(chosen[dim].stops[-1])) for dim in own}
         stored = variable.read(box, blocks=blocks)
         order = [variable.dims.index(d) for d in (*own, *bundle.feature_dims[number])]
         values = stored.transpose(order)
+        positions = {dim: spans.positions() for dim, spans in chosen.items() if dim in own}
         wanted = tuple(positions[dim] - box[dim].start for dim in own)
         held = _held(recipe, self.mask, own, positions)
         return _moments(variable, values, wanted, held, self.per)
 
 
-def _is_first(selected: np.ndarray, edges: np.ndarray, place: int) -> bool:
+def _is_first(selected: Spans, cut: slice) -> bool:
     """Say whether a block is the first along a dimension that holds something selected."""
-    return bool(edges[place] <= selected[0] < edges[place + 1])
+    return bool(cut.start <= selected.starts[0] < cut.stop)
 
 
 def _held(
@@ -77,16 +77,8 @@ def _held(
     """Return which of the variable's positions the mask keeps for any example."""
     if mask is None:
         return None
-    every = {
-        dim: positions[dim] if dim in own else recipe.selection.positions(dim) for dim in mask.dims
-    }
-    values = mask.values[np.ix_(*every.values())]
-    spare = tuple(axis for axis, dim in enumerate(mask.dims) if dim not in own)
-    kept = [dim for dim in mask.dims if dim in own]
-    reduced = Mask.of(kept, values.any(axis=spare))
-    shape = [len(positions[dim]) for dim in own]
-    whole = [np.arange(len(positions[dim])) for dim in own]
-    return np.broadcast_to(reduced.over(own, whole), shape)
+    spared = {dim: recipe.selection.along(dim) for dim in mask.dims if dim not in own}
+    return mask.any_over({dim: positions[dim] for dim in own}, spared)
 
 
 def _moments(
@@ -121,8 +113,8 @@ def _checked(variable: Variable, stored: np.ndarray) -> np.ndarray:
     decoded, missing = variable.decode(stored)
     if decoded.dtype.kind == "f" and np.isinf(decoded).any():
         raise DataError(
-            f"variable {variable.name!r} holds an infinite value, or one too large for float32; "
-            "correct it in the store, or cut it out with .where"
+            f"variable {variable.name!r} holds an infinite value; correct it in the store, or cut "
+            "it out with .where"
         )
     if missing is None:
         return decoded
@@ -148,7 +140,8 @@ def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[An
     held = _held(recipe, recipe.selection.mask, own, here)
     if held is not None:
         keep &= held
-    return np.unique(labels[keep]).tolist()
+    found: list[Any] = pd.unique(labels[keep]).tolist()
+    return found
 
 
 @dataclass(frozen=True)
@@ -162,6 +155,7 @@ class BlockCount:
     place: str
     classes: dict[int, int]
     kept_classes: dict[int, int]
+    fills: dict[str, Fills]
 
 
 def read_as_training(reader: Reader, block: int, blocks: Blocks | None) -> None:
@@ -174,4 +168,5 @@ def measure_block(reader: Reader, block: int, blocks: Blocks | None) -> BlockCou
     read = reader.raw_block(block, blocks)
     dropped = 0 if read.valid is None else int((~read.valid).sum())
     found, kept = class_counts(reader.recipe, read)
-    return BlockCount(block, read.rows, dropped, read.missing, read.bad_place, found, kept)
+    fills = fills_of(reader.recipe, [block])
+    return BlockCount(block, read.rows, dropped, read.missing, read.bad_place, found, kept, fills)

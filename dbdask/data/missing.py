@@ -6,6 +6,7 @@ from dbdask.data.gathering import Block, Gathered
 from dbdask.data.labels import MISSING, UNKNOWN
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Variable
+from dbdask.data.standardization import FLOAT32_MAX
 from dbdask.errors import DataError
 
 SLAB_VALUES = 1 << 20
@@ -20,6 +21,12 @@ _MISSING_RULE = (
 )
 _INFINITE_RULE = (
     "is infinite, or too large for float32; correct it in the store, or cut it out with .where"
+)
+_ZEROS = (
+    "zeros of it are shown as missing, too, as xarray shows those of a Zarr v2 array whose "
+    "fill_value is 0; if zeros are values, give the path of the store as data, or open it with "
+    "use_zarr_fill_value_as_mask=False, or, where xarray heeds only that, with "
+    "mask_and_scale={{{name!r}: False}}"
 )
 _NEGATIVE_RULE = "is negative; weights must be 0 or more"
 
@@ -52,15 +59,21 @@ class Judge:
             if missing is None or rows is None or not rows.any():
                 continue
             if self.recipe.missing == "error":
-                self._refuse(number, missing, _MISSING_RULE)
+                self._refuse(number, missing, _MISSING_RULE + zeros_remedy(variable))
             elif self.recipe.missing == "drop":
-                self.block.bad_place = self.block.bad_place or self._name_first(number, missing)[0]
+                self._note_place(number, missing)
                 bad |= rows
             else:
                 self.block.gaps = True
         self.block.missing = int(bad.sum())
         left_out = bad if self.block.cut is None else bad | self.block.cut
         self.block.valid = None if not left_out.any() else ~left_out
+
+    def _note_place(self, number: int, missing: np.ndarray) -> None:
+        if self.block.bad_place:
+            return
+        remedy = zeros_remedy(self.recipe.roles[number][1])
+        self.block.bad_place = self._name_first(number, missing)[0] + remedy
 
     def _cut_windows(self) -> np.ndarray | None:
         """Say of each row whether its window leaves its group; None where none is dropped."""
@@ -81,11 +94,20 @@ class Judge:
             missing, unknown = (values == MISSING).any(axis=1), (values == UNKNOWN).any(axis=1)
             rule = f"is not {self.recipe.classes.rule()}; give the labels with classes="
             return _any(missing), _any(unknown), rule
-        floating = variable.value_dtype.kind == "f"
-        if not floating and not variable.decoding.missing and role != "weights":
+        if not variable.may_be_missing and role != "weights":
             return None, None, ""
         rule = _NEGATIVE_RULE if role == "weights" else _INFINITE_RULE
-        return (*_scan(variable, values, signed=role != "weights"), rule)
+        limit = self._limit(number, role)
+        return (*_scan(variable, values, limit, signed=role != "weights"), rule)
+
+    def _limit(self, number: int, role: str) -> np.ndarray:
+        """Return the magnitude up to which a variable's values can be shown to a model."""
+        recipe = self.recipe
+        if role == "inputs":
+            return recipe.inputs.limit(number)
+        if role == "targets" and recipe.targets is not None:
+            return recipe.targets.limit(number - len(recipe.inputs.variables))
+        return np.array(FLOAT32_MAX)
 
     def _rows_using(self, number: int, flags: np.ndarray) -> np.ndarray:
         """Say of each row that is not cut whether it uses a flagged position."""
@@ -115,7 +137,7 @@ class Judge:
         role, variable = self.recipe.roles[number]
         shown = ""
         if role == "targets" and self.labels is not None:
-            shown = f" is {self.labels[position].ravel()[0].item()!r}, which"
+            shown = f" is {self.labels[position].ravel()[:1].tolist()[0]!r}, which"
         return f"{role}: variable {variable.name!r} at {self._place(number, position)}", shown
 
     def _place(self, number: int, position: int) -> str:
@@ -139,8 +161,24 @@ class Judge:
             return ""
 
 
+def zeros_remedy(variable: Variable) -> str:
+    """Return what to add to a message on missing values where they seem to be a v2 store's zeros.
+
+    A Dataset means what it shows; that zeros are shown as missing is seldom what is meant.
+    """
+    return f" ({_ZEROS.format(name=variable.name)})" if variable.masks_zeros else ""
+
+
+def missing_group(groups: Variable, position: int) -> DataError:
+    """Return the error for a position whose group is missing."""
+    return DataError(
+        f"groups: {groups.name!r} is missing at {groups.dims[0]}={position}; every position needs "
+        f"a group{zeros_remedy(groups)}"
+    )
+
+
 def _scan(
-    variable: Variable, values: np.ndarray, signed: bool
+    variable: Variable, values: np.ndarray, limit: np.ndarray, signed: bool
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Decode slab by slab; return positions with missing, and with wrong, values."""
     missing, wrong = np.zeros((2, len(values)), bool)
@@ -150,12 +188,22 @@ def _scan(
         decoded, gap = variable.decode(values[slab])
         if gap is not None:
             missing[slab] = gap.any(axis=1)
-        if decoded.dtype.kind == "f":
-            wrong[slab] = np.isinf(decoded).any(axis=1)
+        large = _too_large(decoded, limit) if decoded.dtype.kind == "f" else None
+        if large is not None:
+            wrong[slab] = large.any(axis=1)
         if not signed:
             negative = decoded < 0 if gap is None else (decoded < 0) & ~gap
             wrong[slab] |= negative.any(axis=1)
     return _any(missing), _any(wrong)
+
+
+def _too_large(values: np.ndarray, limit: np.ndarray) -> np.ndarray | None:
+    """Say which values are infinite as float32, scaled where they are to be; None: none is."""
+    bound = limit.min()
+    if -bound <= values.min() and values.max() <= bound:  # neither, where there are NaN
+        return None
+    with np.errstate(invalid="ignore"):
+        return np.abs(values) > limit
 
 
 def _any(flags: np.ndarray) -> np.ndarray | None:

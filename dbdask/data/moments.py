@@ -3,9 +3,12 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dbdask.data.measures import MeasureMoments, read_as_training
+from dbdask.data.missing import zeros_remedy
 from dbdask.data.recipe import Recipe
-from dbdask.data.standardization import Moments, Scaling, merge
+from dbdask.data.standardization import Moments, Scaling, merge, rounding_of
 from dbdask.data.sweeps import sweep
 from dbdask.data.windows import NO_WINDOW
 from dbdask.errors import DataError
@@ -77,10 +80,19 @@ def _measured(
         if (moments.count == 0).any():
             raise DataError(
                 f"{role}: variable {variable.name!r} has no value that is not missing; leave it out"
+                f"{zeros_remedy(variable)}"
+            )
+        if not np.isfinite(moments.squares).all():
+            raise DataError(
+                f"{role}: variable {variable.name!r} has values too far apart to have a deviation; "
+                "correct them, or cut them out with .where"
             )
     if recipe.missing == "error" and any(moments.missing for moments in merged):
         _refuse_missing(examples, client)
-    return [Scaling.of(moments, applied) for moments in merged]
+    return [
+        Scaling.of(moments, applied, rounding_of(variable.value_dtype))
+        for (_, variable), moments in zip(variables, merged, strict=True)
+    ]
 
 
 def _refuse_missing(examples: "Examples", client: Any) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from dbdask.data.bundles import Bundle, check_numbers, check_sizes
-from dbdask.data.labels import Classes, as_classes, declared_classes
+from dbdask.data.flags import declared_classes
+from dbdask.data.labels import Classes, as_classes
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection
 from dbdask.data.sources import Source, Variable
@@ -128,7 +128,9 @@ def _variable(argument: str, given: Any, source: Source, name: str = "") -> Vari
     if isinstance(given, xr.DataArray) and given.name is None:
         given = given.rename(name or argument)
     try:
-        return source.variable(given)
+        variable = source.variable(given)
+        variable.check_decoding()
+        return variable
     except (ValueError, TypeError) as error:
         raise type(error)(f"{argument}: {error}") from error
 
@@ -184,13 +186,25 @@ def _targets(
     labels = _classes(bundle, classes)
     if labels is None:
         for variable in found:
-            check_numbers("targets", variable)
+            _check_target(variable, bundle.shape == ())
     return bundle, labels
+
+
+def _check_target(variable: Variable, is_single: bool) -> None:
+    """Raise where values can be neither numbers nor labels."""
+    if not is_single or variable.value_dtype.kind in "iufb":
+        check_numbers("targets", variable)
+        return
+    raise TypeError(
+        f"targets: variable {variable.name!r} has dtype {variable.shown_dtype}; targets are "
+        "numbers, or labels that are whole numbers or text: give array.astype(str) as labels"
+    )
 
 
 def _classes(bundle: Bundle, given: Sequence[Any] | Classes | None) -> Classes | None:
     """Say whether the targets are labels, and which there are."""
     variable = bundle.variables[0]
+    kind = variable.value_dtype.kind
     if given is not None:
         if bundle.shape != ():
             raise ValueError(
@@ -199,22 +213,23 @@ def _classes(bundle: Bundle, given: Sequence[Any] | Classes | None) -> Classes |
         known = given if isinstance(given, Classes) else as_classes(given)
         _check_kind(variable, known)
         return known
-    if bundle.shape != ():
+    if bundle.shape != () or kind not in "iufbUO":
         return None
-    kind = variable.value_dtype.kind
-    declared = declared_classes(variable.attrs)
-    if declared is not None or kind in "iu":
+    declared = declared_classes(variable.attrs, variable.flag_dtype, is_text=kind == "U")
+    if declared is not None or kind in "iub":
         return declared or Classes()
-    # Text has classes, but nobody knows them yet.
-    return Classes(()) if kind in "US" else None
+    # Text has classes, but nobody knows them yet; of objects, not even what they are.
+    return Classes(()) if kind in "UO" else None
 
 
 def _check_kind(variable: Variable, classes: Classes) -> None:
-    text = variable.value_dtype.kind in "US"
-    if classes.labels and text != (np.asarray(classes.labels).dtype.kind in "US"):
+    kind = variable.value_dtype.kind
+    if kind not in "iufbUO":
+        _check_target(variable, is_single=True)
+    if classes.labels and kind != "O" and (kind == "U") != isinstance(classes.labels[0], str):
         raise ValueError(
             f"classes: the labels are like {classes.labels[0]!r}, but variable {variable.name!r} "
-            f"has dtype {variable.value_dtype}; give labels of the variable's own kind"
+            f"has dtype {variable.shown_dtype}; give labels of the variable's own kind"
         )
 
 

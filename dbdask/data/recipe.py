@@ -1,6 +1,7 @@
 """The recipe of examples: everything a worker needs to make them, and nothing of the data."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -9,12 +10,15 @@ import numpy as np
 
 from dbdask.data.bundles import Bundle
 from dbdask.data.labels import Classes
-from dbdask.data.selection import Centres, Selection, block_rows, centres
+from dbdask.data.selection import CentreRuns, Selection, block_rows, centres
 from dbdask.data.sources import Variable
 from dbdask.data.windows import Window
 from dbdask.numbers.portions import Grid
 
 Role = Literal["inputs", "targets", "weights"]
+
+MOST_BLOCKS = 10**7
+"""Blocks of which the numbers of examples and bytes are kept: some hundred megabytes."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +72,31 @@ class Recipe:
 
     @cached_property
     def grid(self) -> Grid:
-        """The chunk grid: along each dimension that of the largest variable that has it."""
-        lengths = []
+        """The chunk grid: along each dimension that of the largest variable that has it.
+
+        Raises
+        ------
+        ValueError
+            It has too many blocks to keep a number for each.
+        """
+        largest = {}
         for dim in self.along:
             having = [v for _, v in self.roles if dim in v.dims]
-            lengths.append(max(having, key=lambda v: v.nbytes).lengths[dim])
-        return Grid(self.along, tuple(lengths))
+            largest[dim] = max(having, key=lambda v: v.nbytes)
+        grid = Grid(self.along, [v.lengths[dim] for dim, v in largest.items()])
+        if grid.block_count > MOST_BLOCKS:
+            finest = max(largest, key=lambda dim: len(largest[dim].lengths[dim]))
+            raise ValueError(
+                f"along: variable {largest[finest].name!r} has "
+                f"{len(largest[finest].lengths[finest]):,} chunks along {finest!r}, which makes "
+                f"{grid.block_count:,} blocks of examples, and at most {MOST_BLOCKS:,} can be "
+                "kept account of: rechunk the store into larger chunks, or give a Dataset that is "
+                "cut with .isel before"
+            )
+        return grid
 
     @cached_property
-    def edges_of_blocks(self) -> tuple[np.ndarray, ...]:
-        """Where blocks begin and end, per dimension."""
-        return tuple(np.concatenate([[0], np.cumsum(n)]) for n in self.grid.lengths)
-
-    @cached_property
-    def centres(self) -> tuple[Centres, ...]:
+    def centres(self) -> tuple[CentreRuns, ...]:
         """The positions that are examples, per dimension."""
         return centres(self.selection, self.window, self.edges)
 
@@ -90,38 +105,53 @@ class Recipe:
         """Examples in every block, before any is left out for its values."""
         return block_rows(self.grid, self.centres, self.selection.mask)
 
+    @cached_property
+    def rows(self) -> int:
+        """Examples in all, before any is left out for its values."""
+        if self.selection.mask is None:
+            return math.prod(along.count for along in self.centres)
+        return int(self.block_rows.sum())
+
+    def rows_in(self, block: int) -> int:
+        """Return the examples in a block, before any is left out for its values."""
+        if self.selection.mask is None:
+            return math.prod(here.count for here in self.block_centres(block))
+        return int(self.block_rows[block])
+
     @property
     def row_bytes(self) -> float:
         """Stored bytes of one position of the grid, all variables together."""
-        positions = int(np.prod([self.sizes[dim] for dim in self.along], dtype=np.int64))
+        positions = math.prod(self.sizes[dim] for dim in self.along)
         return sum(variable.nbytes for variable in self.variables) / max(positions, 1)
 
-    def block_centres(self, block: int) -> tuple[Centres, ...]:
+    def block_centres(self, block: int) -> tuple[CentreRuns, ...]:
         """The centres in a block, per dimension."""
-        place = self.grid.position(block)
-        cuts = [
-            slice(int(e[i]), int(e[i + 1]))
-            for e, i in zip(self.edges_of_blocks, place, strict=True)
-        ]
-        return tuple(c.within(cut) for c, cut in zip(self.centres, cuts, strict=True))
+        box = self.grid.box(block)
+        return tuple(c.within(cut) for c, cut in zip(self.centres, box, strict=True))
 
-    def box(self, variable: Variable, within: tuple[Centres, ...], role: str) -> dict[str, slice]:
-        """Positions of a variable that serving these centres takes, halo included."""
+    def box(
+        self, variable: Variable, within: tuple[CentreRuns, ...], role: str
+    ) -> dict[str, slice]:
+        """Positions of a variable that serving these centres takes, halo included.
+
+        A window that leaves out its centre ends at the edge of a group, which may be the centre's
+        own position: along groups the box holds the centres too.
+        """
         box = {}
         for dim, here in zip(self.along, within, strict=True):
             if dim not in variable.dims:
                 continue
             first, last = self.window.reach(dim) if role in ("inputs", "groups") else (0, 0)
-            low = np.clip(here.positions + first, here.low, here.high - 1).min()
-            high = np.clip(here.positions + last, here.low, here.high - 1).max() + 1
-            if role == "groups":
-                low, high = min(low, here.positions[0]), max(high, here.positions[-1] + 1)
-            box[dim] = slice(int(low), int(high))
+            low, high = here.seen(first, last)
+            if self.groups is not None and dim in self.groups.dims:
+                own = here.seen(0, 0)
+                low, high = min(low, own[0]), max(high, own[1])
+            box[dim] = slice(low, high)
         return box
 
     def reads(self, block: int) -> Iterator[tuple[Variable, dict[str, slice]]]:
         """Every (variable, box) that serving a block reads."""
-        if not self.block_rows[block]:
+        if not self.rows_in(block):
             return
         within = self.block_centres(block)
         for role, variable in self.roles:
@@ -131,13 +161,17 @@ class Recipe:
 
     def worker_side(self) -> "Recipe":
         """Return what travels in a task: small when pickled."""
+        return self.mapped(Variable.worker_side)
+
+    def mapped(self, change: Callable[[Variable], Variable]) -> "Recipe":
+        """Return the recipe with every variable changed."""
         return replace(
             self,
-            inputs=self.inputs.worker_side(),
-            targets=self.targets and self.targets.worker_side(),
-            weights=self.weights and self.weights.worker_side(),
-            groups=self.groups and self.groups.worker_side(),
-            coordinates={dim: v.worker_side() for dim, v in self.coordinates.items()},
+            inputs=self.inputs.mapped(change),
+            targets=self.targets and self.targets.mapped(change),
+            weights=self.weights and change(self.weights),
+            groups=self.groups and change(self.groups),
+            coordinates={dim: change(v) for dim, v in self.coordinates.items()},
         )
 
     def __getstate__(self) -> dict[str, Any]:

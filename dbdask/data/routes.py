@@ -10,12 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 import zarr
+from pandas.api.extensions import ExtensionArray
 from xarray.core import indexing
 
-from dbdask.data.chunk_reading import read_array
-from dbdask.data.locations import Location, locate
+from dbdask.data.chunk_reading import chunk_count, chunk_numbers, oversized_chunk, read_array
+from dbdask.data.lazy_chains import without_cache
+from dbdask.data.locations import Location
+from dbdask.data.pandas_arrays import OBJECT, numpy_dtype, to_numpy
+from dbdask.data.read_errors import read_error
+from dbdask.data.stores import WatchedStore
 from dbdask.errors import DataError
 
 Index = tuple[slice, ...]
@@ -68,19 +74,45 @@ class Stored:
         self.array()
 
     def read(self, index: Index) -> np.ndarray:
-        array = self.array()
-        if self.start:
-            shifts = zip(index, self.start, strict=True)
-            index = tuple(slice(cut.start + by, cut.stop + by) for cut, by in shifts)
+        array, index = self.array(), self._moved(index)
         try:
             return read_array(array, index)
+        except MemoryError:
+            raise  # that says nothing of the chunk
         except Exception as error:
-            where = ", ".join(f"{cut.start}:{cut.stop}" for cut in index)
-            raise DataError(
-                f"variable {self.path!r} at [{where}] of {self.location} cannot be read: "
-                f"{type(error).__name__}: {error}; its chunk is damaged or out of reach: "
-                "write it again, or leave it out with .isel"
+            raise read_error(
+                error,
+                self.path,
+                index,
+                str(self.location),
+                lambda: oversized_chunk(array, index),
             ) from error
+
+    @property
+    def has_fills(self) -> bool:
+        """Whether reading here has found chunks that are not in the store."""
+        return bool(self._opened) and bool(self._watched().fills)
+
+    def fills(self, index: Index) -> set[int]:
+        """Return the numbers of chunks in a box that reading here took for the fill value."""
+        known = self._watched().fills
+        return {n for n in chunk_numbers(self.array(), self._moved(index)) if n in known}
+
+    def chunk_count(self, index: Index) -> int:
+        """Return how many chunks, or shards, share a value with a box."""
+        return chunk_count(self.array(), self._moved(index))
+
+    def _watched(self) -> WatchedStore:
+        store = self.array().store_path.store
+        assert isinstance(store, WatchedStore)
+        return store
+
+    def _moved(self, index: Index) -> Index:
+        """Return a box of the array's own positions."""
+        if not self.start:
+            return index
+        shifts = zip(index, self.start, strict=True)
+        return tuple(slice(cut.start + by, cut.stop + by) for cut, by in shifts)
 
     def worker_side(self) -> Origin:
         return self
@@ -98,10 +130,17 @@ class Lazy:
 
     def read(self, index: Index) -> np.ndarray:
         # Indexing makes a new variable: what it caches is gone with it.
-        return self.variable[index].to_numpy()
+        try:
+            return self.variable[index].to_numpy()
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise DataError(
+                f"values at {_shown(index)} cannot be read by xarray: {type(error).__name__}: "
+                f"{error}; correct the attributes of the variable, or open it with "
+                "mask_and_scale=False"
+            ) from error
 
     def worker_side(self) -> Origin:
-        return Lazy(_without_cache(self.variable))
+        return Lazy(without_cache(self.variable))
 
 
 @dataclass(frozen=True)
@@ -120,6 +159,35 @@ class Held:
     def worker_side(self) -> Origin:
         if self.values.nbytes <= INLINE_BYTES and self.values.dtype.kind != "O":
             return Held(self.values.copy())
+        return Absent(self.route)
+
+
+@dataclass(frozen=True)
+class HeldByPandas(Held):
+    """Values of a dtype of pandas' own, in one dimension; NumPy's `dtype` holds them."""
+
+    values: Any
+    dtype: np.dtype = OBJECT
+
+    def read(self, index: Index) -> np.ndarray:
+        return to_numpy(self.values[index[0]], self.dtype)
+
+    def worker_side(self) -> Origin:
+        if self.dtype == OBJECT or len(self.values) * self.dtype.itemsize > INLINE_BYTES:
+            return Absent(self.route)
+        return Held(to_numpy(self.values, self.dtype))
+
+
+@dataclass(frozen=True)
+class HeldByIndex(Held):
+    """Labels of an index of several levels: made of it when they are wanted."""
+
+    values: Any
+
+    def read(self, index: Index) -> np.ndarray:
+        return np.asarray(self.values[index].to_numpy())
+
+    def worker_side(self) -> Origin:
         return Absent(self.route)
 
 
@@ -154,6 +222,28 @@ class Absent:
 
     def worker_side(self) -> Origin:
         return self
+
+
+@dataclass(frozen=True)
+class Lacking(Absent):
+    """A variable whose values stayed in another process when its examples were pickled."""
+
+    name: str
+    reason: str
+
+    def open(self) -> None:
+        raise RuntimeError(
+            f"the values of variable {self.name!r} are in the memory of the process that pickled "
+            f"these examples: {self.reason}; write the Dataset to Zarr and give its path, or make "
+            "the examples here with .rebind(dataset)"
+        )
+
+    def read(self, index: Index) -> np.ndarray:
+        self.open()
+        raise AssertionError("open() raises")
+
+    def worker_side(self) -> Origin:
+        return Absent(self.route)
 
 
 @dataclass(frozen=True)
@@ -193,57 +283,30 @@ def assemble(pieces: Iterable[Piece], index: Index) -> np.ndarray:
 
 
 def origin_of(variable: xr.Variable) -> Origin:
-    """Return the way to the values of a variable of a Dataset."""
-    data = variable._data
+    """Return the way to the values of a variable of a Dataset, as they are shown."""
+    data: Any = variable._data
     if type(data).__module__.partition(".")[0] == "dask":
         return Blocked(data)
+    if isinstance(data, indexing.PandasIndexingAdapter):
+        return _held_index(variable, data)
     if not variable._in_memory:
-        return stored_part(variable) or Lazy(variable)
+        return Lazy(variable)
+    array = getattr(data, "array", None)
+    if isinstance(array, ExtensionArray) and variable.ndim == 1:
+        return HeldByPandas(array, dtype=numpy_dtype(array))
     return Held(variable.to_numpy())
 
 
-def stored_part(variable: xr.Variable) -> Stored | None:
-    """Return the Zarr array that a lazy variable shows unchanged; None if that is not certain."""
-    data: Any = variable._data
-    start = (0,) * variable.ndim
-    while type(data).__name__ != "ZarrArrayWrapper":
-        if isinstance(data, indexing.LazilyIndexedArray):
-            part = _part(data.key, data.array.shape)
-            if part is None or len(part) != len(start):
-                return None
-            start = tuple(here + cut.start for here, cut in zip(start, part, strict=True))
-        elif type(data).__name__ not in _TRANSPARENT:
-            return None
-        data = data.array
-    array = data._array
-    return Stored(
-        locate(array.store_path.store), array.path, start if any(start) else (), route="lazy"
-    )
+def _held_index(variable: xr.Variable, data: indexing.PandasIndexingAdapter) -> Held:
+    if isinstance(data.array, pd.MultiIndex):
+        return HeldByIndex(variable)
+    if isinstance(data.array.dtype, np.dtype):
+        return Held(variable.to_numpy())
+    return HeldByPandas(data.array.array, dtype=numpy_dtype(data.array.array))
 
 
-_TRANSPARENT = (
-    "MemoryCachedArray",
-    "CopyOnWriteArray",
-    "_ElementwiseFunctionArray",
-    "NativeEndiannessArray",
-    "BoolTypeArray",
-)
-
-
-def _part(key: indexing.ExplicitIndexer, shape: tuple[int, ...]) -> Index | None:
-    if not isinstance(key, (indexing.BasicIndexer, indexing.OuterIndexer)):
-        return None
-    if not all(isinstance(cut, slice) and cut.step in (None, 1) for cut in key.tuple):
-        return None
-    cuts = zip(key.tuple, shape, strict=True)
-    return tuple(slice(*cut.indices(size)[:2]) for cut, size in cuts)
-
-
-def _without_cache(variable: xr.Variable) -> xr.Variable:
-    data = variable._data
-    while isinstance(data, indexing.MemoryCachedArray | indexing.CopyOnWriteArray):
-        data = data.array
-    return xr.Variable(variable.dims, data, fastpath=True)
+def _shown(index: Index) -> str:
+    return f"[{', '.join(f'{cut.start}:{cut.stop}' for cut in index)}]"
 
 
 def _overlap(piece: Piece, index: Index) -> Index | None:

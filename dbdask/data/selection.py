@@ -1,64 +1,23 @@
 """Selections: which positions of the sample space are examples, as spans and a mask.
 
 A span is a run of positions along one dimension that was cut out; windows end at its edges. The
-mask, over some of the sample dimensions, only says which positions are examples.
+mask, over some of the sample dimensions, only says which positions are examples. Nothing here is
+made for each position of a whole dimension: positions are told for one block at a time.
 """
 
-import zlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
+from dbdask.data.masks import Mask
+from dbdask.data.spans import PIECE, Spans, joined
 from dbdask.data.windows import Window
 from dbdask.numbers.portions import Grid
 
-Spans = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Mask:
-    """A packed truth value for every position along `dims`."""
-
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    packed: bytes
-
-    @classmethod
-    def of(cls, dims: Sequence[str], values: np.ndarray) -> "Mask":
-        """Pack truth values."""
-        packed = zlib.compress(np.packbits(values).tobytes(), 1)
-        return cls(tuple(dims), values.shape, packed)
-
-    @cached_property
-    def values(self) -> np.ndarray:
-        """The truth values."""
-        bits = np.frombuffer(zlib.decompress(self.packed), np.uint8)
-        count = int(np.prod(self.shape))
-        return np.unpackbits(bits, count=count).astype(bool).reshape(self.shape)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"dims": self.dims, "shape": self.shape, "packed": self.packed}
-
-    def __and__(self, other: "Mask") -> "Mask":
-        dims = (*self.dims, *(dim for dim in other.dims if dim not in self.dims))
-        return Mask.of(dims, self._spread(dims) & other._spread(dims))
-
-    def _spread(self, dims: tuple[str, ...]) -> np.ndarray:
-        order = [self.dims.index(dim) for dim in dims if dim in self.dims]
-        shape = [self.shape[self.dims.index(dim)] if dim in self.dims else 1 for dim in dims]
-        return self.values.transpose(order).reshape(shape)
-
-    def over(self, dims: Sequence[str], positions: Sequence[np.ndarray]) -> np.ndarray:
-        """Truth values at the product of `positions`; length 1 along dims that it lacks."""
-        own = [positions[list(dims).index(dim)] for dim in self.dims]
-        part = self.values[np.ix_(*own)]
-        order = [self.dims.index(dim) for dim in dims if dim in self.dims]
-        shape = [len(p) if dim in self.dims else 1 for dim, p in zip(dims, positions, strict=True)]
-        return part.transpose(order).reshape(shape)
+__all__ = ["CentreRuns", "Centres", "Mask", "Selection", "Spans", "block_rows", "centres"]
 
 
 @dataclass(frozen=True)
@@ -72,22 +31,16 @@ class Selection:
     @classmethod
     def whole(cls, dims: Sequence[str], sizes: Sequence[int]) -> "Selection":
         """Select everything."""
-        return cls(tuple(dims), tuple(((0, size),) for size in sizes))
+        return cls(tuple(dims), tuple(Spans.of([(0, size)]) for size in sizes))
 
-    def positions(self, dim: str) -> np.ndarray:
-        """Selected positions along a dimension."""
-        return _positions(self.spans[self.dims.index(dim)])
+    def along(self, dim: str) -> Spans:
+        """Return the spans of a dimension."""
+        return self.spans[self.dims.index(dim)]
 
     def with_spans(self, dim: str, spans: Spans) -> "Selection":
         """Return the selection with other spans along one dimension."""
         axis = self.dims.index(dim)
         return Selection(self.dims, (*self.spans[:axis], spans, *self.spans[axis + 1 :]), self.mask)
-
-    def narrowed(self, dim: str, wanted: np.ndarray) -> "Selection":
-        """Return the selection with the positions `wanted` (indices into it) of one dimension."""
-        chosen = self.positions(dim)[wanted]
-        old_starts = {start for start, _ in self.spans[self.dims.index(dim)]}
-        return self.with_spans(dim, as_spans(chosen, old_starts))
 
     def masked(self, mask: Mask) -> "Selection":
         """Return the selection with one more mask."""
@@ -96,74 +49,144 @@ class Selection:
 
 @dataclass(frozen=True)
 class Centres:
-    """The centres of windows along one dimension, and the positions that each may see."""
+    """Centres of windows along one dimension, and the positions that each may see."""
 
     positions: np.ndarray
-    low: np.ndarray  # first position of the span that holds the centre
-    high: np.ndarray  # position after its last
+    low: np.ndarray  # first position that it may see
+    high: np.ndarray  # position after the last
 
-    def within(self, cut: slice) -> "Centres":
+
+@dataclass(frozen=True, eq=False)
+class CentreRuns:
+    """The centres of windows along one dimension as runs, and what those of each run may see."""
+
+    runs: Spans
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """Centres in all."""
+        return self.runs.count
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Every centre's position: for the centres of one block."""
+        return self.runs.positions()
+
+    def within(self, cut: slice) -> "CentreRuns":
         """Centres in a slice of positions."""
-        first, last = np.searchsorted(self.positions, [cut.start, cut.stop])
-        part = slice(int(first), int(last))
-        return Centres(self.positions[part], self.low[part], self.high[part])
+        first, last = self.runs.rank([cut.start, cut.stop]).tolist()
+        spans, runs = self.runs.part_with_runs(first, last)
+        return CentreRuns(spans, self.low[runs], self.high[runs])
+
+    def at(self, ranks: np.ndarray) -> Centres:
+        """Return the centres at ranks."""
+        run = self.runs.run_at(ranks)
+        return Centres(self.runs.inside(run, ranks), self.low[run], self.high[run])
+
+    def seen(self, first: int, last: int) -> tuple[int, int]:
+        """Return the first position that a window sees, and the one after the last."""
+        ends = np.array([0, -1])  # the others' windows lie between those of the first and the last
+        at = np.array([self.runs.starts[0] + first, self.runs.stops[-1] - 1 + last])
+        begin, end = np.clip(at, self.low[ends], self.high[ends] - 1).tolist()
+        return begin, end + 1
+
+    def kept_within(self, starts: np.ndarray, low: np.ndarray, high: np.ndarray) -> "CentreRuns":
+        """Narrow what centres may see to groups.
+
+        Parameters
+        ----------
+        starts
+            Where each group begins; the first one does not after any of the centres.
+        low, high
+            Of each group, what a centre in it may see at most.
+        """
+        runs, old = self.runs.cut_at(self.runs.rank(starts))
+        group = np.searchsorted(starts, runs.starts, side="right") - 1
+        return CentreRuns(
+            runs, np.maximum(self.low[old], low[group]), np.minimum(self.high[old], high[group])
+        )
 
 
-def centres(selection: Selection, window: Window, edges: str) -> tuple[Centres, ...]:
+def side_by_side(several: Sequence[CentreRuns]) -> CentreRuns:
+    """Return the centres of several blocks, one block after another: to be looked up by rank."""
+    if len(several) == 1:
+        return several[0]
+    return CentreRuns(
+        joined(one.runs for one in several),
+        np.concatenate([one.low for one in several]),
+        np.concatenate([one.high for one in several]),
+    )
+
+
+def centres(selection: Selection, window: Window, edges: str) -> tuple[CentreRuns, ...]:
     """Return the centres along every dimension; with edges "drop" only those of whole windows."""
     found = []
     for dim, spans in zip(selection.dims, selection.spans, strict=True):
         first, last = window.reach(dim) if edges == "drop" else (0, 0)
-        cut = [(max(s, s - first), max(s, min(e, e - last))) for s, e in spans]
-        counts = [max(0, e - s) for s, e in cut]
-        low = np.repeat([s for s, _ in spans], counts)
-        high = np.repeat([e for _, e in spans], counts)
-        found.append(Centres(_positions(tuple(cut)), low.astype(np.int64), high.astype(np.int64)))
+        if first == last == 0:
+            found.append(CentreRuns(spans, spans.starts, spans.stops))
+            continue
+        starts = np.maximum(spans.starts, spans.starts - first)
+        stops = np.minimum(spans.stops, spans.stops - last)
+        held = starts < stops
+        runs = Spans(starts[held], stops[held], spans.steps[held])
+        found.append(CentreRuns(runs, spans.starts[held], spans.stops[held]))
     return tuple(found)
 
 
-def block_rows(grid: Grid, along: Sequence[Centres], mask: Mask | None) -> np.ndarray:
+def bounds_of_blocks(grid: Grid, along: Sequence[CentreRuns]) -> list[np.ndarray]:
+    """Return, per dimension, the rank of the first centre of every block, and their number."""
+    return [c.runs.rank(n.edges) for c, n in zip(along, grid.lengths, strict=True)]
+
+
+def block_rows(grid: Grid, along: Sequence[CentreRuns], mask: Mask | None) -> np.ndarray:
     """Return the number of examples in every block of the grid."""
-    edges = [np.concatenate([[0], np.cumsum(lengths)]) for lengths in grid.lengths]
-    bounds = [np.searchsorted(c.positions, e) for c, e in zip(along, edges, strict=True)]
+    bounds = bounds_of_blocks(grid, along)
     counts = [np.diff(bound) for bound in bounds]
     if mask is None:
         return _outer(counts).reshape(-1)
-    held = mask.over(grid.dims, [c.positions for c in along]).astype(np.int64)
+    held = _kept_rows(grid, along, mask, bounds)
     for axis, dim in enumerate(grid.dims):
-        if dim in mask.dims:
-            sums = (
-                np.concatenate([np.zeros_like(held.take([0], axis)), held.cumsum(axis)], axis)
-                if held.shape[axis]
-                else np.zeros_like(held, shape=_grown(held.shape, axis))
-            )
-            held = np.diff(sums.take(bounds[axis], axis), axis=axis)
-        else:
+        if dim not in mask.dims:
             shape = [1] * len(grid.dims)
             shape[axis] = -1
             held = held * counts[axis].reshape(shape)
     return held.reshape(-1)
 
 
-def as_spans(positions: np.ndarray, cuts: set[int] | frozenset[int] = frozenset()) -> Spans:
-    """Return sorted positions as runs of neighbours, with an edge kept before each of `cuts`.
+def _kept_rows(
+    grid: Grid, along: Sequence[CentreRuns], mask: Mask, bounds: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Count what the mask keeps in every block of its own dimensions, some blocks at a time."""
+    dims = [axis for axis, dim in enumerate(grid.dims) if dim in mask.dims]
+    shape = [n if axis in dims else 1 for axis, n in enumerate(grid.shape)]
+    held = np.zeros(shape, np.int64)
+    for batch in _batches(grid, dims):
+        ranks = [bound[cut.start : cut.stop + 1] for bound, cut in zip(bounds, batch, strict=True)]
+        positions = [
+            c.runs.positions(int(rank[0]), int(rank[-1])) if axis in dims else np.zeros(1, int)
+            for axis, (c, rank) in enumerate(zip(along, ranks, strict=True))
+        ]
+        part = mask.over(grid.dims, positions).astype(np.int64)
+        for axis in dims:
+            sums = np.insert(part.cumsum(axis), 0, 0, axis=axis)
+            part = np.diff(sums.take(ranks[axis] - ranks[axis][0], axis), axis=axis)
+        held[batch] = part
+    return held
 
-    Examples
-    --------
-    >>> as_spans(np.array([0, 1, 2, 5, 6]), {2})
-    ((0, 2), (2, 3), (5, 7))
-    """
-    if len(positions) == 0:
-        return ()
-    breaks = np.flatnonzero(np.diff(positions) != 1) + 1
-    kept = [int(np.searchsorted(positions, cut)) for cut in cuts]
-    edges = sorted({0, len(positions), *breaks.tolist(), *kept})
-    return tuple((int(positions[a]), int(positions[b - 1]) + 1) for a, b in pairwise(edges))
 
-
-def _positions(spans: Spans) -> np.ndarray:
-    runs = [np.arange(start, stop) for start, stop in spans]
-    return np.concatenate([np.zeros(0, np.int64), *runs]).astype(np.int64)
+def _batches(grid: Grid, dims: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """Yield slices of blocks, one per dimension, that hold a piece together if blocks are small."""
+    cuts: list[list[slice]] = [[slice(0, 1)] for _ in grid.dims]
+    most = PIECE
+    for axis in reversed(dims):
+        lengths = grid.lengths[axis]
+        cuts[axis] = [slice(*batch) for batch in lengths.batches(most)]
+        longest = max(lengths.edge(cut.stop) - lengths.edge(cut.start) for cut in cuts[axis])
+        most = max(1, most // max(longest, 1))
+    return itertools.product(*cuts)
 
 
 def _outer(counts: Sequence[np.ndarray]) -> np.ndarray:
@@ -171,7 +194,3 @@ def _outer(counts: Sequence[np.ndarray]) -> np.ndarray:
     for count in counts:
         product = np.multiply.outer(product, count)
     return product
-
-
-def _grown(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return (*shape[:axis], shape[axis] + 1, *shape[axis + 1 :])

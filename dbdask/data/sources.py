@@ -10,7 +10,7 @@ The interface, as the rooms beside this one use it::
 
     variable.lengths["time"]               # block lengths (whole Zarr chunks, or shards)
     stored = variable.read({"time": slice(0, 100)})  # stored dtype, the variable's own dim order
-    values, missing = variable.decode(stored)        # float32, integers, dates or text; mask | None
+    values, missing = variable.decode(stored)        # in the dtype that holds them; mask | None
     variable.value_dtype                   # dtype of those values
     variable.itemsize, variable.nbytes     # bytes in the store: the same by every route
     variable.coordinate({"time": slice(0, 100)})     # lossless, as xarray shows them
@@ -42,13 +42,13 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
+import pandas as pd
 import xarray as xr
 import zarr
 from zarr.abc.store import Store
 
 from dbdask.data.alignment import first_difference
-from dbdask.data.decoding import is_format_2
+from dbdask.data.listing import list_arrays
 from dbdask.data.locations import Location, locate
 from dbdask.data.routes import Blocks, Piece
 from dbdask.data.variables import Variable, variable_of_array, variable_of_zarr
@@ -69,6 +69,7 @@ class Source:
         *,
         description: str,
         unnamed: frozenset[str] = frozenset(),
+        refused: Mapping[str, str] | None = None,
         location: Location | None = None,
         dataset: xr.Dataset | None = None,
     ) -> None:
@@ -78,6 +79,7 @@ class Source:
         self.sizes = _sizes(variables.values())
         self.description = description
         self._unnamed = unnamed
+        self._refused = dict(refused or {})
         self._location = location
         self._dataset = dataset
 
@@ -102,10 +104,10 @@ class Source:
             return False
         return mine.store is yours.store if mine.store is not None else mine == yours
 
-    def labels(self, dim: str) -> np.ndarray | None:
-        """Return the index coordinate of a dimension; None where it has none."""
+    def labels(self, dim: str) -> pd.Index | None:
+        """Return the index of a dimension; None where it has none."""
         variable = self.coords.get(dim)
-        return None if variable is None or variable.dims != (dim,) else variable.coordinate()
+        return None if variable is None or variable.dims != (dim,) else variable.label_index()
 
     def variable(self, given: str | xr.DataArray | Variable) -> Variable:
         """Return a variable by name, the variable that a DataArray is, or one that is known.
@@ -113,8 +115,9 @@ class Source:
         Raises
         ------
         ValueError
-            If there is no such variable, it has no dimension names, or a DataArray's length or
-            index coordinate along a shared dimension differs.
+            If there is no such variable, it has no dimension names, its metadata are wrong, it is
+            stored with a codec that runs code, or a DataArray's length or index coordinate along a
+            shared dimension differs.
         """
         if isinstance(given, Variable):
             return given
@@ -124,6 +127,8 @@ class Source:
             raise TypeError(f"a variable is a name or a DataArray, got {type(given).__name__}")
         if given in self.variables:
             return self.variables[given]
+        if given in self._refused:
+            raise ValueError(self._refused[given])
         if given in self._unnamed:
             raise ValueError(
                 f"variable {given!r} of {self.description} has no dimension names; write it with "
@@ -144,7 +149,7 @@ class Source:
             group.store,
             chunks=None,
             consolidated=consolidated,
-            drop_variables=sorted(self._unnamed),
+            drop_variables=sorted({*self._unnamed, *self._refused}),
         )
 
     def open(self) -> None:
@@ -160,6 +165,7 @@ class Source:
             self.attrs,
             description=self.description,
             unnamed=self._unnamed,
+            refused=self._refused,
             location=self._location,
         )
 
@@ -181,7 +187,7 @@ class Source:
         labels = self.labels(dim) if dim in array.indexes else None
         if labels is None:
             return
-        own = array.indexes[dim].to_numpy()
+        own = array.indexes[dim]
         place = first_difference(own, labels)
         if place is not None:
             raise ValueError(
@@ -220,9 +226,11 @@ def open_source(data: str | os.PathLike[str] | Store | xr.Dataset | Source) -> S
 
 def _source_of_store(location: Location) -> Source:
     group = location.open_group()
-    arrays = dict(group.arrays())
+    arrays, refused = list_arrays(location, group)
     dims = {name: _dims(array) for name, array in arrays.items()}
     named = {name: found for name, found in dims.items() if found is not None}
+    if not named and refused:
+        raise ValueError(f"data: {next(iter(refused.values()))}")
     if not named:
         held = ", ".join(sorted(arrays)) or "no arrays"
         raise ValueError(
@@ -237,16 +245,23 @@ def _source_of_store(location: Location) -> Source:
     listed = {word for text in texts if isinstance(text, str) for word in text.split()}
     coords = {name for name in named if named[name] == (name,) or name in listed}
     unnamed = frozenset(arrays) - frozenset(named)
-    where = str(location)
     return Source(
-        variables, frozenset(coords), attrs, description=where, unnamed=unnamed, location=location
+        variables,
+        frozenset(coords),
+        attrs,
+        description=str(location),
+        unnamed=unnamed,
+        refused=refused,
+        location=location,
     )
 
 
 def _source_of_dataset(dataset: xr.Dataset) -> Source:
-    declared = _declared(dataset)
+    indexed = dataset.xindexes
     variables = {
-        str(name): variable_of_array(str(name), variable, str(name), declared.get(str(name)))
+        str(name): variable_of_array(
+            str(name), variable, str(name), _labels(dataset, name) if name in indexed else None
+        )
         for name, variable in dataset.variables.items()
     }
     coords = frozenset(str(name) for name in dataset.coords)
@@ -255,26 +270,11 @@ def _source_of_dataset(dataset: xr.Dataset) -> Source:
     )
 
 
-def _declared(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """Return the attributes that the arrays of a v2 store have, if the Dataset says which.
-
-    xarray shows a v2 array's fill value and a declared `_FillValue` as one and the same.
-    """
-    source = dataset.encoding.get("source")
-    doubtful = [
-        str(name)
-        for name, variable in dataset.variables.items()
-        if is_format_2(variable.encoding)
-        and "_FillValue" in {**variable.encoding, **variable.attrs}
-    ]
-    if not doubtful or not isinstance(source, str):
-        return {}
-    try:
-        group = locate(source).open_group()
-        return {name: dict(group[name].attrs) for name in doubtful if name in group}
-    except (OSError, ValueError):
-        # The store is gone, the Dataset is not: go by what it says itself.
-        return {}
+def _labels(dataset: xr.Dataset, name: Any) -> xr.Coordinates:
+    """Return the index that a coordinate is a part of, with all the coordinates that it has."""
+    names = dataset.xindexes.get_all_coords(name)
+    indexes = {other: dataset.xindexes[other] for other in names}
+    return xr.Coordinates({other: dataset.variables[other] for other in names}, indexes)
 
 
 def _dims(array: zarr.Array) -> tuple[str, ...] | None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.data.groups import GroupLedger, run_starts
+from dbdask.data.groups import starts_of_groups
 from dbdask.data.recipe import Recipe
-from dbdask.data.selection import Selection, as_spans
+from dbdask.data.selection import Selection, Spans
+from dbdask.data.spans import distinct
 
 LEAST_PIECES = 20
 """Fewer whole chunks than this are drawn in equal pieces, so that fractions are kept."""
@@ -48,51 +49,48 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
 def contiguous_parts(recipe: Recipe, fractions: Sequence[float]) -> list[Selection]:
     """Cut along the first sample dimension, in store order."""
     dim = recipe.along[0]
-    selected = recipe.selection.positions(dim)
-    cuts = np.round(np.cumsum([0.0, *fractions]) * len(selected)).astype(int)
+    selected = recipe.selection.along(dim)
+    cuts = np.round(np.cumsum([0.0, *fractions]) * selected.count).astype(int)
     _check_parts(np.diff(cuts).tolist(), fractions, f"positions along {dim!r}")
-    return [recipe.selection.narrowed(dim, np.arange(a, b)) for a, b in pairwise(cuts)]
+    parts = [selected.part(a, b) for a, b in pairwise(cuts.tolist())]
+    return [recipe.selection.with_spans(dim, part) for part in parts]
 
 
-def drawn_parts(
-    recipe: Recipe, fractions: Sequence[float], seed: int, groups: np.ndarray | None
-) -> list[Selection]:
+def drawn_parts(recipe: Recipe, fractions: Sequence[float], seed: int) -> list[Selection]:
     """Draw whole groups, or whole chunks along the dimension that has most of them.
 
-    Parameters
-    ----------
-    recipe, fractions, seed
-        What is split, and how.
-    groups
-        The group of every position along the groups' dimension; None: draw chunks.
+    Raises
+    ------
+    DataError
+        A group is missing, or returns after another one.
     """
-    if groups is not None:
-        assert recipe.groups is not None
-        dim = recipe.groups.dims[0]
-        selected = recipe.selection.positions(dim)
-        GroupLedger(recipe.groups.name).note(groups[selected], 0)  # one that returns is an error
-        starts = run_starts(groups[selected])
+    if recipe.groups is not None:
+        (dim,) = recipe.groups.dims
+        selected = recipe.selection.along(dim)
+        starts = starts_of_groups(recipe.groups, selected)
         things = "groups"
     else:
         dim = max(recipe.along, key=lambda d: len(recipe.grid.lengths[recipe.along.index(d)]))
-        selected = recipe.selection.positions(dim)
+        selected = recipe.selection.along(dim)
         starts = _piece_starts(recipe, dim, selected)
         things = f"pieces along {dim!r}"
-    pieces = np.append(starts, len(selected))
+    pieces = np.append(starts, selected.count)
     owner = _draw(np.diff(pieces), fractions, seed)
     _check_parts([int((owner == part).sum()) for part in range(len(fractions))], fractions, things)
-    owners = np.repeat(owner, np.diff(pieces))
-    old = frozenset(start for start, _ in recipe.selection.spans[recipe.along.index(dim)])
-    return [
-        recipe.selection.with_spans(dim, as_spans(selected[owners == part], old))
-        for part in range(len(fractions))
-    ]
+    parts = [_owned(selected, pieces, owner == part) for part in range(len(fractions))]
+    return [recipe.selection.with_spans(dim, part) for part in parts]
+
+
+def _owned(selected: Spans, pieces: np.ndarray, owned: np.ndarray) -> Spans:
+    """Return the pieces that a part owns; neighbours are not cut apart."""
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], owned, [False]]).astype(np.int8)))
+    return selected.pick(pieces[changes[::2]], pieces[changes[1::2]])
 
 
 def recipe_of_part(recipe: Recipe, selection: Selection, fraction: float) -> Recipe:
     """Return the recipe of one part; raise where it has positions, but no example."""
     part = replace(recipe, selection=selection)
-    if part.block_rows.sum() == 0:
+    if part.rows == 0:
         cut = ", of those that .where kept" if selection.mask is not None else ""
         whole = "; its windows are longer than what was cut" if recipe.edges == "drop" else ""
         raise ValueError(
@@ -102,17 +100,13 @@ def recipe_of_part(recipe: Recipe, selection: Selection, fraction: float) -> Rec
     return part
 
 
-def _piece_starts(recipe: Recipe, dim: str, selected: np.ndarray) -> np.ndarray:
+def _piece_starts(recipe: Recipe, dim: str, selected: Spans) -> np.ndarray:
     """Return where, in the selected positions, whole chunks or their pieces start."""
-    edges = recipe.edges_of_blocks[recipe.along.index(dim)]
+    edges = recipe.grid.lengths[recipe.along.index(dim)].edges
     parts = -(-LEAST_PIECES // (len(edges) - 1))
-    finer = {
-        int(start + (stop - start) * part // parts)
-        for start, stop in pairwise(edges.tolist())
-        for part in range(parts)
-    }
-    starts = np.unique(np.searchsorted(selected, sorted(finer)))
-    return starts[starts < len(selected)]
+    finer = edges[:-1, None] + np.diff(edges)[:, None] * np.arange(parts) // parts
+    starts = distinct(selected.rank(finer.reshape(-1)))
+    return starts[starts < selected.count]
 
 
 def _draw(rows: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:

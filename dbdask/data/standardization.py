@@ -7,8 +7,26 @@ from typing import Any
 
 import numpy as np
 
-CONSTANT = 1e-7
-"""A deviation below this part of the mean is rounding: the variable counts as constant."""
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+NEGLIGIBLE = 3e-8
+"""Part of a deviation that rounding a mean may be off without being made up for."""
+
+SINGLE = ("f4", "f2", "i1", "i2", "u1", "u2", "b1")
+"""Dtypes whose values float32 holds exactly."""
+
+
+def rounding_of(dtype: np.dtype) -> float:
+    """Return the part of the mean below which a deviation is rounding: a constant.
+
+    Examples
+    --------
+    >>> rounding_of(np.dtype("f4")), rounding_of(np.dtype("i8"))
+    (1e-07, 0.0)
+    """
+    if dtype.kind != "f":
+        return 0.0
+    return 1e-7 if dtype.itemsize <= 4 else 4 * float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -34,11 +52,15 @@ class Moments:
         wide = values.astype(np.float64)
         good = ~np.isnan(wide)
         count = good.sum(axis=axis, dtype=np.int64)
-        total = np.where(good, wide, 0).sum(axis=axis)
-        mean = np.divide(total, count, out=np.zeros(np.shape(total)), where=count > 0)
-        squares = np.where(good, wide - mean, 0)
+        # From a value of its own on, a sum rounds by what varies, and a constant not at all.
+        pivot = _first(wide, good, axis)
+        with np.errstate(over="ignore", invalid="ignore"):
+            wide = np.where(good, wide - pivot, 0)
+            total = wide.sum(axis=axis)
+            mean = np.divide(total, count, out=np.zeros(np.shape(total)), where=count > 0)
+            squares = np.square(np.where(good, wide - mean, 0)).sum(axis=axis)
         missing = good.size - int(count.sum())
-        return cls(np.asarray(count), np.asarray(mean), np.square(squares).sum(axis=axis), missing)
+        return cls(np.asarray(count), np.asarray(pivot + mean), squares, missing)
 
     def __add__(self, other: "Moments") -> "Moments":
         """Merge (Chan, Golub and LeVeque, 1983)."""
@@ -47,6 +69,17 @@ class Moments:
         step = other.mean - self.mean
         squares = self.squares + other.squares + step * step * self.count * part
         return Moments(count, self.mean + step * part, squares, self.missing + other.missing)
+
+
+def _first(values: np.ndarray, good: np.ndarray, axis: int | None) -> np.ndarray:
+    """Return the first value that is not missing, of all or of each column; 0 where none is."""
+    if not values.size:
+        return np.zeros(() if axis is None else values.shape[1:])
+    place = np.expand_dims(good.argmax(axis=axis), axis if axis is not None else ())
+    if axis is None:
+        return np.where(good.any(), values.reshape(-1)[int(good.argmax())], 0.0)
+    found = np.take_along_axis(values, place, axis=axis)[0]
+    return np.where(good.any(axis=axis), found, 0.0)
 
 
 def merge(moments: Iterable[Moments]) -> Moments:
@@ -75,32 +108,73 @@ class Scaling:
     applied: bool = True
 
     @classmethod
-    def of(cls, moments: Moments, applied: bool = True) -> "Scaling":
-        """Return the scaling to mean 0 and deviation 1; a constant has deviation 1."""
+    def of(cls, moments: Moments, applied: bool = True, rounding: float = 1e-7) -> "Scaling":
+        """Return the scaling to mean 0 and deviation 1; a constant has deviation 1.
+
+        A deviation of at most `rounding` times the mean is none.
+        """
         count = np.maximum(moments.count, 1)
         mean = np.atleast_1d(moments.mean)
         deviation = np.atleast_1d(np.sqrt(moments.squares / count))
-        deviation = np.where(deviation <= CONSTANT * np.abs(mean), 1.0, deviation)
+        deviation = np.where(deviation <= rounding * np.abs(mean), 1.0, deviation)
         return cls(tuple(mean.tolist()), tuple(deviation.tolist()), applied)
 
     @cached_property
-    def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
-        mean = np.array(self.mean, np.float32)
-        return mean, (1 / np.array(self.deviation)).astype(np.float32)
+    def _exact(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(self.mean), 1 / np.array(self.deviation)
+
+    @cached_property
+    def _single(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray] | None:
+        """Mean, what float32 rounds off of it if that counts, and factor; None: float32 fails."""
+        mean, factor = self._exact
+        with np.errstate(over="ignore", under="ignore"):
+            near, times = mean.astype(np.float32), factor.astype(np.float32)
+        if not (np.isfinite(near).all() and np.isfinite(times).all()):
+            return None
+        if (times < np.finfo(np.float32).tiny).any():
+            return None
+        rest = mean - near
+        counts = bool((np.abs(rest) * factor > NEGLIGIBLE).any())
+        return near, rest.astype(np.float32) if counts else None, times
 
     @property
     def fill(self) -> np.ndarray:
         """What stands for a missing element: the mean, scaled where the values are."""
-        return np.zeros_like(self._numbers[0]) if self.applied else self._numbers[0]
+        return np.zeros(len(self.mean), np.float32) if self.applied else as_float32(self._exact[0])
+
+    @cached_property
+    def limit(self) -> np.ndarray:
+        """The magnitude up to which a value, scaled, is a float32 value."""
+        if not self.applied:
+            return np.array(FLOAT32_MAX)
+        with np.errstate(over="ignore"):
+            return FLOAT32_MAX * np.array(self.deviation) - np.abs(np.array(self.mean))
 
     def apply(self, values: np.ndarray, fresh: bool = False) -> np.ndarray:
-        """Scale float32 values whose last axis is the features; in place when they are fresh."""
+        """Return numbers, whose last axis is the features, scaled and rounded to float32.
+
+        The mean is taken off before anything is rounded. Float32 values that are `fresh` are
+        scaled in place.
+        """
         if not self.applied:
-            return values
-        mean, factor = self._numbers
-        out = values if fresh else np.empty(values.shape, np.float32)
-        np.subtract(values, mean, out=out)
+            return as_float32(values)
+        single = self._single
+        if values.dtype.str[1:] not in SINGLE or single is None:
+            return self._apply_exactly(values)
+        near, rest, factor = single
+        in_place = fresh and values.dtype == np.float32
+        out = values if in_place else np.empty(values.shape, np.float32)
+        np.subtract(values, near, out=out)
+        if rest is not None:
+            np.subtract(out, rest, out=out)
         return np.multiply(out, factor, out=out)
+
+    def _apply_exactly(self, values: np.ndarray) -> np.ndarray:
+        mean, factor = self._exact
+        with np.errstate(over="ignore", invalid="ignore"):
+            shifted = np.subtract(values, mean, dtype=np.float64)
+            out = np.empty(values.shape, np.float32)
+            return np.multiply(shifted, factor, out=out, casting="same_kind")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -114,3 +188,9 @@ class Scaling:
     def from_json(cls, table: Mapping[str, Any]) -> "Scaling":
         """Return what `to_json` described."""
         return cls(tuple(table["mean"]), tuple(table["deviation"]), table["applied"])
+
+
+def as_float32(values: np.ndarray) -> np.ndarray:
+    """Return numbers as float32, rounded; infinite where they are too large."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dbdask.data.feed import Reader
@@ -24,7 +24,7 @@ Measure = Callable[[Reader, int, Blocks | None], Any]
 
 def sweep(examples: Examples, measure: Measure, client: Any = None) -> Iterator[Any]:
     """Yield `measure(reader, block, blocks)` of every block that holds examples, in order."""
-    batches = list(_batches(examples))
+    batches = _batches(examples)
     client = client if client is not None else _current_client()
     if client is not None and not hasattr(client, "submit"):
         raise TypeError(f"client must be a dask.distributed.Client, got {client!r}")
@@ -40,7 +40,7 @@ def _batches(examples: Examples) -> Iterator[tuple[int, ...]]:
     recipe = examples.recipe
     batch: list[int] = []
     held = 0.0
-    for block in recipe.block_rows.nonzero()[0].tolist():
+    for block in map(int, recipe.block_rows.nonzero()[0]):
         batch.append(block)
         held += recipe.grid.rows(block) * recipe.row_bytes
         if held >= BATCH_BYTES:
@@ -62,7 +62,7 @@ def _current_client() -> Any:
 
 
 def _sweep_on(
-    client: Any, examples: Examples, measure: Measure, batches: Sequence[tuple[int, ...]]
+    client: Any, examples: Examples, measure: Measure, batches: Iterable[tuple[int, ...]]
 ) -> Iterator[Any]:
     """Keep two batches for each worker under way; values that cannot be read there are brought."""
     from dbdask.data.supply import Supply

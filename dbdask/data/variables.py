@@ -4,23 +4,52 @@ from __future__ import annotations
 
 import itertools
 import math
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 import zarr
 
-from dbdask.data.decoding import Decoding, decode_opened, decode_stored
-from dbdask.data.locations import Location
-from dbdask.data.routes import Absent, Blocks, Index, Origin, Stored, assemble, origin_of
+from dbdask.data.declared import decode_declared
+from dbdask.data.decoding import OTHER, TEXT, Decoding, Undecided, objects_dtype
+from dbdask.data.lazy_chains import Chain, proven_chain, shows_zeros_as_missing
+from dbdask.data.locations import Location, locate
+from dbdask.data.memory import check_fits, too_large
+from dbdask.data.routes import (
+    Absent,
+    Blocks,
+    Held,
+    HeldByPandas,
+    Index,
+    Lazy,
+    Origin,
+    Stored,
+    assemble,
+    origin_of,
+)
+from dbdask.errors import DataError
+from dbdask.numbers.lengths import Lengths
 
 DEFAULT_BLOCK_BYTES = 8 * 2**20
 TEXT_BYTES = 16
 
-_fresh = itertools.count()
+
+_SMALLEST = int(np.iinfo(np.int64).min)
+_DURATIONS = (
+    "days",
+    "hours",
+    "minutes",
+    "seconds",
+    "milliseconds",
+    "microseconds",
+    "nanoseconds",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +66,17 @@ class Variable:
     attrs: dict[str, Any] = field(repr=False)
     decoding: Decoding = field(repr=False)
     origin: Origin = field(repr=False)
+    was_stored: np.dtype | None = None  # of one that only its description is known of
+    dtype_name: str = ""
+    """What a message calls the dtype; empty: as NumPy calls it."""
+    known_dtype: np.dtype | None = field(default=None, repr=False)
+    """The dtype of decoded values, where only the values themselves tell it."""
+    flag_dtype: np.dtype | None = field(default=None, repr=False)
+    """The integer dtype of what `flag_values` are compared with, where that is known."""
+    masks_zeros: bool = field(default=False, repr=False)
+    """Whether xarray seems to show the zeros of a v2 store as missing: for messages only."""
+    labels: xr.Coordinates | None = field(default=None, repr=False, compare=False)
+    """The index of a Dataset that has this coordinate; it stays with the client."""
 
     def __getstate__(self) -> dict[str, Any]:
         # What is derived stays behind: the lengths of 100,000 blocks are no small pickle.
@@ -53,7 +93,7 @@ class Variable:
         return self.origin.route
 
     @cached_property
-    def lengths(self) -> dict[str, tuple[int, ...]]:
+    def lengths(self) -> dict[str, Lengths]:
         """Lengths of the blocks along each dimension."""
         pairs = zip(self.shape, self.chunks, strict=True)
         return dict(zip(self.dims, itertools.starmap(_lengths, pairs), strict=True))
@@ -68,10 +108,38 @@ class Variable:
         """Bytes of all values as the store holds them; the same by every route."""
         return math.prod(self.shape) * self.itemsize
 
+    @property
+    def stored_dtype(self) -> np.dtype:
+        """dtype of the values as they are stored."""
+        return self.dtype if self.was_stored is None else self.was_stored
+
     @cached_property
     def value_dtype(self) -> np.dtype:
-        """The dtype of decoded values; for text of any length, a text dtype of length 1."""
-        return self.decoding.result_dtype(self.dtype)
+        """The dtype of decoded values: `TEXT` for text, `OTHER` for neither numbers nor text.
+
+        Object where nobody knows before the values are read.
+        """
+        if self.known_dtype is not None:
+            return self.known_dtype
+        found = self.decoding.result_dtype(self.dtype)
+        if found.kind == "O" and isinstance(self.origin, Held):
+            return objects_dtype(self.origin.read(self.index()))
+        return found
+
+    @property
+    def shown_dtype(self) -> str:
+        """The dtype as a message names it."""
+        if self.value_dtype.kind == "U":
+            return "text"
+        if self.value_dtype == OTHER and isinstance(self.origin, Held) and not self.dtype_name:
+            first = pd.Series(self.origin.read(self.index()).ravel()).dropna().iloc[0]
+            return f"object (of {type(first).__name__})"
+        return self.dtype_name or str(self.value_dtype)
+
+    @property
+    def may_be_missing(self) -> bool:
+        """True where there may be a missing value, as far as the metadata tell."""
+        return self.value_dtype.kind in "fmMOUV" or bool(self.decoding.missing)
 
     @property
     def needs_blocks(self) -> bool:
@@ -90,23 +158,61 @@ class Variable:
     ) -> np.ndarray:
         """Return the stored values in the box, in the variable's own dimension order."""
         index = self.index(box)
-        if isinstance(self.origin, Absent) and blocks is not None:
-            return assemble(blocks.get(self.key, ()), index)
-        return self.origin.read(index)
+        nbytes = math.prod(cut.stop - cut.start for cut in index) * self.itemsize
+        check_fits(self.name, nbytes, self.lengths)
+        try:
+            if isinstance(self.origin, Absent) and blocks is not None:
+                return assemble(blocks.get(self.key, ()), index)
+            return self.origin.read(index)
+        except MemoryError as error:
+            raise DataError(too_large(self.name, nbytes, self.lengths, str(error))) from error
 
     def decode(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return values and the mask of missing ones (None: nothing is missing).
 
-        Packed integers and floats become float32 with NaN where missing; integers without scale
-        stay integers, booleans become int8; dates stay dates; text becomes a text array.
+        Values come in the dtype that holds them exactly: numbers as xarray shows them, but that
+        integers without scale stay integers; text, and what is neither number nor text, as Python
+        objects. Under the mask stands anything.
         """
-        return self.decoding.apply(stored)
+        try:
+            return self.decoding.apply(stored)
+        except Exception as error:
+            raise self._undecodable(error) from error
 
     def coordinate(
         self, box: Mapping[str, slice] | None = None, blocks: Blocks | None = None
     ) -> np.ndarray:
         """Return the values as xarray shows them, in full precision: for labels of positions."""
-        return self.decoding.as_xarray(self.read(box, blocks))
+        stored = self.read(box, blocks)
+        try:
+            return self.decoding.as_shown(stored)
+        except Exception as error:
+            raise self._undecodable(error) from error
+
+    def _undecodable(self, error: Exception) -> DataError:
+        if isinstance(error, Undecided):
+            return DataError(f"variable {self.name!r} {error}")
+        return DataError(
+            f"variable {self.name!r} cannot be decoded: {type(error).__name__}: {error}; correct "
+            "its attributes, or give a Dataset of the values themselves"
+        )
+
+    def label_index(self) -> pd.Index:
+        """Return a coordinate of one dimension as the index that its labels make."""
+        if self.labels is not None:
+            index = self.labels.xindexes[self.name]
+            with suppress(TypeError, NotImplementedError):
+                return index.to_pandas_index()
+        return xr.IndexVariable(self.dims, self.coordinate()).to_index()
+
+    def check_decoding(self) -> None:
+        """Raise ValueError where the metadata alone show that values cannot be decoded."""
+        try:
+            _ = self.value_dtype
+        except Exception as error:
+            unsaid = f"cannot be decoded: {type(error).__name__}: {error}"
+            said = error if isinstance(error, Undecided) else unsaid
+            raise ValueError(f"variable {self.name!r} {said}") from error
 
     def open(self) -> None:
         """Make sure that this process can read; raise an error that says why it cannot."""
@@ -114,15 +220,18 @@ class Variable:
 
     def worker_side(self) -> Variable:
         """Return what travels in a task: small when pickled."""
-        return replace(self, origin=self.origin.worker_side())
+        known = self.value_dtype if self.dtype.kind == "O" else self.known_dtype
+        origin = self.origin.worker_side()
+        return replace(self, origin=origin, known_dtype=known, labels=None)
 
 
 def variable_of_zarr(
     location: Location, array: zarr.Array, dims: tuple[str, ...], name: str
 ) -> Variable:
-    """Return the variable that a Zarr array is."""
+    """Return the variable that a Zarr array is: what the store declares of it."""
     attrs = dict(array.attrs)
-    dtype = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
+    dtype = _native(array.dtype)
+    decoding = decode_declared(dtype, attrs, array.metadata.zarr_format, array.fill_value)
     return Variable(
         name=name,
         key=name,
@@ -132,8 +241,9 @@ def variable_of_zarr(
         itemsize=_itemsize(dtype),
         chunks=array.shards or array.chunks,
         attrs=attrs,
-        decoding=decode_stored(dtype, attrs, array.metadata.zarr_format, array.fill_value),
+        decoding=decoding,
         origin=Stored(location, array.path),
+        flag_dtype=decoding.signs or (dtype if dtype.kind in "iu" else None),
     )
 
 
@@ -141,44 +251,114 @@ def variable_of_array(
     name: str,
     variable: xr.Variable,
     key: str | None = None,
-    declared: Mapping[str, Any] | None = None,
+    labels: xr.Coordinates | None = None,
 ) -> Variable:
-    """Return the variable that an array of a Dataset is; without a key, one of its own."""
+    """Return the variable that an array of a Dataset is; without a key, one of its own.
+
+    It means what it shows. Its encoding, which may be older than its values, only says in which
+    blocks they are best read, and how many bytes they take in their store.
+    """
     origin = origin_of(variable)
-    dims = tuple(str(dim) for dim in variable.dims)
-    if isinstance(origin, Stored):
-        array = origin.array()
-        stored = variable_of_zarr(origin.location, array, dims, name)
-        pairs = zip(stored.chunks, variable.shape, strict=True)
-        chunks = tuple(min(chunk, max(size, 1)) for chunk, size in pairs)
-        stored = replace(stored, shape=variable.shape, chunks=chunks, origin=origin)
-    else:
-        stored = Variable(
-            name=name,
-            key=name,
-            dims=dims,
-            shape=variable.shape,
-            dtype=variable.dtype,
-            itemsize=_itemsize(variable.encoding.get("dtype", variable.dtype)),
-            chunks=_chunks(variable),
-            attrs={**variable.attrs},
-            decoding=decode_opened(variable, declared),
-            origin=origin,
-        )
     # Two DataArrays may share a name; their pieces must not.
-    return replace(stored, key=key or f"{name}#{next(_fresh)}")
+    key = key or f"{name}#{uuid.uuid4().hex}"
+    chain = proven_chain(variable) if isinstance(origin, Lazy) else None
+    if chain is not None:
+        return _of_chain(name, key, variable, chain)
+    dtype = origin.dtype if isinstance(origin, HeldByPandas) else _native(variable.dtype)
+    return Variable(
+        name=name,
+        key=key,
+        dims=tuple(str(dim) for dim in variable.dims),
+        shape=variable.shape,
+        dtype=dtype,
+        itemsize=_itemsize(variable.encoding.get("dtype", dtype)),
+        chunks=_chunks(variable, dtype.itemsize),
+        attrs={**variable.attrs},
+        decoding=Decoding(doubtful=_lost_gaps(variable)),
+        origin=origin,
+        dtype_name="" if isinstance(variable.dtype, np.dtype) else str(variable.dtype),
+        known_dtype=_of_vlen(variable.dtype),
+        flag_dtype=_flag_dtype(variable),
+        masks_zeros=shows_zeros_as_missing(variable),
+        labels=labels,
+    )
+
+
+def _of_chain(name: str, key: str, variable: xr.Variable, chain: Chain) -> Variable:
+    """Return the variable that is read from its store, and shown by xarray's own functions."""
+    array = chain.array
+    chunks = zip(array.shards or array.chunks, variable.shape, strict=True)
+    start = chain.start if any(chain.start) else ()
+    dtype = _native(array.dtype)
+    return Variable(
+        name=name,
+        key=key,
+        dims=tuple(str(dim) for dim in variable.dims),
+        shape=variable.shape,
+        dtype=dtype,
+        itemsize=_itemsize(dtype),
+        chunks=tuple(min(chunk, max(size, 1)) for chunk, size in chunks),
+        attrs={**variable.attrs},
+        decoding=Decoding(steps=chain.steps, doubtful=_lost_gaps(variable)),
+        origin=Stored(locate(array.store_path.store), array.path, start, "lazy"),
+        flag_dtype=_flag_dtype(variable),
+        masks_zeros=chain.masks_zeros,
+    )
+
+
+def _native(dtype: Any) -> np.dtype:
+    if not isinstance(dtype, np.dtype):
+        return np.dtype(object)
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
+def _of_vlen(dtype: Any) -> np.dtype | None:
+    """Return `TEXT` for objects that a store declares to be text."""
+    metadata = getattr(dtype, "metadata", None) or {}
+    return TEXT if dtype == np.dtype(object) and metadata.get("element_type") is str else None
+
+
+def _lost_gaps(variable: xr.Variable) -> tuple[tuple[Any, str], ...]:
+    """Return what xarray makes of missing integers whose units are those of a duration.
+
+    It masks them for a duration, with the smallest integer, and then makes no duration of them.
+    """
+    fills = [name for name in ("_FillValue", "missing_value") if name in variable.encoding]
+    if not fills or variable.dtype != np.dtype(np.int64):
+        return ()
+    if variable.attrs.get("units") not in _DURATIONS:
+        return ()
+    said = (
+        f"holds {_SMALLEST}, which xarray shows where integers in {variable.attrs['units']!r} are "
+        "missing; open the data with decode_timedelta=False, which shows NaN, or give the path of "
+        "the store"
+    )
+    return ((_SMALLEST, said),)
+
+
+def _flag_dtype(variable: xr.Variable) -> np.dtype | None:
+    """Return the integer dtype that the shown values have, or had before they became floats."""
+    if not isinstance(variable.dtype, np.dtype):
+        return None
+    if variable.dtype.kind in "iu":
+        return _native(variable.dtype)
+    stored = variable.encoding.get("dtype")
+    signs = {"true": "u", "false": "i"}.get(str(variable.encoding.get("_Unsigned")))
+    if signs is None or not isinstance(stored, np.dtype) or stored.kind not in "iu":
+        return None
+    return np.dtype(f"{signs}{stored.itemsize}")
 
 
 def _itemsize(dtype: Any) -> int:
     """Return the bytes of one stored value; text, whose length varies, counts as 16."""
     try:
         found = np.dtype(dtype)
-    except TypeError:
+    except Exception:
         return TEXT_BYTES
     return TEXT_BYTES if found.kind in "OSTU" else found.itemsize
 
 
-def _chunks(variable: xr.Variable) -> tuple[int | tuple[int, ...], ...]:
+def _chunks(variable: xr.Variable, itemsize: int) -> tuple[int | tuple[int, ...], ...]:
     """Return the blocks of a Dataset's variable: its store's if known, else dask's, else a cut."""
     encoding = variable.encoding
     known = encoding.get("shards") or encoding.get("chunks") or ()
@@ -187,10 +367,11 @@ def _chunks(variable: xr.Variable) -> tuple[int | tuple[int, ...], ...]:
         original = variable.dims  # renamed since
     if known and len(known) == len(original) and set(variable.dims) <= set(original):
         by_dim = dict(zip(original, known, strict=True))
-        return tuple(min(by_dim[dim], max(size, 1)) for dim, size in variable.sizes.items())
+        if all(isinstance(n, int | np.integer) and n > 0 for n in by_dim.values()):
+            return tuple(min(by_dim[dim], max(size, 1)) for dim, size in variable.sizes.items())
     if variable.chunks is not None:
         return tuple(_regular(blocks) for blocks in variable.chunks)
-    return _default_chunks(variable.shape, variable.dtype.itemsize)
+    return _default_chunks(variable.shape, itemsize)
 
 
 def _default_chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -198,7 +379,7 @@ def _default_chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     if chunks:
         longest = int(np.argmax(chunks))
         others = math.prod(chunks) // chunks[longest]
-        rows = max(1, DEFAULT_BLOCK_BYTES // (others * itemsize))
+        rows = max(1, DEFAULT_BLOCK_BYTES // (others * max(itemsize, 1)))
         chunks[longest] = min(chunks[longest], rows)
     return tuple(chunks)
 
@@ -212,8 +393,5 @@ def _regular(blocks: tuple[int, ...]) -> int | tuple[int, ...]:
     return max(blocks[0], 1) if same else blocks
 
 
-def _lengths(size: int, chunk: int | tuple[int, ...]) -> tuple[int, ...]:
-    if isinstance(chunk, tuple):
-        return chunk
-    whole, rest = divmod(size, chunk)
-    return (chunk,) * whole + ((rest,) if rest else ())
+def _lengths(size: int, chunk: int | tuple[int, ...]) -> Lengths:
+    return Lengths(chunk) if isinstance(chunk, tuple) else Lengths.regular(size, chunk)

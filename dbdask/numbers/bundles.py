@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from dbdask.numbers.portions import Portion
 
 SHARE = 0.35  # of its fair part of what is left, that a worker is given at once
@@ -160,7 +162,7 @@ class Assignment:
     evaluation
         The pass's number; never reused.
     portions
-        All portions, in store order.
+        All portions, in store order: the number of each is its place.
     owners
         Which worker had a portion last time, by portion number: it still holds the values.
     """
@@ -169,16 +171,16 @@ class Assignment:
         self, evaluation: int, portions: Sequence[Portion], owners: Mapping[int, str]
     ) -> None:
         self.evaluation = evaluation
-        self._portions = {portion.number: portion for portion in portions}
-        self._pending = sorted(self._portions)
-        self._owners = owners
+        self._portions = portions
+        self._pending = _by_owner(len(portions), owners)
         self._again: list[Bundle] = []
         self._cut = 0
 
     @property
     def remaining(self) -> int:
         """Portions that nobody has."""
-        return len(self._pending) + sum(len(bundle.portions) for bundle in self._again)
+        again = sum(len(bundle.portions) for bundle in self._again)
+        return again + sum(map(len, self._pending.values()))
 
     def take(self, worker: str, length: int, workers: Sequence[str]) -> Bundle | None:
         """Cut the worker's next bundle, of at most `length` portions.
@@ -188,51 +190,66 @@ class Assignment:
         """
         if self._again:
             return self._again.pop()
-        if not self._pending:
+        self._free_those_of_others(workers)
+        if not any(map(len, self._pending.values())):
             return None
         run = self._next_run(worker, length, workers)
-        taken = set(run)
-        self._pending = [number for number in self._pending if number not in taken]
         self._cut += 1
-        return Bundle(self.evaluation, self._cut - 1, tuple(self._portions[n] for n in run))
+        portions = tuple(self._portions[number] for number in run.tolist())
+        return Bundle(self.evaluation, self._cut - 1, portions)
 
     def hand_back(self, bundle: Bundle) -> None:
         """Take back a bundle of which no copy is left; it is never cut again."""
         self._again.append(bundle)
 
-    def _next_run(self, worker: str, length: int, workers: Sequence[str]) -> list[int]:
-        owner = {number: self._owner(number, workers) for number in self._pending}
-        mine = [number for number in self._pending if owner[number] == worker]
-        if mine:
-            return mine[:length]  # in its memory, whether neighbours or not
-        free = [number for number in self._pending if owner[number] is None]
-        if free:
-            return _consecutive(_part_of(free, worker, workers), length)
-        richest = max(set(owner.values()), key=lambda name: (_count(owner, name), str(name)))
-        theirs = [number for number in self._pending if owner[number] == richest]
-        return sorted(_consecutive(theirs[::-1], min(length, math.ceil(len(theirs) / 2))))
+    def _free_those_of_others(self, workers: Sequence[str]) -> None:
+        """Nobody owns what a worker had that is not there any more."""
+        gone = [name for name in self._pending if name is not None and name not in workers]
+        if gone:
+            theirs = [self._pending.pop(name) for name in gone]
+            self._pending[None] = np.sort(np.concatenate([self._pending[None], *theirs]))
 
-    def _owner(self, number: int, workers: Sequence[str]) -> str | None:
-        owner = self._owners.get(number)
-        return owner if owner in workers else None
+    def _next_run(self, worker: str, length: int, workers: Sequence[str]) -> np.ndarray:
+        """Take the worker's next portions out of what is pending."""
+        mine, free = self._pending.get(worker, NONE), self._pending[None]
+        if len(mine):  # in its memory, whether neighbours or not
+            self._pending[worker] = mine[length:]
+            return mine[:length]
+        if len(free):
+            start = _part_of(len(free), worker, workers)
+            run = _consecutive(free[start : start + length])
+            self._pending[None] = np.delete(free, slice(start, start + len(run)))
+            return run
+        richest = max(self._pending, key=lambda name: (len(self._pending[name]), str(name)))
+        theirs = self._pending[richest]
+        run = _consecutive(theirs[::-1][: min(length, math.ceil(len(theirs) / 2))])
+        self._pending[richest] = theirs[: len(theirs) - len(run)]
+        return run[::-1]
 
 
-def _count(owner: Mapping[int, str | None], name: str | None) -> int:
-    return sum(found == name for found in owner.values())
+NONE = np.zeros(0, np.int64)
 
 
-def _part_of(free: list[int], worker: str, workers: Sequence[str]) -> list[int]:
-    """What nobody owns, from the place on where this worker's part of it begins."""
+def _by_owner(count: int, owners: Mapping[int, str]) -> dict[str | None, np.ndarray]:
+    """Return the numbers below `count`, ascending, by the worker that owns them."""
+    found: dict[str | None, list[int]] = {}
+    for number, owner in owners.items():
+        if number < count:
+            found.setdefault(owner, []).append(number)
+    owned = {owner: np.sort(np.array(numbers)) for owner, numbers in found.items()}
+    free = np.ones(count, bool)
+    for numbers in owned.values():
+        free[numbers] = False
+    return {None: np.flatnonzero(free), **owned}
+
+
+def _part_of(count: int, worker: str, workers: Sequence[str]) -> int:
+    """Where this worker's part begins of what nobody owns."""
     place = list(workers).index(worker) if worker in workers else 0
-    start = len(free) * place // max(len(workers), 1)
-    return free[start:] or free
+    return count * place // max(len(workers), 1)
 
 
-def _consecutive(numbers: Sequence[int], length: int) -> list[int]:
-    """The longest beginning of at most `length` numbers that are neighbours."""
-    run = [numbers[0]]
-    for number in numbers[1:length]:
-        if abs(number - run[-1]) != 1:
-            break
-        run.append(number)
-    return run
+def _consecutive(numbers: np.ndarray) -> np.ndarray:
+    """The longest beginning of numbers that are neighbours."""
+    breaks = np.flatnonzero(np.abs(np.diff(numbers)) != 1)
+    return numbers[: breaks[0] + 1] if len(breaks) else numbers

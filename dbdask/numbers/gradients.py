@@ -18,7 +18,8 @@ def divide_and_measure(gradient: np.ndarray, weight: float) -> float:
         block = gradient[start : start + BLOCK]
         if weight != 1.0:
             np.divide(block, np.float32(weight), out=block)
-        squares += float(np.dot(block, block))
+        with np.errstate(over="ignore", invalid="ignore"):  # the norm says so
+            squares += float(np.dot(block, block))
     return math.sqrt(squares) if squares >= 0.0 else math.nan
 
 

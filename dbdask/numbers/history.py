@@ -1,6 +1,8 @@
 """The history of a run: one record after another, as an xarray Dataset in the end."""
 
+import base64
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -23,6 +25,9 @@ SANDBLASTER = (
 )
 OPTIONAL = ("validation_loss", "validation_accuracy", "validation_rmse", "shard_copies")
 COUNTS = ("epoch", "step", "examples", "lost", "repeated", "rolled_back", "dropped", "refused")
+
+PACK = 1024
+"""Records that a checkpoint keeps packed together."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,9 @@ class History:
     def __init__(self, records: list[Record] | None = None) -> None:
         self.records = list(records or [])
         self.left_out = LeftOut()
+        self._packed: list[dict[str, Any]] = []  # of the first records: they never change
+        self.first_loss = math.nan  # of the first minibatch, where one is known
+        self.ends_refused = False  # whether the last gradients were refused as not finite
 
     def append(self, record: Record) -> None:
         """Add a record."""
@@ -124,16 +132,59 @@ class History:
         return bool(np.isfinite(self.column(name)).any()) if self.records else False
 
     def to_json(self) -> dict[str, list[Any]]:
-        """Return columns without NaN (None instead): what a checkpoint keeps."""
-        return {name: [_as_json(getattr(r, name)) for r in self.records] for name in NAMES}
+        """Return columns without NaN (None instead): what a checkpoint keeps.
+
+        All but the last records come packed, so that a long history is neither made anew for each
+        snapshot nor written out digit by digit.
+        """
+        while len(self.records) - PACK * len(self._packed) > PACK:
+            start = PACK * len(self._packed)
+            self._packed.append(_pack(self.records[start : start + PACK]))
+        rest = self.records[PACK * len(self._packed) :]
+        columns = {name: [_as_json(getattr(r, name)) for r in rest] for name in NAMES}
+        return columns | ({"packed": list(self._packed)} if self._packed else {})
 
     @classmethod
     def from_json(cls, columns: dict[str, list[Any]]) -> "History":
         """Rebuild a history from `to_json()`."""
+        records = [record for block in columns.get("packed", ()) for record in _unpack(block)]
         rows: Callable[..., Any] = zip
         known = [name for name in NAMES if name in columns]
         table = rows(*(columns[name] for name in known), strict=True)
-        return cls([Record(**_from_json(dict(zip(known, row, strict=True)))) for row in table])
+        rest = [Record(**_from_json(dict(zip(known, row, strict=True)))) for row in table]
+        return cls([*records, *rest])
+
+
+def _pack(records: list[Record]) -> dict[str, Any]:
+    """Return records as text: every column as 64-bit numbers, whole ones as differences."""
+    columns = [np.array([getattr(record, name) for record in records]) for name in NAMES]
+    kinds = ["i" if column.dtype.kind in "iub" else "f" for column in columns]
+    numbers = [
+        np.diff(column.astype("<i8"), prepend=0) if kind == "i" else _known(column)
+        for column, kind in zip(columns, kinds, strict=True)
+    ]
+    # Byte after byte of all numbers, not number after number: like bytes are neighbours.
+    raw = np.stack([column.view(np.uint8).reshape(-1, 8).T for column in numbers])
+    data = base64.b85encode(zlib.compress(raw.tobytes(), 1)).decode()
+    return {"names": list(NAMES), "kinds": "".join(kinds), "data": data}
+
+
+def _known(column: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(column), column, np.nan).astype("<f8")
+
+
+def _unpack(block: dict[str, Any]) -> list[Record]:
+    names, kinds = block["names"], block["kinds"]
+    raw = np.frombuffer(zlib.decompress(base64.b85decode(block["data"])), np.uint8)
+    table = np.ascontiguousarray(raw.reshape(len(names), 8, -1).transpose(0, 2, 1))
+    columns = {
+        name: np.cumsum(one.view("<i8")).tolist() if kind == "i" else one.view("<f8")[:, 0].tolist()
+        for name, kind, one in zip(names, kinds, table, strict=True)
+        if name in NAMES
+    }
+    rows: Callable[..., Any] = zip
+    values = rows(*columns.values(), strict=True)
+    return [Record(**dict(zip(columns, row, strict=True))) for row in values]
 
 
 def _as_json(value: float) -> float | None:

@@ -3,14 +3,19 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from dbdask.numbers.portion_marks import PortionTable
+
 
 class Row(NamedTuple):
-    """How far one portion has come in a shard."""
+    """How far one portion has come in a shard, or several neighbours that have come as far."""
 
     epoch: int
     portion: int
     step: int  # the last one applied
     updates: int  # applied so far; fewer than steps where a push accrues several
+    portions: int = 1  # from this one on
 
 
 class Ledger:
@@ -27,16 +32,16 @@ class Ledger:
     >>> ledger.last(0, 3)
     1
     >>> ledger.rows()
-    [Row(epoch=0, portion=3, step=1, updates=2)]
+    [Row(epoch=0, portion=3, step=1, updates=2, portions=1)]
     """
 
     def __init__(self) -> None:
-        self._last: dict[tuple[int, int], tuple[int, int]] = {}
+        self._last = PortionTable()  # step, updates
         self._first_open_epoch = 0
 
     def last(self, epoch: int, portion: int) -> int:
         """Return the last applied step of a portion; -1 where none was applied."""
-        return self._last.get((epoch, portion), (-1, 0))[0]
+        return (self._last.get(epoch, portion) or (-1, 0))[0]
 
     def is_new(self, epoch: int, portion: int, step: int) -> bool:
         """Whether a step was not applied yet, and may be: its epoch is open."""
@@ -46,30 +51,32 @@ class Ledger:
         """Note a step and return True, or return False where it was applied before."""
         if not self.is_new(epoch, portion, step):
             return False
-        updates = self._last.get((epoch, portion), (-1, 0))[1]
-        self._last[epoch, portion] = step, updates + 1
+        updates = (self._last.get(epoch, portion) or (-1, 0))[1]
+        self._last.put(epoch, portion, step, updates + 1)
         return True
 
     def close_before(self, epoch: int) -> None:
         """Admit nothing more of the epochs before `epoch`, and forget their portions."""
         self._first_open_epoch = max(self._first_open_epoch, epoch)
-        self._last = {key: value for key, value in self._last.items() if key[0] >= epoch}
+        self._last.forget_before(epoch)
 
     def rows(self) -> list[Row]:
-        """Return a row for each portion, sorted: what a checkpoint keeps."""
-        return sorted(Row(*key, *value) for key, value in self._last.items())
+        """Return a row for each portion, or for neighbours alike, sorted: for a checkpoint."""
+        return [Row(*row) for row in self._last.rows()]
 
     @classmethod
     def from_rows(cls, rows: Iterable[Sequence[int]], first_open_epoch: int) -> "Ledger":
         """Rebuild a ledger from `rows()`."""
         ledger = cls()
         ledger._first_open_epoch = first_open_epoch
-        ledger._last = {(row[0], row[1]): (row[2], row[3]) for row in rows}
+        ledger._last = PortionTable.from_rows(rows)
         return ledger
 
     def copy(self) -> "Ledger":
         """Return a ledger that goes its own way from here."""
-        return self.from_rows(self.rows(), self._first_open_epoch)
+        other = Ledger()
+        other._first_open_epoch, other._last = self._first_open_epoch, self._last.copy()
+        return other
 
 
 class Standing(NamedTuple):
@@ -92,13 +99,33 @@ def furthest(standings: Iterable[Standing], first_epoch: int) -> Standing:
     >>> furthest([behind, ahead], first_epoch=1) == Standing(ahead.rows[1:], applied=17)
     True
     """
-    latest: dict[tuple[int, int], Row] = {}
     known = list(standings)
-    for row in (Row(*row) for standing in known for row in standing.rows):
-        held = latest.get(row[:2])
-        if row.epoch >= first_epoch and (held is None or row.step > held.step):
-            latest[row[:2]] = row
-    one = known[0]
-    has = sum(row[3] for row in one.rows if row[0] >= first_epoch)
-    updates = sum(row.updates for row in latest.values())
-    return Standing(sorted(latest.values()), one.applied + updates - has)
+    latest, *others = (_open_rows(standing, first_epoch) for standing in known)
+    has = latest.total()
+    for other in others:
+        latest.merge_larger(other)
+    rows = [Row(*row) for row in latest.rows()]
+    return Standing(rows, known[0].applied + latest.total() - has)
+
+
+def uneven(standings: Iterable[Standing], first_epoch: int) -> set[tuple[int, int]]:
+    """Return (epoch, portion) of the portions that shards hold at different steps.
+
+    Examples
+    --------
+    >>> uneven([Standing([Row(1, 1, 4, 5)], 5), Standing([Row(1, 0, 4, 5, 2)], 10)], first_epoch=1)
+    {(1, 0)}
+    """
+    tables = [_open_rows(standing, first_epoch) for standing in standings]
+    found: set[tuple[int, int]] = set()
+    for epoch in {epoch for table in tables for epoch in table.epochs}:
+        size = max(table.size(epoch) for table in tables)
+        first, *others = (table.steps(epoch, size) for table in tables)
+        for steps in others:
+            found.update((epoch, portion) for portion in np.flatnonzero(first != steps).tolist())
+    return found
+
+
+def _open_rows(standing: Standing, first_epoch: int) -> PortionTable:
+    """Return the rows of a standing of the epochs that are not closed."""
+    return PortionTable.from_rows(row for row in standing.rows if row[0] >= first_epoch)

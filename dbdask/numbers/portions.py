@@ -5,11 +5,15 @@ a shuffle group, whose rows are permuted together and cut into portions. Nothing
 measured speed or on the number of replicas.
 """
 
+import hashlib
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import overload
 
 import numpy as np
+
+from dbdask.numbers.lengths import Lengths, as_lengths
 
 MIX_BYTES = 64 * 2**20
 """Stored bytes that a shuffle group goes on collecting: labels sorted in the store get mixed."""
@@ -27,7 +31,7 @@ NOMINAL_FLOPS = 20e9
 """Assumed speed: suggested portions are about a second of work at it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Grid:
     """The chunk grid of the sample space.
 
@@ -48,7 +52,11 @@ class Grid:
     """
 
     dims: tuple[str, ...]
-    lengths: tuple[tuple[int, ...], ...]
+    lengths: tuple[Lengths, ...]
+
+    def __init__(self, dims: Sequence[str], lengths: Iterable[Sequence[int]]) -> None:
+        object.__setattr__(self, "dims", tuple(dims))
+        object.__setattr__(self, "lengths", tuple(as_lengths(given) for given in lengths))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,18 +76,14 @@ class Grid:
 
     def box(self, block: int) -> tuple[slice, ...]:
         """Positions that a block covers, one slice per dimension."""
-        slices = []
-        for lengths, index in zip(self.lengths, self.position(block), strict=True):
-            start = sum(lengths[:index])
-            slices.append(slice(start, start + lengths[index]))
-        return tuple(slices)
+        return tuple(
+            slice(lengths.edge(index), lengths.edge(index + 1))
+            for lengths, index in zip(self.lengths, self.position(block), strict=True)
+        )
 
     def rows(self, block: int) -> int:
         """Positions in a block."""
-        return math.prod(
-            lengths[index]
-            for lengths, index in zip(self.lengths, self.position(block), strict=True)
-        )
+        return math.prod(cut.stop - cut.start for cut in self.box(block))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,86 @@ class Portion:
         return -(-self.rows // batch_size)
 
 
-@dataclass(frozen=True)
+class Portions(Sequence[Portion]):
+    """The portions of an epoch, in their order: each is made when it is asked for.
+
+    Parameters
+    ----------
+    epoch
+        The epoch.
+    blocks, first_block
+        The blocks of all groups, one group after another, and where in them each group begins.
+    rows
+        Rows of each group.
+    portion_rows
+        Rows of a portion; the last one of a group may have fewer.
+    seed
+        Entropy of the permutations; None for store order.
+
+    Attributes
+    ----------
+    first_of_groups
+        The number of the first portion of every group, and of portions in all.
+    """
+
+    def __init__(
+        self,
+        epoch: int,
+        blocks: np.ndarray,
+        first_block: np.ndarray,
+        rows: np.ndarray,
+        portion_rows: int,
+        seed: int | None,
+    ) -> None:
+        self.epoch, self.seed = epoch, seed
+        self._blocks, self._first_block = blocks, np.append(first_block, len(blocks))
+        self._rows, self._portion_rows = rows, portion_rows
+        counts = -(-rows // portion_rows)
+        self.first_of_groups = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        self._last_group: tuple[int, tuple[int, ...]] = (-1, ())
+
+    def __len__(self) -> int:
+        return int(self.first_of_groups[-1])
+
+    @overload
+    def __getitem__(self, number: int) -> Portion: ...
+    @overload
+    def __getitem__(self, number: slice) -> tuple[Portion, ...]: ...
+    def __getitem__(self, number: int | slice) -> Portion | tuple[Portion, ...]:
+        if isinstance(number, slice):
+            return tuple(self._at(n) for n in range(*number.indices(len(self))))
+        return self._at(range(len(self))[number])
+
+    def __iter__(self) -> Iterator[Portion]:
+        return (self._at(number) for number in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Portions):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} portions of epoch {self.epoch}>"
+
+    def _at(self, number: int) -> Portion:
+        group = int(np.searchsorted(self.first_of_groups, number, side="right")) - 1
+        start = (number - int(self.first_of_groups[group])) * self._portion_rows
+        stop = min(start + self._portion_rows, int(self._rows[group]))
+        # Entropy is padded with zeros by NumPy: group 0 must not share that of the draw.
+        seed = () if self.seed is None else (self.seed, self.epoch, group + 1)
+        return Portion(self.epoch, number, group, self._blocks_of(group), start, stop, seed)
+
+    def _blocks_of(self, group: int) -> tuple[int, ...]:
+        last = self._last_group  # its portions share one tuple
+        if last[0] != group:
+            cut = slice(self._first_block[group], self._first_block[group + 1])
+            last = self._last_group = (group, tuple(self._blocks[cut].tolist()))
+        return last[1]
+
+
+@dataclass(frozen=True, eq=False)
 class Cut:
     """How blocks become portions.
 
@@ -149,68 +232,98 @@ class Cut:
         Stored bytes that a shuffle group collects.
     """
 
-    block_rows: tuple[int, ...]
-    block_bytes: tuple[int, ...]
+    block_rows: np.ndarray
+    block_bytes: np.ndarray
     portion_rows: int
     mix_bytes: int = MIX_BYTES
+
+    def __post_init__(self) -> None:
+        for name in ("block_rows", "block_bytes"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), np.int64))
 
     @property
     def rows(self) -> int:
         """Rows of an epoch."""
-        return sum(self.block_rows)
+        return int(self.block_rows.sum())
 
-    def portions(self, seed: int, epoch: int) -> tuple[Portion, ...]:
+    @property
+    def digest(self) -> str:
+        """What tells one cut into blocks from another; the length of portions is no part."""
+        found = hashlib.sha256(b"(")
+        for numbers in (self.block_rows, self.block_bytes):
+            for text in _as_text(numbers):
+                found.update(text.encode())
+            found.update(b", ")
+        found.update(f"{self.mix_bytes})".encode())
+        return found.hexdigest()[:16]
+
+    def portions(self, seed: int, epoch: int) -> Portions:
         """Cut an epoch into shuffled portions; the same for the same seed and epoch."""
         drawn = self._draw(np.random.default_rng((seed, epoch)))
-        groups = self._collect(drawn, self.mix_bytes)
-        # Entropy is padded with zeros by NumPy: group 0 must not share that of the draw.
-        seeds: list[tuple[int, ...]] = [(seed, epoch, group + 1) for group in range(len(groups))]
-        return self._cut(epoch, groups, seeds)
+        return self._cut(epoch, drawn, self._collect(drawn, self.mix_bytes), seed)
 
-    def _draw(self, rng: np.random.Generator) -> list[int]:
+    def _draw(self, rng: np.random.Generator) -> np.ndarray:
         """Return the blocks in an order of which every run of a group's length spans the store.
 
         Neighbours in the store are alike (labels may be sorted, weather lasts), so each group
         takes one block, by lot, of every stratum of as many neighbours as there are groups.
         """
         filled = np.flatnonzero(self.block_rows)
-        count = max(1, len(self._collect([int(block) for block in filled], self.mix_bytes)))
-        strata = [rng.permutation(filled[i : i + count]) for i in range(0, filled.size, count)]
-        groups = [[int(s[g]) for s in strata if g < s.size] for g in rng.permutation(count)]
-        return [int(block) for group in groups for block in rng.permutation(group)]
+        count = max(1, len(self._collect(filled, self.mix_bytes)))
+        strata = filled.copy()
+        for start in range(0, filled.size, count):
+            rng.shuffle(strata[start : start + count])
+        order = rng.permutation(count)
+        if count == filled.size:
+            return strata[order]
+        drawn = np.empty_like(filled)
+        end = 0
+        for group in order.tolist():
+            members = strata[group::count]
+            begin, end = end, end + len(members)
+            drawn[begin:end] = members
+            rng.shuffle(drawn[begin:end])
+        return drawn
 
-    def contiguous(self) -> tuple[Portion, ...]:
+    def contiguous(self) -> Portions:
         """Cut all rows into portions in store order."""
-        filled = [int(block) for block in np.flatnonzero(self.block_rows)]
-        groups = self._collect(filled, 0)
-        return self._cut(0, groups, [()] * len(groups))
+        filled = np.flatnonzero(self.block_rows)
+        return self._cut(0, filled, self._collect(filled, 0), None)
 
-    def _collect(self, blocks: list[int], mix_bytes: int) -> list[tuple[int, ...]]:
-        """Collect blocks into groups of at least a portion, and of `mix_bytes` while they fit."""
-        groups: list[tuple[int, ...]] = []
-        group: list[int] = []
-        rows = held = 0
-        for block in blocks:
-            mixed = held + self.block_bytes[block] > mix_bytes or len(group) >= MIX_BLOCKS
-            if group and mixed and rows >= self.portion_rows:
-                groups.append(tuple(group))
-                group, rows, held = [], 0, 0
-            group.append(block)
-            rows += self.block_rows[block]
-            held += self.block_bytes[block]
-        return [*groups, tuple(group)] if group else groups
+    def _collect(self, blocks: np.ndarray, mix_bytes: int) -> np.ndarray:
+        """Return where groups begin: of at least a portion, and of `mix_bytes` while they fit."""
+        if not blocks.size:
+            return np.zeros(0, np.int64)
+        rows = np.cumsum(self.block_rows[blocks])
+        held = np.cumsum(self.block_bytes[blocks])
+        rows_before, held_before = rows - self.block_rows[blocks], held - self.block_bytes[blocks]
+        # A group that begins here ends before the first block with which it would be too large,
+        # once it has the rows of a portion.
+        mixed = np.searchsorted(held, held_before + mix_bytes, side="right")
+        mixed = np.minimum(mixed, np.arange(len(blocks)) + MIX_BLOCKS)
+        enough = np.searchsorted(rows, rows_before + self.portion_rows) + 1
+        ends = np.maximum(np.maximum(mixed, enough), np.arange(len(blocks)) + 1).tolist()
+        begins, at = [], 0
+        while at < len(ends):
+            begins.append(at)
+            at = ends[at]
+        return np.array(begins, np.int64)
 
     def _cut(
-        self, epoch: int, groups: list[tuple[int, ...]], seeds: list[tuple[int, ...]]
-    ) -> tuple[Portion, ...]:
-        portions: list[Portion] = []
-        for group, (blocks, seed) in enumerate(zip(groups, seeds, strict=True)):
-            rows = sum(self.block_rows[block] for block in blocks)
-            edges = [*range(0, rows, self.portion_rows), rows]
-            for start, stop in pairwise(edges):
-                number = len(portions)
-                portions.append(Portion(epoch, number, group, blocks, start, stop, seed))
-        return tuple(portions)
+        self, epoch: int, blocks: np.ndarray, begins: np.ndarray, seed: int | None
+    ) -> Portions:
+        held = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.block_rows[blocks])])
+        rows = np.diff(held[np.append(begins, len(blocks))])
+        return Portions(epoch, blocks, begins, rows, self.portion_rows, seed)
+
+
+def _as_text(numbers: np.ndarray) -> Iterator[str]:
+    """Yield the text of a tuple of the numbers, piece by piece."""
+    yield "("
+    for start in range(0, len(numbers), 1 << 16):
+        piece = ", ".join(map(str, numbers[start : start + (1 << 16)].tolist()))
+        yield f"{', ' if start else ''}{piece}"
+    yield ",)" if len(numbers) == 1 else ")"
 
 
 def suggest_portion_rows(rows: int, row_bytes: float, parameter_count: int, batch_size: int) -> int:

@@ -15,13 +15,17 @@ NOTHING = (
 )
 
 
+CLASS_LOSSES = ("softmax", "logistic")
+"""The losses whose outputs for one label an example are those of classes."""
+
+
 @dataclass(frozen=True)
 class Score:
     """Sums over examples; they add up over portions."""
 
     loss: float = 0.0
     weight: float = 0.0
-    correct: float = 0.0
+    correct: float = 0.0  # NaN: the outputs cannot be compared with the targets
     squared_error: float = 0.0  # in the target's own units
     elements: float = 0.0
 
@@ -30,13 +34,14 @@ class Score:
         return Score(*(mine + yours for mine, yours in pairs))
 
     def summary(self) -> dict[str, float]:
-        """Return loss and accuracy of labels, or loss and rmse of values."""
+        """Return loss and accuracy of labels, loss and rmse of values, or only the loss."""
         if not self.weight > 0:
             raise DataError(NOTHING)
         loss = self.loss / self.weight
-        if not self.elements:
-            return {"loss": loss, "accuracy": self.correct / self.weight}
-        return {"loss": loss, "rmse": math.sqrt(self.squared_error / self.elements)}
+        if self.elements:
+            return {"loss": loss, "rmse": math.sqrt(self.squared_error / self.elements)}
+        accuracy = {"accuracy": self.correct / self.weight}
+        return {"loss": loss} | ({} if math.isnan(self.correct) else accuracy)
 
 
 class Determination:
@@ -77,22 +82,35 @@ class Determination:
         return float(np.mean(1 - error[varies] / spread[varies])) if varies.any() else math.nan
 
 
-def class_probabilities(outputs: np.ndarray) -> np.ndarray:
-    """Return (examples, classes): the outputs, of which a single one is that of the second class.
+def means_classes(loss: Any, outputs: int) -> bool:
+    """Say whether a model's outputs for one label an example are those of classes.
+
+    "softmax" and "logistic" say so themselves. For another loss, or none that has a name, several
+    outputs are one for each class, and a single output is a value.
+    """
+    return loss in CLASS_LOSSES or (loss != "squared" and outputs > 1)
+
+
+def class_probabilities(outputs: np.ndarray, loss: Any) -> np.ndarray:
+    """Return (examples, classes): the outputs; a single logistic one is that of the second class.
 
     Examples
     --------
-    >>> class_probabilities(np.array([[0.25], [1.0]]))
+    >>> class_probabilities(np.array([[0.25], [1.0]]), "logistic")
     array([[0.75, 0.25],
            [0.  , 1.  ]])
+    >>> class_probabilities(np.array([[1.0], [1.0]]), "softmax")
+    array([[1.],
+           [1.]])
     """
     flat = outputs.reshape(len(outputs), -1)
-    return np.concatenate([1 - flat, flat], axis=1) if flat.shape[1] == 1 else flat
+    two = loss == "logistic" and flat.shape[1] == 1
+    return np.concatenate([1 - flat, flat], axis=1) if two else flat
 
 
-def chosen_classes(outputs: np.ndarray) -> np.ndarray:
+def chosen_classes(outputs: np.ndarray, loss: Any) -> np.ndarray:
     """Return the class that is most probable for each example."""
-    return class_probabilities(outputs).argmax(axis=1)
+    return class_probabilities(outputs, loss).argmax(axis=1)
 
 
 def score_minibatch(
@@ -119,12 +137,17 @@ def score_minibatch(
     weights = np.ones(count) if batch.weights is None else np.asarray(batch.weights, np.float64)
     by_example = weights if weights.ndim == 1 else weights.reshape(count, -1).mean(axis=1)
     total = float(by_example.sum())
-    outputs = np.asarray(model.predict(parameters, batch.inputs), np.float64)
+    outputs = np.asarray(model.predict(parameters, batch.inputs), np.float64).reshape(count, -1)
+    name = getattr(model, "loss", None)
     if np.issubdtype(batch.targets.dtype, np.integer):
-        hits = chosen_classes(outputs) == batch.targets
+        if not means_classes(name, outputs.shape[1]):
+            return Score(loss, total, correct=math.nan)
+        hits = chosen_classes(outputs, name) == batch.targets
         return Score(loss, total, correct=float(by_example @ hits))
-    targets = batch.targets.reshape(count, -1) * deviation
-    errors = outputs.reshape(count, -1) * deviation - targets
+    targets = batch.targets.reshape(count, -1).astype(np.float64) * deviation
+    if targets.shape != outputs.shape:
+        return Score(loss, total, correct=math.nan)
+    errors = outputs * deviation - targets
     by_element = weights.reshape(count, -1) * np.ones(targets.shape)
     if determination is not None:
         determination.add(errors, targets, by_element)

@@ -1,69 +1,67 @@
 """The barrier: replicas come to rest between two steps, and all shards hold the same ones."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from dbdask.errors import ShardLost
-from dbdask.numbers.ledger import Standing
-
-if TYPE_CHECKING:
-    from dbdask.verbs.downpour_run import DownpourRun
+from dbdask.numbers.ledger import Standing, uneven
+from dbdask.numbers.portions import Portion
+from dbdask.verbs.run import Run
+from dbdask.verbs.stream import PortionStream
 
 
 class Barrier:
-    """Brings one run to rest (a replica hands its portion back with the push that it is in)."""
+    """Brings a run to rest (a replica hands its portion back with the push that it is in).
 
-    def __init__(self, run: "DownpourRun") -> None:
-        self.run = run
+    Parameters
+    ----------
+    stream
+        Knows the epoch that is open, and its portions.
+    complete
+        Has a worker bring all shards to the last step of a portion that one of them has.
+    """
+
+    def __init__(
+        self,
+        stream: PortionStream,
+        complete: Callable[[Run, Portion, str], None],
+    ) -> None:
+        self.stream, self.complete = stream, complete
         self.standing = Standing([], 0)  # of every copy of every shard, at the last rest
 
-    async def rest(self) -> None:
+    async def rest(self, run: Run) -> None:
         """Return when no replica works and every shard has applied the same steps.
 
         A task that was given up for silent may still be pushing: then the generation ends too.
         """
-        server, workforce = self.run.server, self.run.workforce
-        await server.order("pause", True)
-        await self._empty()
-        if workforce.abandoned:
-            async with self.run.validator.choice:
-                await server.advance()
-            workforce.abandoned = False
-        while uneven := await self._uneven():
-            await self._complete(uneven)
+        await run.server.order("pause", True)
+        await self._empty(run)
+        if run.workforce.abandoned:
+            async with run.validator.choice:
+                await run.server.advance()
+            run.workforce.abandoned = False
+        while apart := await self._uneven(run):
+            await self._even_out(run, apart)
 
-    async def release(self) -> None:
+    async def release(self, run: Run) -> None:
         """Let replicas go on."""
-        await self.run.server.order("pause", False)
+        await run.server.order("pause", False)
 
-    async def _uneven(self) -> set[tuple[int, int]]:
+    async def _uneven(self, run: Run) -> set[tuple[int, int]]:
         """The portions that copies of shards hold at different steps."""
-        standings = await self.run.server.pause()
+        standings = await run.server.pause()
         self.standing = standings[0]
-        epoch = self.run.stream.epoch  # some shards may not have heard yet that others are closed
-        first, *others = (
-            {row[:3] for row in standing.rows if row[0] >= epoch} for standing in standings
-        )
-        return {(epoch, portion) for steps in others for epoch, portion, _ in first ^ steps}
+        # Some shards may not have heard yet that other epochs are closed.
+        return uneven(standings, self.stream.epoch)
 
-    async def _empty(self) -> None:
+    async def _empty(self, run: Run) -> None:
         """Take in until nothing is outstanding; trouble on the way comes out."""
-        while self.run.workforce.outstanding:
-            await self._take_in()
+        while run.workforce.outstanding:
+            await run.take_in()
 
-    async def _take_in(self) -> None:
-        trouble = await self.run.take_in()
-        if trouble:
-            raise ShardLost(trouble)
-
-    async def _complete(self, uneven: set[tuple[int, int]]) -> None:
+    async def _even_out(self, run: Run, apart: set[tuple[int, int]]) -> None:
         """Bring the shards that lack a step of a portion to the step that others have."""
-        run = self.run
         while not run.roster.workers:  # until one comes, or none does for too long
-            await self._take_in()
-        portions = {
-            (p.epoch, p.number): p for p in run.plan.cut.portions(run.plan.seed, run.stream.epoch)
-        }
+            await run.take_in()
         workers = run.roster.workers
-        for identity, worker in zip(uneven, workers * len(uneven), strict=False):
-            run.give(portions[identity], worker, complete_only=True)
-        await self._empty()
+        for (_, number), worker in zip(apart, workers * len(apart), strict=False):
+            self.complete(run, self.stream.portion(number), worker)
+        await self._empty(run)

@@ -23,6 +23,7 @@ from dbdask.numbers.gradients import (
 )
 from dbdask.numbers.layout import as_layout
 from dbdask.numbers.left_out import LeftOut
+from dbdask.numbers.magnitudes import Magnitude
 from dbdask.numbers.portions import Portion
 from dbdask.server.link import ServerHandle
 from dbdask.server.room import Room, open_room
@@ -68,6 +69,7 @@ class BundleReport:
     refused: int = 0  # bad gradients; the loss is infinite then
     refusal: str = ""  # where the last one was
     left_out: LeftOut = field(default_factory=LeftOut)
+    magnitudes: tuple[Magnitude, ...] = ()
 
 
 def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
@@ -144,6 +146,7 @@ def _add_up(
                     np.add(accrued, gradient, out=accrued)
                 is_first = False
         report.left_out.add(reader.left_out(portion))
+        report.magnitudes = reader.magnitudes
     if is_first:
         accrued.fill(0.0)
     return True

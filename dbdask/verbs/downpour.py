@@ -1,6 +1,5 @@
 """Downpour SGD: model replicas train on portions and push to the parameter server (section 4.1)."""
 
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +16,13 @@ from dbdask.numbers.portions import suggest_portion_rows
 from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
-from dbdask.verbs.downpour_run import DownpourRun, Plan
+from dbdask.verbs.concluding import ScaleNotice, conclude, setting_of
+from dbdask.verbs.downpour_method import Downpour
 from dbdask.verbs.fitting import check_fit, targets_for
+from dbdask.verbs.plan import Plan
 from dbdask.verbs.replica import DownpourJob
 from dbdask.verbs.resuming import digest_of, open_checkpoint, settings_of
+from dbdask.verbs.run import Run
 from dbdask.verbs.session import Callback, client_for, watch
 from dbdask.verbs.settling import (
     check_named,
@@ -32,6 +34,7 @@ from dbdask.verbs.settling import (
     validation_interval,
     worker_names,
 )
+from dbdask.verbs.training import train
 
 
 def downpour(
@@ -128,7 +131,8 @@ def downpour(
     callbacks
         Called with each `Record`, on the client; one that returns True stops the run.
     progress
-        None: a bar on a terminal or in a notebook, else a line each 30 s in the log.
+        None: a bar on a terminal or in a notebook, else a line each 30 s to the logger `dbdask`,
+        or to standard error where the program has not configured logging.
     seed
         Decides initial parameters, the order of portions, and every minibatch.
 
@@ -136,6 +140,12 @@ def downpour(
     -------
     Result
         The trained model with its history and the reason why the run stopped.
+
+    Warns
+    -----
+    TrainingWarning
+        The run ended otherwise than it was asked to, or the inputs should be scaled: with what to
+        change.
 
     Raises
     ------
@@ -195,19 +205,12 @@ def downpour(
         plan = Plan(
             job=cloudpickle.dumps(job),
             model=cloudpickle.dumps(model),
-            name=f"model of {layout.size:,} parameters",
             size=layout.size,
             trained=layout.trained,
-            optimizer=optimizer,
-            cut=examples.cut(portion_rows, batch_size),
             validation_cut=validation_cut(validation, batch_size, portion_rows),
             supply=Supply(examples, connected),
             validation_supply=Supply(validation, connected) if validation is not None else None,
             start=start,
-            run=uuid.uuid4().hex[:12],
-            epochs=epochs,
-            batch_size=batch_size,
-            warmstart=warmstart,
             target_loss=target_loss,
             replicas=replicas,
             shards=shards,
@@ -220,14 +223,26 @@ def downpour(
             path=path,
             last=last,
             snapshot_seconds=arguments.duration("snapshot_every", snapshot_every),
-            max_refused=max_refused,
-            replica_bytes=policies.replica_bytes(layout.size, n_fetch, n_push),
             seed=seed,
             settings=settings | {"portion_rows": portion_rows},
         )
-        run = DownpourRun(connected, plan)
-        outcome = watch(connected, run, callbacks, Progress(progress, plan.total_examples))
+        method = Downpour(
+            optimizer,
+            examples.cut(portion_rows, batch_size),
+            seed,
+            epochs=epochs,
+            warmstart=warmstart,
+            target_loss=target_loss if validation is None else None,
+            max_refused=max_refused,
+            replica_bytes=policies.replica_bytes(layout.size, n_fetch, n_push),
+            last=last,
+        )
+        run = Run(connected, plan, method)
+        shown = Progress(progress, epochs * len(examples))
+        watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
+        outcome = watch(connected, run, train(run), watched, shown)
     check_what_was_left_out(outcome)
+    outcome = conclude(outcome, setting_of("downpour", model, examples, run.tally, path, keep))
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 

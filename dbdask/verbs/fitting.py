@@ -58,8 +58,10 @@ def targets_for(model: Any, examples: Examples) -> Examples:
 
     A model that says nothing of its outputs takes any whole number from 0 as a label.
     """
-    outputs = getattr(model, "output_shape", None)
-    return examples.for_loss(getattr(model, "loss", None), math.prod(outputs) if outputs else None)
+    shape = getattr(model, "output_shape", None)
+    return examples.for_loss(
+        getattr(model, "loss", None), None if shape is None else math.prod(shape)
+    )
 
 
 def check_input_shape(model: Any, examples: Examples, name: str) -> None:

@@ -17,6 +17,7 @@ from dbdask.numbers.bundles import (
     work_out,
 )
 from dbdask.numbers.left_out import LeftOut
+from dbdask.numbers.magnitudes import Magnitude
 from dbdask.numbers.policies import places_for
 from dbdask.numbers.portions import Portion
 from dbdask.server.parameter_server import ParameterServer
@@ -58,6 +59,7 @@ class Experience:
     refused: int = 0
     last_refusal: str = ""  # since the last good point
     left_out: LeftOut = field(default_factory=LeftOut)
+    magnitudes: dict[str, tuple[Magnitude, ...]] = field(default_factory=dict)  # by worker
 
     def totals(self) -> dict[str, int]:
         """What the history adds up over passes, for a resumed run to go on from."""
@@ -203,6 +205,8 @@ class GradientPass:
         self.sums.examples += report.examples
         self.sums.rows += report.rows
         self.experience.left_out.add(report.left_out)
+        if report.magnitudes:
+            self.experience.magnitudes[report.worker] = report.magnitudes
         self.experience.refused += report.refused
         self.experience.last_refusal = report.refusal or self.experience.last_refusal
         for portion in bundle.portions:

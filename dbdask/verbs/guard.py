@@ -2,19 +2,22 @@
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
 from dbdask.server.contact import connection_of, count_workers, has_scheduler
 from dbdask.server.deadlines import deadline
-from dbdask.verbs.outcome import where_it_stands
+from dbdask.verbs.snapshots import Snapshots
 
 MISSED_PINGS = 2  # one alone may be the client's own pause: it asks again when it wakes up
 LOOK_SECONDS = 0.5
 
+T = TypeVar("T")
 
-async def guarded(client: Any, run: Any) -> Any:
-    """Run to the end, or until the cluster is lost.
+
+async def guarded(client: Any, work: Coroutine[Any, Any, T], snapshots: Snapshots) -> T:
+    """Await a run's work to its end, or until the cluster is lost.
 
     Raises
     ------
@@ -23,24 +26,24 @@ async def guarded(client: Any, run: Any) -> Any:
     WorkerError
         Every worker has left, and none came.
     """
-    guard = Guard(client, run)
-    work = asyncio.ensure_future(run.work())
+    guard = Guard(client, snapshots)
+    working = asyncio.ensure_future(work)
     loss = asyncio.ensure_future(guard.watch())
     try:
-        await asyncio.wait({work, loss}, return_when=asyncio.FIRST_COMPLETED)
-        if _is_broken_off(work):  # the connections to what dies break one after the other
+        await asyncio.wait({working, loss}, return_when=asyncio.FIRST_COMPLETED)
+        if _is_broken_off(working):  # the connections to what dies break one after the other
             await asyncio.wait({loss}, timeout=2 * LOOK_SECONDS)
     finally:
-        for task in (work, loss):
+        for task in (working, loss):
             task.cancel()
-        await asyncio.wait({work, loss})
-    if not work.cancelled() and work.exception() is None:
-        return work.result()
-    error = None if work.cancelled() else work.exception()
+        await asyncio.wait({working, loss})
+    if not working.cancelled() and working.exception() is None:
+        return working.result()
+    error = None if working.cancelled() else working.exception()
     cause = guard.cause_of(error) if loss.cancelled() else loss.result()
     if cause is not None:
         raise cause from error
-    return work.result()
+    return working.result()
 
 
 def _is_broken_off(work: "asyncio.Task[Any]") -> bool:
@@ -58,8 +61,8 @@ class Guard:
     is waited for as long as it answers one of `MISSED_PINGS` pings in a row.
     """
 
-    def __init__(self, client: Any, run: Any) -> None:
-        self.client, self.run = client, run
+    def __init__(self, client: Any, snapshots: Snapshots) -> None:
+        self.client, self.snapshots = client, snapshots
         self.connection = connection_of(client)
         self.missed = 0
         self.last_seen = time.monotonic()  # a worker
@@ -94,7 +97,7 @@ class Guard:
         if time.monotonic() - self.last_seen > deadline("arrival"):
             return WorkerError(
                 f"every worker has left, and none came in {deadline('arrival'):g} s; "
-                f"{where_it_stands(self.run)}"
+                f"{self.snapshots.how_to_go_on()}"
             )
         return None
 
@@ -110,5 +113,5 @@ class Guard:
     def _scheduler_lost(self, why: str) -> ShardLost:
         return ShardLost(
             f"the scheduler {self.client.scheduler.address} {why}, and without it the run cannot "
-            f"go on; {where_it_stands(self.run, twins_help=False)}"
+            f"go on; {self.snapshots.how_to_go_on(copies_help=False)}"
         )

@@ -1,23 +1,46 @@
-"""Recovery of a Downpour run: end what is in flight, rebuild what is lost, and go on."""
+"""After a loss: end what is in flight, rebuild what is lost, and go on; or give up."""
 
 import logging
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from dbdask.errors import TROUBLE
+from dbdask.errors import TROUBLE, ShardLost
 from dbdask.numbers.ledger import Standing, furthest
-from dbdask.server.deadlines import deadline
-from dbdask.verbs.giving_up import MOST_RECOVERIES, Returns, RunLost, lost_with
-from dbdask.verbs.homes import wait_for_homes
-
-if TYPE_CHECKING:
-    from dbdask.verbs.downpour_run import DownpourRun
+from dbdask.verbs.run import Run
 
 logger = logging.getLogger("dbdask")
 
+MOST_RECOVERIES = 3  # without a step between them, or back to where the run was already
 
-class Told:
+
+class RunLost(ShardLost):
+    """The run cannot go on: this trouble is the verb's answer, and no further recovery's."""
+
+
+def lost_with(run: Run) -> str:
+    """What an error of a lost run adds: work that failed more than once, and where it stands."""
+    suspicion = run.workforce.failures.suspicion
+    return (f"{suspicion}; " if suspicion else "") + run.snapshots.how_to_go_on()
+
+
+class Returns:
+    """How often in a row a run went back to a snapshot, and came no further than before.
+
+    Steps made since do not count: where the same place costs the shards each time, they are made
+    over and over again.
+    """
+
+    def __init__(self) -> None:
+        self.in_vain = 0
+        self._furthest = (-1, -1)  # snapshot, steps
+
+    def note(self, snapshot: int, steps: int) -> None:
+        """Note that the run goes back from so many steps to that snapshot."""
+        here = snapshot, steps
+        self.in_vain = self.in_vain + 1 if here <= self._furthest else 0
+        self._furthest = max(here, self._furthest)
+
+
+class RollbackCounter:
     """The lost updates that the history has, of each shard since a snapshot.
 
     A shard that is lost again before the next snapshot lacks all since then, not the new ones
@@ -25,9 +48,11 @@ class Told:
 
     Examples
     --------
-    >>> told = Told()
-    >>> told.new("first", {0: 5, 1: 5}), told.new("first", {0: 8}), told.new("second", {0: 2})
-    (10, 3, 2)
+    >>> counter = RollbackCounter()
+    >>> counter.new("first", {0: 5, 1: 5}), counter.new("first", {0: 8})
+    (10, 3)
+    >>> counter.new("second", {0: 2})
+    2
     """
 
     def __init__(self) -> None:
@@ -46,22 +71,21 @@ class Told:
 class Recovery:
     """What one run does about lost shards.
 
-    Portions in flight end first, because a shard's constructor needs a free worker thread. A
-    shard that has a copy left loses nothing: the copy takes over, and a new one is made from it.
-    Of the others only those go back to the last snapshot; the survivors' ledger tells them what
-    not to apply again. Where no shard survives, the whole run goes back.
+    Work in flight ends first, because a shard's constructor needs a free worker thread. A shard
+    that has a copy left loses nothing: the copy takes over, and a new one is made from it. If a
+    shard has none, the method says how far that throws the run back. Either only the lost shard
+    returns to the last snapshot, and the survivors' ledger tells it what not to apply again; or
+    all shards return, and the method with them. All return as well if no shard survives.
     """
 
-    def __init__(self, run: "DownpourRun") -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
-        self.in_a_row = 0  # recoveries since the last step
+        self.in_a_row = 0  # recoveries since the last progress
         self.returns = Returns()
+        self._progress = run.progress
+        self._has_returned = False  # in the recovery under way
         self._behind: set[int] = set()  # shards made anew that have no standing yet
-        self._told = Told()
-
-    def note_step(self) -> None:
-        """A step was made: the run is going on."""
-        self.in_a_row = 0
+        self._counter = RollbackCounter()
 
     async def recover(self, why: str) -> None:
         """Go on after trouble; trouble on the way begins again.
@@ -71,96 +95,94 @@ class Recovery:
         RunLost
             There is nothing to rebuild a shard from, or recovering does not help.
         """
+        self._has_returned = False
         while why:
-            self.in_a_row += 1
-            if self.in_a_row > MOST_RECOVERIES:
-                raise self.lost(f"{MOST_RECOVERIES} recoveries in a row without a step: {why}")
-            logger.warning("recovering: %s", why)
+            self._count(why)
             try:
-                await self._recover()
+                await self._recover(why)
                 return
             except RunLost:
                 raise
             except TROUBLE as error:
                 why = repr(error)
 
-    async def _recover(self) -> None:
-        run = self.run
-        await run.workforce.refresh(now=True)  # a dead worker is not waited for
-        for portion in await run.workforce.look_around():  # nor one that stopped
-            run.stream.hand_back(portion)
-        await self._end_flight()
-        await run.workforce.refresh(now=True)
-        run.tally.lost += await run.server.drop_lost(run.roster.answering)
-        run.server.give_up(self._behind)  # else they would pass for survivors
-        self._behind |= set(run.server.gone)
-        await self._rebuild(run.server.gone)
-        await run.server.command("close_epochs", run.stream.epoch)  # some may not have heard it
-        await run.barrier.release()
+    def _count(self, why: str) -> None:
+        if self._progress != self.run.progress:
+            self._progress, self.in_a_row = self.run.progress, 0
+        self.in_a_row += 1
+        if self.in_a_row > MOST_RECOVERIES:
+            name = self.run.method.progress_name
+            raise self._lost(f"{MOST_RECOVERIES} recoveries in a row without a {name}: {why}")
+        logger.warning("recovering: %s", why)
 
-    async def _end_flight(self) -> None:
-        """End every call, wait for the tasks to come home, and hand their portions back."""
-        run = self.run
-        await run.server.end_generation(run.roster.answering)
+    async def _recover(self, why: str) -> None:
+        run, server = self.run, self.run.server
+        await run.look_around()
         await run.snapshots.give_up()
         await run.validator.give_up()
-        until = time.monotonic() + deadline("portion-end")
-        while run.workforce.outstanding and time.monotonic() < until:
-            await run.take_in()
-        for portion in run.workforce.give_up_all():
-            run.stream.hand_back(portion)
+        await run.end_flight()
+        await run.workforce.refresh(now=True)
+        await run.placement.drop_lost()
+        server.give_up(self._behind)  # else they would pass for survivors
+        self._behind |= set(server.gone)
+        await self._rebuild(server.gone, why)
+        await server.command("close_epochs", run.method.epoch)  # some may not have heard it
+        await run.method.go_on(run)
 
-    async def _rebuild(self, gone: list[int]) -> None:
+    async def _rebuild(self, gone: list[int], why: str) -> None:
         """Make anew what no copy is left of, and then the copies that are missing."""
         run, server = self.run, self.run.server
         if gone and run.plan.path is None:
-            raise self.lost(f"shard {gone[0]} of {len(server.slices)} is gone")
+            raise self._lost(f"shard {gone[0]} of {len(server.slices)} is gone")
         standings = await server.advance()
         run.workforce.abandoned = False
         if gone:
-            await wait_for_homes(run)
-            if standings:
-                await self._make_again(gone)
+            await run.placement.wait()
+            if standings and run.method.rolls_back_alone:
+                await run.placement.replace(gone, run.initial())
                 await self._adopt(gone, standings)
             else:
-                await self._go_back(gone)
+                await self._go_back(why)
             self._behind.clear()
         await run.validator.mend(lost=bool(gone))
-        await run.twins.make()
-
-    async def _make_again(self, gone: Sequence[int]) -> None:
-        """Rebuild shards from the last snapshot."""
-        run = self.run
-        await run.server.replace(gone, run.initial(), run.shard_homes())
+        await run.placement.add_copies()
 
     async def _adopt(self, gone: Sequence[int], standings: list[Standing]) -> None:
         """The survivors' standing becomes the new shards': nothing is applied to them twice."""
-        run, epoch = self.run, self.run.stream.epoch
+        run, epoch = self.run, self.run.method.epoch
         rows, applied = furthest(standings, epoch)
         lost = await run.server.order("adopt", rows, applied, epoch, only=gone)
         assert run.snapshots.committed is not None  # that is what they were made from
         since = run.snapshots.committed.group
-        run.tally.rolled_back += self._told.new(since, dict(zip(gone, lost, strict=True)))
+        run.tally.rolled_back += self._counter.new(since, dict(zip(gone, lost, strict=True)))
 
-    async def _go_back(self, gone: Sequence[int]) -> None:
-        """Every shard is lost: the whole run goes back to the snapshot, and nothing is skipped."""
+    async def _go_back(self, why: str) -> None:
+        """The whole run goes back to the last snapshot, and nothing is skipped."""
         run = self.run
         snapshot = run.snapshots.committed
         assert snapshot is not None  # a run with a checkpoint begins with a snapshot
-        state = snapshot.state
-        if run.tally.applied > state["applied"]:  # else this is one more try of the same return
-            self.returns.note(snapshot.number, run.tally.applied)
-        if self.returns.in_vain >= MOST_RECOVERIES:
-            raise self.lost(
-                f"the run went back {MOST_RECOVERIES} times to where every shard was lost again "
-                f"before it came any further, after {run.tally.applied} updates"
-            )
+        self._note_return(snapshot.number, why)
+        shards = range(len(run.server.slices))
+        self._behind |= set(shards)
+        await run.placement.replace(shards, run.initial())
         run.forget_result()
-        run.tally.go_back(state)
-        self._told = Told()
-        run.stream.restart(state["epoch"], [tuple(identity) for identity in state["finished"]])
-        await self._make_again(gone)
+        self._counter = RollbackCounter()
+        run.method.restore(run, snapshot.state)
 
-    def lost(self, why: str) -> RunLost:
+    def _note_return(self, snapshot: int, why: str) -> None:
+        """Note a return once, however many tries it takes."""
+        run = self.run
+        steps, words = run.method.reached(run)
+        if not self._has_returned:
+            self._has_returned = True
+            self.returns.note(snapshot, steps)
+        if self.returns.in_vain >= MOST_RECOVERIES:
+            lost = "every shard was" if run.method.rolls_back_alone else "shards were"
+            raise self._lost(
+                f"the run went back {MOST_RECOVERIES} times to where {lost} lost again before it "
+                f"came any further, {words}: {why}"
+            )
+
+    def _lost(self, why: str) -> RunLost:
         """Return the error that ends the run: what is lost, and what would have saved it."""
         return RunLost(f"{why}; {lost_with(self.run)}")

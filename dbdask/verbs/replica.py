@@ -1,5 +1,6 @@
 """A model replica at work on one portion: Algorithm 1.1 of the paper, from the worker's side."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from dbdask.numbers.gradients import (
 )
 from dbdask.numbers.layout import as_layout
 from dbdask.numbers.left_out import LeftOut
+from dbdask.numbers.magnitudes import Magnitude
 from dbdask.numbers.portions import Portion
 from dbdask.server.link import ServerHandle, ServerLink
 from dbdask.server.room import Place, Room, open_room
@@ -79,6 +81,16 @@ class PortionReport:
     dropped: int = 0
     left_out: LeftOut = field(default_factory=LeftOut)
     repeated: int = 0
+    first_loss: float = math.nan  # of the first minibatch that counts
+    magnitudes: tuple[Magnitude, ...] = ()
+
+    @property
+    def ends_refused(self) -> bool:
+        """Whether the last tenth of its steps, or more, was refused: it has diverged by then."""
+        steps = {step for step, _ in self.refused}
+        last = self.first_step + self.steps - 1
+        tail = range(last, last - max(1, self.steps // 10), -1)
+        return self.steps > 0 and all(step in steps for step in tail)
 
 
 def train_portion(order: PortionOrder, job: bytes, *blocks: Any) -> PortionReport:
@@ -134,6 +146,7 @@ class _Replica:
         self.report.finished = self._train(batches, last)
         self._settle()
         self.report.left_out = reader.left_out(portion)
+        self.report.magnitudes = reader.magnitudes
         if self.report.finished:
             in_all = self.report.examples if first == 0 else reader.kept(portion, blocks)
             self.report.examples_in_all, self.report.dropped = in_all, portion.rows - in_all
@@ -242,6 +255,8 @@ class _Replica:
                 self.fetching = self.link.start_fetch(vector), vector
 
     def _note(self, loss: float, weight: float, norm: float) -> None:
+        if not self.report.weight:
+            self.report.first_loss = loss / weight
         self.report.loss += loss
         self.report.weight += weight
         self.report.squared_norms += norm * norm

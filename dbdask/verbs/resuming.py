@@ -1,6 +1,5 @@
 """The three forms of `resume`, and whether a checkpoint is of this very run."""
 
-import hashlib
 import os
 from typing import Any
 
@@ -51,8 +50,7 @@ def settings_of(verb: str, model: Any, examples: Examples) -> dict[str, Any]:
 
 def digest_of(cut: Cut) -> str:
     """Return what tells one cut into blocks from another; the length of portions is no part."""
-    blocks = cut.block_rows, cut.block_bytes, cut.mix_bytes
-    return hashlib.sha256(repr(blocks).encode()).hexdigest()[:16]
+    return cut.digest
 
 
 def open_checkpoint(

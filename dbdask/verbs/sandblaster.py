@@ -1,7 +1,6 @@
 """Sandblaster L-BFGS: a coordinator that never holds the parameters (section 4.2)."""
 
 import math
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +15,12 @@ from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments
 from dbdask.verbs.batch_replica import SandblasterJob
+from dbdask.verbs.concluding import ScaleNotice, conclude, setting_of
 from dbdask.verbs.fitting import check_fit, targets_for
+from dbdask.verbs.plan import Plan
 from dbdask.verbs.resuming import open_checkpoint, settings_of
-from dbdask.verbs.sandblaster_run import BatchPlan, SandblasterRun
+from dbdask.verbs.run import Run
+from dbdask.verbs.sandblaster_method import Sandblaster
 from dbdask.verbs.session import Callback, client_for, watch
 from dbdask.verbs.settling import (
     check_named,
@@ -30,6 +32,7 @@ from dbdask.verbs.settling import (
     validation_interval,
     worker_names,
 )
+from dbdask.verbs.training import train
 
 PORTIONS = 64  # of a pass, where portion_size is not given: much less than 1/N of it each
 LEAST_ROWS = 256  # of a portion: with fewer, adding up the gradients of a large model shows
@@ -118,7 +121,8 @@ def sandblaster(
     callbacks
         Called with each `Record`, on the client; one that returns True stops the run.
     progress
-        None: a bar on a terminal or in a notebook, else a line each 30 s in the log.
+        None: a bar on a terminal or in a notebook, else a line each 30 s to the logger `dbdask`,
+        or to standard error where the program has not configured logging.
     seed
         Decides the initial parameters, and whatever is random in the model.
 
@@ -128,6 +132,12 @@ def sandblaster(
         The trained model with its history and the reason why the run stopped: `tolerance`,
         `iterations`, `precision` (the loss has converged to what float32 can tell apart),
         `search_failed`, `bad_gradients` (at the first point), `callback` or `interrupted`.
+
+    Warns
+    -----
+    TrainingWarning
+        The run ended otherwise than it was asked to, or the inputs should be scaled: with what to
+        change.
 
     Raises
     ------
@@ -178,19 +188,15 @@ def sandblaster(
     with client_for(client) as connected:
         check_named("workers", names, connected)
         check_named("shard_workers", shard_names, connected)
-        plan = BatchPlan(
+        plan = Plan(
             job=cloudpickle.dumps(job),
             model=cloudpickle.dumps(model),
-            name=f"model of {layout.size:,} parameters",
             size=layout.size,
             trained=layout.trained,
-            method=Settings(iterations, history_length, tolerance, l2),
-            cut=examples.cut(portion_rows, 1),
             validation_cut=validation_cut(validation, batch_size, batch_size),
             supply=Supply(examples, connected),
             validation_supply=Supply(validation, connected) if validation is not None else None,
             start=start,
-            run=uuid.uuid4().hex[:12],
             replicas=replicas,
             shards=shards,
             shard_copies=shard_copies,
@@ -205,9 +211,14 @@ def sandblaster(
             seed=seed,
             settings=settings,
         )
-        run = SandblasterRun(connected, plan)
-        outcome = watch(connected, run, callbacks, Progress(progress, iterations, "iterations"))
+        numbers = Settings(iterations, history_length, tolerance, l2)
+        method = Sandblaster(numbers, examples.cut(portion_rows, 1), last)
+        run = Run(connected, plan, method)
+        shown = Progress(progress, iterations, "iterations")
+        watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
+        outcome = watch(connected, run, train(run), watched, shown)
     check_what_was_left_out(outcome)
+    outcome = conclude(outcome, setting_of("sandblaster", model, examples, run.tally, path, keep))
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 

@@ -6,9 +6,9 @@ bar and Ctrl-C belong to the thread that called the verb, so a slow callback del
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from distributed import Client, LocalCluster, default_client
@@ -19,18 +19,18 @@ from dbdask.progress import Progress
 from dbdask.server.contact import client_loop, start_on
 from dbdask.server.deadlines import deadline
 from dbdask.verbs.guard import guarded
+from dbdask.verbs.snapshots import Snapshots
 
 Callback = Callable[[Record], Any]
+T = TypeVar("T")
 
 
-class Run(Protocol):
-    """What a verb's coordinator offers to its session."""
+class Watched(Protocol):
+    """What a run offers to the user's thread."""
 
     records: "queue.SimpleQueue[Record]"
     at_rest: threading.Event  # set when nothing of the run is left on the cluster
-    plan: Any
-
-    async def work(self) -> Any: ...
+    snapshots: Snapshots
 
     def request_stop(self, reason: str) -> None: ...
 
@@ -61,13 +61,20 @@ def _own_cluster() -> Iterator[Client]:
         yield client
 
 
-def watch(client: Client, run: Run, callbacks: Sequence[Callback], progress: Progress) -> Any:
-    """Drive a run to its end; returns what its coroutine returns.
+def watch(
+    client: Client,
+    run: Watched,
+    work: Coroutine[Any, Any, T],
+    callbacks: Sequence[Callback],
+    progress: Progress,
+) -> T:
+    """Drive the work of a run to its end; returns what its coroutine returns.
 
     A callback that returns True stops the run; one that raises stops it and its error comes out
     when the run has come to rest. Ctrl-C stops it as a callback would; a second one abandons it.
     """
-    future = start_on(client_loop(client), guarded(client, run))
+    progress.begin()
+    future = start_on(client_loop(client), guarded(client, work, run.snapshots))
     raised: list[BaseException] = []
     try:
         try:
@@ -90,7 +97,7 @@ def watch(client: Client, run: Run, callbacks: Sequence[Callback], progress: Pro
 
 def _drain_until_done(
     future: Any,
-    run: Run,
+    run: Watched,
     callbacks: Sequence[Callback],
     progress: Progress,
     raised: list[BaseException],
@@ -98,10 +105,11 @@ def _drain_until_done(
     """Hand on records while the run works. Ctrl-C comes out of here, between two records or not."""
     while not future.done():
         _drain(run, callbacks, progress, raised, wait=0.2)
+        progress.wait()
 
 
 def _drain(
-    run: Run,
+    run: Watched,
     callbacks: Sequence[Callback],
     progress: Progress,
     raised: list[BaseException],
@@ -118,7 +126,7 @@ def _drain(
 
 
 def _call_back(
-    run: Run, record: Record, callbacks: Sequence[Callback], raised: list[BaseException]
+    run: Watched, record: Record, callbacks: Sequence[Callback], raised: list[BaseException]
 ) -> None:
     for callback in callbacks:
         if raised:

@@ -101,10 +101,10 @@ class Snapshots:
         except TimeoutError as error:
             raise CheckpointError(
                 f"checkpoint={path!r} gave no answer in {seconds:g} s (dbdask.store) while "
-                f"{writing.step}; {self._how_to_go_on()}"
+                f"{writing.step}; {self.how_to_go_on()}"
             ) from error
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; {self._how_to_go_on()}") from error
+            raise CheckpointError(f"{error}; {self.how_to_go_on()}") from error
         self.committed = Snapshot(path, group, number, state)
         await self._delete_older(path, number)
 
@@ -118,14 +118,27 @@ class Snapshots:
             logger.warning("snapshots older than %d could not be deleted: %r", number, error)
             self._store = Aside()  # nothing waits for a deletion that hangs
 
-    def _how_to_go_on(self) -> str:
-        return how_to_go_on(self.path, self.committed)
+    def how_to_go_on(self, *, copies_help: bool = True) -> str:
+        """Name the last snapshot and the line that resumes it, or what would have helped."""
+        return how_to_go_on(self.path, self.committed, twins_help=copies_help)
+
+    def named_in(self, error: Exception) -> Exception:
+        """Return an error that names the last snapshot, if there is one to go on from."""
+        stands = self.how_to_go_on()
+        if self.committed is None or stands in str(error):
+            return error
+        return type(error)(f"{error}; {stands}")
+
+    async def check(self) -> None:
+        """Let an error of a writing that has ended come out."""
+        if self.writing is not None and self.writing.done():
+            await self.settle()
 
     async def settle(self) -> None:
         """Wait until what is being written is committed."""
-        if self.writing is not None:
-            await self.writing
-            self.writing = None
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            await writing
 
     async def give_up(self) -> None:
         """Abandon copies and writing: a shard that held them is lost."""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dbdask.numbers.history import History, Record
+from dbdask.numbers.magnitudes import Magnitude
+from dbdask.numbers.portion_marks import PortionTable
 from dbdask.verbs.replica import PortionReport
 
 COUNTS = ("lost", "repeated", "rolled_back", "dropped", "refused")
@@ -32,9 +34,10 @@ class Tally:
         self.shard_copies = math.nan
         self.lost = self.repeated = self.rolled_back = self.dropped = self.refused = 0
         self.history = History()
+        self.magnitudes: dict[str, tuple[Magnitude, ...]] = {}  # by worker
         self.seconds_before = 0.0
         self.steps = self.examples = self.applied = 0
-        self._done: dict[tuple[int, int], tuple[int, int]] = {}  # steps, examples by open portion
+        self._done = PortionTable()  # steps, examples of the open portions
         self._epoch = 0
         if state:
             self._restore(state)
@@ -50,7 +53,7 @@ class Tally:
         self._restore_done(state)
 
     def _restore_done(self, state: dict[str, Any]) -> None:
-        self._done = {(epoch, number): (steps, n) for epoch, number, steps, n in state["done"]}
+        self._done = PortionTable.from_rows(state["done"])
 
     def state(self) -> dict[str, Any]:
         """What a snapshot keeps."""
@@ -59,7 +62,7 @@ class Tally:
             "examples": self.examples,
             "seconds": self.seconds,
             "counts": {name: getattr(self, name) for name in COUNTS},
-            "done": sorted([*identity, *done] for identity, done in self._done.items()),
+            "done": [list(row) for row in self._done.rows()],
             "history": self.history.to_json(),
         }
 
@@ -90,6 +93,10 @@ class Tally:
         self.repeated += report.repeated
         self.dropped += report.dropped
         self.history.left_out.add(report.left_out)
+        if report.magnitudes:
+            self.magnitudes[report.worker] = report.magnitudes
+        if report.steps:
+            self.history.ends_refused = report.ends_refused
         self.refused += sum(step >= before for step, _ in report.refused)
         for step, parameter in report.refused[-1:]:
             self.last_refusal = (
@@ -98,6 +105,8 @@ class Tally:
         if not report.weight:
             return
         self.last_loss = report.loss / report.weight
+        if math.isnan(self.history.first_loss):
+            self.history.first_loss = report.first_loss
         good = report.steps - len(report.refused)
         staleness = report.staleness or [0]
         self.record(
@@ -116,17 +125,16 @@ class Tally:
         a step that not every shard had is done, and reported, twice.
         """
         if report.epoch > self._epoch:  # the one before is finished
-            self._done = {key: done for key, done in self._done.items() if key[0] >= report.epoch}
+            self._done.forget_before(report.epoch)
             self._epoch = report.epoch
-        identity = report.epoch, report.number
-        steps, examples = self._done.get(identity, (0, 0))
+        steps, examples = self._done.get(report.epoch, report.number) or (0, 0)
         examples_now = report.examples_before + report.examples
         if report.finished:
             examples_now = report.examples_in_all
         done = max(steps, report.first_step + report.steps), max(examples, examples_now)
         self.steps += done[0] - steps
         self.examples += done[1] - examples
-        self._done[identity] = done
+        self._done.put(report.epoch, report.number, *done)
         return steps
 
     def settle(self, epoch: int) -> None:

@@ -37,6 +37,8 @@ class Report(Protocol):
     """What every task tells its verb."""
 
     finished: bool
+    trouble: str
+    """Why it ended early, if a shard or the generation was lost."""
 
 
 @dataclass(eq=False)

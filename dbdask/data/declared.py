@@ -1,0 +1,211 @@
+"""What a Zarr array's metadata declare: packing, sign, dates, and what is missing.
+
+The rules are those of the CF conventions as xarray applies them, with two exceptions: integers
+without a scale stay integers, and a fill value of 0 of a v2 array, which is Zarr's own default, is
+a value. Attributes are taken as the world writes them, and what cannot be decided is a `problem`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from xarray.backends.zarr import FillValueCoder
+
+from dbdask.data.decoding import Decoding, Undecided
+
+_FILLS = ("_FillValue", "missing_value")
+_CONVERSION = ("units", "calendar", "dtype")
+_NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([uU]?[bBsSlLfFdD]?)\s*")
+
+
+def decode_declared(
+    dtype: np.dtype, attributes: Mapping[str, Any], zarr_format: int, fill_value: Any
+) -> Decoding:
+    """Return the decoding of a Zarr array's own values."""
+    fills = _fills(dtype, attributes, zarr_format, fill_value)
+    if dtype.kind in "iuf":
+        try:
+            return _numbers(dtype, attributes, fills)
+        except Undecided as error:
+            return Decoding(problem=str(error))
+    if dtype.kind == "b":
+        truths = [fill for fill in fills if isinstance(fill, bool | np.bool_ | int | float)]
+        return Decoding(missing=tuple({bool(fill) for fill in truths if fill in (0, 1)}))
+    if dtype.kind in "USOT":
+        return Decoding(missing=tuple(fill for fill in fills if isinstance(fill, str)))
+    return Decoding(missing=tuple(fill for fill in fills if isinstance(fill, np.generic)))
+
+
+def number(value: Any) -> int | float | None:
+    """Return a number that an attribute holds: alone in an array, or as text; None: it is none.
+
+    Examples
+    --------
+    >>> number([0.01]), number("0.01"), number("1s"), number("0b"), number("east")
+    (0.01, 0.01, 1, 0, None)
+    """
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list | tuple) and len(value) == 1:
+        return number(value[0])
+    if isinstance(value, str):
+        return _number_of_text(value)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _number_of_text(text: str) -> int | float | None:
+    """Return a number written as text, be it with the letter of its type, as CDL writes it."""
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        return None
+    digits, letter = found.groups()
+    whole = re.fullmatch(r"[+-]?\d+", digits) and letter.lower() not in ("f", "d")
+    return int(digits) if whole else float(digits)
+
+
+def _fills(
+    dtype: np.dtype, attributes: Mapping[str, Any], zarr_format: int, fill_value: Any
+) -> list[Any]:
+    """Return every value that is declared as missing, in whatever type it is declared."""
+    found: list[Any] = []
+    for name in _FILLS:
+        for value in _listed(attributes.get(name)):
+            coded = name == "_FillValue" and zarr_format == 3 and isinstance(value, str)
+            found.append(_uncoded(value, dtype) if coded else value)
+    # Zero, and empty text, are what Zarr fills with where nobody chose anything: no gaps.
+    if zarr_format == 2 and fill_value:
+        found.append(fill_value.decode() if isinstance(fill_value, bytes) else fill_value)
+    return found
+
+
+def _listed(value: Any) -> Iterable[Any]:
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if value is None:
+        return ()
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _uncoded(value: str, dtype: np.dtype) -> Any:
+    """Return a fill value that xarray has written as text into a v3 store."""
+    if dtype.kind not in "fS":
+        return value
+    try:
+        found = FillValueCoder.decode(value, dtype if dtype.kind == "f" else "bytes")
+    except Exception:
+        return value  # written by another program, as it is
+    return found.decode() if isinstance(found, bytes) else found
+
+
+def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -> Decoding:
+    signs = _signs(dtype, attributes)
+    shown = signs or dtype
+    missing = _held(shown, dtype, fills)
+    packing = _packing(attributes)
+    units, declared = attributes.get("units"), attributes.get("dtype")
+    is_converted = (
+        (isinstance(units, str) and "since" in units)
+        or declared == "bool"
+        or "timedelta64" in str(declared)
+    )
+    if shown.kind in "iu" and not packing and not is_converted:
+        return Decoding(signs=signs, missing=tuple(int(fill) for fill in missing))
+    doubtful = _rounded(shown, fills) if shown.kind == "f" else ()
+    if not packing and not is_converted and not missing:
+        return Decoding(signs=signs, doubtful=doubtful)
+    names = [name for name in _CONVERSION if isinstance(attributes.get(name), str)]
+    kept = {**packing, **{name: attributes[name] for name in names}}
+    if missing:  # integers have no NaN: a whole scale would make some
+        kept |= {name: float(value) for name, value in packing.items()}
+        kept["_FillValue"] = missing[0]
+    doubtful = doubtful if not packing and not is_converted else ()
+    return Decoding(attributes=kept, signs=signs, gaps=tuple(missing[1:]), doubtful=doubtful)
+
+
+def _signs(dtype: np.dtype, attributes: Mapping[str, Any]) -> np.dtype | None:
+    """Return the dtype of the other sign, where `_Unsigned` asks for it."""
+    declared = attributes.get("_Unsigned")
+    if dtype.kind == "f" or declared is None or dtype.kind == _kind_of(declared):
+        return None
+    if declared not in ("true", "false"):
+        raise Undecided(
+            f"declares _Unsigned={declared!r}, which must be 'true' or 'false' to be known to "
+            "xarray; correct the attribute, or open the store with xarray and give that Dataset"
+        )
+    return np.dtype(f"{_kind_of(declared)}{dtype.itemsize}")
+
+
+def _kind_of(declared: Any) -> str:
+    return "u" if str(declared).strip().lower() in ("true", "1") else "i"
+
+
+def _held(shown: np.dtype, stored: np.dtype, fills: list[Any]) -> list[Any]:
+    """Return the fill values that the dtype can hold, in it; what it cannot hold masks nothing."""
+    held: dict[Any, None] = {}
+    for fill in _numeric(fills):
+        if shown.kind == "f":
+            one = _as_float(fill, shown)
+            if float(one) == fill:
+                held[one] = None
+        elif math.isfinite(fill) and fill == int(fill):
+            found = _whole(int(fill), shown, stored)
+            if found is not None:
+                held[shown.type(found)] = None
+    return list(held)
+
+
+def _numeric(fills: list[Any]) -> Iterable[int | float]:
+    for fill in fills:
+        plain = fill.item() if isinstance(fill, np.generic) else fill
+        if isinstance(plain, int | float) and plain == plain:
+            yield plain
+
+
+def _as_float(fill: int | float, dtype: np.dtype) -> Any:
+    with np.errstate(over="ignore"):
+        try:
+            return dtype.type(fill)
+        except OverflowError:
+            return dtype.type(math.inf)
+
+
+def _rounded(dtype: np.dtype, fills: list[Any]) -> tuple[tuple[Any, str], ...]:
+    """Return the neighbours of fills that the dtype rounds: xarray compares without rounding."""
+    found = []
+    for fill in _numeric(fills):
+        one = _as_float(fill, dtype)
+        if float(one) == fill or not math.isfinite(one):
+            continue
+        said = (
+            f"holds {one!s}, which may be its declared fill {fill!r} as {dtype} rounds it: xarray "
+            f"shows it as a value; declare {float(one)!r} if it means missing, or give a Dataset"
+        )
+        found.append((one, said))
+    return tuple(found)
+
+
+def _whole(fill: int, shown: np.dtype, stored: np.dtype) -> int | None:
+    """Return the integer as shown; of another sign, it is the same bytes."""
+    if shown != stored and np.iinfo(stored).min <= fill <= np.iinfo(stored).max:
+        return int(np.array(fill, stored).view(shown))
+    return fill if np.iinfo(shown).min <= fill <= np.iinfo(shown).max else None
+
+
+def _packing(attributes: Mapping[str, Any]) -> dict[str, int | float]:
+    """Return scale and offset as numbers."""
+    found: dict[str, int | float] = {}
+    for name in ("scale_factor", "add_offset"):
+        given = attributes.get(name)
+        if given is None:
+            continue
+        value = number(given)
+        if value is None or not math.isfinite(value) or (name == "scale_factor" and value == 0):
+            rule = "a finite number" + (" other than 0" if name == "scale_factor" else "")
+            raise Undecided(
+                f"declares {name}={given!r}, which must be {rule}; correct the attribute, or open "
+                "the store with xarray (mask_and_scale=False) and give the values themselves"
+            )
+        found[name] = value
+    return found

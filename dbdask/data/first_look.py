@@ -1,0 +1,43 @@
+"""A first look: the magnitudes of a block's values, before they are rounded to float32."""
+
+import numpy as np
+
+from dbdask.data.bundles import Bundle
+from dbdask.data.gathering import Block
+from dbdask.data.recipe import Recipe
+from dbdask.data.sources import Variable
+from dbdask.numbers.magnitudes import Magnitude
+
+MOST_VALUES = 2**16
+"""Values of each variable that are looked at: a millisecond's work."""
+
+
+def first_look(recipe: Recipe, block: Block) -> tuple[Magnitude, ...]:
+    """Measure a sample of the values that training sees as they are, without standardisation."""
+    bundles = {"inputs": recipe.inputs}
+    if recipe.targets is not None and recipe.classes is None:
+        bundles["targets"] = recipe.targets
+    unscaled = {role for role, bundle in bundles.items() if not _is_scaled(bundle)}
+    return tuple(
+        Magnitude.of(role, variable.name, _sample(variable, part.values))
+        for (role, variable), part in zip(recipe.roles, block.parts, strict=True)
+        if role in unscaled
+    )
+
+
+def _is_scaled(bundle: Bundle) -> bool:
+    return bundle.scalings is not None and all(scaling.applied for scaling in bundle.scalings)
+
+
+def _sample(variable: Variable, stored: np.ndarray) -> np.ndarray:
+    """Return some of the values, from all over the block, in float64."""
+    rows = max(1, MOST_VALUES // max(1, stored.shape[1]))
+    stored = stored[:: max(1, len(stored) // rows)]
+    decoded, missing = variable.decode(stored)
+    values = decoded.astype(np.float64)
+    if stored.dtype == np.float64 and decoded.dtype == np.float32:
+        # Not rounded yet, where rounding is all that decoding does.
+        with np.errstate(over="ignore"):
+            same = np.array_equal(decoded, stored.astype(np.float32), equal_nan=True)
+        values = stored if same else values
+    return values if missing is None else values[~missing]

@@ -1,0 +1,179 @@
+"""Stores that look at what they read: files that are files, and chunks that are still there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.storage import LocalStore, WrapperStore
+
+METADATA_BYTES = 128 * 2**20
+"""Bytes of a file that is no chunk: metadata of 100,000 variables fit."""
+
+WATCHED_CHUNKS = 2**33
+"""Chunks of an array beyond which it is not noted which were there: a bit each."""
+
+
+class Vanished(RuntimeError):
+    """Data that were there and are gone."""
+
+
+class RegularStore(LocalStore):
+    """A folder whose files are read if they are files, and no larger than they may be.
+
+    A link to an endless device, a pipe that nothing is written to, or a file of terabytes that are
+    all holes would take a worker's memory, or its time for ever.
+    """
+
+    most_bytes = METADATA_BYTES
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Return the bytes of a key; None where there is no such file."""
+        if not self._is_open:
+            await self._open()
+        make = (prototype or default_buffer_prototype()).buffer.from_bytes
+        try:
+            found = await asyncio.to_thread(_read, self.root / key, byte_range, self.most_bytes)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+        return make(found)
+
+
+def _read(path: Path, byte_range: ByteRequest | None, most_bytes: int) -> bytes:
+    with open(path, "rb", opener=_open_at_once, buffering=0) as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise ValueError(f"{path} is no regular file, but {_kind(info.st_mode)}")
+        start, stop = _span(byte_range, info.st_size)
+        if stop - start > most_bytes:
+            raise ValueError(
+                f"{path} has {info.st_size:,} bytes, where at most {most_bytes:,} are expected"
+            )
+        file.seek(start)
+        return _read_bytes(file, stop - start)
+
+
+def _read_bytes(file: Any, size: int) -> bytes:
+    """Read as many bytes, in as many calls as the system takes for them."""
+    found: bytes = file.read(size)
+    while len(found) < size:
+        more = file.read(size - len(found))
+        if not more:
+            break
+        found += more
+    return found
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for a pipe's other end."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device"}
+    return next((words for test, words in kinds.items() if test(mode)), "something else")
+
+
+def _span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
+    if byte_range is None:
+        return 0, size
+    if isinstance(byte_range, RangeByteRequest):
+        return min(byte_range.start, size), min(byte_range.end, size)
+    if isinstance(byte_range, OffsetByteRequest):
+        return min(byte_range.offset, size), size
+    assert isinstance(byte_range, SuffixByteRequest)
+    return max(0, size - byte_range.suffix), size
+
+
+class WatchedStore(WrapperStore[Store]):
+    """A store of which one array is read: it knows which chunks were there, and which were not.
+
+    A chunk that is not there is the fill value, by the format. It is that only if the array still
+    is there, and if the chunk was not there before.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.fills: set[int] = set()
+        """Numbers of the chunks that are not in the store, in row-major order."""
+        self._grid: tuple[int, ...] | None = None
+        self._seen = np.zeros(0, np.uint8)
+        self._last_seen = ""
+
+    def watch(self, array: zarr.Array) -> None:
+        """Note the chunks of this array from now on."""
+        shape = array.shards or array.chunks
+        grid = tuple(-(-n // c) for n, c in zip(array.shape, shape, strict=True))
+        count = int(np.prod(grid, dtype=object)) if grid else 1
+        if count > WATCHED_CHUNKS:
+            return
+        self._prefix = f"{array.path}/" if array.path else ""
+        name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
+        self._document = f"{self._prefix}{name}"
+        self._seen = np.zeros(-(-count // 8), np.uint8)
+        self._grid = grid
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return the bytes of a key; None for a chunk that is the fill value.
+
+        Raises
+        ------
+        Vanished
+            If the chunk, or the array, was there before and is gone.
+        """
+        found = await self._store.get(key, prototype, byte_range)
+        number = self._number(key)
+        if number is not None:
+            if found is None:
+                await self._judge(key, number)
+            else:
+                self._seen[number >> 3] |= 1 << (number & 7)
+                self._last_seen = key
+        return found
+
+    def _number(self, key: str) -> int | None:
+        """Return the number of the chunk that a key names; None for other keys."""
+        if self._grid is None or not key.startswith(self._prefix):
+            return None
+        rest = key[len(self._prefix) :]
+        if not re.fullmatch(r"c?[/.]?\d*([/.]\d+)*", rest):
+            return None
+        digits = re.findall(r"\d+", rest)
+        if self._grid and len(digits) != len(self._grid):
+            return None
+        number = 0
+        for at, size in zip(map(int, digits), self._grid, strict=False):  # a scalar has a "0"
+            number = number * size + at
+        return number
+
+    async def _judge(self, key: str, number: int) -> None:
+        name = key[len(self._prefix) :]
+        if self._seen[number >> 3] >> (number & 7) & 1:
+            raise Vanished(f"chunk {name} was there when it was read before, and is gone")
+        if not await self._store.exists(self._document):
+            raise Vanished(f"chunk {name} is not there, and the array is gone")
+        if self._last_seen and not await self._store.exists(self._last_seen):
+            gone = self._last_seen[len(self._prefix) :]
+            raise Vanished(f"chunk {name} is not there, and chunk {gone}, read before, is gone")
+        self.fills.add(number)

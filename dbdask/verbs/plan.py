@@ -1,0 +1,61 @@
+"""What a verb settles before the first task, whichever method trains."""
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dbdask.data.supply import Supply
+from dbdask.numbers.checkpoint import Snapshot
+from dbdask.numbers.portions import Cut
+
+
+def _new_name() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The arguments of one run, checked and made whole. A method keeps its own numbers itself."""
+
+    job: bytes
+    """What workers need to train and to validate, pickled."""
+    model: bytes
+    """The model, pickled: shards ask it for the first parameters."""
+    size: int
+    """Elements of the flat vector."""
+    trained: tuple[tuple[int, int], ...]
+    """Ranges of the flat vector that updates may change; the rest are buffers."""
+    supply: Supply
+    """Brings workers the examples that they cannot read themselves."""
+    seed: int
+    settings: dict[str, Any]
+    """What a checkpoint says of the run that it is of."""
+    run: str = field(default_factory=_new_name)
+    """Identity of the run, part of every key and every snapshot."""
+    start: np.ndarray | None = None
+    """First parameters, float32 of shape (size,); None asks the model."""
+    validation_supply: Supply | None = None
+    validation_cut: Cut | None = None
+    """Portions of the validation examples; None if there are none."""
+    validate_steps: int | None = None
+    validate_seconds: float | None = None
+    keep: str = "last"
+    target_loss: float | None = None
+    """A validation loss of at most this stops the run."""
+    replicas: int | None = None
+    shards: int | None = None
+    shard_copies: int = 1
+    workers: tuple[str, ...] | None = None
+    shard_workers: tuple[str, ...] | None = None
+    path: str | None = None
+    """The checkpoint."""
+    last: Snapshot | None = None
+    """The committed snapshot that the run goes on from."""
+    snapshot_seconds: float = 30.0
+
+    @property
+    def name(self) -> str:
+        """What errors call the model."""
+        return f"model of {self.size:,} parameters"

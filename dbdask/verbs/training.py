@@ -1,0 +1,66 @@
+"""From the first shard to the parameters: the life of a run, whatever its method."""
+
+import asyncio
+import logging
+
+from dbdask.errors import TROUBLE, DataError, ShardLost, WorkerError
+from dbdask.verbs.outcome import Outcome
+from dbdask.verbs.recovery import MOST_RECOVERIES, Recovery, RunLost, lost_with
+from dbdask.verbs.run import Run
+
+logger = logging.getLogger("dbdask")
+
+
+async def train(run: Run) -> Outcome:
+    """Carry a run to its end; whatever happens, nothing of it stays on the cluster.
+
+    Raises
+    ------
+    ShardLost
+        Shards were lost, and nothing is there to rebuild them from, or rebuilding does not help.
+    DataError, WorkerError
+        The data are wrong, or no worker can go on: the error names the last snapshot.
+    """
+    try:
+        await _set_up(run)
+        return await _to_the_end(run)
+    except RunLost as error:
+        raise ShardLost(str(error)) from None
+    except TROUBLE as error:
+        raise ShardLost(f"{error}; {run.snapshots.how_to_go_on()}") from error
+    except (DataError, WorkerError) as error:
+        raise run.snapshots.named_in(error) from error
+    finally:
+        await asyncio.shield(asyncio.ensure_future(run.release()))
+
+
+async def _set_up(run: Run) -> None:
+    """Make the first shards: again, on other workers, if one leaves or stops meanwhile.
+
+    Nothing was trained, so nothing is lost by beginning again.
+    """
+    count = await run.begin()
+    for tries_left in reversed(range(MOST_RECOVERIES + 1)):
+        await run.placement.wait()
+        try:
+            return await run.make_shards(count)
+        except TROUBLE as error:
+            if not tries_left:
+                raise RunLost(f"{error}; {lost_with(run)}") from error
+            logger.warning("setting up again: %s", error)
+        await run.look_around()
+
+
+async def _to_the_end(run: Run) -> Outcome:
+    """Train, and conclude; a loss on the way may bring the run back into training."""
+    recovery = Recovery(run)
+    while True:
+        try:
+            while not run.method.has_ended(run):
+                await run.method.advance(run)
+            parameters = await run.conclude()
+            return Outcome(parameters, run.tally.history, run.method.end(run))
+        except RunLost:
+            raise
+        except TROUBLE as error:
+            await recovery.recover(str(error))
