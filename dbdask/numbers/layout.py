@@ -139,10 +139,11 @@ def as_layout(value: Any) -> Layout:
         raise TypeError(
             f"layout must be a dbdask.Layout or a sequence of parameters, got {value!r}"
         )
-    return Layout(tuple(_as_parameter(item) for item in value))
+    return Layout(tuple(as_parameter(item) for item in value))
 
 
-def _as_parameter(item: Any) -> Parameter:
+def as_parameter(item: Any) -> Parameter:
+    """Return a `Parameter` from one, from a likeness, or from (name, shape[, dims[, kind]])."""
     if isinstance(item, Parameter):
         return item
     if hasattr(item, "name") and hasattr(item, "shape"):
