@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from distributed import Client, Future
 
 from dbdask.errors import ShardLost
 from dbdask.numbers.layout import cut
@@ -42,7 +43,7 @@ class Copy:
     """One copy of a shard: its actor, and the future that keeps it alive."""
 
     place: ActorPlace
-    future: Any
+    future: Future
 
 
 class ParameterServer:
@@ -71,7 +72,7 @@ class ParameterServer:
 
     def __init__(
         self,
-        client: Any,
+        client: Client,
         run: str,
         size: int,
         optimizer: Optimizer,

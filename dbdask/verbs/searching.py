@@ -4,7 +4,8 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection
-from typing import Any
+
+from distributed import Client
 
 from dbdask.server.tasks import Whereabouts, whereabouts
 
@@ -20,7 +21,7 @@ class Search:
     worker does not know, would be waited for as long as the worker lives.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Client) -> None:
         self.client = client
         self._asking: dict[str, asyncio.Task[dict[str, Whereabouts]]] = {}  # by worker
         self._missed: Counter[str] = Counter()
