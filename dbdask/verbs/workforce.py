@@ -18,8 +18,8 @@ from dbdask.server.contact import has_scheduler, worker_answers
 from dbdask.server.deadlines import deadline
 from dbdask.server.tasks import result_of
 from dbdask.verbs.failures import Failures, Work
+from dbdask.verbs.lost_tasks import LostTaskDetector
 from dbdask.verbs.roster import REFRESH_SECONDS, Roster
-from dbdask.verbs.searching import Search
 
 
 class Report(Protocol):
@@ -70,7 +70,7 @@ class Workforce:
     failures: Failures = field(default_factory=Failures)
 
     def __post_init__(self) -> None:
-        self.search = Search(self.client)
+        self.search = LostTaskDetector(self.client)
 
     async def refresh(self, *, first: bool = False, now: bool = False) -> None:
         """See who is there, as `Roster.refresh` does; where somebody works, nobody is lacking.
@@ -150,7 +150,7 @@ class Workforce:
 
         False where the worker left, stopped or is paused, or nobody is at work on `key`.
         """
-        asked, search = time.monotonic(), Search(self.client)
+        asked, search = time.monotonic(), LostTaskDetector(self.client)
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=REFRESH_SECONDS)

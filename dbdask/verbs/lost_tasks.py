@@ -14,7 +14,7 @@ logger = logging.getLogger("dbdask")
 MOST_MISSED = 2  # looks in a row: what one of them has just told the other is on its way
 
 
-class Search:
+class LostTaskDetector:
     """Looks for tasks that are long under way, beside the run.
 
     A sign of life says nothing of a task. One that the scheduler believes with its worker, and the
