@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from dbdask.data.bundles import Bundle
+from dbdask.data.decoding import exact_array
 from dbdask.data.examples import Examples
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Source
@@ -211,7 +212,7 @@ class Result:
         """The label of each output."""
         known = self.examples.output_classes
         if known is not None:
-            return np.asarray(known)
+            return exact_array(known)
         return np.arange(class_probabilities(np.zeros((1, self._outputs)), self._loss).shape[1])
 
     def _label_meaning(self, has_gaps: bool) -> Meaning:

@@ -15,15 +15,11 @@ from typing import Any
 import numpy as np
 from xarray.backends.zarr import FillValueCoder
 
-from dbdask.data.decoding import Decoding
+from dbdask.data.decoding import Decoding, Undecided
 
 _FILLS = ("_FillValue", "missing_value")
 _CONVERSION = ("units", "calendar", "dtype")
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([uU]?[bBsSlLfFdD]?)\s*")
-
-
-class Undecided(ValueError):
-    """An attribute of which nobody can say what it means for the values."""
 
 
 def decode_declared(
@@ -116,14 +112,16 @@ def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -
     )
     if shown.kind in "iu" and not packing and not is_converted:
         return Decoding(signs=signs, missing=tuple(int(fill) for fill in missing))
+    doubtful = _rounded(shown, fills) if shown.kind == "f" else ()
     if not packing and not is_converted and not missing:
-        return Decoding(signs=signs)
+        return Decoding(signs=signs, doubtful=doubtful)
     names = [name for name in _CONVERSION if isinstance(attributes.get(name), str)]
     kept = {**packing, **{name: attributes[name] for name in names}}
     if missing:  # integers have no NaN: a whole scale would make some
         kept |= {name: float(value) for name, value in packing.items()}
         kept["_FillValue"] = missing[0]
-    return Decoding(attributes=kept, signs=signs, gaps=tuple(missing[1:]))
+    doubtful = doubtful if not packing and not is_converted else ()
+    return Decoding(attributes=kept, signs=signs, gaps=tuple(missing[1:]), doubtful=doubtful)
 
 
 def _signs(dtype: np.dtype, attributes: Mapping[str, Any]) -> np.dtype | None:
@@ -146,22 +144,46 @@ def _kind_of(declared: Any) -> str:
 def _held(shown: np.dtype, stored: np.dtype, fills: list[Any]) -> list[Any]:
     """Return the fill values that the dtype can hold, in it; what it cannot hold masks nothing."""
     held: dict[Any, None] = {}
-    for fill in fills:
-        fill = fill.item() if isinstance(fill, np.generic) else fill
-        if isinstance(fill, str | bytes | complex) or not isinstance(fill, int | float):
-            continue
-        if fill != fill:
-            continue
+    for fill in _numeric(fills):
         if shown.kind == "f":
-            with np.errstate(over="ignore"):
-                one = shown.type(fill)
-            if np.isfinite(one) or np.isinf(fill):
+            one = _as_float(fill, shown)
+            if float(one) == fill:
                 held[one] = None
-        elif np.isfinite(fill) and fill == int(fill):
+        elif math.isfinite(fill) and fill == int(fill):
             found = _whole(int(fill), shown, stored)
             if found is not None:
                 held[shown.type(found)] = None
     return list(held)
+
+
+def _numeric(fills: list[Any]) -> Iterable[int | float]:
+    for fill in fills:
+        plain = fill.item() if isinstance(fill, np.generic) else fill
+        if isinstance(plain, int | float) and plain == plain:
+            yield plain
+
+
+def _as_float(fill: int | float, dtype: np.dtype) -> Any:
+    with np.errstate(over="ignore"):
+        try:
+            return dtype.type(fill)
+        except OverflowError:
+            return dtype.type(math.inf)
+
+
+def _rounded(dtype: np.dtype, fills: list[Any]) -> tuple[tuple[Any, str], ...]:
+    """Return the neighbours of fills that the dtype rounds: xarray compares without rounding."""
+    found = []
+    for fill in _numeric(fills):
+        one = _as_float(fill, dtype)
+        if float(one) == fill or not math.isfinite(one):
+            continue
+        said = (
+            f"holds {one!s}, which may be its declared fill {fill!r} as {dtype} rounds it: xarray "
+            f"shows it as a value; declare {float(one)!r} if it means missing, or give a Dataset"
+        )
+        found.append((one, said))
+    return tuple(found)
 
 
 def _whole(fill: int, shown: np.dtype, stored: np.dtype) -> int | None:

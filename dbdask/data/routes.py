@@ -22,6 +22,7 @@ from dbdask.data.locations import Location
 from dbdask.data.pandas_arrays import OBJECT, numpy_dtype, to_numpy
 from dbdask.data.read_errors import read_error
 from dbdask.data.stores import WatchedStore
+from dbdask.errors import DataError
 
 Index = tuple[slice, ...]
 
@@ -129,7 +130,14 @@ class Lazy:
 
     def read(self, index: Index) -> np.ndarray:
         # Indexing makes a new variable: what it caches is gone with it.
-        return self.variable[index].to_numpy()
+        try:
+            return self.variable[index].to_numpy()
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise DataError(
+                f"values at {_shown(index)} cannot be read by xarray: {type(error).__name__}: "
+                f"{error}; correct the attributes of the variable, or open it with "
+                "mask_and_scale=False"
+            ) from error
 
     def worker_side(self) -> Origin:
         return Lazy(without_cache(self.variable))
@@ -295,6 +303,10 @@ def _held_index(variable: xr.Variable, data: indexing.PandasIndexingAdapter) -> 
     if isinstance(data.array.dtype, np.dtype):
         return Held(variable.to_numpy())
     return HeldByPandas(data.array.array, dtype=numpy_dtype(data.array.array))
+
+
+def _shown(index: Index) -> str:
+    return f"[{', '.join(f'{cut.start}:{cut.stop}' for cut in index)}]"
 
 
 def _overlap(piece: Piece, index: Index) -> Index | None:

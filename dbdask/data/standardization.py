@@ -140,8 +140,7 @@ class Scaling:
     @property
     def fill(self) -> np.ndarray:
         """What stands for a missing element: the mean, scaled where the values are."""
-        mean = np.array(self.mean, np.float32)
-        return np.zeros_like(mean) if self.applied else mean
+        return np.zeros(len(self.mean), np.float32) if self.applied else as_float32(self._exact[0])
 
     @cached_property
     def limit(self) -> np.ndarray:
