@@ -15,6 +15,7 @@ _PLACES = {
     "Layout": "dbdask.numbers.layout",
     "Parameter": "dbdask.numbers.layout",
     "Model": "dbdask.numbers.model",
+    "check_model": "dbdask.verbs.checking",
     "Optimizer": "dbdask.numbers.optimizers",
     "sgd": "dbdask.numbers.optimizers",
     "momentum": "dbdask.numbers.optimizers",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from dbdask.result import Result as Result
     from dbdask.result import load as load
     from dbdask.status import Status as Status
+    from dbdask.verbs.checking import check_model as check_model
     from dbdask.verbs.downpour import downpour as downpour
     from dbdask.verbs.sandblaster import sandblaster as sandblaster
 

@@ -70,7 +70,7 @@ class Result:
         return self._history.to_dataset()
 
     def plot(self) -> Any:
-        """Draw the learning curve with matplotlib; returns the figure."""
+        """Draw the learning curve with matplotlib; returns the figure, which notebooks show."""
         from dbdask.plotting import learning_curve
 
         return learning_curve(self.history)
@@ -102,9 +102,10 @@ class Result:
         -------
         dict
             `loss`: the mean loss as trained, without the penalty; and `accuracy` for labels, or
-            `rmse` and `r2` for values. `rmse` is one number over all elements of all targets, each
-            in its own units: of unlike units the largest shows. `r2` has no units: it is found for
-            each element, and averaged over those whose targets vary.
+            `rmse` and `r2` for values, or neither where a model of your own has another number of
+            outputs than the targets have elements. `rmse` is one number over all elements of all
+            targets, each in its own units: of unlike units the largest shows. `r2` has no units:
+            it is found for each element, and averaged over those whose targets vary.
         """
         if not isinstance(examples, Examples):
             raise TypeError(f"examples must be dbdask.Examples, got {type(examples).__name__}")
@@ -134,8 +135,11 @@ class Result:
             Named after the target, on the data's own dimensions, order and coordinates: the
             decoded label, or the value in the target's own units. NaN (or the declared missing
             label, which is written as such) where no example can be formed: numbers as labels are
-            float64 unless one can be formed everywhere, as from integers; a missing text is "". A
-            Dataset where there are several targets.
+            float64 unless one can be formed everywhere, as from integers; a missing text is "".
+            Values are float64 where scaled targets need it, else float32. A Dataset where there
+            are several targets. An `output` dimension where a model of your own has another number
+            of outputs than the targets have elements. It can be written as it is: in chunks of one
+            length, the longest of the data's where those differ, without the data's encodings.
         """
         recipe, source, predictor = self._on(data)
         if self._tells_classes:

@@ -259,14 +259,18 @@ class BadModel(CountingModel):
 
 
 def test_bad_gradients_are_refused_counted_and_named(threads_client, store):
-    result = dbdask.downpour(
-        BadModel(1200),
-        counted(store),
-        client=threads_client,
-        batch_size=20,
-        max_refused=4,
-        progress=False,
-    )
+    with pytest.warns(
+        dbdask.TrainingWarning, match="bad_gradients: 4 gradients.*not finite: lower"
+    ):
+        result = dbdask.downpour(
+            BadModel(1200),
+            counted(store),
+            client=threads_client,
+            batch_size=20,
+            max_refused=4,
+            replicas=1,
+            progress=False,
+        )
     assert result.status.reason == "bad_gradients" and not result.status.ok
     assert "count" in result.status.message
     np.testing.assert_array_equal(result.parameters["count"].values, 0)

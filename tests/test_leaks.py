@@ -107,7 +107,8 @@ def pressing(times):
 
 
 def by_ctrl_c(client, verb, folder):
-    result = train(client, verb, folder, callbacks=[pressing(1)])
+    with pytest.warns(dbdask.TrainingWarning, match="interrupted.*resume=True"):
+        result = train(client, verb, folder, callbacks=[pressing(1)])
     assert result.status.reason == "interrupted"
 
 

@@ -44,3 +44,29 @@ def test_notebook_runs(path, tmp_path):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
+
+
+MADE = """
+import numpy as np
+from dbdask.numbers.history import History, Record
+from dbdask.result import Result
+from dbdask.status import Status
+
+records = [Record(float(n), 0, n, 10 * n, loss=1 / (n + 1)) for n in range(5)]
+result = Result(None, None, np.zeros(1), History(records), Status("epochs", "made"))
+"""
+
+
+def pictures(cells):
+    """Run cells in a fresh notebook; return how many pictures each shows."""
+    cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbclient.NotebookClient(notebook, timeout=120, kernel_manager_class=ThisPython).execute()
+    return [sum("image/png" in o.get("data", {}) for o in cell.outputs) for cell in notebook.cells]
+
+
+def test_a_learning_curve_shows_itself_once_in_a_notebook():
+    cells = [MADE + "result.plot()", "result.plot();", "figure = result.plot()\n1", "figure"]
+    assert pictures(cells) == [1, 1, 1, 1]
+    cells = ["import matplotlib\nmatplotlib.use('agg')", MADE, "result.plot()", "result.plot()"]
+    assert pictures(cells) == [0, 0, 1, 1]

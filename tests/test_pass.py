@@ -261,9 +261,9 @@ def test_a_late_push_of_a_copy_that_lost_changes_nothing_in_the_next_pass(
         if evaluation == 1:
             gate.go_on.set()
 
-    def contributed(shard, generation, evaluation, bundle, gradient):
+    def contributed(shard, evaluation, bundle, gradient):
         is_open = shard._pass.evaluation
-        is_new = contribute(shard, generation, evaluation, bundle, gradient)
+        is_new = contribute(shard, evaluation, bundle, gradient)
         if evaluation != is_open:
             late.append((evaluation, is_open, is_new))
         return is_new

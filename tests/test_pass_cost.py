@@ -163,8 +163,8 @@ def test_an_iteration_is_two_rounds_beside_its_search_and_no_vector_comes_to_the
     for entry in log:
         if entry is None:
             between.append([])
-        elif entry[0] == "command":
-            number, name = entry[1][:2]
+        elif entry[0] in ("command", "order"):
+            number, name = entry[1][0], entry[1][1 if entry[0] == "command" else 2]
             of_shard[number] += 1
             if of_shard[number] == 1:
                 between[-1].append(name)

@@ -104,3 +104,84 @@ def test_false_is_silent_anywhere(log, monkeypatch):
     terminal = on(Terminal(), monkeypatch)
     show(Progress(False, 1000), record(1000))
     assert terminal.getvalue() == "" and not log.messages
+
+
+def unconfigured(monkeypatch):
+    """Leave logging as in a program that never configured it; a fixture would be too early."""
+    logger = logging.getLogger("dbdask")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger.root, "handlers", [])
+    monkeypatch.setattr(logger.root, "level", logging.WARNING)
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    monkeypatch.setattr(logger, "_cache", {})
+    return logger
+
+
+def lines_of(stream):
+    return [line.partition(" dbdask: ")[2] for line in stream.getvalue().splitlines()]
+
+
+def test_a_program_that_configured_nothing_sees_the_lines(monkeypatch):
+    logger, pipe = unconfigured(monkeypatch), on(io.StringIO(), monkeypatch)
+    progress = Progress(None, 1000)
+    progress.begin()
+    assert lines_of(pipe) == ["the run begins: 1,000 examples in all"]
+    show(progress, record(250, loss=0.5))
+    assert lines_of(pipe)[1:] == ["25 % of the examples, epoch 1, loss 0.5"]
+    assert logger.handlers == [] and logger.level == logging.NOTSET
+
+
+@pytest.mark.parametrize("how", ["handler", "null", "level", "root level", "disabled"])
+def test_what_a_program_configured_decides(monkeypatch, how):
+    logger = unconfigured(monkeypatch)
+    pipe, own = on(io.StringIO(), monkeypatch), io.StringIO()
+    if how == "handler":
+        logger.root.handlers.append(logging.StreamHandler(own))
+        logger.level = logging.INFO
+    elif how == "null":
+        logger.handlers.append(logging.NullHandler())
+    elif how == "level":
+        logger.level = logging.ERROR
+    elif how == "root level":
+        logger.root.level = logging.ERROR
+    else:
+        monkeypatch.setattr(logger.manager, "disable", logging.INFO)
+    progress = Progress(None, 1000)
+    progress.begin()
+    show(progress, record(250))
+    assert pipe.getvalue() == ""
+    wanted = ["the run begins: 1,000 examples in all", "25 % of the examples, epoch 1"]
+    assert own.getvalue().splitlines() == (wanted if how == "handler" else [])
+
+
+def test_a_run_without_new_records_says_that_it_works(log, monkeypatch):
+    on(io.StringIO(), monkeypatch)
+    clock = SimpleNamespace(now=100.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr("dbdask.progress.time", clock)
+    progress = Progress(None, 100)
+    for later in (0, 29, 30, 31, 61):
+        clock.now = 100.0 + later
+        progress.wait()
+    assert log.messages == [
+        "the run works, 30 s after it began",
+        "the run works, 61 s after it began",
+    ]
+    for done in (10, 20, 30):
+        progress.update(record(done))
+    assert log.messages[2:] == []
+    clock.now += 30
+    progress.wait()
+    progress.update(record(90))
+    progress.close()
+    assert [message.split(" of ")[0] for message in log.messages[2:]] == ["30 %", "90 %"]
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_no_line_is_logged_where_none_is_wanted(log, monkeypatch, mode):
+    on(Terminal(), monkeypatch)
+    progress = Progress(mode, 100)
+    progress.begin()
+    progress.wait()
+    show(progress, record(10))
+    assert not log.messages

@@ -116,7 +116,8 @@ def test_the_only_shard_takes_the_whole_run_back(cluster, store, tmp_path):
 def test_ctrl_c_stops_the_run_and_keeps_what_was_learnt(threads_client, store):
     main = threading.main_thread().ident
     stop = After(3, lambda: signal.pthread_kill(main, signal.SIGINT))
-    result = train(threads_client, store, epochs=500, callbacks=[stop])
+    with pytest.warns(dbdask.TrainingWarning, match="interrupted.*parameters=result"):
+        result = train(threads_client, store, epochs=500, callbacks=[stop])
     assert result.status.reason == "interrupted" and not result.status.ok
     assert result.parameters["count"].values.sum() > 0
     assert_nothing_left(threads_client)

@@ -242,6 +242,127 @@ def test_a_users_own_model_need_not_say_how_many_outputs_it_has(threads_client):
     assert result.evaluate(examples)["accuracy"] == 1
 
 
+@pytest.mark.parametrize("verb", [dbdask.downpour, dbdask.sandblaster])
+@pytest.mark.parametrize("labels", [["sea"], [0], [7]])
+def test_a_single_class_is_that_class(threads_client, verb, labels):
+    values = np.random.default_rng(4).normal(size=(60, 3)).astype(np.float32)
+    data = xr.Dataset({"x": (("row", "f"), values), "y": ("row", np.repeat(labels, 60))})
+    examples = dbdask.Examples(data, inputs="x", targets="y", along="row", classes=labels)
+    model = dbdask.Network(input_shape=(3,), layers=[dbdask.Dense(1)], loss="softmax")
+    result = verb(model, examples, client=threads_client, validation=examples, progress=False)
+    assert result.evaluate(examples) == {"loss": 0.0, "accuracy": 1.0}
+    assert result.history["validation_accuracy"].values[-1] == 1
+    np.testing.assert_array_equal(result.predict(data).compute(scheduler="threads"), data["y"])
+    probabilities = result.predict_proba(data).compute(scheduler="threads")
+    assert probabilities.shape == (60, 1) and (probabilities == 1).all()
+    assert probabilities["class"].values.tolist() == labels
+
+
+def test_the_lone_output_of_a_logistic_loss_has_no_single_class(threads_client):
+    data = xr.Dataset({"x": ("row", np.ones(9)), "y": ("row", np.repeat("sea", 9))})
+    examples = dbdask.Examples(data, inputs="x", targets="y", along="row", classes=["sea"])
+    model = dbdask.Network(input_shape=(), layers=[dbdask.Dense(1)], loss="logistic")
+    with pytest.raises(ValueError, match="one class, the lone output.*'softmax', or two classes"):
+        dbdask.downpour(model, examples, client=threads_client, progress=False)
+
+
+class _Linear:
+    """A model of a user's own: `outputs` linear outputs of which each fits the targets."""
+
+    def __init__(self, outputs=1, loss=None, output_shape=None):
+        self.layout = (("weights", (2, outputs), ("feature", "output")),)
+        self.outputs = outputs
+        if loss is not None:
+            self.loss = loss
+        if output_shape is not None:
+            self.output_shape = output_shape
+
+    def initial_parameters(self, seed, start, stop):
+        return np.zeros(2 * self.outputs, np.float32)[start:stop]
+
+    def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
+        errors = self.predict(parameters, inputs) - targets.reshape(-1, 1)
+        gradient[:] = (inputs.T @ errors).ravel()
+        return 0.5 * float(np.square(errors).sum())
+
+    def predict(self, parameters, inputs):
+        return inputs @ parameters.reshape(2, self.outputs)
+
+
+COUNTS = np.random.default_rng(8).integers(0, 5, size=(400, 2)).astype(np.float32)
+
+
+def _counts(**options):
+    data = xr.Dataset(
+        {
+            "x": (("row", "f"), COUNTS),
+            "rain": ("row", (COUNTS @ [3, 2]).astype(np.int64)),
+            "kind": ("row", np.array(["wet", "dry"])[COUNTS[:, 0].astype(int) % 2]),
+        }
+    )
+    options = {"targets": "rain"} | options
+    return data, dbdask.Examples(data, inputs="x", along="row", **options)
+
+
+@pytest.mark.parametrize("loss", [None, "poisson", "squared"])
+@pytest.mark.parametrize("output_shape", [None, (), (1,)])
+def test_whole_numbers_and_a_lone_output_of_a_users_own_are_values(
+    threads_client, tmp_path, loss, output_shape
+):
+    data, examples = _counts()
+    model = _Linear(loss=loss, output_shape=output_shape)
+    settings = {"client": threads_client, "progress": False, "validation": examples}
+    result = dbdask.downpour(
+        model, examples, optimizer=dbdask.sgd(0.05), batch_size=20, epochs=10, **settings
+    )
+    result.save(tmp_path / "model.zarr")
+    for one in (result, dbdask.load(tmp_path / "model.zarr", model=model)):
+        predicted = one.predict(data)
+        assert predicted.dims == ("row",) and predicted.name == "rain"
+        np.testing.assert_allclose(predicted.compute(scheduler="threads"), data["rain"], atol=0.05)
+        found = one.evaluate(examples)
+        assert set(found) == {"loss", "rmse", "r2"} and found["r2"] > 0.999
+        with pytest.raises(ValueError, match="loss is 'softmax' or 'logistic'"):
+            one.predict_proba(data)
+    assert "validation_accuracy" not in result.history
+
+
+def test_values_with_several_outputs_of_a_users_own_are_given_as_they_are(threads_client):
+    data, _ = _counts()
+    data["rain"] = data["rain"].astype(np.float32)
+    examples = dbdask.Examples(data, inputs="x", targets="rain", along="row")
+    result = dbdask.sandblaster(_Linear(3), examples, client=threads_client, progress=False)
+    predicted = result.predict(data).compute(scheduler="threads")
+    assert predicted.dims == ("row", "output") and predicted.name == "rain"
+    wanted = np.broadcast_to(data["rain"].values[:, None], (400, 3))
+    np.testing.assert_allclose(predicted, wanted, atol=0.01)
+    assert set(result.evaluate(examples)) == {"loss"}
+
+
+def test_classes_that_were_asked_for_do_not_make_a_lone_output_a_class(threads_client):
+    data, examples = _counts(targets="kind", classes=["wet", "dry"])
+    result = dbdask.downpour(_Linear(), examples, client=threads_client, progress=False)
+    predicted = result.predict(data).compute(scheduler="threads")
+    assert predicted.dtype == np.float32 and predicted.dims == ("row",)
+    assert set(result.evaluate(examples)) == {"loss"}
+
+
+def test_one_number_an_example_is_an_input(threads_client, tmp_path):
+    values = np.random.default_rng(2).normal(size=300)
+    data = xr.Dataset({"x": ("row", values), "y": ("row", 3 * values + 1)})
+    examples = dbdask.Examples(data, inputs="x", targets="y", along="row").standardize(
+        client=threads_client
+    )
+    assert examples.input_shape == ()
+    model = dbdask.Network(input_shape=(), layers=[dbdask.Dense(1)], loss="squared")
+    result = dbdask.sandblaster(model, examples, client=threads_client, progress=False)
+    result.save(tmp_path / "model.zarr")
+    for one in (result, dbdask.load(tmp_path / "model.zarr")):
+        assert one.model.input_shape == () and one.evaluate(examples)["r2"] > 0.9999
+        predicted = one.predict(data).compute(scheduler="threads")
+        np.testing.assert_allclose(predicted, data["y"], atol=0.01)
+
+
 def _trained_on(client, examples, outputs=2):
     model = dbdask.Network(
         input_shape=examples.input_shape, layers=[dbdask.Dense(outputs)], loss="softmax"

@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -222,7 +223,8 @@ def test_bad_gradients_at_the_first_point_are_refused_counted_and_named(
     threads_client, store, tmp_path
 ):
     path = str(tmp_path / "run.zarr")
-    result = minimise_bad(threads_client, store, BadInPlaces(ROWS, row=777), checkpoint=path)
+    with pytest.warns(dbdask.TrainingWarning, match="bad_gradients.*other parameters="):
+        result = minimise_bad(threads_client, store, BadInPlaces(ROWS, row=777), checkpoint=path)
     assert result.status.reason == "bad_gradients" and not result.status.ok
     assert "1 gradients were refused, the last in portion 15, step 0: count" in str(result.status)
     assert result.history["refused"].values[-1] == 1
@@ -231,7 +233,8 @@ def test_bad_gradients_at_the_first_point_are_refused_counted_and_named(
     group = checkpoint.latest(path).group
     assert np.isfinite(checkpoint.read_slice(path, group, "gradient", 0, ROWS)).all()
     model = BadInPlaces(ROWS, row=777)
-    again = minimise_bad(threads_client, store, model, checkpoint=path, resume=True)
+    with pytest.warns(dbdask.TrainingWarning, match="bad_gradients"):
+        again = minimise_bad(threads_client, store, model, checkpoint=path, resume=True)
     assert again.status.reason == "bad_gradients"
 
 
@@ -243,7 +246,8 @@ def test_the_line_search_turns_back_from_bad_gradients(threads_client, store):
 
 
 def test_a_search_that_bad_gradients_end_names_the_last_of_them(threads_client, store):
-    result = minimise_bad(threads_client, store, BadInPlaces(ROWS, most=0.0))
+    with pytest.warns(dbdask.TrainingWarning, match="search_failed.*check_model"):
+        result = minimise_bad(threads_client, store, BadInPlaces(ROWS, most=0.0))
     assert result.status.reason == "search_failed"
     assert "gradients were refused, the last in portion" in result.status.message
     assert result.history["refused"].values[-1] >= 24
@@ -409,7 +413,9 @@ def test_callbacks_and_interrupts_stop_it(threads_client, store, how):
         with pytest.raises(KeyError, match="mine"):
             train(threads_client, store, **options)
     else:
-        result = train(threads_client, store, **options)
+        warned = pytest.warns(dbdask.TrainingWarning, match="interrupted.*parameters=result")
+        with warned if how == "interrupted" else nullcontext():
+            result = train(threads_client, store, **options)
         assert result.status.reason == {"true": "callback"}.get(how, how)
     assert_nothing_left(threads_client)
 
@@ -475,9 +481,10 @@ class Interrupting(LinearCounting):
 def test_an_interrupt_in_the_first_pass_names_no_loss(threads_client, store, monkeypatch):
     monkeypatch.setenv("DBDASK_TEST_INTERRUPT", "once")
     model = Interrupting(ROWS, seconds=0.2)  # so that the pass outlasts a turn of its coordinator
-    result = dbdask.sandblaster(
-        model, counted(store), client=threads_client, progress=False, portion_size=50
-    )
+    with pytest.warns(dbdask.TrainingWarning, match="interrupted"):
+        result = dbdask.sandblaster(
+            model, counted(store), client=threads_client, progress=False, portion_size=50
+        )
     assert result.status.reason == "interrupted"
     assert result.status.message.endswith("(iteration 0, no pass has ended)")
 

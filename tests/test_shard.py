@@ -125,9 +125,9 @@ def test_a_command_that_comes_twice_is_done_once():
     async def scenario():
         shard = make_shard()
         await shard.push(0, (0, 0, 0), np.zeros(16, np.float32), 0)
-        first = await shard.command(7, "copy", 0, 3, True)
+        first = await shard.order(7, 0, "copy", 3, True)
         await shard.push(0, (0, 0, 1), np.ones(16, np.float32), 0)
-        again = await shard.command(7, "copy", 0, 3, True)
+        again = await shard.order(7, 0, "copy", 3, True)
         return first, again, shard.state.copies[3].applied
 
     assert run(scenario()) == (1, 1, 1)
@@ -136,10 +136,10 @@ def test_a_command_that_comes_twice_is_done_once():
 def test_pausing_is_told_with_the_next_acknowledgement():
     async def scenario():
         shard = make_shard()
-        await shard.command(1, "pause", 0, True)
+        await shard.order(1, 0, "pause", True)
         told, _ = await shard.push(0, (0, 0, 0), np.zeros(16, np.float32), 0)
         asked = await shard.progress(0, 0, 0)
-        await shard.command(2, "pause", 0, False)
+        await shard.order(2, 0, "pause", False)
         later, _ = await shard.push(0, (0, 0, 1), np.zeros(16, np.float32), 0)
         return told.pause, asked, later.pause
 
@@ -164,7 +164,7 @@ def test_a_snapshot_comes_back_to_the_bit_on_another_number_of_shards(tmp_path, 
         for start, stop in slices:
             shard = make_shard(optimizer, start, stop)
             await shard.push(0, (0, 0, 0), gradient[start:stop], 0)
-            await shard.command(1, "copy", 0, 1, True)
+            await shard.order(1, 0, "copy", 1, True)
             await shard.write(path, group, 1)
             wanted.append(await shard.whole_state())
         assert checkpoint.latest(path) is None

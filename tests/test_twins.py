@@ -58,7 +58,7 @@ def test_a_twin_has_applied_what_its_shard_has_and_knows_a_repeat():
 
     async def live():
         await shard.push(0, (0, 0, 0), np.ones(6, np.float32), 0)
-        await shard.command(1, "copy", 0, 3, True)
+        await shard.order(1, 0, "copy", 3, True)
         await shard.push(0, (0, 0, 1), np.ones(6, np.float32), 1)
 
     asyncio.run(live())
@@ -85,7 +85,7 @@ def test_a_twin_does_not_do_again_what_its_shard_was_commanded():
 def test_a_twin_goes_on_with_the_pass_that_is_open():
     shard = BatchShard(0, 6, adagrad(0.1), 1, from_model())
     ones = np.ones(6, np.float32)
-    asyncio.run(shard.command(1, "open_pass", 1, 4, []))
+    asyncio.run(shard.order(1, 1, "open_pass", 4, []))
     assert asyncio.run(shard.contribute(1, 4, 0, ones))
     twin = twin_of(shard)
     assert not asyncio.run(twin.contribute(1, 4, 0, ones))

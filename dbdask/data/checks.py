@@ -1,11 +1,13 @@
 """Checks: everything is read once, as training would, and reported."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dbdask.data.fills import fill_warnings
 from dbdask.data.measures import BlockCount, measure_block
 from dbdask.data.sweeps import sweep
+from dbdask.numbers.left_out import LeftOut
 
 if TYPE_CHECKING:
     from dbdask.data.examples import Examples
@@ -30,6 +32,9 @@ class Report:
         Examples of each class index; None where the targets are no labels.
     lost_classes
         Classes all of whose examples are left out.
+    filled_chunks
+        How many chunks of a variable are not in the store, and were read as its fill value; for
+        variables that have some.
     """
 
     examples: int
@@ -37,6 +42,7 @@ class Report:
     first_dropped: str
     class_counts: dict[int, int] | None
     lost_classes: tuple[int, ...]
+    filled_chunks: dict[str, int] = field(default_factory=dict)
 
 
 def report(examples: "Examples", client: Any = None) -> Report:
@@ -50,10 +56,16 @@ def report(examples: "Examples", client: Any = None) -> Report:
     labels = examples.output_classes
     named = tuple(label if labels is None else labels[label] for label in lost)
     message = drop_warning(rows, missing, place, named)
-    if message:
-        warnings.warn(message, UserWarning, stacklevel=3)
+    fills = LeftOut()
+    for count in counts:
+        fills.add(LeftOut(fills=count.fills))
+    for words in ([message] if message else []) + fill_warnings(fills.fills):
+        warnings.warn(words, UserWarning, stacklevel=3)
     labelled = {label: kept[label] for label in sorted(kept)}
-    return Report(rows - dropped, dropped, place, labelled if examples.has_labels else None, lost)
+    filled = {name: len(one.chunks) for name, one in sorted(fills.fills.items())}
+    return Report(
+        rows - dropped, dropped, place, labelled if examples.has_labels else None, lost, filled
+    )
 
 
 def drop_warning(rows: int, missing: int, place: str, lost: tuple[Any, ...] = ()) -> str:

@@ -47,7 +47,7 @@ def read_array(array: zarr.Array, index: tuple[slice, ...]) -> np.ndarray:
 
 def oversized_chunk(array: zarr.Array, index: tuple[slice, ...]) -> str:
     """Return the name of the first chunk in a box that holds more than it is declared to."""
-    for place in _places(array, index):
+    for place in itertools.product(*_spans(array, index)):
         try:
             sync(_decode_chunk(array, place))
         except Oversized:
@@ -72,14 +72,28 @@ def _fill(array: zarr.Array) -> object:
     return 0 if array.fill_value is None else array.fill_value
 
 
-def _places(array: zarr.Array, index: tuple[slice, ...]) -> Iterator[tuple[int, ...]]:
-    """Return the places of the chunks, or shards, that share a value with the box."""
+def chunk_count(array: zarr.Array, index: tuple[slice, ...]) -> int:
+    """Return how many chunks, or shards, share a value with the box."""
+    return math.prod(len(span) for span in _spans(array, index))
+
+
+def chunk_numbers(array: zarr.Array, index: tuple[slice, ...]) -> Iterator[int]:
+    """Return their numbers, in row-major order of the whole array."""
     shape = array.shards or array.chunks
-    spans = [
+    grid = [-(-size // chunk) for size, chunk in zip(array.shape, shape, strict=True)]
+    for place in itertools.product(*_spans(array, index)):
+        number = 0
+        for at, size in zip(place, grid, strict=True):
+            number = number * size + at
+        yield number
+
+
+def _spans(array: zarr.Array, index: tuple[slice, ...]) -> list[range]:
+    shape = array.shards or array.chunks
+    return [
         range(cut.start // size, -(-cut.stop // size))
         for cut, size in zip(index, shape, strict=True)
     ]
-    return itertools.product(*spans)
 
 
 def _one_chunk(array: zarr.Array, index: tuple[slice, ...]) -> tuple[int, ...] | None:

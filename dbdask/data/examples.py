@@ -62,7 +62,9 @@ class Examples:
     classes
         The labels in the order of the outputs; None takes `flag_values`, or whole numbers from 0.
     missing
-        ``"error"``, ``"drop"`` such examples, or ``"mask"`` their missing elements.
+        ``"error"`` names the first missing value; ``"drop"`` leaves out the examples that need
+        one. ``"mask"`` keeps them: a missing target element gets weight zero, and a missing input
+        element becomes its variable's mean over these examples, 0 after `standardize`.
 
     Raises
     ------

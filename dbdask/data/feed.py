@@ -9,6 +9,7 @@ from threading import Lock
 import numpy as np
 
 from dbdask.data.blocks import read_block
+from dbdask.data.fills import fills_of
 from dbdask.data.first_look import first_look
 from dbdask.data.gathering import Block, Gathered
 from dbdask.data.groups import GroupLedger
@@ -183,8 +184,8 @@ class Reader:
         return BlockExamples(positions, valid, self._minibatch(gathered, rows[valid], 0))
 
     def left_out(self, portion: Portion) -> LeftOut:
-        """Return what the blocks of a portion that was read leave out as missing."""
-        found = LeftOut()
+        """Return what the blocks of a portion that was read leave out, or lack in their store."""
+        found = LeftOut(fills=fills_of(self.recipe, portion.blocks))
         for block in portion.blocks:
             if block in self._left_out:
                 found.add(self._left_out[block])

@@ -165,7 +165,7 @@ def _store_at_path(path: str) -> Store:
 def _store_at_url(url: str) -> Store:
     try:
         return FsspecStore.from_url(url, read_only=True)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:
         raise ValueError(
             f"data: cannot open the URL {url!r}: {error}; install the fsspec package of its "
             "protocol (aiohttp for http), or open the store yourself and give the Zarr store"

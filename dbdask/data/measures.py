@@ -8,12 +8,14 @@ import pandas as pd
 
 from dbdask.data.bundles import Bundle
 from dbdask.data.feed import Reader
+from dbdask.data.fills import fills_of
 from dbdask.data.leaving_out import class_counts
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Mask, Spans
 from dbdask.data.sources import Blocks, Variable
 from dbdask.data.standardization import Moments
 from dbdask.errors import DataError
+from dbdask.numbers.left_out import Fills
 
 SLAB_BYTES = 16 * 2**20
 """Bytes of float64 that measuring takes at a time."""
@@ -152,6 +154,7 @@ class BlockCount:
     place: str
     classes: dict[int, int]
     kept_classes: dict[int, int]
+    fills: dict[str, Fills]
 
 
 def read_as_training(reader: Reader, block: int, blocks: Blocks | None) -> None:
@@ -164,4 +167,5 @@ def measure_block(reader: Reader, block: int, blocks: Blocks | None) -> BlockCou
     read = reader.raw_block(block, blocks)
     dropped = 0 if read.valid is None else int((~read.valid).sum())
     found, kept = class_counts(reader.recipe, read)
-    return BlockCount(block, read.rows, dropped, read.missing, read.bad_place, found, kept)
+    fills = fills_of(reader.recipe, [block])
+    return BlockCount(block, read.rows, dropped, read.missing, read.bad_place, found, kept, fills)

@@ -16,7 +16,7 @@ import zarr
 from pandas.api.extensions import ExtensionArray
 from xarray.core import indexing
 
-from dbdask.data.chunk_reading import oversized_chunk, read_array
+from dbdask.data.chunk_reading import chunk_count, chunk_numbers, oversized_chunk, read_array
 from dbdask.data.lazy_chains import without_cache
 from dbdask.data.locations import Location
 from dbdask.data.pandas_arrays import OBJECT, numpy_dtype, to_numpy
@@ -73,10 +73,7 @@ class Stored:
         self.array()
 
     def read(self, index: Index) -> np.ndarray:
-        array = self.array()
-        if self.start:
-            shifts = zip(index, self.start, strict=True)
-            index = tuple(slice(cut.start + by, cut.stop + by) for cut, by in shifts)
+        array, index = self.array(), self._moved(index)
         try:
             return read_array(array, index)
         except MemoryError:
@@ -91,13 +88,30 @@ class Stored:
             ) from error
 
     @property
-    def fills(self) -> set[int]:
-        """Numbers of the chunks that reading here did not find, and took for the fill value."""
-        if not self._opened:
-            return set()
-        store = self._opened[0].store_path.store
+    def has_fills(self) -> bool:
+        """Whether reading here has found chunks that are not in the store."""
+        return bool(self._opened) and bool(self._watched().fills)
+
+    def fills(self, index: Index) -> set[int]:
+        """Return the numbers of chunks in a box that reading here took for the fill value."""
+        known = self._watched().fills
+        return {n for n in chunk_numbers(self.array(), self._moved(index)) if n in known}
+
+    def chunk_count(self, index: Index) -> int:
+        """Return how many chunks, or shards, share a value with a box."""
+        return chunk_count(self.array(), self._moved(index))
+
+    def _watched(self) -> WatchedStore:
+        store = self.array().store_path.store
         assert isinstance(store, WatchedStore)
-        return store.fills
+        return store
+
+    def _moved(self, index: Index) -> Index:
+        """Return a box of the array's own positions."""
+        if not self.start:
+            return index
+        shifts = zip(index, self.start, strict=True)
+        return tuple(slice(cut.start + by, cut.stop + by) for cut, by in shifts)
 
     def worker_side(self) -> Origin:
         return self

@@ -48,6 +48,7 @@ import zarr
 from zarr.abc.store import Store
 
 from dbdask.data.alignment import first_difference
+from dbdask.data.listing import list_arrays
 from dbdask.data.locations import Location, locate
 from dbdask.data.routes import Blocks, Piece
 from dbdask.data.variables import Variable, variable_of_array, variable_of_zarr
@@ -68,6 +69,7 @@ class Source:
         *,
         description: str,
         unnamed: frozenset[str] = frozenset(),
+        refused: Mapping[str, str] | None = None,
         location: Location | None = None,
         dataset: xr.Dataset | None = None,
     ) -> None:
@@ -77,6 +79,7 @@ class Source:
         self.sizes = _sizes(variables.values())
         self.description = description
         self._unnamed = unnamed
+        self._refused = dict(refused or {})
         self._location = location
         self._dataset = dataset
 
@@ -112,8 +115,9 @@ class Source:
         Raises
         ------
         ValueError
-            If there is no such variable, it has no dimension names, or a DataArray's length or
-            index coordinate along a shared dimension differs.
+            If there is no such variable, it has no dimension names, its metadata are wrong, it is
+            stored with a codec that runs code, or a DataArray's length or index coordinate along a
+            shared dimension differs.
         """
         if isinstance(given, Variable):
             return given
@@ -123,6 +127,8 @@ class Source:
             raise TypeError(f"a variable is a name or a DataArray, got {type(given).__name__}")
         if given in self.variables:
             return self.variables[given]
+        if given in self._refused:
+            raise ValueError(self._refused[given])
         if given in self._unnamed:
             raise ValueError(
                 f"variable {given!r} of {self.description} has no dimension names; write it with "
@@ -143,7 +149,7 @@ class Source:
             group.store,
             chunks=None,
             consolidated=consolidated,
-            drop_variables=sorted(self._unnamed),
+            drop_variables=sorted({*self._unnamed, *self._refused}),
         )
 
     def open(self) -> None:
@@ -159,6 +165,7 @@ class Source:
             self.attrs,
             description=self.description,
             unnamed=self._unnamed,
+            refused=self._refused,
             location=self._location,
         )
 
@@ -219,9 +226,11 @@ def open_source(data: str | os.PathLike[str] | Store | xr.Dataset | Source) -> S
 
 def _source_of_store(location: Location) -> Source:
     group = location.open_group()
-    arrays = dict(group.arrays())
+    arrays, refused = list_arrays(location, group)
     dims = {name: _dims(array) for name, array in arrays.items()}
     named = {name: found for name, found in dims.items() if found is not None}
+    if not named and refused:
+        raise ValueError(f"data: {next(iter(refused.values()))}")
     if not named:
         held = ", ".join(sorted(arrays)) or "no arrays"
         raise ValueError(
@@ -236,9 +245,14 @@ def _source_of_store(location: Location) -> Source:
     listed = {word for text in texts if isinstance(text, str) for word in text.split()}
     coords = {name for name in named if named[name] == (name,) or name in listed}
     unnamed = frozenset(arrays) - frozenset(named)
-    where = str(location)
     return Source(
-        variables, frozenset(coords), attrs, description=where, unnamed=unnamed, location=location
+        variables,
+        frozenset(coords),
+        attrs,
+        description=str(location),
+        unnamed=unnamed,
+        refused=refused,
+        location=location,
     )
 
 

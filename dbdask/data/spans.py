@@ -157,8 +157,8 @@ class Spans:
     def pick(self, first: np.ndarray, last: np.ndarray) -> "Spans":
         """Return the positions whose ranks are in any of the slices, which ascend."""
         whole, _ = self.cut_at(np.concatenate([first, last]))
-        which = np.searchsorted(first, whole.offsets, side="right") - 1
-        held = (which >= 0) & (whole.offsets < last[which])
+        begun, ended = (np.searchsorted(at, whole.offsets, side="right") for at in (first, last))
+        held = begun > ended
         return Spans(*(array[held] for array in whole._arrays()))
 
     def take(self, ranks: np.ndarray) -> "Spans":

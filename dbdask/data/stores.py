@@ -21,8 +21,8 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore, WrapperStore
 
-METADATA_BYTES = 512 * 2**20
-"""Bytes of a file that is no chunk: metadata of 100,000 variables take a tenth."""
+METADATA_BYTES = 128 * 2**20
+"""Bytes of a file that is no chunk: metadata of 100,000 variables fit."""
 
 WATCHED_CHUNKS = 2**33
 """Chunks of an array beyond which it is not noted which were there: a bit each."""

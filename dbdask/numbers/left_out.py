@@ -5,6 +5,22 @@ from typing import Any
 
 
 @dataclass
+class Fills:
+    """Chunks of one variable that are not in its store, and were read as its fill value.
+
+    Parameters
+    ----------
+    total
+        Chunks that the variable has.
+    chunks
+        Numbers of those that are not there.
+    """
+
+    total: int
+    chunks: set[int] = field(default_factory=set)
+
+
+@dataclass
 class LeftOut:
     """What the blocks that were read leave out; taking in a block again changes nothing.
 
@@ -22,6 +38,8 @@ class LeftOut:
         The classes of which an example is left: bit `n` is class `n`.
     lost
         The labels of classes, by number, of which a block has examples and leaves out all.
+    fills
+        What of each variable is not in the store, where there is something.
 
     Examples
     --------
@@ -38,6 +56,7 @@ class LeftOut:
     places: dict[int, str] = field(default_factory=dict)
     kept: int = 0
     lost: dict[int, Any] = field(default_factory=dict)
+    fills: dict[str, Fills] = field(default_factory=dict)
 
     def add(self, other: "LeftOut") -> None:
         """Take in what other blocks, or the same ones, leave out."""
@@ -50,6 +69,8 @@ class LeftOut:
             self.places = {first: self.places[first]}
         self.kept |= other.kept
         self.lost.update(other.lost)
+        for name, fills in other.fills.items():
+            self.fills.setdefault(name, Fills(fills.total)).chunks.update(fills.chunks)
 
     @property
     def rows_read(self) -> int:

@@ -54,10 +54,10 @@ class Magnitude:
         good = values[np.isfinite(values)]
         if not good.size:
             return cls(role, name, 0, 0.0, 0.0, 0.0, 0.0)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # beyond float32, values are refused as infinite
             lost = good - good.astype(np.float32)
-        mean = float(good.mean())
-        squares = float(np.square(good - mean).sum())
+            mean = float(good.mean())
+            squares = float(np.square(good - mean).sum())
         rounding = float(np.square(lost[np.isfinite(lost)]).sum())
         return cls(role, name, good.size, mean, squares, float(np.abs(good).max()), rounding)
 
@@ -110,8 +110,8 @@ def scale_warning(magnitudes: Sequence[Magnitude]) -> str:
         f"(mean {one.mean:.9g}, deviation {one.deviation:.3g})"
         for one in coarse[:MOST_NAMED]
     ] + [
-        f"{one.role}: the values of {one.name!r} are far from 1 "
-        f"(mean {one.mean:.3g}, deviation {one.deviation:.3g})"
+        f"{one.role}: the values of {one.name!r} are far from 1 (mean {one.mean:.3g}, deviation "
+        f"{one.deviation:.3g}): unless the model scales them itself, it learns slowly or diverges"
         for one in far[:MOST_NAMED]
     ]
     if not sentences:
@@ -119,9 +119,8 @@ def scale_warning(magnitudes: Sequence[Magnitude]) -> str:
     both = any(one.role == "targets" for one in coarse)
     remedy = "examples.standardize(targets=True)" if both else "examples.standardize()"
     return (
-        "; ".join(sentences)
-        + f". Training on them is slow, or diverges: give {remedy}, which subtracts the mean "
-        "before it rounds and divides by the deviation"
+        f"{'; '.join(sentences)}; give {remedy}, which subtracts the mean before it rounds, and "
+        "divides by the deviation"
     )
 
 

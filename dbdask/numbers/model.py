@@ -45,7 +45,10 @@ class Model(Protocol):
 
     `loss` : str
         "softmax", "logistic" or "squared": how targets are prepared (labels as whole numbers, or
-        values as float32), and what outputs mean. Without it, integer targets mean classes.
+        values as float32), and what outputs mean. Without it, integer targets mean classes,
+        unless `output_shape` has one element: then a label has one output for each class, and a
+        single output is a value. `Result.predict` gives a value as it is, `evaluate` gives its
+        rmse and r2, and `predict_proba` refuses it.
     `input_shape`, `output_shape` : tuple of int
         Shapes of one example; examples of other shapes are refused before anything is read.
     `loss_only(parameters, inputs, targets, *, weights, seed)`

@@ -39,22 +39,18 @@ class BatchShard(ParameterShard):
 
     async def fetch_vector(self, generation: int, name: str) -> np.ndarray:
         """Return a copy of one vector."""
-        return await self._serve(self._fetch_vector, generation, name)
+        return await self._serve_in(generation, self._fetch_vector, name)
 
-    def _fetch_vector(self, generation: int, name: str) -> np.ndarray:
-        self._check(generation)
+    def _fetch_vector(self, name: str) -> np.ndarray:
         return self.state.vectors[name].copy()
 
     async def contribute(
         self, generation: int, evaluation: int, bundle: int, gradient: np.ndarray
     ) -> bool:
         """Add a bundle's gradient once; False for a repeat, and for a pass that is not open."""
-        return await self._serve(self._contribute, generation, evaluation, bundle, gradient)
+        return await self._serve_in(generation, self._contribute, evaluation, bundle, gradient)
 
-    def _contribute(
-        self, generation: int, evaluation: int, bundle: int, gradient: np.ndarray
-    ) -> bool:
-        self._check(generation)
+    def _contribute(self, evaluation: int, bundle: int, gradient: np.ndarray) -> bool:
         held = self._pass
         if evaluation != held.evaluation or bundle in held.admitted:
             return False
@@ -65,11 +61,8 @@ class BatchShard(ParameterShard):
     async def _carry_out(self, commands: Sequence[Command]) -> list[Any]:
         return await self._serve(carry_out, commands, self.state.vectors)
 
-    async def _open_pass(
-        self, generation: int, evaluation: int, commands: Sequence[Command]
-    ) -> None:
+    async def _open_pass(self, evaluation: int, commands: Sequence[Command]) -> None:
         """Do commands, and begin to add up; the pass before is closed."""
-        self._check(generation)
         await self._serve(self._open, evaluation, commands)
 
     def _open(self, evaluation: int, commands: Sequence[Command]) -> None:

@@ -8,9 +8,9 @@ import asyncio
 import concurrent.futures
 import pickle
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cloudpickle
 from distributed.comm import get_address_host_port
@@ -28,6 +28,8 @@ class ActorPlace(NamedTuple):
     worker: str
     key: str
 
+
+T = TypeVar("T")
 
 LOST = (OSError, KeyError, asyncio.TimeoutError)
 FIRST_TRY_SECONDS = 0.5
@@ -55,24 +57,53 @@ async def call_actor(
     ShardLost
         The worker left, forgot the actor, or answers no ping.
     """
-    work = asyncio.ensure_future(_call(pool, place, method, arguments))
-    work.add_done_callback(_hear_out)
     try:
-        while True:
-            done, _ = await asyncio.wait({work}, timeout=deadline("answer", nbytes))
-            if done:
-                return work.result()
-            if not await answers_ping(pool, place):
-                raise ShardLost(f"{place.key} on {place.worker} answers no ping")
+        return await while_alive(
+            _call(pool, place, method, arguments),
+            lambda: answers_ping(pool, place),
+            ShardLost(f"{place.key} on {place.worker} answers no ping"),
+            nbytes=nbytes,
+        )
     except LOST as error:
         why = refused_certificate(pool, place.worker, error) or f"is gone: {error!r}"
         raise ShardLost(f"{place.key} on {place.worker} {why}") from error
+
+
+async def while_alive(
+    work: Coroutine[Any, Any, T],
+    probe: Callable[[], Awaitable[bool]],
+    silence: Exception,
+    *,
+    nbytes: int = 0,
+) -> T:
+    """Await work on a worker for as long as a probe gives a sign of life.
+
+    A passed deadline asks and does not judge: what answers is busy, and is waited for.
+
+    Parameters
+    ----------
+    work
+        Is cancelled where its result is not wanted any more.
+    probe
+        Asks for a sign of life; called each time the deadline `answer` has passed.
+    silence
+        Raised if none came.
+    nbytes
+        Bytes that travel with the work or its answer; they lengthen the deadline.
+    """
+    working = asyncio.ensure_future(work)
+    working.add_done_callback(_hear_out)
+    try:
+        while not (await asyncio.wait({working}, timeout=deadline("answer", nbytes)))[0]:
+            if not await probe() and not working.done():
+                raise silence
+        return working.result()
     finally:
-        work.cancel()
+        working.cancel()
 
 
 def _hear_out(work: "asyncio.Task[Any]") -> None:
-    """Take the error of a call that nobody waits for any more, before asyncio complains."""
+    """Take the error of work that nobody waits for any more, before asyncio complains."""
     if not work.cancelled():
         work.exception()
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dbdask.errors import ShardLost, WorkerError
-from dbdask.server.contact import worker_answers
+from dbdask.server.contact import while_alive, worker_answers
 from dbdask.server.deadlines import deadline
 from dbdask.server.tasks import (
     LOOK_SECONDS,
@@ -65,16 +65,13 @@ async def made(client: Any, future: Any, name: str, worker: str, *, nbytes: int 
         No worker made it in time.
     """
     seconds = deadline("placement", nbytes)
-    making = asyncio.ensure_future(settled(client, future, seconds))
+    silence = ShardLost(f"{name} was not made: worker {worker} gives no sign of life")
     try:
-        while not (await asyncio.wait({making}, timeout=deadline("answer")))[0]:
-            if not await worker_answers(client.rpc, worker) and not making.done():
-                raise ShardLost(f"{name} was not made: worker {worker} gives no sign of life")
-        status = making.result()
+        status = await while_alive(
+            settled(client, future, seconds), lambda: worker_answers(client.rpc, worker), silence
+        )
     except TimeoutError as error:
         raise WorkerError(f"no worker made {name} within {seconds:g} s") from error
-    finally:
-        making.cancel()
     failure = error_of(future)
     if status == "error" and failure is not None and not is_loss_of_actor(failure):
         raise failure

@@ -262,31 +262,33 @@ class ParameterServer:
         Every copy does it. With the `number` of a command that was given before it is a repeat: a
         shard that has done it only answers again.
         """
-        answers = await self.command_copies(
-            name, *arguments, only=only, nbytes=nbytes, number=number
-        )
+        number = self.new_number() if number is None else number
+        answers = await self._of_all("command", number, name, *arguments, only=only, nbytes=nbytes)
         return [copies[0] for copies in answers]
 
-    async def order(self, name: str, *arguments: Any, only: Sequence[int] | None = None) -> Any:
+    async def order(
+        self, name: str, *arguments: Any, only: Sequence[int] | None = None
+    ) -> list[Any]:
         """Give a command that is good for this generation alone: one that comes late is refused.
 
         Such a command sets what a later one sets otherwise.
         """
-        return await self.command(name, self.generation, *arguments, only=only)
+        answers = await self._order_copies(name, *arguments, only=only)
+        return [copies[0] for copies in answers]
 
-    async def command_copies(
-        self,
-        name: str,
-        *arguments: Any,
-        only: Sequence[int] | None = None,
-        nbytes: int = 0,
-        number: int | None = None,
+    async def _order_copies(
+        self, name: str, *arguments: Any, only: Sequence[int] | None = None
     ) -> list[list[Any]]:
-        """Give a command as `command` does; every copy's answer comes back."""
-        number = self.new_number() if number is None else number
+        number, generation = self.new_number(), self.generation
+        return await self._of_all("order", number, generation, name, *arguments, only=only)
+
+    async def _of_all(
+        self, method: str, *arguments: Any, only: Sequence[int] | None = None, nbytes: int = 0
+    ) -> list[list[Any]]:
+        """Call every copy of all shards (or of some); the answers come back by shard."""
         return await asyncio.gather(
             *(
-                self._of_copies(index, "command", number, name, *arguments, nbytes=nbytes)
+                self._of_copies(index, method, *arguments, nbytes=nbytes)
                 for index in self._indices(only)
             )
         )
@@ -330,12 +332,13 @@ class ParameterServer:
         """Enter a new generation on all shards that are there; every copy's standing comes back."""
         self.generation += 1
         there = [index for index, copies in enumerate(self._copies) if copies]
-        answers = await self.command_copies("advance", self.generation, only=there)
+        number = self.new_number()
+        answers = await self._of_all("command", number, "advance", self.generation, only=there)
         return [standing for copies in answers for standing in copies]
 
     async def pause(self) -> list[Standing]:
         """Ask replicas to hand their portions back; every copy's standing comes back."""
-        answers = await self.command_copies("pause", self.generation, True)
+        answers = await self._order_copies("pause", True)
         return [standing for copies in answers for standing in copies]
 
     async def end_generation(self, workers: Sequence[str]) -> None:

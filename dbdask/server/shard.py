@@ -114,8 +114,26 @@ class ParameterShard:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="dbdask-shard")
 
     async def _serve(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function on the shard's own thread, where one call follows the other."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, function, *arguments)
+
+    async def _serve_in(
+        self, generation: int, function: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        """Call a function if the shard is still in that generation when its turn comes.
+
+        Raises
+        ------
+        Stale
+            It is not.
+        """
+
+        def checked() -> Any:
+            self._check(generation)
+            return function(*arguments)
+
+        return await self._serve(checked)
 
     def _check(self, generation: int) -> None:
         if generation != self.generation:
@@ -129,18 +147,16 @@ class ParameterShard:
 
     async def progress(self, generation: int, epoch: int, portion: int) -> Progress:
         """Return the last step applied of a portion, and whether the run is pausing."""
-        return await self._serve(self._progress, generation, epoch, portion)
+        return await self._serve_in(generation, self._progress, epoch, portion)
 
-    def _progress(self, generation: int, epoch: int, portion: int) -> Progress:
-        self._check(generation)
+    def _progress(self, epoch: int, portion: int) -> Progress:
         return Progress(self.state.ledger.last(epoch, portion), self.pausing)
 
     async def fetch(self, generation: int) -> tuple[np.ndarray, int]:
         """Return a consistent copy of the slice and the number of updates in it."""
-        return await self._serve(self._fetch, generation)
+        return await self._serve_in(generation, self._fetch)
 
-    def _fetch(self, generation: int) -> tuple[np.ndarray, int]:
-        self._check(generation)
+    def _fetch(self) -> tuple[np.ndarray, int]:
         return self.state.vectors["parameters"].copy(), self.state.applied
 
     async def push(
@@ -156,25 +172,19 @@ class ParameterShard:
         With `fetch` the answer brings the parameters along: a replica that fetches before every
         minibatch saves a message.
         """
-        return await self._serve(
-            self._push_and_fetch, generation, identity, gradient, fetched, fetch
+        return await self._serve_in(
+            generation, self._push_and_fetch, identity, gradient, fetched, fetch
         )
 
     def _push_and_fetch(
-        self,
-        generation: int,
-        identity: tuple[int, int, int],
-        gradient: np.ndarray,
-        fetched: int,
-        fetch: bool,
+        self, identity: tuple[int, int, int], gradient: np.ndarray, fetched: int, fetch: bool
     ) -> tuple[Acknowledgement, np.ndarray | None]:
-        acknowledgement = self._push(generation, identity, gradient, fetched)
+        acknowledgement = self._push(identity, gradient, fetched)
         return acknowledgement, self.state.vectors["parameters"].copy() if fetch else None
 
     def _push(
-        self, generation: int, identity: tuple[int, int, int], gradient: np.ndarray, fetched: int
+        self, identity: tuple[int, int, int], gradient: np.ndarray, fetched: int
     ) -> Acknowledgement:
-        self._check(generation)
         if not self.state.ledger.is_new(*identity):
             return Acknowledgement(self.state.applied, -1, self.pausing)
         staleness = max(0, self.state.applied - fetched)  # a twin may be behind the one fetched
@@ -197,18 +207,39 @@ class ParameterShard:
 
     # What the verb commands; each command carries a running number and is done once
 
+    async def order(self, number: int, generation: int, name: str, *arguments: Any) -> Any:
+        """Do a command that is good for one generation: what it would set was set anew since.
+
+        Raises
+        ------
+        Stale
+            It comes late, and was not done before.
+        """
+        return await self._once(number, generation, name, arguments)
+
     async def command(self, number: int, name: str, *arguments: Any) -> Any:
         """Do a numbered command; a repeat gets the first answer again."""
+        return await self._once(number, None, name, arguments)
+
+    async def _once(
+        self, number: int, generation: int | None, name: str, arguments: tuple[Any, ...]
+    ) -> Any:
         if number in self.state.answers:
             return self.state.answers[number]
         if number not in self._doing:
             if number <= self.state.forgotten:
                 raise Stale(f"command {number} ({name}) is older than those that a shard remembers")
-            self._doing[number] = asyncio.ensure_future(self._do(number, name, arguments))
+            self._doing[number] = asyncio.ensure_future(
+                self._do(number, generation, name, arguments)
+            )
         return await asyncio.shield(self._doing[number])
 
-    async def _do(self, number: int, name: str, arguments: tuple[Any, ...]) -> Any:
+    async def _do(
+        self, number: int, generation: int | None, name: str, arguments: tuple[Any, ...]
+    ) -> Any:
         try:
+            if generation is not None:
+                self._check(generation)
             answer = await getattr(self, "_" + name)(*arguments)
             self._remember(number, answer)
             return answer
@@ -227,41 +258,35 @@ class ParameterShard:
         self.generation = max(self.generation, generation)
         return await self._serve(self._standing)
 
-    # An order of another generation comes late: what it would set was set anew since
-
-    async def _pause(self, generation: int, pausing: bool) -> Standing:
+    async def _pause(self, pausing: bool) -> Standing:
         """Ask replicas, by their next acknowledgement, to hand their portions back (or not)."""
-        self._check(generation)
         self.pausing = pausing
         return await self._serve(self._standing)
 
     def _standing(self) -> Standing:
         return Standing(self.state.ledger.rows(), self.state.applied)
 
-    async def _copy(self, generation: int, number: int, whole: bool) -> int:
+    async def _copy(self, number: int, whole: bool) -> int:
         """Keep a copy of the parameters, or of the whole state, under a number.
 
         Returns the updates in it.
         """
-        self._check(generation)
         return await self._serve(self._take_copy, number, whole)
 
     def _take_copy(self, number: int, whole: bool) -> int:
         self.state.copies[number] = self.state.copy(None if whole else ["parameters"])
         return self.state.applied
 
-    async def _keep_best(self, generation: int, number: int) -> None:
+    async def _keep_best(self, number: int) -> None:
         """Keep the parameters of a copy as the best so far."""
-        self._check(generation)
         await self._serve(self._take_best, number)
 
     def _take_best(self, number: int) -> None:
         self.state.vectors["best"] = self.state.copies[number].vectors["parameters"].copy()
 
-    async def _restore_best(self, generation: int, path: str, group: str, is_there: bool) -> None:
+    async def _restore_best(self, path: str, group: str, is_there: bool) -> None:
         """Take the best parameters of a snapshot for one's own, or forget them: it has none."""
-        self._check(generation)
-        best = None
+        best, generation = None, self.generation
         if is_there:
             best = await asyncio.to_thread(
                 checkpoint.read_slice, path, group, "best", self.start, self.stop
@@ -278,9 +303,8 @@ class ParameterShard:
         """Forget a copy."""
         await self._serve(self.state.copies.pop, number, None)
 
-    async def _drop_all(self, generation: int) -> None:
+    async def _drop_all(self) -> None:
         """Forget every copy: who needed them has given up."""
-        self._check(generation)
         await self._serve(self.state.copies.clear)
 
     async def _close_epochs(self, epoch: int) -> None:
@@ -291,11 +315,8 @@ class ParameterShard:
         """Replace the parameters."""
         await self._serve(np.copyto, self.state.vectors["parameters"], values)
 
-    async def _adopt(
-        self, generation: int, rows: Sequence[Row], applied: int, first_open_epoch: int
-    ) -> int:
+    async def _adopt(self, rows: Sequence[Row], applied: int, first_open_epoch: int) -> int:
         """Take over the survivors' standing after a loss; returns the updates lost by it."""
-        self._check(generation)
         lost = applied - self.state.applied
         self.state.ledger = Ledger.from_rows(rows, first_open_epoch)
         self.state.applied = applied

@@ -73,15 +73,15 @@ def blind_loss(model: Any, examples: Examples, magnitudes: Sequence[Magnitude]) 
 def conclude(outcome: Outcome, setting: Setting) -> Outcome:
     """Return the outcome with its true status, and warn where that is not ok.
 
-    The message of a status that is not ok says what to change.
+    The message of a status that is not ok says what to change; who interrupts a run knows why.
     """
     status = judged(outcome, setting)
     if status.ok:
         return outcome
     advice = what_to_change(status.reason, setting)
-    status = Status(status.reason, f"{status.message}; {advice}")
-    warn_user(f"the run did not end as it was asked to: {status}")
-    return replace(outcome, status=status)
+    advised = Status(status.reason, f"{status.message}; {advice}")
+    warn_user(f"the run did not end as it was asked to: {advised}")
+    return replace(outcome, status=status if status.reason == "interrupted" else advised)
 
 
 def judged(outcome: Outcome, setting: Setting) -> Status:
@@ -135,6 +135,7 @@ def what_to_change(reason: str, setting: Setting) -> str:
             "try a model of your own with dbdask.check_model(model, examples): its gradient may "
             f"not be that of its loss; or begin with other parameters={scale}"
         )
+    why = "they are not finite: " if reason == "bad_gradients" else ""
     if setting.verb == "sandblaster":
-        return f"begin with other parameters= or another seed={scale}"
-    return f"lower the learning rate of optimizer=, or give clip_norm=1.0{scale}"
+        return f"{why}begin with other parameters=, or another seed={scale}"
+    return f"{why}lower the learning rate of optimizer=, or give clip_norm=1.0{scale}"

@@ -131,7 +131,8 @@ def downpour(
     callbacks
         Called with each `Record`, on the client; one that returns True stops the run.
     progress
-        None: a bar on a terminal or in a notebook, else a line each 30 s in the log.
+        None: a bar on a terminal or in a notebook, else a line each 30 s to the logger `dbdask`,
+        or to standard error where the program has not configured logging.
     seed
         Decides initial parameters, the order of portions, and every minibatch.
 
@@ -139,6 +140,12 @@ def downpour(
     -------
     Result
         The trained model with its history and the reason why the run stopped.
+
+    Warns
+    -----
+    TrainingWarning
+        The run ended otherwise than it was asked to, or the inputs should be scaled: with what to
+        change.
 
     Raises
     ------

@@ -8,7 +8,13 @@ from typing import Any
 from dbdask import __version__
 from dbdask.errors import CheckpointError, WorkerError
 from dbdask.numbers import checkpoint
-from dbdask.server.contact import WorkerFacts, refused_certificate, run_on, worker_answers
+from dbdask.server.contact import (
+    WorkerFacts,
+    refused_certificate,
+    run_on,
+    while_alive,
+    worker_answers,
+)
 from dbdask.server.deadlines import deadline
 
 PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
@@ -33,15 +39,11 @@ async def check_worker(
     Unheard
         It does not answer: that says nothing of what it can do.
     """
-    check = asyncio.ensure_future(_check(pool, address, job, path, trains))
-    try:
-        while not (await asyncio.wait({check}, timeout=deadline("answer")))[0]:
-            if not await worker_answers(pool, address) and not check.done():
-                raise Unheard(f"worker {address} gives no sign of life")
-        check.result()
-    finally:
-        check.cancel()
-        await asyncio.gather(check, return_exceptions=True)
+    await while_alive(
+        _check(pool, address, job, path, trains),
+        lambda: worker_answers(pool, address),
+        Unheard(f"worker {address} gives no sign of life"),
+    )
 
 
 async def _check(pool: Any, address: str, job: bytes, path: str | None, trains: bool) -> None:

@@ -121,7 +121,8 @@ def sandblaster(
     callbacks
         Called with each `Record`, on the client; one that returns True stops the run.
     progress
-        None: a bar on a terminal or in a notebook, else a line each 30 s in the log.
+        None: a bar on a terminal or in a notebook, else a line each 30 s to the logger `dbdask`,
+        or to standard error where the program has not configured logging.
     seed
         Decides the initial parameters, and whatever is random in the model.
 
@@ -131,6 +132,12 @@ def sandblaster(
         The trained model with its history and the reason why the run stopped: `tolerance`,
         `iterations`, `precision` (the loss has converged to what float32 can tell apart),
         `search_failed`, `bad_gradients` (at the first point), `callback` or `interrupted`.
+
+    Warns
+    -----
+    TrainingWarning
+        The run ended otherwise than it was asked to, or the inputs should be scaled: with what to
+        change.
 
     Raises
     ------

@@ -10,6 +10,7 @@ import xarray as xr
 
 from dbdask.data.checks import drop_warning
 from dbdask.data.examples import Examples
+from dbdask.data.fills import fill_warnings
 from dbdask.errors import DataError, WorkerError
 from dbdask.numbers.portions import Cut
 from dbdask.numbers.scores import NOTHING
@@ -74,7 +75,7 @@ def validation_cut(validation: Examples | None, batch_size: int, portion_rows: i
 
 
 def check_what_was_left_out(outcome: Outcome) -> None:
-    """Say so where many examples, or a whole class, were left out as missing.
+    """Say so where many examples, a whole class, or many chunks were missing.
 
     Raises
     ------
@@ -85,8 +86,8 @@ def check_what_was_left_out(outcome: Outcome) -> None:
         raise DataError(NOTHING)
     found = outcome.history.left_out
     message = drop_warning(found.rows_read, found.count, found.first_place, found.lost_classes)
-    if message:
-        warnings.warn(message, UserWarning, stacklevel=3)
+    for words in ([message] if message else []) + fill_warnings(found.fills):
+        warnings.warn(words, UserWarning, stacklevel=3)
 
 
 def deviation_of(examples: Examples) -> np.ndarray | float:

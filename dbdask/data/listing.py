@@ -1,0 +1,95 @@
+"""Listing: which arrays a Zarr group holds, and which of them cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import zarr
+from zarr.abc.store import Store
+from zarr.core.sync import sync
+
+from dbdask.data.bounded_codecs import unsafe_codec
+from dbdask.data.locations import Location, unsafe_error
+
+LONGEST = 2**63 - 1
+"""Positions of a dimension that an index can count."""
+
+
+def list_arrays(
+    location: Location, group: zarr.Group
+) -> tuple[dict[str, zarr.Array], dict[str, str]]:
+    """Return the arrays of a group, and why the others of its arrays cannot be used.
+
+    Raises
+    ------
+    ValueError
+        If the store cannot be listed, and has no consolidated metadata.
+    """
+    refused: dict[str, str] = {}
+    try:
+        found = dict(group.arrays())
+    except OSError:
+        raise
+    except Exception:
+        found, refused = _one_by_one(location, group)
+    if not found and not refused:
+        _check_listing(location, group)
+    for name in tuple(found):
+        reason = _fault(found[name], name, str(location))
+        if reason:
+            refused[name] = reason
+            del found[name]
+    return found, refused
+
+
+def _fault(array: zarr.Array, name: str, store: str) -> str:
+    unsafe = unsafe_codec(array)
+    if unsafe:
+        return unsafe_error(name, store, unsafe)
+    chunks = array.shards or array.chunks
+    if any(size and not chunk for size, chunk in zip(array.shape, chunks, strict=True)):
+        return f"variable {name!r} of {store} declares chunks of length 0: {chunks}"
+    if any(size > LONGEST for size in array.shape):
+        return f"variable {name!r} of {store} declares more positions than can be: {array.shape}"
+    return ""
+
+
+def _one_by_one(
+    location: Location, group: zarr.Group
+) -> tuple[dict[str, zarr.Array], dict[str, str]]:
+    """Open every member by itself, so that one whose metadata are wrong is known by its name."""
+    found: dict[str, zarr.Array] = {}
+    refused: dict[str, str] = {}
+    for name in sync(_names(group.store, group.path)):
+        try:
+            member = group[name]
+        except KeyError:  # a file beside the arrays
+            continue
+        except Exception as error:
+            refused[name] = (
+                f"variable {name!r} of {location} has metadata that cannot be read: "
+                f"{type(error).__name__}: {error}"
+            )
+            continue
+        if isinstance(member, zarr.Array):
+            found[name] = member
+    return found, refused
+
+
+def _check_listing(location: Location, group: zarr.Group) -> None:
+    """Raise where a store shows not even the metadata by which its group was opened."""
+    if group.metadata.consolidated_metadata is None and not sync(_names(group.store, group.path)):
+        raise ValueError(
+            f"data: {location} cannot be listed and has no consolidated metadata, so its variables "
+            "are not known; write the metadata together with zarr.consolidate_metadata(store), or "
+            "write it with dataset.to_zarr(..., consolidated=True)"
+        )
+
+
+async def _names(store: Store, path: str) -> list[str]:
+    listed: AsyncIterator[Any] = store.list_dir(path)
+    try:
+        return sorted([name async for name in listed])
+    except (NotImplementedError, OSError):
+        return []

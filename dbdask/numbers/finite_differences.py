@@ -1,0 +1,145 @@
+"""A gradient against central differences of a function that computes in float32.
+
+Differences are taken over steps of many lengths, because a long step meets curvature and kinks,
+and a short one rounding. A gradient is right if it agrees at one length at which the difference is
+far above the rounding. It is wrong if it never does, and disagrees in proportion to the length over
+a decade of lengths: a kink or curvature would disagree less and less.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+Function = Callable[[np.ndarray], float]
+
+RATIO = math.sqrt(10)
+LENGTHS = tuple(RATIO**-n for n in range(13))
+SIGNAL = 300.0  # a difference that shows agreement is so many times the noise
+TOLERANCE = 0.02  # of the larger derivative
+PROPORTIONAL = (0.7, 1.4)  # what a disagreement is times the one before, over RATIO
+LEAST_STREAK = 3  # lengths of proportional disagreement: a decade
+NOISE_STEPS = 9
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A derivative along one direction, twice.
+
+    Parameters
+    ----------
+    claimed
+        What the gradient says.
+    measured
+        What central differences say.
+    agrees
+        Whether the two are equal, as far as float32 can tell.
+    """
+
+    claimed: float
+    measured: float
+    agrees: bool
+
+
+def noise_of(function: Function, point: np.ndarray) -> float:
+    """Estimate the rounding of a function near a point (float32, (n,)).
+
+    The spread of differences of the fourth order over steps so short that the function itself
+    hardly changes. Source: Hamming's table; Moré and Wild 2011, section 3.
+    """
+    eps = float(np.finfo(np.float32).eps)
+    direction = np.where(np.arange(point.size) % 2, 1, -1) * np.maximum(np.abs(point), 0.1)
+    values = np.array(
+        [function((point + 4 * eps * n * direction).astype(np.float32)) for n in range(NOISE_STEPS)]
+    )
+    fourth = np.diff(values, 4)
+    gamma = math.factorial(4) ** 2 / math.factorial(8)
+    least = eps / 8 * abs(float(values[0]))
+    return max(math.sqrt(gamma * float(np.mean(fourth**2))), least, 1e-30)
+
+
+def probe(
+    function: Function,
+    gradient: np.ndarray,
+    point: np.ndarray,
+    part: slice,
+    direction: np.ndarray,
+    noise: float,
+) -> Probe | None:
+    """Compare a gradient with differences along a direction; None if nothing can be told.
+
+    Parameters
+    ----------
+    function
+        Of a float32 vector of the point's size.
+    gradient, point
+        float32, shape (n,).
+    part, direction
+        The slice of the vector that moves, and how: a direction of length 1.
+    noise
+        The function's rounding, as `noise_of` estimates it.
+    """
+    value = function(point)
+    streak: list[float] = []  # disagreements in proportion to the length, so far
+    wrong: Probe | None = None
+    for length in LENGTHS:
+        ahead, behind = _moved(point, part, length * direction)
+        change = ahead[part].astype(np.float64) - behind[part].astype(np.float64)
+        claimed = float(gradient[part].astype(np.float64) @ change)
+        function_ahead, function_behind = function(ahead), function(behind)
+        measured = function_ahead - function_behind
+        if not math.isfinite(measured):
+            continue
+        larger = max(abs(claimed), abs(measured))
+        # At a kink the two sides differ, and the difference is their mean.
+        bend = abs(function_ahead + function_behind - 2 * value)
+        apart, limit = abs(claimed - measured), TOLERANCE * larger + 6 * noise + 1.2 * bend
+        found = Probe(
+            claimed / float(np.linalg.norm(change)),
+            measured / float(np.linalg.norm(change)),
+            apart <= limit,
+        )
+        if found.agrees and larger >= SIGNAL * noise and bend <= TOLERANCE * larger:
+            return found
+        if found.agrees:
+            # It would still be seen here if it were in proportion.
+            if streak and streak[-1] / RATIO > 2 * limit:
+                streak, wrong = [], None
+            continue
+        is_proportional = streak and (
+            PROPORTIONAL[0] < apart * RATIO / streak[-1] < PROPORTIONAL[1]
+        )
+        streak = [*streak, apart] if is_proportional else [apart]
+        if len(streak) < LEAST_STREAK:
+            wrong = None
+        elif wrong is None or larger >= SIGNAL * noise:
+            wrong = found
+    return wrong
+
+
+def _moved(point: np.ndarray, part: slice, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the point a step ahead and a step behind, in float32."""
+    ahead, behind = point.copy(), point.copy()
+    ahead[part] = point[part] + step
+    behind[part] = point[part] - step
+    return ahead, behind
+
+
+def directions(gradient: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return directions of length 1 in which an array's gradient, shape (n,), is tried.
+
+    The gradient's own and a random one, in which every component counts, and two single
+    components: the largest, and one by lot.
+    """
+    size, found = gradient.size, []
+    length = float(np.linalg.norm(gradient))
+    if length > 0:
+        found.append(gradient.astype(np.float64) / length)
+    if size > 1:
+        found.append(rng.choice([-1.0, 1.0], size) / math.sqrt(size))
+    for place in {int(np.abs(gradient).argmax()), int(rng.integers(size))}:
+        single = np.zeros(size)
+        single[place] = 1.0
+        found.append(single)
+    return found

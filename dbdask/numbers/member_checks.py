@@ -1,0 +1,111 @@
+"""What a model is before it is called with data: its layout, its pickle, its initial parameters."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from dbdask.errors import ModelError
+from dbdask.numbers.layout import Layout, as_layout
+from dbdask.numbers.model import check_members
+
+
+def listed_faults(faults: list[str]) -> str:
+    """Return the text of an error that names every fault."""
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    numbered = "\n".join(f"  {n}. {fault}" for n, fault in enumerate(faults, 1))
+    return f"the model does not keep the dbdask.Model contract, {count}:\n{numbered}"
+
+
+def checked_layout(model: Any) -> Layout:
+    """Return a model's layout; raises ModelError if it has none, or lacks a member."""
+    try:
+        check_members(model)
+        layout, again = as_layout(model.layout), as_layout(model.layout)
+    except (TypeError, ValueError) as error:
+        raise ModelError(listed_faults([str(error)])) from error
+    if layout != again:
+        raise ModelError(listed_faults(["model.layout must be the same whenever it is asked"]))
+    return layout
+
+
+def travelled(model: Any, layout: Layout, faults: list[str]) -> Any:
+    """Return the copy of a model that a worker would get; what is wrong with it goes to `faults`.
+
+    Raises
+    ------
+    ModelError
+        It cannot be pickled.
+    """
+    try:
+        copy = cloudpickle.loads(cloudpickle.dumps(model))
+        again = as_layout(copy.layout)
+    except Exception as error:
+        faults.append(f"model cannot be pickled, and travels to every worker so: {error!r}")
+        return model
+    if again != layout:
+        faults.append(
+            "model has another layout after it was pickled: keep all that it needs in its state"
+        )
+    return copy
+
+
+def initial_faults(model: Any, layout: Layout, seed: int) -> list[str]:
+    """Compare slices of the initial vector with the whole one."""
+    size = layout.size
+    try:
+        whole = np.asarray(model.initial_parameters(seed, 0, size))
+        again = np.asarray(model.initial_parameters(seed, 0, size))
+        wrong = next(_slice_faults(whole, 0, size), None)
+        if wrong is None and not np.array_equal(whole, again):
+            wrong = (
+                "model.initial_parameters gives other numbers for the same seed: draw them from "
+                "np.random.default_rng(seed)"
+            )
+        wrong = wrong or _cut_fault(model, layout, seed, whole)
+    except Exception as error:
+        wrong = f"model.initial_parameters raised {error!r}"
+    return [wrong] if wrong else []
+
+
+def _cut_fault(model: Any, layout: Layout, seed: int, whole: np.ndarray) -> str | None:
+    """Ask for slices, as shards do."""
+    size = layout.size
+    edges = sorted({0, 1, size // 3, size - 1, size, *layout.offsets[:8]})
+    for start, stop in pairwise(edges):
+        part = np.asarray(model.initial_parameters(seed, start, stop))
+        wrong = next(_slice_faults(part, start, stop), None)
+        if wrong:
+            return wrong
+        if not np.array_equal(part, whole[start:stop]):
+            return (
+                f"model.initial_parameters depends on the cut: elements {start} to {stop} asked "
+                "alone are not those of the whole vector; draw each number from the seed and its "
+                "place, or draw the whole vector and return whole[start:stop]"
+            )
+    return None
+
+
+def _slice_faults(values: np.ndarray, start: int, stop: int) -> Iterator[str]:
+    asked = f"model.initial_parameters(seed, {start}, {stop})"
+    if values.shape != (stop - start,):
+        yield f"{asked} must have shape ({stop - start},), got {values.shape}"
+    elif values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        yield f"{asked} must hold finite numbers, got {values.dtype} {values[:3]}..."
+
+
+def starting_point(model: Any, layout: Layout, seed: int) -> np.ndarray:
+    """Return a point near the initial one, where no trained parameter is zero: float32, (size,)."""
+    point = np.zeros(layout.size, np.float32)
+    try:
+        point[:] = model.initial_parameters(seed, 0, layout.size)
+    except Exception:
+        point[:] = 0  # what is wrong there was noted; the rest is tried from here
+    np.nan_to_num(point, copy=False, posinf=0, neginf=0)
+    rng = np.random.default_rng(seed)
+    for start, stop in layout.trained:
+        typical = max(float(np.sqrt(np.mean(np.square(point[start:stop], dtype=float)))), 0.05)
+        point[start:stop] += rng.normal(scale=0.2 * typical, size=stop - start)
+    return point

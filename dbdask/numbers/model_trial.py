@@ -1,0 +1,208 @@
+"""A model that is tried: every call gets arrays of its own, and what becomes of them is noted."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dbdask.errors import ModelError
+from dbdask.numbers.evaluation import (
+    buffer_ranges,
+    mark_unwritten,
+    unwritten_message,
+    unwritten_parameters,
+)
+from dbdask.numbers.layout import Layout
+from dbdask.numbers.model import as_loss
+
+
+class Faulty(Exception):
+    """A call that is a fault by itself; the text says what is wrong and what to change."""
+
+
+@dataclass(frozen=True)
+class ExampleBatch:
+    """A few examples, as a minibatch has them."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, rows: Any) -> "ExampleBatch":
+        """Return some of the examples, or all of them several times over."""
+        weights = None if self.weights is None else self.weights[rows]
+        return ExampleBatch(self.inputs[rows], self.targets[rows], weights)
+
+    def weighted(self, weights: np.ndarray | None) -> "ExampleBatch":
+        """Return the examples with other weights."""
+        return ExampleBatch(self.inputs, self.targets, weights)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a call returned: the loss, and the gradient, None if it was not overwritten."""
+
+    loss: float
+    gradient: np.ndarray | None
+
+    def is_close(self, other: "Evaluated", factor: float = 1.0) -> bool:
+        """Whether this is `factor` times another, as far as float32 can tell."""
+        return is_close(self.loss, factor * other.loss) and self.has_gradient_of(other, factor)
+
+    def has_gradient_of(self, other: "Evaluated", factor: float = 1.0) -> bool:
+        """Whether the gradient is `factor` times another's; True if one is not known."""
+        if self.gradient is None or other.gradient is None:
+            return True
+        return is_close(self.gradient, factor * other.gradient)
+
+
+def is_close(value: Any, wanted: Any) -> bool:
+    """Whether numbers, or arrays as a whole, differ by no more than float32 arithmetic explains."""
+    value, wanted = np.asarray(value, np.float64), np.asarray(wanted, np.float64)
+    scale = max(float(np.linalg.norm(value)), float(np.linalg.norm(wanted)))
+    return float(np.linalg.norm(value - wanted)) <= 1e-3 * scale + 1e-6
+
+
+@dataclass
+class Trial:
+    """A model, a few examples, a point, and the faults that were found so far.
+
+    Parameters
+    ----------
+    model
+        Has the members of `dbdask.Model`.
+    layout
+        Its layout.
+    batch
+        The examples.
+    parameters
+        Where it is tried: float32, of the layout's size.
+    seed
+        Given to the model.
+    """
+
+    model: Any
+    layout: Layout
+    batch: ExampleBatch
+    parameters: np.ndarray
+    seed: int
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    is_repeatable: bool = True  # it can be evaluated, and the same call gives the same result
+    is_random: bool = False  # the seed changes the result
+    base: Evaluated = field(init=False)  # of `batch`, at `parameters`
+    first: dict[str, np.ndarray] = field(init=False)  # the arrays of the first call
+
+    def fault(self, text: str) -> None:
+        """Note a fault, once."""
+        if text not in self.faults:
+            self.faults.append(text)
+
+    def evaluate(
+        self,
+        batch: ExampleBatch | None = None,
+        *,
+        parameters: np.ndarray | None = None,
+        seed: int | None = None,
+    ) -> Evaluated:
+        """Call `loss_and_gradient` with arrays that nobody else has; raises Faulty."""
+        loss, gradient, _ = self.evaluate_arrays(batch, parameters=parameters, seed=seed)
+        return Evaluated(loss, gradient)
+
+    def evaluate_arrays(
+        self,
+        batch: ExampleBatch | None = None,
+        *,
+        parameters: np.ndarray | None = None,
+        seed: int | None = None,
+    ) -> tuple[float, np.ndarray | None, dict[str, np.ndarray]]:
+        """Return what `evaluate` does, and the very arrays that the model was given."""
+        arrays = self._arrays(self.batch if batch is None else batch, parameters)
+        gradient = np.empty(self.layout.size, np.float32)
+        mark_unwritten(gradient)
+        for part in buffer_ranges(self.layout):
+            gradient[part] = 0
+        loss = self._call("loss_and_gradient", arrays, gradient=gradient, seed=seed)
+        names = unwritten_parameters(gradient, self.layout)
+        if names:
+            self.fault(unwritten_message(names, len(self.layout.parameters)))
+        known = None if names else gradient.copy()
+        return loss, known, arrays | {"gradient": gradient}
+
+    def loss_only(self, batch: ExampleBatch) -> float:
+        """Call `loss_only`; raises Faulty."""
+        return self._call("loss_only", self._arrays(batch, None))
+
+    def _arrays(self, batch: ExampleBatch, parameters: np.ndarray | None) -> dict[str, np.ndarray]:
+        given = {
+            "parameters": self.parameters if parameters is None else parameters,
+            "inputs": batch.inputs,
+            "targets": batch.targets,
+            "weights": batch.weights,
+        }
+        return {name: array.copy() for name, array in given.items() if array is not None}
+
+    def _call(
+        self,
+        method: str,
+        arrays: dict[str, np.ndarray],
+        seed: int | None = None,
+        **more: np.ndarray,
+    ) -> float:
+        before = {name: array.copy() for name, array in arrays.items()}
+        seed = self.seed if seed is None else seed
+        with _as_fault(method, arrays | more):
+            value = getattr(self.model, method)(
+                arrays["parameters"],
+                arrays["inputs"],
+                arrays["targets"],
+                weights=arrays.get("weights"),
+                seed=seed,
+                **more,
+            )
+            self._note_written(method, before, arrays)
+            return as_loss(value, method)
+
+    def predict(self, inputs: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+        """Call `predict`; returns the very outputs, and the arrays that it was given."""
+        arrays = {"parameters": self.parameters.copy(), "inputs": inputs.copy()}
+        before = {name: array.copy() for name, array in arrays.items()}
+        with _as_fault("predict", arrays):
+            outputs = self.model.predict(arrays["parameters"], arrays["inputs"])
+        self._note_written("predict", before, arrays)
+        return outputs, arrays
+
+    def _note_written(
+        self, method: str, before: dict[str, np.ndarray], after: dict[str, np.ndarray]
+    ) -> None:
+        for name, array in before.items():
+            if not np.array_equal(array, after[name], equal_nan=array.dtype.kind == "f"):
+                self.fault(
+                    f"model.{method} writes to {name}: it may write to "
+                    f"{'gradient alone' if method == 'loss_and_gradient' else 'none of its arrays'}"
+                    f"; work on a copy ({name} = {name}.copy())"
+                )
+
+    def run(self, check: Callable[["Trial"], None]) -> None:
+        """Make a check; what it raises as Faulty is a fault."""
+        try:
+            check(self)
+        except Faulty as error:
+            self.fault(str(error))
+
+
+@contextmanager
+def _as_fault(method: str, arrays: dict[str, np.ndarray]) -> Iterator[None]:
+    """Turn what a call of the model raises into a fault that says how it was called."""
+    try:
+        yield
+    except ModelError as error:
+        raise Faulty(str(error)) from error
+    except Exception as error:
+        shapes = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items())
+        raise Faulty(f"model.{method} raised {error!r}, given {shapes}") from error
