@@ -144,7 +144,8 @@ class Bundle:
     def _together(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         if len(set(self.shapes)) == 1:
             return np.stack(parts, axis=-1)
-        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+        flat = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
+        return np.concatenate(flat, axis=1)
 
     def _values(
         self, number: int, stored: np.ndarray, masked: bool

@@ -73,13 +73,13 @@ def _selected_groups(variable: Variable, selected: Spans) -> Iterator[tuple[int,
         first, last = selected.rank([start, stop]).tolist()
         if first == last:
             continue
-        positions = selected.positions(first, last)
-        begin, end = int(positions[0]), int(positions[-1]) + 1
+        chosen = selected.part(first, last)
+        begin, end = int(chosen.starts[0]), int(chosen.stops[-1])
         stored = variable.read({dim: slice(begin, end)})
-        if len(positions) == end - begin:
+        if chosen.count == end - begin:
             yield first, known_groups(variable, stored, begin)
         else:
-            yield first, _groups_at(variable, stored, positions)
+            yield first, _groups_at(variable, stored, chosen.positions())
 
 
 def _groups_at(variable: Variable, stored: np.ndarray, positions: np.ndarray) -> np.ndarray:
