@@ -31,6 +31,18 @@ def group_bounds(values: np.ndarray, begin: int) -> tuple[np.ndarray, np.ndarray
     return np.repeat(starts, lengths) + begin, np.repeat(ends, lengths) + begin
 
 
+def _plain(value: Any) -> Any:
+    """Return a group as a Python object; a date of NumPy's, which would become a number, as it is.
+
+    Examples
+    --------
+    >>> _plain(np.int64(3)), _plain("a"), str(_plain(np.datetime64("2000-01-01", "ns")))
+    (3, 'a', '2000-01-01T00:00:00.000000000')
+    """
+    is_number = isinstance(value, np.generic) and value.dtype.kind not in "mM"
+    return value.item() if is_number else value
+
+
 @dataclass
 class GroupLedger:
     """Remembers where every group was seen, and raises when one returns later.
@@ -57,7 +69,7 @@ class GroupLedger:
         ends = np.append(starts[1:], len(values))
         with self._lock:
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-                self._extend(values[start : start + 1].tolist()[0], begin + start, begin + end - 1)
+                self._extend(_plain(values[start]), begin + start, begin + end - 1)
 
     def _extend(self, value: Any, first: int, last: int) -> None:
         old = self._extent.get(value)
