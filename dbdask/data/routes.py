@@ -17,11 +17,12 @@ from pandas.api.extensions import ExtensionArray
 from xarray.core import indexing
 
 from dbdask.data.chunk_reading import chunk_count, chunk_numbers, oversized_chunk, read_array
-from dbdask.data.lazy_chains import without_cache
+from dbdask.data.decompression import Oversized
+from dbdask.data.lazy_guard import ReopenedArray, guarded
 from dbdask.data.locations import Location
 from dbdask.data.pandas_arrays import OBJECT, numpy_dtype, to_numpy
 from dbdask.data.read_errors import read_error
-from dbdask.data.stores import WatchedStore
+from dbdask.data.stores import Vanished, WatchedStore
 from dbdask.errors import DataError
 
 Index = tuple[slice, ...]
@@ -79,14 +80,11 @@ class Stored:
             return read_array(array, index)
         except MemoryError:
             raise  # that says nothing of the chunk
+        except Oversized as error:
+            chunk = oversized_chunk(array, index)
+            raise read_error(error, self.path, index, str(self.location), chunk) from error
         except Exception as error:
-            raise read_error(
-                error,
-                self.path,
-                index,
-                str(self.location),
-                lambda: oversized_chunk(array, index),
-            ) from error
+            raise read_error(error, self.path, index, str(self.location)) from error
 
     @property
     def has_fills(self) -> bool:
@@ -124,14 +122,26 @@ class Lazy:
 
     variable: xr.Variable
     route: str = "lazy"
+    array: ReopenedArray | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, variable: xr.Variable) -> Lazy:
+        """Return the way to a lazy variable; its Zarr array, if it has one, is opened again."""
+        found, array = guarded(variable)
+        return cls(found, array=array)
 
     def open(self) -> None:
-        self.variable[tuple(slice(0, 1) for _ in self.variable.dims)].to_numpy()
+        if self.array is not None:
+            self.array.opened()
+        self.read(tuple(slice(0, 1) for _ in self.variable.dims))
 
     def read(self, index: Index) -> np.ndarray:
-        # Indexing makes a new variable: what it caches is gone with it.
         try:
+            # Indexing makes a new variable: what it caches is gone with it.
             return self.variable[index].to_numpy()
+        except (Vanished, Oversized) as error:
+            assert self.array is not None
+            raise read_error(error, self.array.name, index, self.array.place) from error
         except (TypeError, ValueError, ArithmeticError) as error:
             raise DataError(
                 f"values at {_shown(index)} cannot be read by xarray: {type(error).__name__}: "
@@ -140,7 +150,7 @@ class Lazy:
             ) from error
 
     def worker_side(self) -> Origin:
-        return Lazy(without_cache(self.variable))
+        return self
 
 
 @dataclass(frozen=True)
@@ -290,7 +300,7 @@ def origin_of(variable: xr.Variable) -> Origin:
     if isinstance(data, indexing.PandasIndexingAdapter):
         return _held_index(variable, data)
     if not variable._in_memory:
-        return Lazy(variable)
+        return Lazy.of(variable)
     array = getattr(data, "array", None)
     if isinstance(array, ExtensionArray) and variable.ndim == 1:
         return HeldByPandas(array, dtype=numpy_dtype(array))

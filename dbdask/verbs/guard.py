@@ -5,6 +5,8 @@ import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from distributed import Client
+
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
 from dbdask.server.contact import connection_of, count_workers, has_scheduler
 from dbdask.server.deadlines import deadline
@@ -16,7 +18,7 @@ LOOK_SECONDS = 0.5
 T = TypeVar("T")
 
 
-async def guarded(client: Any, work: Coroutine[Any, Any, T], snapshots: Snapshots) -> T:
+async def guarded(client: Client, work: Coroutine[Any, Any, T], snapshots: Snapshots) -> T:
     """Await a run's work to its end, or until the cluster is lost.
 
     Raises
@@ -61,7 +63,7 @@ class Guard:
     is waited for as long as it answers one of `MISSED_PINGS` pings in a row.
     """
 
-    def __init__(self, client: Any, snapshots: Snapshots) -> None:
+    def __init__(self, client: Client, snapshots: Snapshots) -> None:
         self.client, self.snapshots = client, snapshots
         self.connection = connection_of(client)
         self.missed = 0

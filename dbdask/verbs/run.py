@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from distributed import Client
+
 from dbdask.errors import ShardLost
 from dbdask.numbers import policies
 from dbdask.numbers.checkpoint import VectorReference
@@ -123,7 +125,7 @@ class Run:
     Nothing here touches the cluster before `begin`.
     """
 
-    def __init__(self, client: Any, plan: Plan, method: Method) -> None:
+    def __init__(self, client: Client, plan: Plan, method: Method) -> None:
         self.client, self.plan, self.method = client, plan, method
         self.records: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self.at_rest = threading.Event()  # nothing of the run is left on the cluster

@@ -44,7 +44,7 @@ def readings(
     masks = [(mask, not doubtful)]
     if doubtful:
         masks.append((masked(stored, [*fills, *doubtful]), False))
-    time = " since " in str(attrs.get("units", ""))
+    time = " since " in str(attrs.get("units", "")) or "dtype" in attrs
     if not time and not any(name in attrs for name in PACKING):
         return [(stored, mask, certain) for mask, certain in masks]
     return [one for mask, certain in masks for one in _decoded(dims, stored, attrs, mask, certain)]

@@ -1,5 +1,6 @@
 """The expected inputs, targets and weights of a table's rows, and the errors that must come."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -54,15 +55,15 @@ def fill(
 def measure(table: Table) -> dict[str, Scaling]:
     """Return the scaling of every variable that one is measured for."""
     asked, found = table.asked, {}
-    names = list(asked.inputs) if asked.standardize or asked.missing == "mask" else []
     options = asked.standardize
+    measured = [asked.inputs] if options or asked.missing == "mask" else []
     if options and asked.loss == "squared" and options["targets"] is not False:
-        names += asked.targets
-    for name in names:
+        measured.append(asked.targets)
+    for name, features in _with_features(table, measured):
         shown = table.world.variables[name]
         if shown.kind == "number":
             per = options["per"] if options else "variable"
-            one = scaling_of(shown, asked.along, table.selected, per)
+            one = scaling_of(shown, asked.along, features, table.selected, per)
             found[name] = one
             if one.infinite:
                 table.allowed.append(f"wrong value: {name} holds an infinite one where it is measured")
@@ -71,6 +72,14 @@ def measure(table: Table) -> dict[str, Scaling]:
             if one.empty or one.doubtful:
                 table.doubtful_values = True
     return found
+
+
+def _with_features(
+    table: Table, roles: list[list[str]]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for names in roles:
+        shown = [table.world.variables[name] for name in names]
+        yield from zip(names, feature_dims(shown, table.asked.along), strict=True)
 
 
 def _check_numbers(table: Table, what: str, shown: Shown) -> None:
@@ -148,7 +157,7 @@ def _rounded(
         if shown.packed:
             lost = lost + 2 * ULP * np.nanmax(np.abs(values), initial=0.0) / deviation
         exact = np.where(missing, 0, wide).astype(np.float32)
-        return exact, np.where(missing, 0, 3 * ULP * np.abs(wide) + lost + 1e-12)
+        return exact, np.where(missing, 0, 3 * ULP * np.abs(wide) + lost + ULP / 2)
 
 
 def _fill_targets(
@@ -189,6 +198,9 @@ def _fill_labels(
     if shown.kind in ("odd", "time") or not certain or not shown.certain or shown.doubt:
         table.allowed.append("odd: labels of a kind that may be refused")
         table.doubtful_values |= shown.kind in ("odd", "time") or not certain
+    values = taken(table, shown, shown.values, (), False)
+    missing = taken(table, shown, shown.missing, (), False)
+    _judge_missing(table, missing)
     labels = classes if classes is not None else flags
     count = 2 if asked.loss == "logistic" and outputs == 1 else outputs
     if labels is None and shown.kind == "text":
@@ -201,9 +213,6 @@ def _fill_labels(
     if len(codes) != (len(labels) if labels is not None else count or 0):
         table.required.append("classes: one is there twice")
         return
-    values = taken(table, shown, shown.values, (), False)
-    missing = taken(table, shown, shown.missing, (), False)
-    _judge_missing(table, missing)
     found = [0 if m else codes.get(plain(v), -1) for v, m in zip(values.tolist(), missing, strict=True)]
     table.targets = np.array(found, np.int64)
     table.targets_tolerance = np.zeros(len(found))
