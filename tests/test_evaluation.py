@@ -96,7 +96,8 @@ def test_a_gradient_of_nan_is_written(threads_client, store):  # noqa: F811
             gradient[:] = np.nan
             return np.nan
 
-    result = dbdask.downpour(Diverged(), labelled(store), client=threads_client, progress=False)
+    with pytest.warns(dbdask.TrainingWarning, match="gradients were refused"):
+        result = dbdask.downpour(Diverged(), labelled(store), client=threads_client, progress=False)
     assert result.status.reason == "bad_gradients"
 
 

@@ -66,9 +66,7 @@ def test_a_checkpoint_resumes_and_ends_where_an_unbroken_run_does(threads_client
 def test_a_checkpoint_of_another_rule_is_refused(threads_client, tmp_path):
     path = tmp_path / "run.zarr"
     shutil.copytree(WRITTEN / "run", path)
-    with pytest.raises(
-        dbdask.CheckpointError, match="optimizer is 'adagrad' there"
-    ):
+    with pytest.raises(dbdask.CheckpointError, match="optimizer is 'adagrad' there"):
         dbdask.downpour(
             network(),
             examples(tmp_path / "data.zarr"),
