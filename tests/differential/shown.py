@@ -129,7 +129,7 @@ def of_store(group: zarr.Group) -> Iterator[World]:
             one.packed = any(name in attrs for name in declared.PACKING)
             readings[name].append(one)
         if dims == (name,):
-            indexes[name] = pd.Index(stored)
+            indexes[name] = pd.Index(readings[name][0].values)
     for combination in itertools.product(*readings.values()):
         variables = dict(zip(readings, combination, strict=True))
         yield World(variables, sizes, indexes, frozenset(indexes))
