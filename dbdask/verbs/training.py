@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from dbdask.errors import TROUBLE, DataError, ShardLost, WorkerError
+from dbdask.errors import TROUBLE, DataError, ModelError, ShardLost, WorkerError
 from dbdask.verbs.outcome import Outcome
 from dbdask.verbs.recovery import MOST_RECOVERIES, Recovery, RunLost, lost_with
 from dbdask.verbs.run import Run
@@ -28,7 +28,7 @@ async def train(run: Run) -> Outcome:
         raise ShardLost(str(error)) from None
     except TROUBLE as error:
         raise ShardLost(f"{error}; {run.snapshots.how_to_go_on()}") from error
-    except (DataError, WorkerError) as error:
+    except (DataError, ModelError, WorkerError) as error:
         raise run.snapshots.named_in(error) from error
     finally:
         await asyncio.shield(asyncio.ensure_future(run.release()))
