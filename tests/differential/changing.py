@@ -116,11 +116,11 @@ def set_coords(rng: Random, dataset: xr.Dataset) -> Drawn:
     return None if name is None else (f".set_coords({name!r})", lambda ds: ds.set_coords(name))
 
 
-def pickle(rng: Random, dataset: xr.Dataset) -> Drawn:
+def through_pickle(rng: Random, dataset: xr.Dataset) -> Drawn:
     return ".pipe(pickle round trip)", lambda ds: pickle.loads(pickle.dumps(ds))
 
 
-def deepcopy(rng: Random, dataset: xr.Dataset) -> Drawn:
+def through_deepcopy(rng: Random, dataset: xr.Dataset) -> Drawn:
     return ".pipe(copy.deepcopy)", lambda ds: copy.deepcopy(ds)
 
 

@@ -104,7 +104,7 @@ def _values(
     scalings: dict[str, Scaling],
     unusable: list[np.ndarray],
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] | None:
-    """Return float32 values, tolerances and gaps of each variable; None where they are no numbers."""
+    """Return each variable as float32, tolerances and gaps; None where they are no numbers."""
     asked = table.asked
     found: tuple[list[np.ndarray], ...] = ([], [], [])
     for name, own in zip(names, dims, strict=True):
