@@ -161,7 +161,9 @@ def _draw_loss(rng: Random, world: World, asked: Asked) -> None:
         asked.classes = "find"
     elif how != "none" and labels:
         order = rng.permutation(len(labels)) if how == "shuffled" else np.arange(len(labels))
-        asked.classes = [labels[n] for n in order][: len(labels) - (how == "short" and len(labels) > 1)]
+        asked.classes = [labels[n] for n in order][
+            : len(labels) - (how == "short" and len(labels) > 1)
+        ]
     asked.outputs = _outputs(shown[0], asked, labels)
 
 

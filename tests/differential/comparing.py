@@ -215,7 +215,9 @@ def check_values(observed: Observed, table: Table) -> None:
     check_array("inputs", read.inputs, table.inputs, table.inputs_tolerance, rows, places)
     gaps = None if table.gaps is None else table.gaps[rows]
     if table.targets is not None:
-        check_array("targets", read.targets, table.targets, table.targets_tolerance, rows, places, gaps)
+        check_array(
+            "targets", read.targets, table.targets, table.targets_tolerance, rows, places, gaps
+        )
     elif read.targets is not None:
         raise Wrong("targets came though none were asked for")
     _check_weights(read.weights, table, rows, gaps, places)
@@ -264,4 +266,6 @@ def _check_weights(
         found = np.ones(wanted.shape, np.float32)
     packed = table.asked.weights and table.world.variables[table.asked.weights].packed
     tolerance = np.full(wanted.shape, 1e-6 if packed else 0.0)
-    check_array("weights", found, wanted.astype(np.float32), tolerance, list(range(len(rows))), places)
+    check_array(
+        "weights", found, wanted.astype(np.float32), tolerance, list(range(len(rows))), places
+    )

@@ -94,7 +94,8 @@ def _coords(rng: np.random.Generator, sizes: dict[str, int], raw: bool) -> dict[
                 "number": numbers,
                 "down": numbers[::-1].copy(),
                 "decimal": numbers / 4,
-                "date": np.datetime64("2020-01-01", "ns") + np.arange(size) * np.timedelta64(1, "D"),
+                "date": np.datetime64("2020-01-01", "ns")
+                + np.arange(size) * np.timedelta64(1, "D"),
                 "text": np.array([f"n{n:03d}" for n in range(size)], object),
             }["number" if raw and how in ("date", "text") else how]
     return found
