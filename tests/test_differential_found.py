@@ -230,9 +230,11 @@ def test_objects_that_are_no_numbers_are_named(values, role):
 
 def test_objects_of_a_block_without_examples_are_no_puzzle():
     x = np.array([True, np.nan, np.nan, np.nan], object)
-    data = xr.Dataset({"x": ("t", x), "y": ("t", np.arange(4.0))}).chunk(t=2)
+    data = xr.Dataset({"x": ("t", x), "y": ("t", np.arange(4.0))})
     examples = Examples(data, inputs="x", targets="y", along="t", missing="drop").standardize()
     assert read_blocks(examples).valid.tolist() == [True, False, False, False]
+    with pytest.raises(TypeError, match="'x' has dtype object; give numbers"):
+        Examples(data.chunk(t=2), inputs="x", targets="y", along="t", missing="drop")
 
 
 def test_a_reference_file_system_is_a_store_like_others(tmp_path):
