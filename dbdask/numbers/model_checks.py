@@ -25,6 +25,7 @@ from dbdask.numbers.model_trial import Evaluated, ExampleBatch, Faulty, Trial, i
 from dbdask.numbers.prediction_checks import check_predict
 
 MOST_ARRAYS = 8  # of which the gradient is compared with differences
+LARGE = 1_000_000  # parameters, from which on three arrays are enough
 THREADS = 4
 
 
@@ -269,8 +270,10 @@ def _check_gradient(trial: Trial) -> list[Probe]:
     if base.gradient is None:
         return []
 
+    scratch = np.empty(trial.layout.size, np.float32)
+
     def loss(point: np.ndarray) -> float:
-        return trial.evaluate(parameters=point).loss
+        return trial.loss_at(point, scratch)
 
     noise, rng = noise_of(loss, trial.parameters), np.random.default_rng(trial.seed)
     found: dict[str, list[Probe]] = {}
@@ -327,9 +330,10 @@ def _arrays(layout: Layout) -> list[tuple[Parameter, slice]]:
 
 def _some_arrays(layout: Layout) -> list[tuple[Parameter, slice]]:
     arrays = _arrays(layout)
-    if len(arrays) <= MOST_ARRAYS:
+    most = MOST_ARRAYS if layout.size < LARGE else 3
+    if len(arrays) <= most:
         return arrays
-    return [arrays[round(n)] for n in np.linspace(0, len(arrays) - 1, MOST_ARRAYS)]
+    return [arrays[round(n)] for n in np.linspace(0, len(arrays) - 1, most)]
 
 
 def _check_loss_only(trial: Trial) -> None:

@@ -9,7 +9,9 @@ from dbdask.numbers import checkpoint
 from dbdask.numbers.ledger import Ledger, Row
 from dbdask.numbers.optimizer_checks import initial_slots
 from dbdask.numbers.optimizers import Optimizer
+from dbdask.numbers.users_code import UsersCode
 from dbdask.server.contact import ActorPlace, call_actor, start_on, this_worker, worker_loop
+from dbdask.server.portable import portable_errors
 from dbdask.server.shard import ShardState
 
 
@@ -20,10 +22,13 @@ class FromModel:
     model: bytes
     seed: int
 
+    @portable_errors
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
-        parameters = pickle.loads(self.model).initial_parameters(self.seed, start, stop)
-        vectors = {"parameters": np.array(parameters, dtype=np.float32)}
-        vectors |= initial_slots(optimizer, stop - start)
+        with UsersCode("model.initial_parameters"):
+            parameters = pickle.loads(self.model).initial_parameters(self.seed, start, stop)
+            vectors = {"parameters": np.array(parameters, dtype=np.float32)}
+        with UsersCode("optimizer.initial_slot"):
+            vectors |= initial_slots(optimizer, stop - start)
         return ShardState(vectors, 0, Ledger())
 
 
