@@ -3,10 +3,9 @@
 import pickle
 from dataclasses import dataclass
 
-import numpy as np
-
 from dbdask.numbers import checkpoint
 from dbdask.numbers.ledger import Ledger, Row
+from dbdask.numbers.model import initial_slice
 from dbdask.numbers.optimizer_checks import initial_slots
 from dbdask.numbers.optimizers import Optimizer
 from dbdask.server.contact import ActorPlace, call_actor, start_on, this_worker, worker_loop
@@ -21,8 +20,8 @@ class FromModel:
     seed: int
 
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
-        parameters = pickle.loads(self.model).initial_parameters(self.seed, start, stop)
-        vectors = {"parameters": np.array(parameters, dtype=np.float32)}
+        model = pickle.loads(self.model)
+        vectors = {"parameters": initial_slice(model, self.seed, start, stop)}
         vectors |= initial_slots(optimizer, stop - start)
         return ShardState(vectors, 0, Ledger())
 
