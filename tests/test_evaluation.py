@@ -66,6 +66,23 @@ class Adds(Inner):
         return loss
 
 
+class Resizes(Inner):
+    def fill(self, parameters, inputs, targets, weights, gradient):
+        loss = super().fill(parameters, inputs, targets, weights, gradient)
+        gradient.resize(3, refcheck=False)
+        return loss
+
+
+class WrongInitial(Inner):
+    def initial_parameters(self, seed, start, stop):
+        return np.zeros(3, np.float32)
+
+
+class NanInitial(Inner):
+    def initial_parameters(self, seed, start, stop):
+        return np.where(np.arange(start, stop) == 4, np.inf, 0)
+
+
 class NoLoss(Inner):
     def fill(self, *arguments):
         super().fill(*arguments)
@@ -82,6 +99,9 @@ def verb(request):
         (Rebinds(), r"did not overwrite gradient: fill .* in place \(gradient\[:\] = ...\)"),
         (Forgets(), "did not overwrite the gradient of 'bias': fill"),
         (Adds(), "did not overwrite gradient: .* do not add to what it holds"),
+        (Resizes(), r"changed the shape of gradient from \(21,\) to \(3,\)"),
+        (WrongInitial(), r"initial_parameters\(seed, 0, 21\) must have shape \(21,\), got \(3,\)"),
+        (NanInitial(), r"initial_parameters\(seed, 0, 21\) must hold .*got inf at element 4"),
         (NoLoss(), "loss_and_gradient must return the sum of the losses as one number, got None"),
     ],
 )

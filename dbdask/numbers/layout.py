@@ -14,7 +14,10 @@ Kind = Literal["trained", "buffer"]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One named array of a model: its shape, a name for each dimension, and its kind."""
+    """One named array of a model: its shape, a name for each dimension, and its kind.
+
+    A number as the shape is the length of the one dimension.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -22,7 +25,7 @@ class Parameter:
     kind: Kind = "trained"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(operator.index(length) for length in self.shape))
+        object.__setattr__(self, "shape", _as_shape(self.shape))
         object.__setattr__(self, "dims", tuple(str(dim) for dim in self.dims))
         if not isinstance(self.name, str) or "/" in self.name or not self.name:
             raise ValueError(f"a parameter's name must be non-empty without '/', got {self.name!r}")
@@ -154,8 +157,16 @@ def as_parameter(item: Any) -> Parameter:
     return Parameter(name, shape, dims, rest[1] if len(rest) > 1 else "trained")
 
 
-def _default_dims(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-    return tuple(f"{name}_{axis}" for axis in range(len(shape)))
+def _default_dims(name: str, shape: Any) -> tuple[str, ...]:
+    return tuple(f"{name}_{axis}" for axis in range(len(_as_shape(shape))))
+
+
+def _as_shape(shape: Any) -> tuple[int, ...]:
+    lengths = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    try:
+        return tuple(operator.index(length) for length in lengths)
+    except TypeError as error:
+        raise TypeError(f"a parameter's shape must hold whole numbers, got {shape!r}") from error
 
 
 def cut(size: int, count: int) -> tuple[tuple[int, int], ...]:

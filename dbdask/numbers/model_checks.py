@@ -25,7 +25,7 @@ from dbdask.numbers.model_trial import Evaluated, ExampleBatch, Faulty, Trial, i
 from dbdask.numbers.prediction_checks import check_predict
 
 MOST_ARRAYS = 8  # of which the gradient is compared with differences
-LARGE = 1_000_000  # parameters, from which on three arrays are enough
+LARGE = 1_000_000  # parameters, from which on fewer arrays and threads are tried
 THREADS = 4
 
 
@@ -352,10 +352,11 @@ def _check_loss_only(trial: Trial) -> None:
 def _check_threads(trial: Trial) -> None:
     """Call the model from several threads at once, with examples of their own."""
     rows = np.arange(len(trial.batch))
-    parts = [trial.batch.take(np.roll(rows, n)[: max(1, len(rows) - n)]) for n in range(THREADS)]
+    count = THREADS if trial.layout.size < LARGE else 2  # each holds vectors of its own
+    parts = [trial.batch.take(np.roll(rows, n)[: max(1, len(rows) - n)]) for n in range(count)]
     alone = [trial.evaluate(part) for part in parts]
-    with ThreadPoolExecutor(THREADS) as pool:
-        is_right = all(_equal_in_threads(trial, pool, parts, alone) for _ in range(4))
+    with ThreadPoolExecutor(count) as pool:
+        is_right = all(_equal_in_threads(trial, pool, parts, alone) for _ in range(count))
     if not is_right:
         raise Faulty(
             "model.loss_and_gradient gives other results if several threads call it at once, as "

@@ -3,10 +3,9 @@
 import pickle
 from dataclasses import dataclass
 
-import numpy as np
-
 from dbdask.numbers import checkpoint
 from dbdask.numbers.ledger import Ledger, Row
+from dbdask.numbers.model import initial_slice
 from dbdask.numbers.optimizer_checks import initial_slots
 from dbdask.numbers.optimizers import Optimizer
 from dbdask.numbers.users_code import UsersCode
@@ -25,8 +24,9 @@ class FromModel:
     @portable_errors
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
         with UsersCode("model.initial_parameters"):
-            parameters = pickle.loads(self.model).initial_parameters(self.seed, start, stop)
-            vectors = {"parameters": np.array(parameters, dtype=np.float32)}
+            vectors = {
+                "parameters": initial_slice(pickle.loads(self.model), self.seed, start, stop)
+            }
         with UsersCode("optimizer.initial_slot"):
             vectors |= initial_slots(optimizer, stop - start)
         return ShardState(vectors, 0, Ledger())
