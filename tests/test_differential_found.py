@@ -305,6 +305,16 @@ def test_a_prediction_remembers_no_store(tmp_path, zarr_format, other):
         xr.align(data, found, join="exact")
 
 
+@pytest.mark.parametrize("per", ["variable", "feature"])
+def test_a_variable_without_sample_dimensions_is_measured_under_a_mask(per):
+    data = xr.Dataset({"x": ("t", [1.0, 9, 3]), "z": ("f", [1.0, 3])})
+    mask = xr.DataArray([True, False, True], dims="t")
+    kept = Examples(data, inputs=["x", "z"], along="t").where(mask).where(mask)
+    read = read_blocks(kept.standardize(per=per))
+    other = [-1, 1] if per == "variable" else [0, 0]
+    assert read.inputs.tolist() == [[-1, *other], [1, *other]]
+
+
 def test_windows_that_leave_out_the_present_stay_in_their_group():
     groups = np.repeat(np.arange(8), [1, 4, 2, 5, 1, 1, 6, 3])
     data = xr.Dataset({"x": ("t", np.arange(len(groups), dtype="f4")), "g": ("t", groups)})

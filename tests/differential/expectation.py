@@ -59,8 +59,8 @@ def measure(table: Table) -> dict[str, Scaling]:
     asked, found = table.asked, {}
     options = asked.standardize
     measured = [asked.inputs] if options or asked.missing == "mask" else []
-    if options and asked.loss == "squared" and options["targets"] is not False:
-        measured.append(asked.targets)
+    if options and options["targets"] is not False:
+        measured.append(asked.targets)  # the loss is not known yet
     for name, features in _with_features(table, measured):
         shown = table.world.variables[name]
         if shown.kind == "number":
@@ -73,7 +73,7 @@ def measure(table: Table) -> dict[str, Scaling]:
                 )
             if one.empty:
                 table.allowed.append(f"nothing to measure: {name}")
-            if one.empty or one.doubtful:
+            if (one.empty or one.doubtful) and (name in asked.inputs or asked.loss == "squared"):
                 table.doubtful_values = True
     return found
 

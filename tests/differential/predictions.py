@@ -72,7 +72,8 @@ def check_prediction(data: Any, observed: Observed, table: Table, folder: Any) -
 
 def over_everything(table: Table) -> Table:
     """Return what the inputs are at every position of the data, prepared as in training."""
-    asked = Asked(**{**table.asked.__dict__, "weights": None, "cuts": []})
+    missing = "mask" if table.asked.missing == "mask" else "drop"
+    asked = Asked(**{**table.asked.__dict__, "weights": None, "cuts": [], "missing": missing})
     selected = whole(table.world, asked)
     seen = Table(asked, table.world, selected, *rows_of(table.world, asked, selected))
     fill(seen, trained=measure(table))
