@@ -23,7 +23,7 @@ def label_list(shown: Shown, where: np.ndarray | None = None) -> list[Any]:
     if shown.kind not in ("number", "text"):
         return []
     found = {plain(value) for value in shown.values[keep].tolist()}
-    return sorted(label for label in found if label == label and label not in (np.inf, -np.inf))
+    return sorted(label for label in found if label == label)
 
 
 def declared_labels(shown: Shown, attrs: Mapping[str, Any]) -> tuple[list[Any] | None, bool]:
