@@ -9,6 +9,16 @@ class Stale(RuntimeError):
     """A message of an older generation reached a shard, which refused it."""
 
 
+class RaisedInShard(Exception):
+    """A method of a shard raised the error that this one carries: no shard is lost by that."""
+
+    @property
+    def error(self) -> Exception:
+        """What the method raised."""
+        error: Exception = self.args[0]
+        return error
+
+
 TROUBLE = (ShardLost, Stale)
 """What a call to the shards ends in when the run has to recover, rather than fail."""
 

@@ -33,8 +33,8 @@ class Counter:
         self.total = self.total + values
         return self.total
 
-    async def fail(self):
-        raise KeyError("mine")
+    async def fail(self, kind):
+        raise kind("mine")
 
 
 @pytest.fixture(params=["threads_client", "process_client"])
@@ -82,9 +82,9 @@ def check_lost(client, places):
 
 
 def test_what_an_actor_raises_is_not_taken_for_its_loss(client, counter):
-    with pytest.raises(ShardLost, match="mine"):
-        # A KeyError is how a worker says that it has no such actor: shards raise none.
-        client.sync(contact.call_actor, client.rpc, counter, "fail")
+    for kind in (KeyError, OSError, TimeoutError, RuntimeError):
+        with pytest.raises(kind, match="mine"):
+            client.sync(contact.call_actor, client.rpc, counter, "fail", kind)
     with pytest.raises(AttributeError):
         client.sync(contact.call_actor, client.rpc, counter, "no_such_method")
 

@@ -60,7 +60,7 @@ SANE = [
     {"missing_value": 9.969209968386869e36},
     {"missing_value": "NaN"},
     {"missing_value": "east"},
-    {"missing_value": "-999"},
+    {"missing_value": "-998"},
     {"missing_value": 0.5},
     {"missing_value": [1, 2**70, -5]},
     {"missing_value": []},
@@ -75,7 +75,13 @@ SANE = [
 
 @pytest.mark.filterwarnings("ignore:.*left out as missing", "ignore::xarray.SerializationWarning")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("dtype", VALUES)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        dtype if dtype in ("i1", "i4", "f4") else pytest.param(dtype, marks=pytest.mark.slow)
+        for dtype in VALUES
+    ],
+)
 def test_a_path_and_xarray_show_the_same_of_sane_attributes(tmp_path, dtype):
     tried = 0
     for attributes in SANE:
@@ -195,6 +201,39 @@ def test_scales_that_lazy_datasets_cannot_apply_are_named_at_the_door(tmp_path):
         Examples(lazy, inputs="x", along="t")
 
 
+@pytest.mark.parametrize("attributes", [{}, {"scale_factor": 0.5}, {"_Unsigned": "true"}])
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_a_fill_in_text_is_named_where_it_occurs(tmp_path, dtype, attributes):
+    path = store(tmp_path / "x.zarr", dtype, {"missing_value": "9999", **attributes})
+    described = Examples(path, inputs="x", along="t", missing="drop")
+    with pytest.raises(
+        DataError, match=r"'x' holds 9999(.0)?, which may be its declared fill '9999"
+    ):
+        seen(described)
+    assert seen(described.isel(t=slice(0, 4)))[0][0] == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+@pytest.mark.parametrize(
+    "dtype, attributes, wanted",
+    [
+        # pydap/pydap#297: a server that gives every attribute as text
+        ("i2", {"scale_factor": "0.5", "missing_value": "-32768"}, [0, 0.5, -0.5, -499.5, 4999.5]),
+        # pydata/xarray#4631: lists of one element
+        ("i2", {"scale_factor": [0.5], "add_offset": [1.0]}, [1, 1.5, 0.5, -498.5, 5000.5]),
+        # pydata/xarray#8957: scaled integers in units of a duration, with a fill
+        ("i8", {"scale_factor": 0.5, "units": "seconds", "_FillValue": -1}, [0, 0.5, None, -499.5]),
+        # pydata/xarray#2583: a sign that is declared and the same
+        ("i2", {"_Unsigned": "false", "scale_factor": 0.5}, [0, 0.5, -0.5, -499.5, 4999.5]),
+        # pydata/xarray#471: several missing values
+        ("i2", {"missing_value": [1, -999]}, [0, None, -1, None, 9999]),
+    ],
+)
+def test_attributes_that_were_reported_publicly(tmp_path, dtype, attributes, wanted):
+    found = fed(store(tmp_path / "x.zarr", dtype, attributes))[: len(wanted)]
+    np.testing.assert_array_equal(found, np.array(wanted, np.float32))
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_a_fill_that_floats_round_is_named_where_it_occurs(tmp_path, dtype):
     path = store(tmp_path / "x.zarr", dtype, {"missing_value": 1e20})
@@ -261,6 +300,18 @@ def test_text_that_is_declared_missing(tmp_path, zarr_format):
     values, missing = variable.decode(variable.read())
     assert missing.tolist() == [False, True, False, False]
     assert values[~missing].tolist() == ["sea", "", "ice"]
+
+
+@pytest.mark.parametrize("dtype", ["c8", [("a", "f4"), ("b", "i4")]])
+def test_values_that_are_no_numbers_are_named(tmp_path, dtype):
+    group = zarr.open_group(tmp_path / "s.zarr", mode="w", zarr_format=2)
+    array = group.create_array("x", shape=(4,), chunks=(2,), dtype=np.dtype(dtype))
+    array.attrs["_ARRAY_DIMENSIONS"] = ["t"]
+    for role in ({"inputs": "x"}, {"inputs": "y", "targets": "x"}):
+        other = group.require_array("y", shape=(4,), chunks=(2,), dtype=np.dtype("f4"))
+        other.attrs["_ARRAY_DIMENSIONS"] = ["t"]
+        with pytest.raises((TypeError, ValueError), match="variable 'x'"):
+            Examples(tmp_path / "s.zarr", **role, along="t")
 
 
 def test_what_only_values_show_names_the_variable(tmp_path):

@@ -45,7 +45,9 @@ def portion(number):
 def outstanding(work, worker, outcome=None):
     """Work on a worker: still running, or ended with an error or a report."""
     future = asyncio.get_running_loop().create_future()
-    if isinstance(outcome, Exception):
+    if isinstance(outcome, asyncio.CancelledError):
+        future.cancel()
+    elif isinstance(outcome, Exception):
         future.set_exception(outcome)
     elif outcome is not None:
         future.set_result(outcome)

@@ -150,12 +150,20 @@ def test_an_own_rule_resumes_to_the_bit_with_its_slots(threads_client, store, tm
     np.testing.assert_array_equal(flat(whole), flat(resumed))
 
 
-def test_an_update_that_raises_was_not_applied(threads_client, store, tmp_path):  # noqa: F811
+def test_an_update_that_raises_ends_the_run_which_can_be_gone_on_with(
+    threads_client,
+    store,  # noqa: F811
+    tmp_path,
+):
     options = {"replicas": 1, "shards": 1}
     whole = train(threads_client, store, optimizer=Signum(), **options)
-    once = Once(str(tmp_path / "raised"))
-    again = train(threads_client, store, optimizer=once, **options)
-    assert os.path.exists(once.path)
+    once, path = Once(str(tmp_path / "raised")), str(tmp_path / "run.zarr")
+    with pytest.raises(ArithmeticError, match="the first time") as caught:
+        train(threads_client, store, optimizer=once, checkpoint=path, **options)
+    where, how = caught.value.__notes__
+    assert where.startswith("in the optimizer's update 5 of parameters 0 to")
+    assert how.endswith(f"go on from it with checkpoint={path!r}, resume=True")
+    again = train(threads_client, store, optimizer=once, checkpoint=path, resume=True, **options)
     np.testing.assert_array_equal(flat(whole), flat(again))
 
 

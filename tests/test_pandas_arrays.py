@@ -225,3 +225,42 @@ def test_objects_of_numbers_are_numbers_in_memory_and_named_in_dask():
     np.testing.assert_array_equal(inputs, np.array([1, np.nan, 2.5, 1], np.float32))
     with pytest.raises(TypeError, match=r"'x' has dtype object; give numbers: array.astype\(float"):
         Examples(data.chunk(n=2), inputs="x", along="n")
+
+
+@pytest.mark.parametrize("route", ["memory", "store", "dask"])
+def test_calendars_of_models_are_cut_matched_and_grouped(tmp_path, route):
+    pytest.importorskip("cftime")
+    times = xr.date_range("2000-01-01", periods=90, calendar="noleap", use_cftime=True)
+    data = xr.Dataset({"x": ("time", np.arange(90.0))}, coords={"time": times})
+    data.to_zarr(tmp_path / "c.zarr", consolidated=False)
+    given = {"memory": data, "store": tmp_path / "c.zarr"}.get(route)
+    given = xr.open_zarr(tmp_path / "c.zarr", consolidated=False) if given is None else given
+    examples = Examples(given, inputs="x", targets=(2 * data.x).rename("y"), along="time")
+    for cut in ("2000-02", slice("2000-02-03", "2000-02-10")):
+        whole = seen(examples.sel(time=cut))[0]
+        np.testing.assert_array_equal(whole[~np.isnan(whole)], data.sel(time=cut).x.values)
+    assert len(examples.where((data.x > 80)[::-1])) == 9
+    days = data.assign(g=("time", times.to_numpy()))
+    grouped = Examples(days, inputs="x", along="time", groups="g", window={"time": (0, 1)})
+    assert seen(grouped)[0][:3].tolist() == [[0, 0], [1, 1], [2, 2]]
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+def test_tables_that_were_reported_publicly():
+    # pydata/xarray#10301: a Series of converted dtypes; #10965: nullable numbers, concatenated.
+    series = pd.Series([1, 2, 4], index=pd.Index([1, 2, 4], name="n"), name="x").convert_dtypes()
+    data = series.to_xarray().to_dataset()
+    assert seen(Examples(data, inputs="x", along="n"))[0].tolist() == [1, 2, 4]
+    both = xr.concat([data, data], "n", data_vars="all", join="outer")
+    assert seen(Examples(both, inputs="x", along="n"))[0].tolist() == [1, 2, 4, 1, 2, 4]
+    # pydata/xarray#10965 and #9661: a column of nullable numbers with a gap, and a text column
+    frame = pd.DataFrame({"v": pd.array([1, 2, None], "Int64"), "s": pd.array(["a", "b", None])})
+    data = frame.to_xarray()
+    described = Examples(data, inputs="v", targets="s", along="index", missing="drop")
+    assert described.find_classes() == ["a", "b"]
+    np.testing.assert_array_equal(seen(described.with_classes(["a", "b"]))[0], [1, 2, np.nan])
+    # pydata/xarray#9307 and #11248: times of a zone are cut by position
+    zoned = pd.date_range("2016", periods=32, freq="h", tz="America/New_York")
+    data = xr.Dataset({"x": ("example", np.arange(32.0))}, {"example": zoned})  # and #716
+    cut = Examples(data.isel(example=slice(3, 9)), inputs="x", along="example")
+    assert len(cut.sel(example=slice("2016-01-01 04:00", "2016-01-01 06:00"))) == 3

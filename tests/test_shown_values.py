@@ -102,8 +102,8 @@ OPERATIONS = {
     ("opening", "zarr_format"),
     [
         ("lazy", 2),
-        ("dask", 3),
         ("raw", 2),
+        pytest.param("dask", 3, marks=pytest.mark.slow),
         pytest.param("lazy", 3, marks=pytest.mark.slow),
         pytest.param("dask", 2, marks=pytest.mark.slow),
         pytest.param("loaded", 2, marks=pytest.mark.slow),
@@ -202,12 +202,74 @@ def test_no_encoding_is_believed(encoding, chunks):
     np.testing.assert_array_equal(inputs, wanted)
 
 
+def changed_in_place(path):
+    data = xr.open_zarr(path, chunks=None, consolidated=False)
+    data["plain"][3:5] = 77.0
+    return data
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        changed_in_place,
+        lambda path: xr.decode_cf(
+            xr.open_zarr(path, consolidated=False, mask_and_scale=False).load()
+        ),
+    ],
+)
+def test_arrays_in_memory_behind_wrappers_do_not_travel(tmp_path, make):
+    path = write(tmp_path / "data.zarr", 3)
+    data, again = make(path), make(path).load()
+    for name in ("plain", "packed"):
+        described = Examples(data, inputs=name, along=("time", "cell"), missing="mask")
+        wanted = as_float(again[name]).astype(np.float32)
+        found = seen(described)[0]
+        there = ~np.isnan(wanted)
+        np.testing.assert_array_equal(found[there], wanted[there])
+    variable = open_source(data).variable("plain")
+    assert variable.route == "memory" and variable.needs_blocks
+    assert len(pickle.dumps(variable.worker_side())) < 1000
+
+
 def test_the_source_of_a_dataset_is_not_opened_again(tmp_path, monkeypatch):
     path = write(tmp_path / "data.zarr", 2)
     data = xr.open_zarr(path, consolidated=False).load()
     assert data.encoding["source"]
     monkeypatch.setattr(zarr, "open_group", lambda *given, **options: pytest.fail("opened"))
     assert open_source(data).variable("count").decode(data["count"].values)[1] is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+@pytest.mark.parametrize("chunks", [None, {}])
+@pytest.mark.parametrize("how", ["concat", "merge", "append"])
+def test_files_packed_otherwise_are_put_together(tmp_path, how, chunks):
+    # pydata/xarray#5739, #4282, #8135 and #7691: the first one's packing stays as an encoding.
+    opened = []
+    for number, (scale, offset) in enumerate([(0.01, 270.0), (0.002, 300.0)]):
+        values = offset + scale * np.arange(-100, 100)
+        values[7] = np.nan
+        encoding = {
+            "t2m": {
+                "dtype": "i2",
+                "scale_factor": scale,
+                "add_offset": offset,
+                "_FillValue": -32767,
+            }
+        }
+        data = xr.Dataset({"t2m": ("time", values)}, {"time": np.arange(200) + 200 * number})
+        data.to_zarr(tmp_path / f"{number}.zarr", encoding=encoding, consolidated=False)
+        path = tmp_path / f"{number}.zarr"
+        opened.append(xr.open_zarr(path, chunks=chunks, consolidated=False))
+    if how == "concat":
+        data = xr.concat(opened, "time", data_vars="all")
+    elif how == "merge":
+        data = xr.merge(opened, join="outer", compat="no_conflicts")
+    else:
+        data = opened[0].reindex(time=np.arange(400)).fillna(opened[1].reindex(time=np.arange(400)))
+    data.t2m.encoding = opened[0].t2m.encoding
+    inputs, _ = seen(Examples(data, inputs="t2m", along="time", missing="drop"))
+    np.testing.assert_array_equal(inputs, data.t2m.values.astype(np.float32))
+    assert np.isnan(inputs).nonzero()[0].tolist() == [7, 207]
 
 
 def test_unpacked_by_hand_with_the_attributes_kept(tmp_path):

@@ -4,11 +4,14 @@ import asyncio
 from concurrent.futures import CancelledError
 
 import pytest
+from distributed.client import FutureCancelledError
+from distributed.comm import CommClosedError
 from test_giving_up import outstanding, portion, report
 from test_roster import Cluster, live
 
-from dbdask.errors import ShardLost, WorkerError
+from dbdask.errors import RaisedInShard, ShardLost, WorkerError
 from dbdask.verbs import workforce as room
+from dbdask.verbs.failures import MOST_ATTEMPTS
 from dbdask.verbs.workforce import Workforce
 
 
@@ -119,11 +122,10 @@ def test_a_worker_that_answers_is_not_asked_again_at_once(monkeypatch):
     live(story())
 
 
-@pytest.mark.parametrize("is_connected", [True, False])
-def test_work_that_the_client_lost_has_not_failed(monkeypatch, caplog, is_connected):
+@pytest.mark.parametrize("error", [CancelledError(), OSError("closed")])
+def test_work_that_a_client_without_a_scheduler_lost_has_not_failed(monkeypatch, caplog, error):
     cluster = Cluster(monkeypatch, "w")
-    cluster.client.scheduler_comm.closed = lambda: not is_connected
-    error = CancelledError("scheduler-connection-lost") if is_connected else OSError("closed")
+    cluster.client.scheduler_comm.closed = lambda: True
 
     async def story():
         force = workforce(cluster, monkeypatch)
@@ -135,3 +137,46 @@ def test_work_that_the_client_lost_has_not_failed(monkeypatch, caplog, is_connec
 
     live(story())
     assert "failed" not in caplog.text
+
+
+ENDS = {
+    "because Dask cancelled its task .persisted or scattered data": FutureCancelledError(
+        "key", "lost dependencies"
+    ),
+    "because Dask cancelled its task .reason: scheduler-restart.": FutureCancelledError(
+        "key", "scheduler-restart"
+    ),
+    "because Dask cancelled its task .reason: unknown.": asyncio.CancelledError(),
+    "with KeyError..mine": KeyError("mine"),
+    "with CommClosedError": CommClosedError("mine"),
+}
+
+
+@pytest.mark.parametrize("words", ENDS)
+def test_work_that_ends_in_whatever_way_five_times_is_named(monkeypatch, words):
+    cluster = Cluster(monkeypatch, "w")
+
+    async def story():
+        force = workforce(cluster, monkeypatch)
+        for _ in range(MOST_ATTEMPTS - 1):
+            force.outstanding = [outstanding(portion(0), "w", ENDS[words])]
+            [(_, answer)] = await force.ended(0.0)
+            assert answer is None
+        force.outstanding = [outstanding(portion(0), "w", ENDS[words])]
+        with pytest.raises(WorkerError, match=f"failed 5 times, the last time {words}"):
+            await force.ended(0.0)
+
+    live(story())
+
+
+def test_an_error_that_a_shard_raised_ends_the_run_as_it_is(monkeypatch):
+    cluster, mine = Cluster(monkeypatch, "w"), KeyError("mine")
+
+    async def story():
+        force = workforce(cluster, monkeypatch)
+        force.outstanding = [outstanding(portion(0), "w", RaisedInShard(mine))]
+        with pytest.raises(KeyError) as caught:
+            await force.ended(0.0)
+        assert caught.value is mine
+
+    live(story())

@@ -26,6 +26,8 @@ def decode_declared(
     dtype: np.dtype, attributes: Mapping[str, Any], zarr_format: int, fill_value: Any
 ) -> Decoding:
     """Return the decoding of a Zarr array's own values."""
+    if dtype.kind in "cV":
+        return Decoding()  # refused by whoever wants numbers or labels
     fills = _fills(dtype, attributes, zarr_format, fill_value)
     if dtype.kind in "iuf":
         try:
@@ -102,8 +104,14 @@ def _uncoded(value: str, dtype: np.dtype) -> Any:
 def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -> Decoding:
     signs = _signs(dtype, attributes)
     shown = signs or dtype
-    missing = _held(shown, dtype, fills)
     packing = _packing(attributes)
+    texts = [
+        found for fill in fills if isinstance(fill, str) and (found := number(fill)) is not None
+    ]
+    if any(isinstance(attributes.get(name), str) for name in packing):
+        fills, texts = [*fills, *texts], []  # all is text here, and xarray reads none of it
+    missing = _held(shown, dtype, fills)
+    doubtful = _in_text(_held(shown, dtype, texts), missing)
     units, declared = attributes.get("units"), attributes.get("dtype")
     is_converted = (
         (isinstance(units, str) and "since" in units)
@@ -111,8 +119,10 @@ def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -
         or "timedelta64" in str(declared)
     )
     if shown.kind in "iu" and not packing and not is_converted:
-        return Decoding(signs=signs, missing=tuple(int(fill) for fill in missing))
-    doubtful = _rounded(shown, fills) if shown.kind == "f" else ()
+        whole = tuple(int(fill) for fill in missing)
+        return Decoding(signs=signs, missing=whole, doubtful=doubtful)
+    if shown.kind == "f":
+        doubtful += _rounded(shown, fills)
     if not packing and not is_converted and not missing:
         return Decoding(signs=signs, doubtful=doubtful)
     names = [name for name in _CONVERSION if isinstance(attributes.get(name), str)]
@@ -120,7 +130,6 @@ def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -
     if missing:  # integers have no NaN: a whole scale would make some
         kept |= {name: float(value) for name, value in packing.items()}
         kept["_FillValue"] = missing[0]
-    doubtful = doubtful if not packing and not is_converted else ()
     return Decoding(attributes=kept, signs=signs, gaps=tuple(missing[1:]), doubtful=doubtful)
 
 
@@ -169,6 +178,15 @@ def _as_float(fill: int | float, dtype: np.dtype) -> Any:
             return dtype.type(fill)
         except OverflowError:
             return dtype.type(math.inf)
+
+
+def _in_text(texts: list[Any], missing: list[Any]) -> tuple[tuple[Any, str], ...]:
+    """Return fills that are declared as text, which xarray compares with no number."""
+    said = (
+        "holds {0!s}, which may be its declared fill '{0!s}': that is text, so xarray shows the "
+        "value; declare it as a number, or give a Dataset"
+    )
+    return tuple((text, said.format(text)) for text in texts if text not in missing)
 
 
 def _rounded(dtype: np.dtype, fills: list[Any]) -> tuple[tuple[Any, str], ...]:

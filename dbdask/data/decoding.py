@@ -48,7 +48,8 @@ class Decoding:
     missing
         Values that mean "missing", of variables that stay integers, booleans or text.
     doubtful
-        Values that may mean "missing" or not, each with what to say where one occurs.
+        Values that may mean "missing" or not, each with what to say where one occurs: among those
+        stored, or, where there are steps, among those shown.
     problem
         Why the declared attributes cannot be applied; empty where they can.
     """
@@ -70,9 +71,7 @@ class Decoding:
     def apply(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the values and the mask of missing ones (None: nothing is missing)."""
         values = self.as_shown(stored)
-        for doubtful, said in self.doubtful:
-            if (values == doubtful).any():
-                raise Undecided(said)
+        self._check_doubtful(stored, values)
         kind = values.dtype.kind
         if kind in "iub":
             return values, self._declared(values)
@@ -87,6 +86,15 @@ class Decoding:
             found, absent = of_objects(values)
             return found, _either(absent, self._declared(found))
         raise TypeError(f"values of dtype {values.dtype} cannot be used; give real numbers or text")
+
+    def _check_doubtful(self, stored: np.ndarray, shown: np.ndarray) -> None:
+        if not self.doubtful:
+            return
+        values = shown if self.steps else stored
+        values = values if self.signs is None else values.view(self.signs)
+        for doubtful, said in self.doubtful:
+            if (values == doubtful).any():
+                raise Undecided(said)
 
     def as_shown(self, stored: np.ndarray) -> np.ndarray:
         """Return the values as xarray shows them: its own arithmetic, its own dtypes."""

@@ -18,6 +18,7 @@ from xarray.core import indexing
 
 from dbdask.data.chunk_reading import chunk_count, chunk_numbers, oversized_chunk, read_array
 from dbdask.data.decompression import Oversized
+from dbdask.data.lazy_chains import is_behind_wrappers
 from dbdask.data.lazy_guard import ReopenedArray, guarded
 from dbdask.data.locations import Location
 from dbdask.data.pandas_arrays import OBJECT, numpy_dtype, to_numpy
@@ -189,8 +190,8 @@ class HeldByPandas(Held):
 
 
 @dataclass(frozen=True)
-class HeldByIndex(Held):
-    """Labels of an index of several levels: made of it when they are wanted."""
+class HeldBehind(Held):
+    """Values in memory behind wrappers of xarray's: made of them when they are wanted."""
 
     values: Any
 
@@ -300,7 +301,7 @@ def origin_of(variable: xr.Variable) -> Origin:
     if isinstance(data, indexing.PandasIndexingAdapter):
         return _held_index(variable, data)
     if not variable._in_memory:
-        return Lazy.of(variable)
+        return HeldBehind(variable) if is_behind_wrappers(data) else Lazy.of(variable)
     array = getattr(data, "array", None)
     if isinstance(array, ExtensionArray) and variable.ndim == 1:
         return HeldByPandas(array, dtype=numpy_dtype(array))
@@ -309,7 +310,7 @@ def origin_of(variable: xr.Variable) -> Origin:
 
 def _held_index(variable: xr.Variable, data: indexing.PandasIndexingAdapter) -> Held:
     if isinstance(data.array, pd.MultiIndex):
-        return HeldByIndex(variable)
+        return HeldBehind(variable)
     if isinstance(data.array.dtype, np.dtype):
         return Held(variable.to_numpy())
     return HeldByPandas(data.array.array, dtype=numpy_dtype(data.array.array))

@@ -13,6 +13,7 @@ import numpy as np
 from dbdask.errors import ModelError
 from dbdask.numbers.layout import Layout, as_layout
 from dbdask.numbers.model import as_loss
+from dbdask.numbers.users_code import UsersCode
 
 UNWRITTEN = np.uint32(0x7FC0DBDA)  # a quiet NaN with a payload of our own
 BLOCK = 65_536  # floats
@@ -56,14 +57,15 @@ class Evaluator:
             mark_unwritten(gradient)
         for part in self._buffers:
             gradient[part] = 0
-        loss = self.model.loss_and_gradient(
-            parameters,
-            batch.inputs,
-            batch.targets,
-            weights=batch.weights,
-            seed=seed,
-            gradient=gradient,
-        )
+        with UsersCode("model.loss_and_gradient"):
+            loss = self.model.loss_and_gradient(
+                parameters,
+                batch.inputs,
+                batch.targets,
+                weights=batch.weights,
+                seed=seed,
+                gradient=gradient,
+            )
         if self._is_first:
             check_written(gradient, self.layout)
             self._is_first = False
@@ -79,13 +81,15 @@ def loss_of_minibatch(
     else.
     """
     if hasattr(model, "loss_only"):
-        loss = model.loss_only(
-            parameters, batch.inputs, batch.targets, weights=batch.weights, seed=0
-        )
+        with UsersCode("model.loss_only"):
+            loss = model.loss_only(
+                parameters, batch.inputs, batch.targets, weights=batch.weights, seed=0
+            )
         return as_loss(loss, "loss_only")
-    loss = model.loss_and_gradient(
-        parameters, batch.inputs, batch.targets, weights=batch.weights, seed=0, gradient=scratch
-    )
+    with UsersCode("model.loss_and_gradient"):
+        loss = model.loss_and_gradient(
+            parameters, batch.inputs, batch.targets, weights=batch.weights, seed=0, gradient=scratch
+        )
     return as_loss(loss)
 
 

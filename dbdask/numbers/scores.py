@@ -8,6 +8,7 @@ import numpy as np
 
 from dbdask.errors import DataError
 from dbdask.numbers.evaluation import loss_of_minibatch
+from dbdask.numbers.users_code import UsersCode
 
 NOTHING = (
     "examples has no example with a weight above 0 that is not missing; examples.check() says "
@@ -137,7 +138,9 @@ def score_minibatch(
     weights = np.ones(count) if batch.weights is None else np.asarray(batch.weights, np.float64)
     by_example = weights if weights.ndim == 1 else weights.reshape(count, -1).mean(axis=1)
     total = float(by_example.sum())
-    outputs = np.asarray(model.predict(parameters, batch.inputs), np.float64).reshape(count, -1)
+    with UsersCode("model.predict"):
+        outputs = np.asarray(model.predict(parameters, batch.inputs), np.float64)
+    outputs = outputs.reshape(count, -1)
     name = getattr(model, "loss", None)
     if np.issubdtype(batch.targets.dtype, np.integer):
         if not means_classes(name, outputs.shape[1]):

@@ -42,7 +42,7 @@ class BatchShard(ParameterShard):
         return await self._serve_in(generation, self._fetch_vector, name)
 
     def _fetch_vector(self, name: str) -> np.ndarray:
-        return self.state.vectors[name].copy()
+        return self._vector(name).copy()
 
     async def contribute(
         self, generation: int, evaluation: int, bundle: int, gradient: np.ndarray
@@ -59,14 +59,21 @@ class BatchShard(ParameterShard):
         return True
 
     async def _carry_out(self, commands: Sequence[Command]) -> list[Any]:
-        return await self._serve(carry_out, commands, self.state.vectors)
+        return await self._serve(self._obey, commands)
+
+    def _obey(self, commands: Sequence[Command]) -> list[Any]:
+        """Do commands; `Stale` where the shard was made anew without a vector of theirs."""
+        try:
+            return carry_out(commands, self.state.vectors)
+        except KeyError as error:
+            raise Stale(f"vector {error} is not in this shard") from error
 
     async def _open_pass(self, evaluation: int, commands: Sequence[Command]) -> None:
         """Do commands, and begin to add up; the pass before is closed."""
         await self._serve(self._open, evaluation, commands)
 
     def _open(self, evaluation: int, commands: Sequence[Command]) -> None:
-        carry_out(commands, self.state.vectors)
+        self._obey(commands)
         held = self._pass
         held.total.fill(0.0)
         held.evaluation, held.admitted = evaluation, set()
@@ -89,4 +96,4 @@ class BatchShard(ParameterShard):
         mean.fill(0.0)
         for part in self.trained:
             np.divide(held.total[part], weight, out=mean[part], casting="same_kind")
-        return carry_out(commands, self.state.vectors)
+        return self._obey(commands)

@@ -57,6 +57,8 @@ async def call_actor(
     ------
     ShardLost
         The worker left, forgot the actor, or answers no ping.
+    Exception
+        Whatever the method raised: what it is called says nothing of the actor.
     """
     try:
         return await while_alive(
@@ -65,9 +67,14 @@ async def call_actor(
             ShardLost(f"{place.key} on {place.worker} answers no ping"),
             nbytes=nbytes,
         )
-    except LOST as error:
+    except MethodRaised as raised:
+        failure = raised.error
+    except ShardLost:
+        raise
+    except (*LOST, RuntimeError) as error:  # the latter of a client or worker that is closed
         why = refused_certificate(pool, place.worker, error) or f"is gone: {error!r}"
         raise ShardLost(f"{place.key} on {place.worker} {why}") from error
+    raise failure
 
 
 async def while_alive(
@@ -109,6 +116,14 @@ def _hear_out(work: "asyncio.Task[Any]") -> None:
         work.exception()
 
 
+class MethodRaised(Exception):
+    """An actor's method raised the error that this one carries; the connection is well."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(repr(error))
+        self.error = error
+
+
 async def _call(
     pool: ConnectionPool,
     place: ActorPlace,
@@ -127,7 +142,7 @@ async def _call(
         kwargs={},
     )
     if reply["status"] == "error":
-        raise unwrap(reply["exception"])
+        raise MethodRaised(unwrap(reply["exception"]))
     return unwrap(reply["result"])
 
 

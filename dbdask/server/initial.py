@@ -8,7 +8,9 @@ from dbdask.numbers.ledger import Ledger, Row
 from dbdask.numbers.model import initial_slice
 from dbdask.numbers.optimizer_checks import initial_slots
 from dbdask.numbers.optimizers import Optimizer
+from dbdask.numbers.users_code import UsersCode
 from dbdask.server.contact import ActorPlace, call_actor, start_on, this_worker, worker_loop
+from dbdask.server.portable import portable_errors
 from dbdask.server.shard import ShardState
 
 
@@ -19,10 +21,13 @@ class FromModel:
     model: bytes
     seed: int
 
+    @portable_errors
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
-        model = pickle.loads(self.model)
-        vectors = {"parameters": initial_slice(model, self.seed, start, stop)}
-        vectors |= initial_slots(optimizer, stop - start)
+        with UsersCode("model.initial_parameters"):
+            model = pickle.loads(self.model)
+            vectors = {"parameters": initial_slice(model, self.seed, start, stop)}
+        with UsersCode("optimizer.initial_slot"):
+            vectors |= initial_slots(optimizer, stop - start)
         return ShardState(vectors, 0, Ledger())
 
 

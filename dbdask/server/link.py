@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from distributed import Worker
 
-from dbdask.errors import TROUBLE, ShardLost, Stale
+from dbdask.errors import TROUBLE, RaisedInShard, ShardLost, Stale
 from dbdask.server.contact import ActorPlace, call_actor, start_on, worker_loop
 from dbdask.server.shard import Acknowledgement, Progress
 
@@ -78,7 +78,8 @@ class Calls:
 class ServerLink:
     """Blocking calls on all shards at once, for the thread of a task.
 
-    Every method ends: in the answer, in `ShardLost`, or in `Stale` when the generation ended.
+    Every method ends: in the answer, in `ShardLost`, in `Stale` when the generation ended, or in
+    `RaisedInShard` with the error of a shard's own method.
     What is read comes from the first copy of each shard; what is pushed goes to every copy, and
     is acknowledged when all of them have it.
     """
@@ -102,7 +103,7 @@ class ServerLink:
         """Start to fetch the parameters into a vector; the versions come back, a shard each."""
 
         async def fetch(shard: ShardPlace) -> int:
-            values, version = await call_actor(
+            values, version = await _call(
                 self._pool, shard.first, "fetch", self.handle.generation, nbytes=shard.nbytes
             )
             np.copyto(into[shard.start : shard.stop], values)
@@ -124,7 +125,7 @@ class ServerLink:
         versions = dict(zip(self.handle.shards, fetched, strict=True))
 
         async def push_to(shard: ShardPlace, copy: ActorPlace, fetch: bool) -> Acknowledgement:
-            acknowledgement, values = await call_actor(
+            acknowledgement, values = await _call(
                 self._pool,
                 copy,
                 "push",
@@ -151,7 +152,7 @@ class ServerLink:
         """Fetch one named vector of batch shards."""
 
         async def fetch(shard: ShardPlace) -> None:
-            values = await call_actor(
+            values = await _call(
                 self._pool,
                 shard.first,
                 "fetch_vector",
@@ -182,9 +183,7 @@ class ServerLink:
         """Fetch the parameters of a snapshot copy into a vector."""
 
         async def fetch(shard: ShardPlace) -> None:
-            values = await call_actor(
-                self._pool, shard.first, "fetch_copy", number, nbytes=shard.nbytes
-            )
+            values = await _call(self._pool, shard.first, "fetch_copy", number, nbytes=shard.nbytes)
             np.copyto(into[shard.start : shard.stop], values)
 
         self.wait(self._calls.start(self._loop, self.handle.generation, self._all(fetch)))
@@ -198,12 +197,20 @@ class ServerLink:
         """Call a method that is given the generation on every copy of a shard."""
         generation = self.handle.generation
         return await _gather(
-            call_actor(self._pool, copy, method, generation, *arguments, nbytes=nbytes)
+            _call(self._pool, copy, method, generation, *arguments, nbytes=nbytes)
             for copy in shard.copies
         )
 
     def wait(self, future: concurrent.futures.Future[Any]) -> Any:
-        """Wait for a call that was started; its own deadlines bound the wait."""
+        """Wait for a call that was started; its own deadlines bound the wait.
+
+        Raises
+        ------
+        ShardLost, Stale
+            A shard was lost, or the generation has ended.
+        RaisedInShard
+            A method of a shard raised an error.
+        """
         try:
             return future.result()
         except (concurrent.futures.CancelledError, asyncio.CancelledError):
@@ -212,6 +219,16 @@ class ServerLink:
             if isinstance(error, TROUBLE):
                 raise
             raise ShardLost(f"a call to a shard failed: {error!r}") from error
+
+
+async def _call(pool: Any, place: ActorPlace, method: str, *arguments: Any, nbytes: int = 0) -> Any:
+    """Call a shard; what its method raises is told apart from errors of the task that calls."""
+    try:
+        return await call_actor(pool, place, method, *arguments, nbytes=nbytes)
+    except TROUBLE:
+        raise
+    except Exception as error:
+        raise RaisedInShard(error) from error
 
 
 async def _gather(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbdask.errors import Stale
+from dbdask.errors import ShardLost, Stale
 from dbdask.numbers import checkpoint
 from dbdask.numbers.ledger import Ledger, Row, Standing
 from dbdask.numbers.optimizer_checks import prepared_update
 from dbdask.numbers.optimizers import Optimizer
+from dbdask.numbers.users_code import UsersCode
+from dbdask.server.portable import portable
 
 REMEMBERED = 64  # commands whose answers are kept for a repeat
 
@@ -114,9 +116,23 @@ class ParameterShard:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="dbdask-shard")
 
     async def _serve(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function on the shard's own thread, where one call follows the other."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, function, *arguments)
+        """Call a function on the shard's own thread, where one call follows the other.
+
+        What it raises is that error, whoever called: it can be sent as it is.
+
+        Raises
+        ------
+        ShardLost
+            The worker's process is ending, and begins nothing more.
+        """
+        try:
+            work = self._executor.submit(_attempt, function, arguments)
+        except RuntimeError as error:
+            raise ShardLost(f"the worker of a shard is ending: {error}") from error
+        answer, failure = await asyncio.wrap_future(work)
+        if failure is not None:
+            raise failure
+        return answer
 
     async def _serve_in(
         self, generation: int, function: Callable[..., Any], *arguments: Any
@@ -188,9 +204,21 @@ class ParameterShard:
         if not self.state.ledger.is_new(*identity):
             return Acknowledgement(self.state.applied, -1, self.pausing)
         staleness = max(0, self.state.applied - fetched)  # a twin may be behind the one fetched
-        self._apply(gradient)
+        self._update(gradient)
         self.state.ledger.admit(*identity)  # now: an update that raises was not applied
         return Acknowledgement(self.state.applied, staleness, self.pausing)
+
+    def _update(self, gradient: np.ndarray) -> None:
+        """Apply a gradient; an error of the optimiser says where it was."""
+        try:
+            with UsersCode("optimizer"):
+                self._apply(gradient)
+        except Exception as error:
+            error.add_note(
+                f"in the optimizer's update {self.state.applied} of parameters {self.start} to "
+                f"{self.stop}"
+            )
+            raise
 
     def _apply(self, gradient: np.ndarray) -> None:
         """Let the optimiser update what is trained; what can fail does so before any change."""
@@ -203,7 +231,25 @@ class ParameterShard:
 
     async def fetch_copy(self, number: int) -> np.ndarray:
         """Return the parameters of a snapshot copy (it is never written again)."""
-        return self.state.copies[number].vectors["parameters"]
+        return self._kept(number).vectors["parameters"]
+
+    def _kept(self, number: int) -> ShardState:
+        """Return a snapshot copy.
+
+        Raises
+        ------
+        Stale
+            It is not here: a recovery has dropped it, or this shard was made after it.
+        """
+        if number not in self.state.copies:
+            raise Stale(f"copy {number} is not in this shard")
+        return self.state.copies[number]
+
+    def _vector(self, name: str) -> np.ndarray:
+        """Return a vector; `Stale` where the shard was made anew without it."""
+        if name not in self.state.vectors:
+            raise Stale(f"vector {name!r} is not in this shard")
+        return self.state.vectors[name]
 
     # What the verb commands; each command carries a running number and is done once
 
@@ -282,7 +328,7 @@ class ParameterShard:
         await self._serve(self._take_best, number)
 
     def _take_best(self, number: int) -> None:
-        self.state.vectors["best"] = self.state.copies[number].vectors["parameters"].copy()
+        self.state.vectors["best"] = self._kept(number).vectors["parameters"].copy()
 
     async def _restore_best(self, path: str, group: str, is_there: bool) -> None:
         """Take the best parameters of a snapshot for one's own, or forget them: it has none."""
@@ -326,17 +372,17 @@ class ParameterShard:
 
     async def write(self, path: str, group: str, number: int) -> None:
         """Write a copy into its own chunk of a snapshot, on a thread that serves no calls."""
-        vectors = self.state.copies[number].vectors
+        vectors = self._kept(number).vectors
         await asyncio.to_thread(checkpoint.write_slice, path, group, self.start, self.stop, vectors)
 
     async def write_vectors(self, path: str, group: str, names: Sequence[str]) -> None:
         """Write vectors as they are, without a copy: nothing may change them meanwhile."""
-        vectors = {name: self.state.vectors[name] for name in names}
+        vectors = {name: self._vector(name) for name in names}
         await self._serve(checkpoint.write_slice, path, group, self.start, self.stop, vectors)
 
     async def read(self, name: str) -> np.ndarray:
         """Return a copy of one vector: `parameters`, `best`, or an optimiser slot."""
-        return await self._serve(lambda: self.state.vectors[name].copy())
+        return await self._serve(lambda: self._vector(name).copy())
 
     async def whole_state(self) -> ShardState:
         """Return a consistent copy of everything, for a shard that takes this one's place.
@@ -345,6 +391,16 @@ class ParameterShard:
         """
         await asyncio.gather(*self._doing.values(), return_exceptions=True)
         return await self._serve(self.state.everything)
+
+
+def _attempt(
+    function: Callable[..., Any], arguments: Sequence[Any]
+) -> tuple[Any, Exception | None]:
+    """Return what a function returns, or the error that it raised: a future changes some."""
+    try:
+        return function(*arguments), None
+    except BaseException as error:
+        return None, portable(error)
 
 
 def _within(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> list[slice]:

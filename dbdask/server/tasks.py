@@ -14,10 +14,12 @@ from distributed.utils_comm import gather_from_workers
 from dbdask.errors import ShardLost
 from dbdask.server.contact import LOST, run_on, unwrap
 from dbdask.server.deadlines import deadline
+from dbdask.server.portable import is_misread
 
 LOOK_SECONDS = 0.5  # a wait that looks about looks so often
 AT_WORK = ("waiting", "constrained", "ready", "executing", "long-running", "resumed")
-TO_TELL = ("memory", "erred", "forgotten", None)
+ENDED = ("memory", "erred")
+TO_TELL = (*ENDED, "forgotten", None)
 MOST_FETCHES = 20
 
 
@@ -29,8 +31,13 @@ class Whereabouts(NamedTuple):
 
     @property
     def is_lost(self) -> bool:
-        """Whether the scheduler waits for its worker, and the worker does not work on it."""
-        return self.at_scheduler == "processing" and self.at_worker not in AT_WORK
+        """Whether nothing comes of it: nobody is at work on it, or its end reaches nobody.
+
+        The scheduler waits for a worker that does not work on it; or it knows the end, has told
+        the client, and the client still does not know.
+        """
+        is_nowhere = self.at_scheduler == "processing" and self.at_worker not in AT_WORK
+        return is_nowhere or self.at_scheduler in ENDED
 
 
 async def ended(future: Any) -> None:
@@ -64,12 +71,17 @@ async def result_of(client: Client, future: Any) -> Any:
 
     Raises
     ------
+    CancelledError
+        Dask has cancelled the task: the user did, or what it depends on is lost.
     RuntimeError
-        The result is there, by what the scheduler says, and cannot be had.
+        The result is there, by what the scheduler says, and cannot be had; or the task raised what
+        would pass for its cancellation.
     """
     for _ in range(MOST_FETCHES):
         await ended(future)
         failure = error_of(future)
+        if future.status == "error" and is_misread(failure):
+            raise RuntimeError(f"{future.key} raised {failure!r}") from failure
         if failure is not None:
             raise failure.with_traceback(future._state.traceback)
         with suppress(TimeoutError, OSError):  # whether scheduler and worker live, others judge
@@ -147,7 +159,7 @@ async def whereabouts(client: Client, worker: str, keys: Collection[str]) -> dic
     return {
         key: Whereabouts(str(at_scheduler[key]), at_worker.get(key, ""))
         for key in _pending(client, asked)
-        if at_scheduler[key] not in TO_TELL
+        if at_scheduler[key] not in ("forgotten", None)  # those may be on their way
     }
 
 

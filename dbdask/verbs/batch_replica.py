@@ -26,6 +26,7 @@ from dbdask.numbers.left_out import LeftOut
 from dbdask.numbers.magnitudes import Magnitude
 from dbdask.numbers.portions import Portion
 from dbdask.server.link import ServerHandle
+from dbdask.server.portable import portable_errors
 from dbdask.server.room import Room, open_room
 
 
@@ -72,6 +73,7 @@ class BundleReport:
     magnitudes: tuple[Magnitude, ...] = ()
 
 
+@portable_errors
 def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
     """Add the gradients of a bundle into one buffer, and push it once to every shard.
 

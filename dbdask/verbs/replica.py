@@ -23,6 +23,7 @@ from dbdask.numbers.left_out import LeftOut
 from dbdask.numbers.magnitudes import Magnitude
 from dbdask.numbers.portions import Portion
 from dbdask.server.link import ServerHandle, ServerLink
+from dbdask.server.portable import portable_errors
 from dbdask.server.room import Place, Room, open_room
 
 
@@ -93,6 +94,7 @@ class PortionReport:
         return self.steps > 0 and all(step in steps for step in tail)
 
 
+@portable_errors
 def train_portion(order: PortionOrder, job: bytes, *blocks: Any) -> PortionReport:
     """Train on one portion, from the step after the last that every shard has applied.
 

@@ -74,7 +74,7 @@ def watch(
     when the run has come to rest. Ctrl-C stops it as a callback would; a second one abandons it.
     """
     progress.begin()
-    future = start_on(client_loop(client), guarded(client, work, run.snapshots))
+    future = start_on(client_loop(client), _attempt(guarded(client, work, run.snapshots)))
     raised: list[BaseException] = []
     try:
         try:
@@ -89,10 +89,20 @@ def watch(
         raise
     finally:
         progress.close()
-    result = future.result()
+    result, failure = future.result()
+    if failure is not None:
+        raise failure
     if raised:
         raise raised[0]
     return result
+
+
+async def _attempt(work: Coroutine[Any, Any, T]) -> tuple[T | None, Exception | None]:
+    """Return what comes of work, or its error: on the way between threads futures change some."""
+    try:
+        return await work, None
+    except Exception as error:
+        return None, error
 
 
 def _drain_until_done(

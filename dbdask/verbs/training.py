@@ -20,6 +20,8 @@ async def train(run: Run) -> Outcome:
         Shards were lost, and nothing is there to rebuild them from, or rebuilding does not help.
     DataError, WorkerError
         The data are wrong, or no worker can go on: the error names the last snapshot.
+    Exception
+        What the optimiser raised in a shard: it names the last snapshot in a note.
     """
     try:
         await _set_up(run)
@@ -28,10 +30,21 @@ async def train(run: Run) -> Outcome:
         raise ShardLost(str(error)) from None
     except TROUBLE as error:
         raise ShardLost(f"{error}; {run.snapshots.how_to_go_on()}") from error
-    except (DataError, ModelError, WorkerError) as error:
-        raise run.snapshots.named_in(error) from error
+    except Exception as error:
+        _raise_named(run, error)
+        raise
     finally:
         await asyncio.shield(asyncio.ensure_future(run.release()))
+
+
+def _raise_named(run: Run, error: Exception) -> None:
+    """Let an error name the last snapshot: in its message if it is ours, else in a note."""
+    if isinstance(error, (DataError, ModelError, WorkerError)):
+        named = run.snapshots.named_in(error)
+        if named is not error:  # an error that is its own cause can never be pickled
+            raise named from error
+    elif run.snapshots.committed is not None and run.snapshots.how_to_go_on() not in str(error):
+        error.add_note(run.snapshots.how_to_go_on())
 
 
 async def _set_up(run: Run) -> None:

@@ -6,9 +6,11 @@ from dbdask.data.supply import gather_blocks
 from dbdask.numbers.portions import Portion
 from dbdask.numbers.scores import Score, score_minibatch
 from dbdask.server.link import ServerHandle
+from dbdask.server.portable import portable_errors
 from dbdask.server.room import open_room
 
 
+@portable_errors
 def evaluate_portion(
     run: str, handle: ServerHandle, number: int, portion: Portion, job: bytes, *blocks: Any
 ) -> Score:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from distributed import Client
 
 from dbdask.data.supply import Supply
-from dbdask.errors import DataError, ModelError
+from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.numbers.policies import places_for, tasks_for
 from dbdask.server.contact import has_scheduler, worker_answers
 from dbdask.server.deadlines import deadline
@@ -50,6 +50,23 @@ def _end_where_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+def _how(error: BaseException) -> str:
+    """Say how a task failed, in words that follow "failed"."""
+    if isinstance(error, CancelledError):
+        reason = getattr(error, "reason", "unknown")
+        lost = reason == "lost dependencies"
+        remedy = f" ({LOST_DATA})" if lost else f" (reason: {reason})"
+        return f"because Dask cancelled its task{remedy}"
+    where = "".join(f"{note}, " for note in getattr(error, "__notes__", ()))
+    return f"{where}with {error!r}"
+
+
+LOST_DATA = (
+    "persisted or scattered data that it needs are lost, and Dask cannot compute them again: give "
+    "the path of a store, or a Dataset that is not persisted"
+)
 
 
 @dataclass
@@ -194,21 +211,23 @@ class Workforce:
         return [(out, self._report_of(out)) for out in done]
 
     def _report_of(self, out: Outstanding) -> Any:
+        """Return what a task reports, or None where it failed: whatever the failure is, it counts.
+
+        What is given up is outstanding no more, and does not come by here.
+        """
         self._restart_clocks([out.worker])
-        if out.task.cancelled():
-            return None
-        error = out.task.exception()
+        error = CancelledError() if out.task.cancelled() else out.task.exception()
         if error is None:
             report: Report = out.task.result()
             if report.finished:
                 self.failures.forget(out.work)
             return report
+        if isinstance(error, RaisedInShard):
+            raise error.error
         if isinstance(error, (DataError, ModelError)):
             raise error
-        if isinstance(error, CancelledError) or not has_scheduler(self.client):
-            return None  # the client lost the future: that says nothing of the work
-        where = "".join(f"{note}, " for note in getattr(error, "__notes__", ()))
-        self.failures.note(out.work, out.worker, f"{where}with {error!r}", error)
+        if has_scheduler(self.client):  # without one the client loses every future
+            self.failures.note(out.work, out.worker, _how(error), error)
         return None
 
     def _blame(self, workers: set[str]) -> None:

@@ -119,7 +119,9 @@ def _decoded(
 ) -> list[Reading]:
     """Unpack as xarray does, the mask aside; where it fails, numbers given as text are numbers."""
     kept = {n: v for n, v in attrs.items() if n not in FILLS and n != "valid_range"}
-    sane = certain and all(_is_sane(n, kept[n]) for n in ("scale_factor", "add_offset") if n in kept)
+    sane = certain and all(
+        _is_sane(n, kept[n]) for n in ("scale_factor", "add_offset") if n in kept
+    )
     found: list[Reading] = []
     for tried in (kept, _with_numbers(kept)):
         try:

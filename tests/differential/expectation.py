@@ -39,7 +39,9 @@ def fill(
     inputs = [world.variables[name] for name in asked.inputs]
     for name, shown in zip(asked.inputs, inputs, strict=True):
         _check_numbers(table, f"inputs {name}", shown)
-    parts = _values(table, asked.inputs, feature_dims(inputs, asked.along), True, scalings, unusable)
+    parts = _values(
+        table, asked.inputs, feature_dims(inputs, asked.along), True, scalings, unusable
+    )
     if parts is not None:
         table.inputs, table.inputs_tolerance = together(parts[0]), together(parts[1])
     if trained is None:
@@ -66,7 +68,9 @@ def measure(table: Table) -> dict[str, Scaling]:
             one = scaling_of(shown, asked.along, features, table.selected, per)
             found[name] = one
             if one.infinite:
-                table.allowed.append(f"wrong value: {name} holds an infinite one where it is measured")
+                table.allowed.append(
+                    f"wrong value: {name} holds an infinite one where it is measured"
+                )
             if one.empty:
                 table.allowed.append(f"nothing to measure: {name}")
             if one.empty or one.doubtful:
@@ -74,9 +78,7 @@ def measure(table: Table) -> dict[str, Scaling]:
     return found
 
 
-def _with_features(
-    table: Table, roles: list[list[str]]
-) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _with_features(table: Table, roles: list[list[str]]) -> Iterator[tuple[str, tuple[str, ...]]]:
     for names in roles:
         shown = [table.world.variables[name] for name in names]
         yield from zip(names, feature_dims(shown, table.asked.along), strict=True)
@@ -102,7 +104,7 @@ def _values(
     scalings: dict[str, Scaling],
     unusable: list[np.ndarray],
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] | None:
-    """Return float32 values, tolerances and gaps of each variable; None where they are no numbers."""
+    """Return each variable as float32, tolerances and gaps; None where they are no numbers."""
     asked = table.asked
     found: tuple[list[np.ndarray], ...] = ([], [], [])
     for name, own in zip(names, dims, strict=True):
@@ -149,7 +151,9 @@ def _rounded(
             tolerance = np.full(exact.shape, packed)
             if scaling is not None:
                 exact = np.where(missing, np.float32(scaling.mean), exact)
-                tolerance = np.where(missing, scaling.mean_error + ULP * abs(scaling.mean), tolerance)
+                tolerance = np.where(
+                    missing, scaling.mean_error + ULP * abs(scaling.mean), tolerance
+                )
             return exact, tolerance
         mean, deviation = scaling.mean, scaling.deviation
         wide = (values.astype(np.float64) - mean) / deviation
@@ -209,11 +213,15 @@ def _fill_labels(
     if labels is not None and len(labels) != count:
         table.required.append("classes: more than outputs, or fewer")
         return
-    codes = {label: n for n, label in enumerate(labels if labels is not None else range(count or 0))}
+    codes = {
+        label: n for n, label in enumerate(labels if labels is not None else range(count or 0))
+    }
     if len(codes) != (len(labels) if labels is not None else count or 0):
         table.required.append("classes: one is there twice")
         return
-    found = [0 if m else codes.get(plain(v), -1) for v, m in zip(values.tolist(), missing, strict=True)]
+    found = [
+        0 if m else codes.get(plain(v), -1) for v, m in zip(values.tolist(), missing, strict=True)
+    ]
     table.targets = np.array(found, np.int64)
     table.targets_tolerance = np.zeros(len(found))
     unusable.append(table.targets < 0)

@@ -108,7 +108,9 @@ def _cut(examples: Examples, cut: Cut, found: Observed) -> Examples:
         return examples.where(cut.indexer)
     parts = examples.split(*cut.indexer, seed=cut.seed)
     try:
-        found.parts.append([read_blocks(part).positions for part in parts])
+        # Which labels there are is not known yet: as values they are read all the same.
+        values = [part if examples.has_text else part.with_classes(None) for part in parts]
+        found.parts.append([read_blocks(part).positions for part in values])
     except ValueError:
         found.parts.append(None)
     return parts[cut.part]

@@ -73,7 +73,9 @@ def _of_objects(dims: tuple[str, ...], values: np.ndarray, attrs: Mapping[str, A
     if all(isinstance(value, str) for value in present):
         return Shown(dims, values, missing, "text", certain=bool(present), attrs=attrs)
     if all(isinstance(value, bytes) for value in present):
-        texts = np.array([v if m else v.decode() for v, m in zip(values.flat, missing.flat)], object)
+        texts = np.array(
+            [v if m else v.decode() for v, m in zip(values.flat, missing.flat, strict=True)], object
+        )
         return Shown(dims, texts.reshape(values.shape), missing, "text", False, attrs)
     return Shown(dims, values, missing, "odd", certain=False, attrs=attrs)
 
@@ -129,7 +131,7 @@ def of_store(group: zarr.Group) -> Iterator[World]:
             one.packed = any(name in attrs for name in declared.PACKING)
             readings[name].append(one)
         if dims == (name,):
-            indexes[name] = pd.Index(stored)
+            indexes[name] = pd.Index(readings[name][0].values)
     for combination in itertools.product(*readings.values()):
         variables = dict(zip(readings, combination, strict=True))
         yield World(variables, sizes, indexes, frozenset(indexes))

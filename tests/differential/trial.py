@@ -19,7 +19,8 @@ from .giving import Giver, draw_giver
 from .kinds import choose
 from .labels import declared_labels
 from .observing import observe
-from .operations import Operation, draw_operations, quietly
+from .operation import Operation
+from .operations import draw_operations, quietly
 from .plan import draw_plan
 from .predictions import check_prediction
 from .shown import World, of_dataset, of_store

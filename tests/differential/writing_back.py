@@ -52,9 +52,7 @@ def _alike(lazy: xr.DataArray, computed: xr.DataArray) -> xr.DataArray:
     return control if lazy.chunks is None else control.chunk(dict(lazy.chunksizes))
 
 
-def _compare(
-    way: str, back: xr.DataArray, computed: xr.DataArray, control: xr.DataArray
-) -> None:
+def _compare(way: str, back: xr.DataArray, computed: xr.DataArray, control: xr.DataArray) -> None:
     wanted = computed
     fill = computed.encoding.get("_FillValue")
     if fill is not None and fill == fill:
