@@ -24,9 +24,8 @@ class FromModel:
     @portable_errors
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
         with UsersCode("model.initial_parameters"):
-            vectors = {
-                "parameters": initial_slice(pickle.loads(self.model), self.seed, start, stop)
-            }
+            model = pickle.loads(self.model)
+            vectors = {"parameters": initial_slice(model, self.seed, start, stop)}
         with UsersCode("optimizer.initial_slot"):
             vectors |= initial_slots(optimizer, stop - start)
         return ShardState(vectors, 0, Ledger())
