@@ -233,6 +233,10 @@ def test_objects_of_a_block_without_examples_are_no_puzzle():
     data = xr.Dataset({"x": ("t", x), "y": ("t", np.arange(4.0))})
     examples = Examples(data, inputs="x", targets="y", along="t", missing="drop").standardize()
     assert read_blocks(examples).valid.tolist() == [True, False, False, False]
+    masked = Examples(data, inputs="x", targets="y", along="t", missing="mask").standardize()
+    portion = masked.cut(4, 1).contiguous()[0]
+    with masked.reader(prefetch=False) as reader:
+        assert [batch.inputs.tolist() for batch in reader.minibatches(portion, 1)] == [[0]] * 4
     with pytest.raises(TypeError, match="'x' has dtype object; give numbers"):
         Examples(data.chunk(t=2), inputs="x", targets="y", along="t", missing="drop")
 

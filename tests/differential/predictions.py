@@ -155,9 +155,9 @@ def is_missing(array: xr.DataArray, labels: list[Any]) -> xr.DataArray:
     declared = [array.encoding.get("_FillValue"), array.attrs.get("missing_label")]
     if array.dtype.kind in "UO":
         declared.append("")
-    for fill in declared:
-        if fill is not None and fill == fill and plain(fill) not in labels:
-            missing = missing | (array == fill)
+    for gap in declared:
+        if gap is not None and gap == gap and plain(gap) not in labels:
+            missing = missing | (array == gap)
     return missing
 
 

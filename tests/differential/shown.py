@@ -50,7 +50,7 @@ class World:
 
 def of_values(dims: tuple[str, ...], values: Any, attrs: Mapping[str, Any]) -> Shown:
     """Tell numbers from text and from what is missing."""
-    if isinstance(values.dtype, pd.api.extensions.ExtensionDtype):
+    if _is_of_pandas(values.dtype):
         return _of_pandas(dims, values, attrs)
     kind = values.dtype.kind
     if kind in "iub":
@@ -65,6 +65,10 @@ def of_values(dims: tuple[str, ...], values: Any, attrs: Mapping[str, Any]) -> S
     if kind in "UTO":
         return _of_objects(dims, values.astype(object), attrs)
     return Shown(dims, values, np.zeros(values.shape, bool), "odd", attrs=attrs)
+
+
+def _is_of_pandas(dtype: Any) -> bool:
+    return isinstance(dtype, pd.api.extensions.ExtensionDtype)
 
 
 def _of_objects(dims: tuple[str, ...], values: np.ndarray, attrs: Mapping[str, Any]) -> Shown:
@@ -101,11 +105,13 @@ def of_dataset(dataset: xr.Dataset) -> World:
     found = {}
     for name, variable in dataset.variables.items():
         dims = tuple(map(str, variable.dims))
-        extension = isinstance(variable.dtype, pd.api.extensions.ExtensionDtype)
-        data = variable.data if extension else variable.to_numpy()
-        if extension and not isinstance(data, pd.api.extensions.ExtensionArray):
-            data = pd.array(np.asarray(variable.to_index()), dtype=variable.dtype)
-        found[str(name)] = of_values(dims, data, variable.attrs)
+        data = variable.data if _is_of_pandas(variable.dtype) else variable.to_numpy()
+        if not isinstance(data, pd.api.extensions.ExtensionArray):
+            data = np.asarray(data)  # of an index, or of two dimensions
+        attrs = variable.attrs | {
+            n: variable.encoding[n] for n in ("units",) if n in variable.encoding
+        }
+        found[str(name)] = of_values(dims, data, attrs)
     sizes = {str(dim): int(size) for dim, size in dataset.sizes.items()}
     indexes = {str(dim): dataset.indexes[dim] for dim in dataset.sizes if dim in dataset.indexes}
     return World(found, sizes, indexes, frozenset(map(str, dataset.coords)))
