@@ -92,9 +92,8 @@ def _check_numbers(table: Table, what: str, shown: Shown) -> None:
         table.doubtful_values = True
     elif shown.doubt:
         table.allowed.append(f"odd: {what}, {shown.doubt}")
-    if shown.values.dtype == np.int64 and "units" in shown.attrs:
-        if (shown.values == np.iinfo(np.int64).min).any():
-            table.allowed.append(f"missing: {what} may have gaps that xarray shows as numbers")
+    if "units" in shown.attrs and (shown.values == np.iinfo(np.int64).min).any():
+        table.allowed.append(f"missing: {what} may have gaps that xarray shows as numbers")
     if not shown.certain:
         table.allowed.append(f"odd: {what} has attributes without sense")
 

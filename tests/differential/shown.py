@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
+from pandas.api.extensions import ExtensionArray
 
 from . import declared
 
@@ -106,12 +107,14 @@ def of_dataset(dataset: xr.Dataset) -> World:
     for name, variable in dataset.variables.items():
         dims = tuple(map(str, variable.dims))
         data = variable.data if _is_of_pandas(variable.dtype) else variable.to_numpy()
-        if not isinstance(data, pd.api.extensions.ExtensionArray):
-            data = np.asarray(data)  # of an index, or of two dimensions
+        doubt = ""
+        if _is_of_pandas(variable.dtype) and not isinstance(data, ExtensionArray):
+            data, doubt = np.asarray(data), "of pandas in blocks, or in two dimensions"
         attrs = variable.attrs | {
             n: variable.encoding[n] for n in ("units",) if n in variable.encoding
         }
         found[str(name)] = of_values(dims, data, attrs)
+        found[str(name)].doubt = found[str(name)].doubt or doubt
     sizes = {str(dim): int(size) for dim, size in dataset.sizes.items()}
     indexes = {str(dim): dataset.indexes[dim] for dim in dataset.sizes if dim in dataset.indexes}
     return World(found, sizes, indexes, frozenset(map(str, dataset.coords)))
