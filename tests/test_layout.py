@@ -1,13 +1,15 @@
 """Named arrays over one flat vector, and its cut."""
 
 import json
+import re
 from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from dbdask.numbers.layout import Layout, Parameter, as_layout, cut
+from dbdask.numbers.layout import Layout, Parameter, as_layout, check_dims, cut
 
 WEIGHTS = Parameter("weights", (2, 3), ("output", "input"))
 BIAS = Parameter("bias", (2,), ("output",))
@@ -108,3 +110,45 @@ def test_a_cut_covers_the_vector_in_slices_of_one_length(size: int, count: int) 
 def test_a_cut_into_nothing_is_refused(size: int, count: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         cut(size, count)
+
+
+def drawn_layout(seed: int) -> Layout:
+    """A layout whose dimensions, and names, meet now and then."""
+    rng = np.random.default_rng(seed)
+    names = rng.permutation(["a", "b", "c", "d"])[: rng.integers(1, 4)]
+    parameters = []
+    for name in names:
+        count = int(rng.integers(0, 3))
+        dims = tuple(str(dim) for dim in rng.choice(["a", "b", "x", "y"], count))
+        parameters.append(Parameter(str(name), tuple(rng.integers(1, 3, count)), dims))
+    return Layout(tuple(parameters))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate dimension names")
+def test_dimensions_are_refused_where_xarray_makes_no_dataset_of_them() -> None:
+    verdicts = []
+    for seed in range(400):
+        layout = drawn_layout(seed)
+        arrays = {p.name: (p.dims, np.zeros(p.shape)) for p in layout.parameters}
+        try:
+            xr.Dataset(arrays)
+            makes_one = True
+        except ValueError:
+            makes_one = False
+        try:
+            check_dims(layout)
+            assert makes_one, layout
+        except ValueError as error:
+            assert not makes_one, layout
+            assert re.search("of one name have one length|without dimensions", str(error))
+        verdicts.append(makes_one)
+    assert 50 < sum(verdicts) < 350
+
+
+def test_what_is_no_parameter_is_named() -> None:
+    with pytest.raises(TypeError, match="an item of layout must be .*, got 'weights'"):
+        as_layout(["weights"])
+
+
+def test_the_lone_dimension_of_a_parameter_may_be_a_string() -> None:
+    assert Parameter("w", (8,), "input").dims == ("input",)

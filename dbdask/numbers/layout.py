@@ -26,9 +26,11 @@ class Parameter:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", _as_shape(self.shape))
-        object.__setattr__(self, "dims", tuple(str(dim) for dim in self.dims))
         if not isinstance(self.name, str) or "/" in self.name or not self.name:
             raise ValueError(f"a parameter's name must be non-empty without '/', got {self.name!r}")
+        is_one = isinstance(self.dims, str) and len(self.shape) == 1
+        dims = (self.dims,) if is_one else tuple(str(dim) for dim in self.dims)
+        object.__setattr__(self, "dims", dims)
         if len(self.dims) != len(self.shape):
             raise ValueError(
                 f"parameter {self.name!r} has {len(self.shape)} dimensions, but dims {self.dims}"
@@ -152,6 +154,11 @@ def as_parameter(item: Any) -> Parameter:
     if hasattr(item, "name") and hasattr(item, "shape"):
         dims = getattr(item, "dims", None) or _default_dims(item.name, item.shape)
         return Parameter(item.name, item.shape, dims, getattr(item, "kind", "trained"))
+    if not isinstance(item, Iterable) or isinstance(item, str) or not 2 <= len(tuple(item)) <= 4:
+        raise TypeError(
+            "an item of layout must be a dbdask.Parameter, or a tuple (name, shape, dims), "
+            f"got {item!r}"
+        )
     name, shape, *rest = item
     dims = rest[0] if rest else _default_dims(name, shape)
     return Parameter(name, shape, dims, rest[1] if len(rest) > 1 else "trained")
@@ -167,6 +174,36 @@ def _as_shape(shape: Any) -> tuple[int, ...]:
         return tuple(operator.index(length) for length in lengths)
     except TypeError as error:
         raise TypeError(f"a parameter's shape must hold whole numbers, got {shape!r}") from error
+
+
+def check_dims(layout: Layout) -> None:
+    """Raise where the parameters would be no `xarray.Dataset`.
+
+    A dimension has two lengths then, or the name of a parameter without dimensions.
+
+    Examples
+    --------
+    >>> first, second = Parameter("w", (8,), ("in",)), Parameter("v", (3,), ("in",))
+    >>> check_dims(Layout((first, second)))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: model.layout gives dimension 'in' the length 8 in 'w' and 3 in 'v': ...
+    """
+    known: dict[str, tuple[int, str]] = {}
+    scalars = {parameter.name for parameter in layout.parameters if not parameter.dims}
+    for parameter in layout.parameters:
+        for dim in scalars.intersection(parameter.dims):
+            raise ValueError(
+                f"model.layout has dimension {dim!r}, of {parameter.name!r}, and a parameter "
+                f"{dim!r} without dimensions: give one of them another name"
+            )
+        for dim, length in zip(parameter.dims, parameter.shape, strict=True):
+            first, owner = known.setdefault(dim, (length, parameter.name))
+            if first != length:
+                raise ValueError(
+                    f"model.layout gives dimension {dim!r} the length {first} in {owner!r} and "
+                    f"{length} in {parameter.name!r}: dimensions of one name have one length; "
+                    "give each its own name"
+                )
 
 
 def cut(size: int, count: int) -> tuple[tuple[int, int], ...]:

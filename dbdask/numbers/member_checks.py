@@ -8,7 +8,7 @@ import cloudpickle
 import numpy as np
 
 from dbdask.errors import ModelError
-from dbdask.numbers.layout import Layout, as_layout
+from dbdask.numbers.layout import Layout, as_layout, check_dims
 from dbdask.numbers.model import check_members
 
 
@@ -24,6 +24,7 @@ def checked_layout(model: Any) -> Layout:
     try:
         check_members(model)
         layout, again = as_layout(model.layout), as_layout(model.layout)
+        check_dims(layout)
     except (TypeError, ValueError) as error:
         raise ModelError(listed_faults([str(error)])) from error
     if layout != again:
@@ -94,6 +95,52 @@ def _slice_faults(values: np.ndarray, start: int, stop: int) -> Iterator[str]:
         yield f"{asked} must have shape ({stop - start},), got {values.shape}"
     elif values.dtype.kind not in "iuf" or not np.isfinite(values).all():
         yield f"{asked} must hold finite numbers, got {values.dtype} {values[:3]}..."
+
+
+def checked_initial(
+    values: Any, layout: Layout, start: int, stop: int, *, finite: bool = True
+) -> np.ndarray:
+    """Return a slice of a model's initial vector as float32 of its own.
+
+    Parameters
+    ----------
+    values
+        What the model returned.
+    layout
+        The model's.
+    start, stop
+        The slice that it was asked for.
+    finite
+        Whether its trained parameters must be finite numbers.
+
+    Raises
+    ------
+    ModelError
+        It has another shape, holds no real numbers, or is not finite: names the parameter.
+    """
+    given = np.asarray(values)
+    if given.shape != (stop - start,) or given.dtype.kind not in "iuf":
+        raise ModelError(next(_slice_faults(given, start, stop)))
+    with np.errstate(over="ignore"):
+        vector = np.array(given, dtype=np.float32)
+    bad = _not_finite(vector, layout, start) if finite else ""
+    if bad:
+        raise ModelError(
+            f"model.initial_parameters(seed, {start}, {stop}) must hold finite numbers in float32, "
+            f"but {bad!r} holds NaN or infinity"
+        )
+    return vector
+
+
+def _not_finite(vector: np.ndarray, layout: Layout, start: int) -> str:
+    """Return the first trained parameter that has an element in a slice that is not finite."""
+    stop = start + vector.size
+    for parameter, offset in zip(layout.parameters, layout.offsets, strict=True):
+        first, last = max(offset, start), min(offset + parameter.size, stop)
+        is_held = parameter.kind == "trained" and first < last
+        if is_held and not np.isfinite(vector[first - start : last - start]).all():
+            return parameter.name
+    return ""
 
 
 def starting_point(model: Any, layout: Layout, seed: int) -> np.ndarray:

@@ -172,28 +172,6 @@ def _check_call(model: Any, name: str) -> None:
         raise TypeError(f"model.{name} must take ({stars}): {error}") from error
 
 
-def initial_slice(model: Any, seed: int, start: int, stop: int) -> np.ndarray:
-    """Return a new float32 vector of a model's initial parameters, shape (stop - start,).
-
-    Raises
-    ------
-    ModelError
-        The model returns another shape, or what is not finite.
-    """
-    given = np.asarray(model.initial_parameters(seed, start, stop))
-    asked = f"model.initial_parameters(seed, {start}, {stop})"
-    if given.shape != (stop - start,):
-        raise ModelError(f"{asked} must have shape ({stop - start},), got {given.shape}")
-    with np.errstate(over="ignore"):
-        values = np.array(given, np.float32)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        raise ModelError(
-            f"{asked} must hold finite numbers, got {given[bad[0]]} at element {start + bad[0]}"
-        )
-    return values
-
-
 def as_loss(value: Any, method: str = "loss_and_gradient") -> float:
     """Return a loss as a number.
 

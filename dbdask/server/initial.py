@@ -4,8 +4,9 @@ import pickle
 from dataclasses import dataclass
 
 from dbdask.numbers import checkpoint
+from dbdask.numbers.layout import as_layout
 from dbdask.numbers.ledger import Ledger, Row
-from dbdask.numbers.model import initial_slice
+from dbdask.numbers.member_checks import checked_initial
 from dbdask.numbers.optimizer_checks import initial_slots
 from dbdask.numbers.optimizers import Optimizer
 from dbdask.numbers.users_code import UsersCode
@@ -20,12 +21,16 @@ class FromModel:
 
     model: bytes
     seed: int
+    is_replaced: bool = False  # by parameters that the user gave: these need not be finite
 
     @portable_errors
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
         with UsersCode("model.initial_parameters"):
             model = pickle.loads(self.model)
-            vectors = {"parameters": initial_slice(model, self.seed, start, stop)}
+            given = model.initial_parameters(self.seed, start, stop)
+            layout = as_layout(model.layout)
+        finite = not self.is_replaced
+        vectors = {"parameters": checked_initial(given, layout, start, stop, finite=finite)}
         with UsersCode("optimizer.initial_slot"):
             vectors |= initial_slots(optimizer, stop - start)
         return ShardState(vectors, 0, Ledger())

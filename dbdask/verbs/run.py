@@ -212,7 +212,7 @@ class Run:
         """Where shards start: the last committed snapshot, else the model's own numbers."""
         snapshot = self.snapshots.committed
         if snapshot is None:
-            return FromModel(self.plan.model, self.plan.seed)
+            return FromModel(self.plan.model, self.plan.seed, self.plan.start is not None)
         state = snapshot.state
         rows = tuple(Row(*row) for row in state.get("ledger", ()))
         return FromSnapshot(

@@ -13,6 +13,7 @@ from dbdask.data.checks import drop_warning
 from dbdask.data.examples import Examples
 from dbdask.data.fills import fill_warnings
 from dbdask.errors import DataError, WorkerError
+from dbdask.numbers.layout import as_layout, check_dims
 from dbdask.numbers.portions import Cut
 from dbdask.numbers.scores import NOTHING
 from dbdask.server.contact import workers_now
@@ -37,6 +38,7 @@ def check_shared(given: dict[str, Any]) -> None:
         if not isinstance(given[name], Examples) and (name, given[name]) != ("validation", None):
             raise TypeError(f"{name} must be dbdask.Examples, got {type(given[name]).__name__}")
     check_contract(given["model"])
+    check_dims(as_layout(given["model"].layout))
     _check_path(given["checkpoint"])
     if not isinstance(given["callbacks"], Sequence):
         raise TypeError(f"callbacks must be a list of callables, got {given['callbacks']!r}")
