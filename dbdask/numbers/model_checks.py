@@ -26,6 +26,7 @@ from dbdask.numbers.prediction_checks import check_predict
 
 MOST_ARRAYS = 8  # of which the gradient is compared with differences
 LARGE = 1_000_000  # parameters, from which on fewer arrays and threads are tried
+WINDOW = 65_536  # elements of an array that are moved at most
 THREADS = 4
 
 
@@ -277,8 +278,8 @@ def _check_gradient(trial: Trial) -> list[Probe]:
 
     noise, rng = noise_of(loss, trial.parameters), np.random.default_rng(trial.seed)
     found: dict[str, list[Probe]] = {}
-    for parameter, part in _some_arrays(trial.layout):
-        gradient = base.gradient
+    for parameter, whole in _some_arrays(trial.layout):
+        part, gradient = _window(whole, rng), base.gradient
         probes = [
             probe(loss, gradient, trial.parameters, part, direction, noise)
             for direction in directions(gradient[part], rng)
@@ -326,6 +327,12 @@ def _arrays(layout: Layout) -> list[tuple[Parameter, slice]]:
     """Return the trained parameters, and where each is in the flat vector."""
     pairs = zip(layout.parameters, layout.offsets, strict=True)
     return [(p, slice(start, start + p.size)) for p, start in pairs if p.kind == "trained"]
+
+
+def _window(part: slice, rng: np.random.Generator) -> slice:
+    """Return a part of the flat vector, or a window by lot of one that is long."""
+    start = part.start + int(rng.integers(max(1, part.stop - part.start - WINDOW)))
+    return slice(start, min(part.stop, start + WINDOW))
 
 
 def _some_arrays(layout: Layout) -> list[tuple[Parameter, slice]]:
