@@ -151,6 +151,9 @@ class Bundle:
         self, number: int, stored: np.ndarray, masked: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
         values, missing = self.variables[number].decode(stored)
+        if values.dtype.kind == "O":  # none at all, or numbers that no dtype of NumPy's holds
+            values = np.where(missing, np.nan, values) if missing is not None else values
+            values = values.astype(np.float64)
         scaling = self.scalings[number] if self.scalings is not None else None
         shape = (len(stored), *self.shapes[number])
         if not masked or missing is None:

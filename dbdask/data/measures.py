@@ -102,7 +102,7 @@ def _moments(
             part = part.take(index, axis=axis)
         flat = part.reshape(-1, width)
         if held is not None:
-            flat = flat[held[start : start + step].reshape(-1)]
+            flat = flat[np.atleast_1d(held)[start : start + step].reshape(-1)]
         found = Moments.of(_checked(variable, flat), per)
         total = found if total is None else total + found
     assert total is not None
