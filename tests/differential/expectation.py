@@ -177,6 +177,8 @@ def _fill_targets(
     if not asked.targets:
         return
     shown = [world.variables[name] for name in asked.targets]
+    if asked.standardize and asked.standardize["targets"] and shown[0].attrs.get("flag_values"):
+        table.allowed.append("classes: what declares labels is not scaled")
     if asked.loss != "squared":
         _fill_labels(table, shown[0], classes, outputs, unusable)
         return
