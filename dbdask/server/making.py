@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dbdask.errors import ShardLost, WorkerError
-from dbdask.server.contact import while_alive, worker_answers
+from dbdask.server.contact import hear_out, while_alive, worker_answers
 from dbdask.server.deadlines import deadline
 from dbdask.server.tasks import (
     LOOK_SECONDS,
@@ -51,6 +51,7 @@ def release_when_made(client: Any, future: Any) -> "asyncio.Task[None]":
     task = asyncio.ensure_future(release())
     _unwanted.add(task)  # it may outlive its run, as long as a worker is stopped
     task.add_done_callback(_unwanted.discard)
+    task.add_done_callback(hear_out)
     return task
 
 
