@@ -1,9 +1,11 @@
 """One run of any method: who is there, where shards live, what is kept, and when."""
 
 import asyncio
+import logging
 import queue
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -31,6 +33,8 @@ from dbdask.verbs.snapshots import Snapshots
 from dbdask.verbs.tally import Tally
 from dbdask.verbs.validating import Validator
 from dbdask.verbs.workforce import Workforce
+
+logger = logging.getLogger("dbdask")
 
 TURN_SECONDS = 0.25
 
@@ -367,20 +371,37 @@ class Run:
         return await brought_home(reference, plan.size)
 
     async def release(self) -> None:
-        """End what is under way, and leave nothing on the cluster."""
+        """End what is under way, and leave nothing on the cluster.
+
+        A step that fails is logged: it neither keeps the others from their turn, nor hides the
+        error that has ended the run.
+        """
+        steps = (
+            self.validator.give_up,  # it looks who is there: that ends before the roster
+            self.workforce.close,
+            self.placement.end,
+            self.snapshots.give_up,
+            self._leave_workers,
+        )
         try:
-            await self.validator.give_up()  # it looks who is there: that ends before the roster
-            await self.workforce.close()
-            await self.placement.end()
-            await self.snapshots.give_up()
-            workers = await self._answering()
-            await self.server.end_generation(workers)
-            for supply in (self.plan.supply, self.plan.validation_supply):
-                if supply is not None:
-                    await asyncio.to_thread(supply.close)
-            await self.server.release(workers)
+            for step in steps:
+                await self._try_to_release(step)
         finally:
             self.at_rest.set()
+
+    async def _try_to_release(self, step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except Exception as error:
+            logger.warning("the run has not left the cluster in order: %r", error)
+
+    async def _leave_workers(self) -> None:
+        workers = await self._answering()
+        await self.server.end_generation(workers)
+        for supply in (self.plan.supply, self.plan.validation_supply):
+            if supply is not None:
+                await asyncio.to_thread(supply.close)
+        await self.server.release(workers)
 
     async def _answering(self) -> list[str]:
         """The workers that answer: the dead are waited for once, not at every word.
