@@ -73,7 +73,7 @@ class Guard:
         self.client, self.snapshots = client, snapshots
         self.connection, self.address = connection_of(client), scheduler_of(client).address
         self.missed = 0
-        self.last_seen = time.monotonic()  # a worker
+        self.last_seen: float | None = None  # a worker: the run itself waits for its first
 
     async def watch(self) -> Exception:
         """Wait until the cluster is lost; the error that says so comes back."""
@@ -102,7 +102,7 @@ class Guard:
         if self.missed >= MISSED_PINGS:
             silent = self.missed * deadline("ping")
             return self._scheduler_lost(f"gave no answer for {silent:g} s")
-        if time.monotonic() - self.last_seen > deadline("arrival"):
+        if self.last_seen and time.monotonic() - self.last_seen > deadline("arrival"):
             return WorkerError(
                 f"every worker has left, and none came in {deadline('arrival'):g} s; "
                 f"{self.snapshots.how_to_go_on()}"
