@@ -49,10 +49,10 @@ def client_for(client: Client | None) -> Iterator[Client]:
         return
     if not hasattr(client, "asynchronous"):
         raise TypeError(f"client must be a dask.distributed.Client, got {client!r}")
-    if is_closed(client):
-        raise ValueError(f"client must be open, got a closed one, {client!r}: Client(address)")
     if client.asynchronous:
         raise TypeError("client must be synchronous, got an asynchronous one: Client(address)")
+    if is_closed(client):
+        raise ValueError(f"client must be open, got a closed one, {client!r}: Client(address)")
     with beside_task():
         yield client
 
