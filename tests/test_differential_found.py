@@ -197,6 +197,21 @@ def test_a_scale_that_is_infinite_warns_of_nothing_raw(tmp_path):
             _read(data)
 
 
+@pytest.mark.parametrize("packing", [{"scale_factor": 2}, {"add_offset": 3}])
+@pytest.mark.parametrize("fill", [{}, {"missing_value": 5}])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "u8", "i2"])
+def test_a_scale_may_be_an_integer(tmp_path, packing, fill, dtype):
+    values = {"u8": [1, 5, 2**63 + 2**41], "i2": [1, 5, -3]}.get(dtype, [1.5, 5, np.nan, 2])
+    values = np.array(values, dtype)
+    path = _arrays(tmp_path / "scaled.zarr", 3, x=(values, packing | fill, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = _read(path)
+    kept = values[(values == values) & ~((values == 5) & bool(fill))].astype(np.float64)
+    wanted = kept * packing.get("scale_factor", 1) + packing.get("add_offset", 0)
+    np.testing.assert_array_equal(read.inputs, wanted.astype(np.float32))
+
+
 def test_a_block_may_hold_no_example():
     data = xr.Dataset({"x": ("t", [np.nan] * 3), "z": (("t", "f"), np.ones((3, 2)))})
     read = read_blocks(Examples(data, inputs=["x", "z"], along="t", missing="drop"))
