@@ -147,6 +147,7 @@ class GroupLedger:
 
     name: str
     _tables: list[_Table] = field(default_factory=list)
+    _codes: dict[Any, int] = field(default_factory=dict)  # of objects, which need have no order
     _lock: Lock = field(default_factory=Lock)
 
     def note(self, values: np.ndarray, begin: int) -> None:
@@ -160,9 +161,16 @@ class GroupLedger:
         starts = run_starts(values)
         ends = np.append(starts[1:], len(values))
         with self._lock:
-            found = self._of_one_dtype(values[starts])
+            found = self._of_one_dtype(self._ordered(values[starts]))
             self._check_alone(found)
             self._extend(found, begin + starts, begin + ends - 1)
+
+    def _ordered(self, values: np.ndarray) -> np.ndarray:
+        """Return values that can be sorted: Python objects as numbers in the order of coming."""
+        if values.dtype.kind != "O":
+            return values
+        codes = [self._codes.setdefault(value, len(self._codes)) for value in values]
+        return np.array(codes, np.int64)
 
     def _of_one_dtype(self, values: np.ndarray) -> np.ndarray:
         """Return values in the dtype of the tables, which is widened where it has to be."""
@@ -221,6 +229,9 @@ class GroupLedger:
         self._tables.append(table)
 
     def _returned(self, value: Any, between: Any) -> DataError:
+        if self._codes:
+            known = list(self._codes)
+            value, between = known[value], known[between]
         value, between = _shown(value), _shown(between)
         return DataError(
             f"groups: {self.name!r} is {value}, then {between}, then {value} again; equal "

@@ -20,19 +20,43 @@ import itertools
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future as Promise
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 from dask._task_spec import Task, TaskRef, convert_legacy_graph
-from distributed import Client, Future
+from distributed import Client, Future, rejoin, secede
 
 from dbdask.data.routes import Blocked, Held, Piece
 from dbdask.data.variables import Variable
 from dbdask.numbers.portions import Portion
 
 _Name = tuple[int, int, tuple[int, ...]]
+
+
+@contextmanager
+def beside_task() -> Iterator[None]:
+    """Leave a worker's thread to other tasks, where this runs inside a Dask task.
+
+    What the task waits for needs a thread too, and this may be the only one.
+    """
+    has_left = _leave_thread()
+    try:
+        yield
+    finally:
+        if has_left:
+            rejoin()
+
+
+def _leave_thread() -> bool:
+    """Leave the thread of the task that this runs in; False if it is in none, or has left it."""
+    try:
+        secede()
+    except (ValueError, KeyError, AttributeError):
+        return False
+    return True
 
 
 class Readable(Protocol):

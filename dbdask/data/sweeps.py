@@ -33,7 +33,10 @@ def sweep(examples: Examples, measure: Measure, client: Any = None) -> Iterator[
             for batch in batches:
                 yield from (measure(reader, block, None) for block in batch)
     else:
-        yield from _sweep_on(client, examples, measure, batches)
+        from dbdask.data.supply import beside_task
+
+        with beside_task():
+            yield from _sweep_on(client, examples, measure, batches)
 
 
 def _batches(examples: Examples) -> Iterator[tuple[int, ...]]:

@@ -100,7 +100,7 @@ async def while_alive(
         Bytes that travel with the work or its answer; they lengthen the deadline.
     """
     working = asyncio.ensure_future(work)
-    working.add_done_callback(_hear_out)
+    working.add_done_callback(hear_out)
     try:
         while not (await asyncio.wait({working}, timeout=deadline("answer", nbytes)))[0]:
             if not await probe() and not working.done():
@@ -110,8 +110,8 @@ async def while_alive(
         working.cancel()
 
 
-def _hear_out(work: "asyncio.Task[Any]") -> None:
-    """Take the error of work that nobody waits for any more, before asyncio complains."""
+def hear_out(work: "asyncio.Task[Any]") -> None:
+    """Take the error of work that nobody may wait for any more, before asyncio complains."""
     if not work.cancelled():
         work.exception()
 
@@ -337,7 +337,7 @@ async def workers_now(client: Client) -> dict[str, WorkerFacts]:
     """
     try:
         async with asyncio.timeout(3 * deadline("ping")):  # a verb's guard is sooner
-            answer = await client.scheduler.identity(n_workers=-1)
+            answer = await scheduler_of(client).identity(n_workers=-1)
     except LOST as error:
         raise SchedulerLost(f"gives no answer: {error!r}") from error
     return {
@@ -358,9 +358,27 @@ async def count_workers(client: Client) -> int | None:
     """Return how many workers the scheduler has; None where it does not say within the deadline."""
     try:
         async with asyncio.timeout(deadline("ping")):
-            return len(await client.scheduler.ncores(workers=None))
+            return len(await scheduler_of(client).ncores(workers=None))
     except LOST:
         return None
+
+
+def scheduler_of(client: Client) -> Any:
+    """Return what a client asks its scheduler through.
+
+    Raises
+    ------
+    ConnectionError
+        The client is closed.
+    """
+    if client.scheduler is None:
+        raise ConnectionError("the client is closed")
+    return client.scheduler
+
+
+def is_closed(client: Client) -> bool:
+    """Whether somebody has closed a client, or begun to."""
+    return client.status in ("closed", "closing")
 
 
 def connection_of(client: Client) -> Any:
@@ -375,7 +393,7 @@ def has_scheduler(client: Client) -> bool:
 
 async def retire(client: Client, worker: str) -> bool:
     """Have the scheduler retire a worker, as `client.retire_workers` does; False if it does not."""
-    retired = await client.scheduler.retire_workers(
+    retired = await scheduler_of(client).retire_workers(
         workers=[worker], close_workers=True, remove=True
     )
     return bool(retired)
@@ -407,7 +425,7 @@ def listen(client: Client, topic: str, handler: Callable[[Any], None]) -> Callab
         head = _last_active(client, topic)
         if head is not None:
             client._event_handlers[topic] = head
-        else:  # `mine` stays and does nothing: a late event must find a handler
+        elif not is_closed(client):  # `mine` stays and does nothing, for a late event
             client.unsubscribe_topic(topic)
 
     return stop

@@ -7,7 +7,7 @@ from typing import Any
 from distributed import Client
 
 from dbdask.errors import ShardLost, WorkerError
-from dbdask.server.contact import while_alive, worker_answers
+from dbdask.server.contact import hear_out, while_alive, worker_answers
 from dbdask.server.deadlines import deadline
 from dbdask.server.tasks import (
     LOOK_SECONDS,
@@ -55,6 +55,7 @@ def release_when_made(client: Client, future: Any) -> "asyncio.Task[None]":
     task = asyncio.ensure_future(release())
     _unwanted.add(task)  # it may outlive its run, as long as a worker is stopped
     task.add_done_callback(_unwanted.discard)
+    task.add_done_callback(hear_out)
     return task
 
 

@@ -88,10 +88,14 @@ def _described(error: BaseException) -> str:
 
 def shorten(error: BaseException) -> None:
     """Cut an error's tracebacks, and the chain of its causes where it is long or comes round."""
-    seen, waiting = {id(error)}, [error]
-    while waiting:
-        current = waiting.pop(0)
-        current.__traceback__ = _ends_of(current.__traceback__)
+    for linked in end_causes(error):
+        linked.__traceback__ = _ends_of(linked.__traceback__)
+
+
+def end_causes(error: BaseException) -> list[BaseException]:
+    """Cut the chain of an error's causes where it is long or comes round; what stays comes back."""
+    seen, chain = {id(error)}, [error]
+    for current in chain:
         for link in ("__cause__", "__context__"):
             linked = getattr(current, link)
             if linked is None:
@@ -100,7 +104,8 @@ def shorten(error: BaseException) -> None:
                 _unlink(current, link)
             else:
                 seen.add(id(linked))
-                waiting.append(linked)
+                chain.append(linked)
+    return chain
 
 
 def _unlink(error: BaseException, link: str) -> None:

@@ -12,7 +12,7 @@ from distributed import Client
 from distributed.utils_comm import gather_from_workers
 
 from dbdask.errors import ShardLost
-from dbdask.server.contact import LOST, run_on, unwrap
+from dbdask.server.contact import LOST, run_on, scheduler_of, unwrap
 from dbdask.server.deadlines import deadline
 from dbdask.server.portable import is_misread
 
@@ -58,7 +58,7 @@ def is_loss_of_actor(error: BaseException) -> bool:
 
 async def place_of(client: Client, key: str) -> str | None:
     """Return the address of the worker that holds a key, if one does."""
-    holders = await client.scheduler.who_has(keys=[key])
+    holders = await scheduler_of(client).who_has(keys=[key])
     return next(iter(holders.get(key, ())), None)
 
 
@@ -95,7 +95,7 @@ async def result_of(client: Client, future: Any) -> Any:
 
 async def _fetched(client: Client, key: str) -> list[Any]:
     """Return a task's result, or nothing where the workers that held it are gone."""
-    holders = await client.scheduler.who_has(keys=[key])
+    holders = await scheduler_of(client).who_has(keys=[key])
     data, _, unreadable, _ = await gather_from_workers(holders, rpc=client.rpc)
     if unreadable:
         raise RuntimeError(f"the result of {key} cannot be read")
@@ -145,7 +145,7 @@ async def whereabouts(client: Client, worker: str, keys: Collection[str]) -> dic
     try:
         asked = _pending(client, keys)
         async with asyncio.timeout(deadline("ping")):
-            at_scheduler = await client.scheduler.get_task_status(keys=asked)
+            at_scheduler = await scheduler_of(client).get_task_status(keys=asked)
         given = [key for key in asked if at_scheduler[key] == "processing"]
         at_worker = {}
         if given:
@@ -168,7 +168,7 @@ def _pending(client: Client, keys: Collection[str]) -> list[str]:
 
 
 async def _at_scheduler(client: Client, key: str) -> str | None:
-    states = await client.scheduler.get_task_status(keys=[key])
+    states = await scheduler_of(client).get_task_status(keys=[key])
     state: str | None = states[key]
     return state
 

@@ -8,7 +8,13 @@ from typing import Any, TypeVar
 from distributed import Client
 
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
-from dbdask.server.contact import connection_of, count_workers, has_scheduler
+from dbdask.server.contact import (
+    connection_of,
+    count_workers,
+    has_scheduler,
+    is_closed,
+    scheduler_of,
+)
 from dbdask.server.deadlines import deadline
 from dbdask.verbs.snapshots import Snapshots
 
@@ -65,9 +71,9 @@ class Guard:
 
     def __init__(self, client: Client, snapshots: Snapshots) -> None:
         self.client, self.snapshots = client, snapshots
-        self.connection = connection_of(client)
+        self.connection, self.address = connection_of(client), scheduler_of(client).address
         self.missed = 0
-        self.last_seen = time.monotonic()  # a worker
+        self.last_seen: float | None = None  # a worker: the run itself waits for its first
 
     async def watch(self) -> Exception:
         """Wait until the cluster is lost; the error that says so comes back."""
@@ -96,7 +102,7 @@ class Guard:
         if self.missed >= MISSED_PINGS:
             silent = self.missed * deadline("ping")
             return self._scheduler_lost(f"gave no answer for {silent:g} s")
-        if time.monotonic() - self.last_seen > deadline("arrival"):
+        if self.last_seen and time.monotonic() - self.last_seen > deadline("arrival"):
             return WorkerError(
                 f"every worker has left, and none came in {deadline('arrival'):g} s; "
                 f"{self.snapshots.how_to_go_on()}"
@@ -113,7 +119,17 @@ class Guard:
         return connection_of(self.client) is not self.connection or not has_scheduler(self.client)
 
     def _scheduler_lost(self, why: str) -> ShardLost:
+        if is_closed(self.client):
+            return client_closed(self.snapshots)
         return ShardLost(
-            f"the scheduler {self.client.scheduler.address} {why}, and without it the run cannot "
-            f"go on; {self.snapshots.how_to_go_on(copies_help=False)}"
+            f"the scheduler {self.address} {why}, and without it the run cannot go on; "
+            f"{self.snapshots.how_to_go_on(copies_help=False)}"
         )
+
+
+def client_closed(snapshots: Snapshots) -> ShardLost:
+    """Return the error of a run whose client was closed, by itself or with its cluster."""
+    return ShardLost(
+        "the client was closed while the run was under way, and without it the run cannot go on; "
+        f"{snapshots.how_to_go_on(copies_help=False)}"
+    )

@@ -1,9 +1,11 @@
 """One run of any method: who is there, where shards live, what is kept, and when."""
 
 import asyncio
+import logging
 import queue
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -21,16 +23,18 @@ from dbdask.server.initial import FromModel, FromSnapshot
 from dbdask.server.parameter_server import Initial, ParameterServer
 from dbdask.server.shard import ParameterShard
 from dbdask.status import Status
+from dbdask.verbs.arrivals import await_workers
 from dbdask.verbs.outcome import brought_home
 from dbdask.verbs.plan import Plan
 from dbdask.verbs.preflight import check_collectable, check_memory
 from dbdask.verbs.roster import Roster
-from dbdask.verbs.session import needs_workers
 from dbdask.verbs.shard_placement import ShardPlacement, most_elements
 from dbdask.verbs.snapshots import Snapshots
 from dbdask.verbs.tally import Tally
 from dbdask.verbs.validating import Validator
 from dbdask.verbs.workforce import Workforce
+
+logger = logging.getLogger("dbdask")
 
 TURN_SECONDS = 0.25
 
@@ -177,8 +181,8 @@ class Run:
     async def begin(self) -> int:
         """See who is there, and check that the model fits; returns the number of shards."""
         plan = self.plan
+        await await_workers(self.client)
         await self.workforce.refresh(first=True)
-        needs_workers(self.roster.workers)
         await self.placement.wait()
         self.tally.note_replicas(len(self.roster.workers), plan.replicas)
         workers = len(self.placement.eligible())
@@ -367,20 +371,37 @@ class Run:
         return await brought_home(reference, plan.size)
 
     async def release(self) -> None:
-        """End what is under way, and leave nothing on the cluster."""
+        """End what is under way, and leave nothing on the cluster.
+
+        A step that fails is logged: it neither keeps the others from their turn, nor hides the
+        error that has ended the run.
+        """
+        steps = (
+            self.validator.give_up,  # it looks who is there: that ends before the roster
+            self.workforce.close,
+            self.placement.end,
+            self.snapshots.give_up,
+            self._leave_workers,
+        )
         try:
-            await self.validator.give_up()  # it looks who is there: that ends before the roster
-            await self.workforce.close()
-            await self.placement.end()
-            await self.snapshots.give_up()
-            workers = await self._answering()
-            await self.server.end_generation(workers)
-            for supply in (self.plan.supply, self.plan.validation_supply):
-                if supply is not None:
-                    await asyncio.to_thread(supply.close)
-            await self.server.release(workers)
+            for step in steps:
+                await self._try_to_release(step)
         finally:
             self.at_rest.set()
+
+    async def _try_to_release(self, step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except Exception as error:
+            logger.warning("the run has not left the cluster in order: %r", error)
+
+    async def _leave_workers(self) -> None:
+        workers = await self._answering()
+        await self.server.end_generation(workers)
+        for supply in (self.plan.supply, self.plan.validation_supply):
+            if supply is not None:
+                await asyncio.to_thread(supply.close)
+        await self.server.release(workers)
 
     async def _answering(self) -> list[str]:
         """The workers that answer: the dead are waited for once, not at every word.

@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from distributed import Client, LocalCluster, default_client
+from distributed import Client, LocalCluster, default_client, get_client
 
-from dbdask.errors import WorkerError
+from dbdask.data.supply import beside_task
 from dbdask.numbers.history import Record
 from dbdask.progress import Progress
-from dbdask.server.contact import client_loop, start_on
+from dbdask.server.contact import client_loop, is_closed, start_on, this_worker
 from dbdask.server.deadlines import deadline
-from dbdask.verbs.guard import guarded
+from dbdask.server.portable import end_causes
+from dbdask.verbs.guard import client_closed, guarded
 from dbdask.verbs.snapshots import Snapshots
 
 Callback = Callable[[Record], Any]
@@ -37,19 +38,34 @@ class Watched(Protocol):
 
 @contextmanager
 def client_for(client: Client | None) -> Iterator[Client]:
-    """Yield the given client, the current one, or one of a LocalCluster that ends with the verb."""
+    """Yield the given client, the current one, or one of a LocalCluster that ends with the verb.
+
+    Inside a Dask task the current one is that of its worker.
+    """
+    client = _current_client() if client is None else client
     if client is None:
-        try:
-            client = default_client()
-        except ValueError:
-            with _own_cluster() as own:
-                yield own
-            return
+        with _own_cluster() as own:
+            yield own
+        return
     if not hasattr(client, "asynchronous"):
         raise TypeError(f"client must be a dask.distributed.Client, got {client!r}")
     if client.asynchronous:
         raise TypeError("client must be synchronous, got an asynchronous one: Client(address)")
-    yield client
+    if is_closed(client):
+        raise ValueError(f"client must be open, got a closed one, {client!r}: Client(address)")
+    with beside_task():
+        yield client
+
+
+def _current_client() -> Client | None:
+    try:
+        this_worker()
+    except ValueError:  # in no task
+        try:
+            return default_client()
+        except ValueError:
+            return None
+    return get_client()
 
 
 @contextmanager
@@ -74,21 +90,29 @@ def watch(
     when the run has come to rest. Ctrl-C stops it as a callback would; a second one abandons it.
     """
     progress.begin()
-    future = start_on(client_loop(client), _attempt(guarded(client, work, run.snapshots)))
+    loop = client_loop(client)
+    future = start_on(loop, _attempt(guarded(client, work, run.snapshots)))
     raised: list[BaseException] = []
+
+    def is_over() -> bool:
+        return future.done() or not loop.is_running()  # a client that is closed may stop its loop
+
     try:
         try:
-            _drain_until_done(future, run, callbacks, progress, raised)
+            _drain_until(is_over, run, callbacks, progress, raised)
         except KeyboardInterrupt:
             run.request_stop("interrupted")
-            _drain_until_done(future, run, callbacks, progress, raised)
+            _drain_until(is_over, run, callbacks, progress, raised)
         _drain(run, callbacks, progress, raised, wait=0.0)
     except BaseException:
         future.cancel()
-        run.at_rest.wait(deadline("portion-end"))
+        if loop.is_running():
+            run.at_rest.wait(deadline("portion-end"))
         raise
     finally:
         progress.close()
+    if future.cancelled() or not future.done():
+        raise client_closed(run.snapshots)
     result, failure = future.result()
     if failure is not None:
         raise failure
@@ -102,18 +126,19 @@ async def _attempt(work: Coroutine[Any, Any, T]) -> tuple[T | None, Exception | 
     try:
         return await work, None
     except Exception as error:
+        end_causes(error)
         return None, error
 
 
-def _drain_until_done(
-    future: Any,
+def _drain_until(
+    is_over: Callable[[], bool],
     run: Watched,
     callbacks: Sequence[Callback],
     progress: Progress,
     raised: list[BaseException],
 ) -> None:
     """Hand on records while the run works. Ctrl-C comes out of here, between two records or not."""
-    while not future.done():
+    while not is_over():
         _drain(run, callbacks, progress, raised, wait=0.2)
         progress.wait()
 
@@ -152,11 +177,3 @@ def _call_back(
 def _says_stop(answer: Any) -> bool:
     """Whether a callback's answer is True, Python's or NumPy's; what is merely truthy is not."""
     return isinstance(answer, (bool, np.bool_)) and bool(answer)
-
-
-def needs_workers(workers: Sequence[str]) -> None:
-    """Refuse to start on a cluster without workers."""
-    if not workers:
-        raise WorkerError(
-            "the cluster has no worker: start one (`dask worker ADDRESS`, or cluster.scale(2))"
-        )

@@ -14,7 +14,7 @@ from distributed import Client
 from dbdask.data.supply import Supply
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.numbers.policies import places_for, tasks_for
-from dbdask.server.contact import has_scheduler, worker_answers
+from dbdask.server.contact import has_scheduler, hear_out, worker_answers
 from dbdask.server.deadlines import deadline
 from dbdask.server.tasks import result_of
 from dbdask.verbs.failures import Failures, Work
@@ -133,6 +133,7 @@ class Workforce:
         kind, (pass_number, number) = function.__name__.split("_")[-1], work.identity
         key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
         task = asyncio.ensure_future(self._do(work, function, order, worker, key))
+        task.add_done_callback(hear_out)  # where another's error ends the run first
         out = Outstanding(work, worker, task, time.monotonic(), key)
         self.outstanding.append(out)
         return out
