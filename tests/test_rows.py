@@ -116,9 +116,9 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
         (tmp_path / "memory.max").unlink(missing_ok=True)
         if text is not None:
             (tmp_path / "memory.max").write_text(text)
-        memory.memory_bytes.cache_clear()
-        assert (memory.memory_bytes() == 2**20) == limited
-    memory.memory_bytes.cache_clear()
+        memory._of_container.cache_clear()
+        assert (memory.memory_limit() == 2**20) == limited
+    memory._of_container.cache_clear()
 
 
 OUTCOMES = [

@@ -193,9 +193,10 @@ def _in_text(texts: list[Any], missing: list[Any]) -> tuple[tuple[Any, str], ...
 def _rounded(dtype: np.dtype, fills: list[Any]) -> tuple[tuple[Any, str], ...]:
     """Return the neighbours of fills that the dtype rounds: xarray compares without rounding."""
     found = []
-    for fill in _numeric(fills):
+    declared = list(_numeric(fills))
+    for fill in declared:
         one = _as_float(fill, dtype)
-        if float(one) == fill or not math.isfinite(one):
+        if float(one) in declared or not math.isfinite(one):
             continue
         said = (
             f"holds {one!s}, which may be its declared fill {fill!r} as {dtype} rounds it: xarray "
