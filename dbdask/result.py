@@ -215,7 +215,10 @@ class Result:
         """The label of each output."""
         known = self.examples.output_classes
         if known is not None:
-            return exact_array(known)
+            labels = exact_array(known)
+            of_floats = self._targets.variables[0].value_dtype.kind == "f"
+            # Whole floats may be beyond every integer dtype.
+            return labels.astype(np.float64) if of_floats and labels.dtype == object else labels
         return np.arange(class_probabilities(np.zeros((1, self._outputs)), self._loss).shape[1])
 
     def _label_meaning(self, has_gaps: bool) -> Meaning:

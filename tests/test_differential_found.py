@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -190,11 +191,28 @@ def test_two_fills_are_read_without_a_warning(tmp_path):
 
 def test_a_scale_that_is_infinite_warns_of_nothing_raw(tmp_path):
     path = _arrays(tmp_path / "inf.zarr", x=(np.arange(1, 5), {"scale_factor": np.inf}, None))
-    data = xr.open_zarr(path, consolidated=False, chunks=None)
+    for decoded in (True, False):
+        opened = xr.open_zarr(path, consolidated=False, chunks=None, mask_and_scale=decoded)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            for data in (opened, opened.isel(t=[0, 1])):
+                with pytest.raises(DataError, match="'x' .*infinite") if decoded else nullcontext():
+                    _read(data)
+
+
+@pytest.mark.parametrize("packing", [{"scale_factor": 2}, {"add_offset": 3}])
+@pytest.mark.parametrize("fill", [{}, {"missing_value": 5}])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "u8", "i2"])
+def test_a_scale_may_be_an_integer(tmp_path, packing, fill, dtype):
+    values = {"u8": [1, 5, 2**63 + 2**41], "i2": [1, 5, -3]}.get(dtype, [1.5, 5, np.nan, 2])
+    values = np.array(values, dtype)
+    path = _arrays(tmp_path / "scaled.zarr", 3, x=(values, packing | fill, 0))
     with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        with pytest.raises(ValueError, match="'x'"):
-            _read(data)
+        warnings.simplefilter("error")
+        read = _read(path)
+    kept = values[(values == values) & ~((values == 5) & bool(fill))].astype(np.float64)
+    wanted = kept * packing.get("scale_factor", 1) + packing.get("add_offset", 0)
+    np.testing.assert_array_equal(read.inputs, wanted.astype(np.float32))
 
 
 def test_a_block_may_hold_no_example():
@@ -284,6 +302,19 @@ def test_a_prediction_warns_of_no_fills(tmp_path):
         warnings.simplefilter("error")
         predicted = _result(examples.for_loss("squared", 1)).predict(path).compute()
     np.testing.assert_array_equal(predicted, [2, np.nan])
+
+
+def test_labels_beyond_every_integer_dtype_are_predicted_and_written(tmp_path):
+    labels = np.array([0.0, 2.0**63, 2.0**64, np.nan])
+    data = xr.Dataset({"x": ("t", [0.0, 1, 2, 3]), "y": ("t", labels)})
+    examples = Examples(data, inputs="x", targets="y", along="t", missing="drop")
+    examples = examples.with_classes(examples.find_classes()).for_loss("softmax", 3)
+    model = Network(input_shape=(), layers=[Dense(3)], loss="softmax")
+    vector = np.array([0, 1, 2, 0, 0, -1.5], np.float32)
+    predicted = Result(model, examples, vector, History(), Status("epochs", "")).predict(data)
+    predicted.to_zarr(tmp_path / "y.zarr", consolidated=False)
+    found = xr.open_zarr(tmp_path / "y.zarr", consolidated=False)["y"]
+    assert found.values.tolist() == [0, 2.0**63, 2.0**64, 2.0**64]
 
 
 def test_inputs_without_a_sample_dimension_are_predicted_along_it():

@@ -126,9 +126,10 @@ def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -
     if not packing and not is_converted and not missing:
         return Decoding(signs=signs, doubtful=doubtful)
     names = [name for name in _CONVERSION if isinstance(attributes.get(name), str)]
-    kept = {**packing, **{name: attributes[name] for name in names}}
-    if missing:  # integers have no NaN: a whole scale would make some
-        kept |= {name: float(value) for name, value in packing.items()}
+    # With a whole scale xarray makes integers of all: they overflow, and have no NaN.
+    kept: dict[str, Any] = {name: float(value) for name, value in packing.items()}
+    kept |= {name: attributes[name] for name in names}
+    if missing:
         kept["_FillValue"] = missing[0]
     return Decoding(attributes=kept, signs=signs, gaps=tuple(missing[1:]), doubtful=doubtful)
 

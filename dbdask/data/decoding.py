@@ -66,7 +66,8 @@ class Decoding:
         """Return the dtype of the values that `apply` gives; object where only values tell."""
         if stored.kind in "USOTV" and not self.steps:
             return stored if stored.kind in "OV" else TEXT
-        return self.apply(np.zeros(1, stored))[0].dtype
+        with np.errstate(all="ignore"):
+            return self.apply(np.zeros(1, stored))[0].dtype
 
     def apply(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the values and the mask of missing ones (None: nothing is missing)."""

@@ -92,7 +92,8 @@ def _check_numbers(table: Table, what: str, shown: Shown) -> None:
         table.doubtful_values = True
     elif shown.doubt:
         table.allowed.append(f"odd: {what}, {shown.doubt}")
-    if "units" in shown.attrs and (shown.values == np.iinfo(np.int64).min).any():
+    smallest = shown.values.dtype == np.int64 and (shown.values == np.iinfo(np.int64).min).any()
+    if smallest and "units" in shown.attrs:
         table.allowed.append(f"missing: {what} may have gaps that xarray shows as numbers")
     if not shown.certain:
         table.allowed.append(f"odd: {what} has attributes without sense")
@@ -177,7 +178,8 @@ def _fill_targets(
     if not asked.targets:
         return
     shown = [world.variables[name] for name in asked.targets]
-    if asked.standardize and asked.standardize["targets"] and shown[0].attrs.get("flag_values"):
+    scaled = asked.standardize is not None and asked.standardize["targets"]
+    if scaled and shown[0].attrs.get("flag_values") is not None:
         table.allowed.append("classes: what declares labels is not scaled")
     if asked.loss != "squared":
         _fill_labels(table, shown[0], classes, outputs, unusable)

@@ -110,8 +110,9 @@ class Giver:
 
 def draw_giver(rng: np.random.Generator, plan: Plan, storage: str, folder: Path) -> Giver:
     """Write the plan and draw the way in which it is given."""
-    if storage not in ("memory", "blocks") and not write(plan, storage, folder, rng):
-        storage = "memory"
+    if storage not in ("memory", "blocks"):
+        others = (storage, "xarray v3", "netCDF 4")  # not every format holds every dtype
+        storage = next((one for one in others if write(plan, one, folder, rng)), "memory")
     if storage in ("memory", "blocks"):
         giver = Giver(plan, storage, "memory", folder, _blocks(rng, plan))
         for column in plan.columns:

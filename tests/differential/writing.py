@@ -45,6 +45,7 @@ def write(plan: Plan, storage: str, folder: Path, rng: np.random.Generator) -> b
             else:
                 dataset.to_zarr(
                     folder / "data.zarr",
+                    mode="w",
                     zarr_format=int(storage[-1]),
                     encoding=encoding,
                     consolidated=False,
