@@ -12,6 +12,10 @@ _PLACES = {
     "Examples": "dbdask.data.examples",
     "Network": "dbdask.numbers.network",
     "Dense": "dbdask.numbers.layers",
+    "Layer": "dbdask.numbers.layers",
+    "Constant": "dbdask.numbers.drawing",
+    "Uniform": "dbdask.numbers.drawing",
+    "Normal": "dbdask.numbers.drawing",
     "Layout": "dbdask.numbers.layout",
     "Parameter": "dbdask.numbers.layout",
     "Model": "dbdask.numbers.model",
@@ -48,8 +52,12 @@ if TYPE_CHECKING:
     from dbdask.errors import ShardLost as ShardLost
     from dbdask.errors import TrainingWarning as TrainingWarning
     from dbdask.errors import WorkerError as WorkerError
+    from dbdask.numbers.drawing import Constant as Constant
+    from dbdask.numbers.drawing import Normal as Normal
+    from dbdask.numbers.drawing import Uniform as Uniform
     from dbdask.numbers.history import Record as Record
     from dbdask.numbers.layers import Dense as Dense
+    from dbdask.numbers.layers import Layer as Layer
     from dbdask.numbers.layout import Layout as Layout
     from dbdask.numbers.layout import Parameter as Parameter
     from dbdask.numbers.model import Model as Model

@@ -229,7 +229,7 @@ def _coordinates(source: Source, array: xr.DataArray, meaning: Meaning) -> Any:
     How the data are stored says nothing of the prediction: no encoding comes along. A coordinate
     that has the prediction's own name, or that of a dimension which it adds, stays behind.
     """
-    coords = source.to_dataset().coords.to_dataset().drop_encoding()
+    coords = source.coordinates().drop_encoding()
     sizes = {dim: size for dim, size in array.sizes.items() if dim not in meaning.coords}
     own = {meaning.name} - set(coords.indexes) | set(meaning.coords)
     other = [

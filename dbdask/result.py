@@ -1,5 +1,6 @@
 """The result of a run: a trained model that predicts, scores, and can be kept."""
 
+import itertools
 import math
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from dbdask.data.bundles import Bundle
+from dbdask.data.decoding import exact_array
 from dbdask.data.examples import Examples
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Source
@@ -136,6 +138,8 @@ class Result:
             decoded label, or the value in the target's own units. NaN (or the declared missing
             label, which is written as such) where no example can be formed: numbers as labels are
             float64 unless one can be formed everywhere, as from integers; a missing text is "".
+            Integers that float64 cannot tell apart stay integers, and the attribute
+            `missing_label` names the one that stands for missing.
             Values are float64 where scaled targets need it, else float32. A Dataset where there
             are several targets. An `output` dimension where a model of your own has another number
             of outputs than the targets have elements. It can be written as it is: in chunks of one
@@ -211,14 +215,14 @@ class Result:
         """The label of each output."""
         known = self.examples.output_classes
         if known is not None:
-            return np.asarray(known)
+            return exact_array(known)
         return np.arange(class_probabilities(np.zeros((1, self._outputs)), self._loss).shape[1])
 
     def _label_meaning(self, has_gaps: bool) -> Meaning:
         labels, variable = self._labels(), self._targets.variables[0]
         dtype: Any = labels.dtype
         fill: Any = 0  # stands nowhere
-        encoding = {}
+        encoding, attrs = {}, {}
         declared = [one for one in variable.decoding.missing if _holds(dtype, one)]
         if dtype.kind in "iu" and declared:
             fill = declared[0]
@@ -228,10 +232,13 @@ class Result:
             dtype, fill = (object, np.nan) if has_gaps and "" in labels else (dtype, "")
         elif dtype.kind in "mM":
             fill = dtype.type("NaT")
-        elif has_gaps:
+        elif has_gaps and np.array_equal(labels.astype(np.float64).astype(object), labels):
             dtype, fill = np.dtype(np.float64), np.nan
+        elif has_gaps:
+            fill = next(number for number in itertools.count() if number not in labels)
+            attrs["missing_label"] = dtype.type(fill)
         decode = _Decode(labels, self._loss)
-        return Meaning(variable.name, dtype, fill, decode, encoding=encoding)
+        return Meaning(variable.name, dtype, fill, decode, attrs=attrs, encoding=encoding)
 
     def _value_meanings(self) -> list[Meaning]:
         """What the outputs are of each target; of none where their number is another one."""

@@ -20,7 +20,7 @@ from dbdask.numbers import sealed
 from dbdask.numbers.checkpoint import VECTORS, VectorReference, write_vectors
 from dbdask.numbers.history import History
 from dbdask.numbers.layout import as_layout
-from dbdask.numbers.network import Network
+from dbdask.numbers.network import Network, what_is_own
 from dbdask.status import Status
 
 if TYPE_CHECKING:
@@ -149,9 +149,10 @@ def _as_path(path: Any) -> str:
 
 
 def _model_of(path: str, found: dict[str, Any], model: Any) -> Any:
-    if model is None and found["model"] is None:
+    if model is None and (missing := what_is_own(found["model"])):
         raise ResultError(
-            f"path={path!r} was saved with a model of yours, which is not in it: give it as model="
+            f"path={path!r} was saved with {missing}, which a file of data cannot hold: give the "
+            "model as model="
         )
     if model is None:
         return Network.from_description(found["model"])

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -627,6 +628,13 @@ VERBS = [
 
 # What model, examples and cluster must be for each other
 
+
+def at_once(act):
+    """Act where nobody waits for workers to come."""
+    with dask.config.set({"dbdask.arrival": "1ms"}):
+        return act()
+
+
 FITTING = [
     ("no model", lambda g: dbdask.downpour(3, g.examples()), TypeError, r"model has no 'layout'"),
     ("a class", lambda g: g.downpour(Network), TypeError, r"the class Network: make one of it"),
@@ -786,13 +794,13 @@ FITTING = [
     ),
     (
         "a cluster without workers",
-        lambda g: g.downpour(client=g.empty, checkpoint=g.path("new.zarr")),
+        lambda g: at_once(lambda: g.downpour(client=g.empty, checkpoint=g.path("new.zarr"))),
         dbdask.WorkerError,
         r"the cluster has no worker: start one",
     ),
     (
         "workers' names without workers",
-        lambda g: g.sandblaster(client=g.empty, workers="a"),
+        lambda g: at_once(lambda: g.sandblaster(client=g.empty, workers="a")),
         dbdask.WorkerError,
         r"the cluster has no worker: start one",
     ),

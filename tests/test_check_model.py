@@ -500,6 +500,10 @@ class NoLayout(Linear):
     layout = (("a/b", (18,)),)
 
 
+class ThreeFaults(WrongSign, DependsOnTheCut, TwoOutputs):
+    """Several faults at once: all are named."""
+
+
 TICKS = iter(range(10**6))
 
 BROKEN = [
@@ -561,3 +565,44 @@ def test_a_broken_model_is_caught_in_words(model, message):
     text = str(caught.value)
     assert re.search(message, text.replace("\n", " ")), text
     assert ("1 fault:" in text) == (type(model) is not Raises), text
+
+
+def test_several_faults_are_all_named():
+    with pytest.raises(dbdask.ModelError, match="3 faults:\n  1. .*\n  2. .*\n  3. ") as caught:
+        dbdask.check_model(ThreeFaults(), examples())
+    for words in ("depends on the cut", "its sign is wrong", "3 outputs an example"):
+        assert words in str(caught.value)
+
+
+def test_the_model_itself_is_left_as_it_is():
+    model = KeepsParameters()
+    with pytest.raises(dbdask.ModelError):
+        dbdask.check_model(model, examples())
+    assert model.kept is None
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: dbdask.check_model(Linear(), data()), TypeError, "examples must be .*Examples"),
+        (lambda: dbdask.check_model(Linear, examples()), TypeError, "got the class Linear"),
+        (lambda: dbdask.check_model(3, examples()), TypeError, "model has no 'layout'"),
+        (lambda: dbdask.check_model(Linear(), examples(), size=0), ValueError, "size must be at"),
+        (lambda: dbdask.check_model(Linear(), examples(), seed=-1), ValueError, "seed must be at"),
+        (lambda: dbdask.check_model(Linear(), examples(None)), ValueError, "has no targets"),
+        (lambda: dbdask.check_model(Linear(), examples("x")), ValueError, "3 outputs"),
+        (
+            lambda: dbdask.check_model(Linear(), examples(weights=data().w * 0)),
+            dbdask.DataError,
+            "no example with a weight above 0",
+        ),
+    ],
+)
+def test_what_cannot_be_tried_is_said(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 40])
+def test_any_number_of_examples_will_do(size):
+    assert dbdask.check_model(Softmax(), examples("label"), size=size).examples == min(size, 16)

@@ -44,7 +44,8 @@ def train(client, examples, verb=dbdask.downpour, loss="squared", outputs=1, **o
     [(1, 0, False), (0.25, 0.5, False), (3, 10, False), (70, 128, True), (5, 280, True)],
 )
 def test_inputs_far_from_1_are_warned_of_once(threads_client, verb, factor, offset, warns):
-    length = {"epochs": 3} if verb is dbdask.downpour else {"iterations": 5}
+    many = {"iterations": 2, "portion_size": 300}
+    length = {"epochs": 3} if verb is dbdask.downpour else many
     labels = RNG.integers(0, 3, 600)
     examples = examples_of(factor * NORMAL + offset, labels)
     options = {"verb": verb, "loss": "softmax", "outputs": 3} | length

@@ -66,6 +66,23 @@ class Adds(Inner):
         return loss
 
 
+class Resizes(Inner):
+    def fill(self, parameters, inputs, targets, weights, gradient):
+        loss = super().fill(parameters, inputs, targets, weights, gradient)
+        gradient.resize(3, refcheck=False)
+        return loss
+
+
+class WrongInitial(Inner):
+    def initial_parameters(self, seed, start, stop):
+        return np.zeros(3, np.float32)
+
+
+class NanInitial(Inner):
+    def initial_parameters(self, seed, start, stop):
+        return np.where(np.arange(start, stop) == 4, np.inf, 0)
+
+
 class NoLoss(Inner):
     def fill(self, *arguments):
         super().fill(*arguments)
@@ -82,6 +99,9 @@ def verb(request):
         (Rebinds(), r"did not overwrite gradient: fill .* in place \(gradient\[:\] = ...\)"),
         (Forgets(), "did not overwrite the gradient of 'bias': fill"),
         (Adds(), "did not overwrite gradient: .* do not add to what it holds"),
+        (Resizes(), r"changed the shape of gradient from \(21,\) to \(3,\)"),
+        (WrongInitial(), r"initial_parameters\(seed, 0, 21\) must have shape \(21,\), got \(3,\)"),
+        (NanInitial(), r"initial_parameters\(seed, 0, 21\) must hold finite .*'weights'"),
         (NoLoss(), "loss_and_gradient must return the sum of the losses as one number, got None"),
     ],
 )
@@ -96,7 +116,8 @@ def test_a_gradient_of_nan_is_written(threads_client, store):  # noqa: F811
             gradient[:] = np.nan
             return np.nan
 
-    result = dbdask.downpour(Diverged(), labelled(store), client=threads_client, progress=False)
+    with pytest.warns(dbdask.TrainingWarning, match="gradients were refused"):
+        result = dbdask.downpour(Diverged(), labelled(store), client=threads_client, progress=False)
     assert result.status.reason == "bad_gradients"
 
 

@@ -237,3 +237,13 @@ def _seconds(reader, portions):
         for _ in reader.minibatches(portion, 128):
             pass
     return time.process_time() - began
+
+
+def test_a_chunk_that_is_missing_throughout_gives_no_example_of_unlike_inputs():
+    gone = np.where(np.arange(8) < 4, np.nan, 1.0)
+    data = xr.Dataset({"x": (("n", "f"), np.ones((8, 3))), "z": ("n", gone)}).chunk(n=4)
+    examples = Examples(data, inputs=["x", "z"], along="n", missing="drop")
+    with examples.reader(prefetch=False) as reader:
+        first, second = reader.block(0), reader.block(1)
+    assert first.minibatch.inputs.shape == (0, 4) and not first.valid.any()
+    assert second.minibatch.inputs.shape == (4, 4) and second.valid.all()

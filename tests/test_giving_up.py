@@ -233,6 +233,7 @@ def test_a_portion_that_kills_its_workers_is_named(store, tmp_path, verb, copies
         assert_workers_run_tasks(client)
 
 
+@pytest.mark.filterwarnings("ignore:the run did not end:dbdask.TrainingWarning")
 @pytest.mark.parametrize("verb", NAMED)
 def test_a_loss_before_the_first_snapshot_says_that_the_same_call_starts_anew(
     threads_client, store, tmp_path, verb
@@ -279,6 +280,7 @@ def test_a_question_to_a_dying_scheduler_that_breaks_first_is_its_loss(error):
             raise error
 
         client = types.SimpleNamespace(
+            status="running",
             scheduler_comm=types.SimpleNamespace(closed=broken.is_set),
             scheduler=types.SimpleNamespace(address="tcp://there", ncores=never),
         )

@@ -58,6 +58,15 @@ def test_as_layout_takes_parameters_tuples_and_likenesses(items: list) -> None:
     assert as_layout(iter(items)) == as_layout(Layout((WEIGHTS, BIAS)))
 
 
+def test_a_number_is_the_length_of_one_dimension() -> None:
+    assert as_layout([("bias", 2), ("steps", np.int64(3), ("n",))]).size == 5
+    assert as_layout([("bias", 2)]).parameters[0] == Parameter("bias", (2,), ("bias_0",))
+    with pytest.raises(TypeError, match="shape must hold whole numbers, got 2.5"):
+        as_layout([("bias", 2.5)])
+    with pytest.raises(TypeError, match=r"shape must hold whole numbers, got \('x',\)"):
+        as_layout([("bias", ("x",))])
+
+
 def test_dims_left_out_are_named_after_the_parameter() -> None:
     assert as_layout([("filters", (2, 3))]).parameters[0].dims == ("filters_0", "filters_1")
 
@@ -136,10 +145,7 @@ def test_dimensions_are_refused_where_xarray_makes_no_dataset_of_them() -> None:
     assert 50 < sum(verdicts) < 350
 
 
-def test_a_shape_that_is_no_tuple_is_named() -> None:
-    for layout in ([("w", 8)], [("w", 8, ("x",))], [SimpleNamespace(name="w", shape=8)]):
-        with pytest.raises(TypeError, match="the shape of parameter 'w' must be a tuple.* got 8"):
-            as_layout(layout)
+def test_what_is_no_parameter_is_named() -> None:
     with pytest.raises(TypeError, match="an item of layout must be .*, got 'weights'"):
         as_layout(["weights"])
 

@@ -23,7 +23,11 @@ import dbdask
 from dbdask.server.room import Room, _rooms
 from dbdask.server.shard import ParameterShard, ShardState
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+    # The model that counts has no loss to lower.
+    pytest.mark.filterwarnings("ignore:the run did not end.*search_failed"),
+]
 
 OURS = (ParameterShard, ShardState, Room)
 ROWS = 1200
@@ -141,7 +145,8 @@ def by_sigkill_of_its_client(client, verb, folder):
         train(client, {verb!r}, Path({str(folder)!r}), callbacks=[say])
         """
     )
-    assert process.stdout.readline() == "going\n"
+    said = iter(process.stdout.readline, "")  # warnings are said, too
+    assert "going\n" in said
     process.kill()
     process.communicate()
 

@@ -20,7 +20,7 @@ from test_workforce import workforce
 import dbdask
 from dbdask.errors import WorkerError
 from dbdask.server.tasks import Whereabouts, whereabouts
-from dbdask.verbs import searching
+from dbdask.verbs import lost_tasks
 
 ROWS = 1200
 AT_WORK = Whereabouts("processing", "executing")
@@ -158,7 +158,7 @@ class Answers:
 
     def __init__(self, monkeypatch, *found):
         self.found, self.looks = list(found), 0
-        monkeypatch.setattr(searching, "whereabouts", self.whereabouts)
+        monkeypatch.setattr(lost_tasks, "whereabouts", self.whereabouts)
 
     async def whereabouts(self, client, worker, keys):
         self.looks += 1

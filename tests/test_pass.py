@@ -17,7 +17,7 @@ from dbdask.server.batch_shard import BatchShard
 from dbdask.server.parameter_server import ParameterServer
 from dbdask.verbs import gradient_pass
 from dbdask.verbs.batch_replica import BundleReport
-from dbdask.verbs.gradient_pass import Experience, GradientPass
+from dbdask.verbs.gradient_pass import GradientPass, PassStatistics
 from dbdask.verbs.sandblaster_method import Sandblaster
 from dbdask.verbs.workforce import Outstanding
 
@@ -312,7 +312,7 @@ def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out(monk
     told = []
     server = SimpleNamespace(handle=None, unwant=lambda *what: told.append(what))
     three = portions(3)
-    work = GradientPass("run", hands, server, three, Experience(), "x", None, lambda: False)
+    work = GradientPass("run", hands, server, three, PassStatistics(), "x", None, lambda: False)
 
     def end(worker):
         """The worker's task ends with success, if it has one; it is given the next, or none."""

@@ -7,7 +7,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import zarr
 from distributed import Client, LocalCluster
 from test_downpour import labelled, write_store
 from test_pass import LONGEST, SHARDS, count
@@ -15,6 +14,7 @@ from test_sandblaster import ROWS
 
 import dbdask
 from dbdask.data import feed
+from dbdask.data.stores import RegularStore
 from dbdask.server import contact, parameter_server
 from dbdask.server.room import Room
 from dbdask.verbs import gradient_pass
@@ -86,7 +86,7 @@ def test_tasks_that_begin_at_once_share_one_fetch(store, monkeypatch):
 
 def test_a_lone_replica_reads_nothing_after_its_first_pass(threads_client, store, monkeypatch):
     reads, until = [], []
-    get, evaluate = zarr.storage.LocalStore.get, Sandblaster._evaluate
+    get, evaluate = RegularStore.get, Sandblaster._evaluate
 
     async def noted_get(storage, key, *more, **options):
         reads.append(key)
@@ -97,7 +97,7 @@ def test_a_lone_replica_reads_nothing_after_its_first_pass(threads_client, store
         until.append(len(reads))
         return answer
 
-    monkeypatch.setattr(zarr.storage.LocalStore, "get", noted_get)
+    monkeypatch.setattr(RegularStore, "get", noted_get)
     monkeypatch.setattr(Sandblaster, "_evaluate", noted_evaluate)
     count(threads_client, store, replicas=1)
     chunks = {key for key in reads[: until[0]] if key.startswith("index/c/")}

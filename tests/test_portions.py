@@ -113,3 +113,32 @@ def test_every_group_spans_the_whole_store(epoch):
     for blocks in groups.values():
         strata = sorted(block // 5 for block in blocks)
         assert strata == list(range(12))  # one block of every five neighbours
+
+
+ROWS = (5, 0, 3, 8, 2, 9, 4, 4, 1, 6, 7, 3)
+
+
+@pytest.mark.parametrize(
+    "mix_bytes, groups",
+    [
+        (100, [(10, 0), (3,), (11, 9), (6, 4, 2), (7, 5), (8,)]),
+        (150, [(9, 0), (5,), (10, 8, 4, 11), (2, 6, 7), (3,)]),
+    ],
+)
+def test_a_seed_and_an_epoch_give_the_order_that_they_always_gave(mix_bytes, groups):
+    portions = _cut(ROWS, portion_rows=8, mix_bytes=mix_bytes, row_bytes=10).portions(3, 1)
+    assert [p.blocks for p in portions if p.start == 0] == groups
+    assert [p.seed for p in portions if p.start == 0] == [(3, 1, g + 1) for g in range(len(groups))]
+    assert portions[1:3] == tuple(portions)[1:3] and portions[-1] == list(portions)[-1]
+
+
+def test_a_cut_is_told_from_another_as_checkpoints_of_old_have_it():
+    cut = _cut(ROWS, portion_rows=8, mix_bytes=100, row_bytes=10)
+    assert cut.digest == "2e0ab231621d13f1"
+    assert Cut((5,), (3,), 8, 100).digest == "17ddeff8ae06d731"
+
+
+def test_an_epoch_of_very_many_portions_is_opened_without_making_them():
+    portions = Cut((10**11,), (4 * 10**11,), 2048).portions(0, 0)
+    assert len(portions) == -(-(10**11) // 2048)
+    assert (portions[-1].start, portions[-1].stop) == (len(portions) * 2048 - 2048, 10**11)

@@ -412,6 +412,24 @@ def test_numbers_as_labels_are_missing_as_nan(threads_client, labels):
     assert set(predicted.dropna("row").values) <= set(labels)
 
 
+@pytest.mark.filterwarnings("ignore:.*left out as missing")
+@pytest.mark.parametrize("labels", [[2**53, 2**53 + 1], [2**63 + 1, 2**63 + 2], [0, -(2**62) - 1]])
+def test_labels_that_float64_cannot_tell_apart_stay_whole(threads_client, labels):
+    values = np.random.default_rng(6).normal(size=(60, 3)).astype(np.float32)
+    truth = np.array(labels)[(values[:, 0] > 0).astype(int)]
+    data = xr.Dataset({"x": (("row", "f"), values), "y": ("row", truth)})
+    examples = dbdask.Examples(
+        data, inputs="x", targets="y", along="row", classes=labels, missing="drop"
+    )
+    result = _trained_on(threads_client, examples)
+    data["x"][7] = np.nan
+    predicted = result.predict(data).compute(scheduler="threads")
+    missing = predicted.attrs["missing_label"]
+    assert predicted.dtype == truth.dtype and missing not in labels
+    assert (predicted == missing).values.nonzero()[0].tolist() == [7]
+    assert set(np.delete(predicted.values, 7).tolist()) == set(labels)
+
+
 def test_labels_stay_whole_where_every_example_can_be_formed(threads_client):
     pixels = np.random.default_rng(6).integers(0, 256, size=(60, 3)).astype(np.uint8)
     data = xr.Dataset({"x": (("row", "f"), pixels), "y": ("row", np.arange(60) % 2)})

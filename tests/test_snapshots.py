@@ -12,7 +12,7 @@ import pytest
 from dbdask.errors import CheckpointError
 from dbdask.numbers import checkpoint, sealed
 from dbdask.numbers.layout import cut
-from dbdask.verbs.aside import Aside
+from dbdask.verbs.daemon_threads import DaemonThreadRunner
 from dbdask.verbs.outcome import brought_home
 from dbdask.verbs.snapshots import Snapshots
 
@@ -191,7 +191,7 @@ def test_parameters_that_a_store_does_not_hand_over_stay_there():
 
 def test_what_was_given_up_before_it_began_is_not_done_and_an_error_comes_out():
     async def live():
-        aside, released, done = Aside(), threading.Event(), []
+        aside, released, done = DaemonThreadRunner(), threading.Event(), []
         first = asyncio.ensure_future(aside.do(released.wait, 30))
         second = asyncio.ensure_future(aside.do(done.append, 2))
         await asyncio.sleep(0)
@@ -211,12 +211,12 @@ def test_what_was_given_up_before_it_began_is_not_done_and_an_error_comes_out():
 def test_what_hangs_keeps_no_process_from_ending():
     program = """
 import asyncio, threading
-from dbdask.verbs.aside import Aside
+from dbdask.verbs.daemon_threads import DaemonThreadRunner
 
 async def live():
     try:
         async with asyncio.timeout(0.2):
-            await Aside().do(threading.Event().wait)
+            await DaemonThreadRunner().do(threading.Event().wait)
     except TimeoutError:
         print("given up")
 

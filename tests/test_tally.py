@@ -1,7 +1,13 @@
 """The tally: steps and examples are counted once, whoever reports them."""
 
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from dbdask.numbers.history import History, Record
 from dbdask.verbs.replica import PortionReport
 from dbdask.verbs.tally import Tally
 
@@ -65,3 +71,59 @@ def test_a_resumed_run_and_one_that_goes_back_count_on_from_the_snapshot():
     assert (total.steps, total.examples) == (2, 2 * BATCH)
     total.add(done(2, 3, finished=True), 0, 2, None)
     assert (total.steps, total.examples) == (5, ROWS)
+
+
+def finished(number, steps=16):
+    return PortionReport(
+        0, number, "w", steps=steps, examples=20 * steps, loss=float(number), weight=1.0,
+        pushes=steps, finished=True, examples_in_all=20 * steps,
+    )  # fmt: skip
+
+
+def test_a_snapshot_keeps_ranges_of_portions_and_a_packed_history():
+    total = tally()
+    for number in range(5000):
+        total.add(finished(number), 0, 2, None)
+    state = total.state()
+    assert state["done"] == [[0, 0, 16, 320, 5000]]
+    text = json.dumps(state)
+    assert len(text) < 80 * 5000  # written out it is 200 a record
+    again = tally(json.loads(text) | {"applied": 0})
+    assert again.history.to_dataset().identical(total.history.to_dataset())
+    again.add(finished(4999), 0, 2, None)
+    assert (again.steps, again.examples) == (5000 * 16, 5000 * 320)
+
+
+def test_a_snapshot_of_the_code_before_still_loads():
+    total = tally()
+    total.add(done(0, 2), 0, 2, None)
+    state = total.state() | {"applied": 2, "done": [[0, 4, 2, 2 * BATCH]]}
+    again = tally(state)
+    again.add(done(2, 3, finished=True), 0, 2, None)
+    assert (again.steps, again.examples) == (5, ROWS)
+
+
+def test_what_a_history_is_packed_from_comes_out_bit_for_bit():
+    rng = np.random.default_rng(0)
+    records = [
+        Record(
+            seconds=float(rng.random() * 10.0 ** rng.integers(-8, 9)),
+            epoch=n // 900,
+            step=n * 3,
+            examples=int(rng.integers(0, 2**60)),
+            loss=float(rng.choice([np.nan, np.inf, -0.0, rng.normal()])),
+            replicas=2,
+            iteration=n if n > 1500 else math.nan,
+        )
+        for n in range(2700)
+    ]
+    history = History(records[:2600])
+    first = history.to_json()
+    for record in records[2600:]:
+        history.append(record)
+    found = history.to_json()
+    assert found["packed"] == first["packed"] and len(found["packed"]) == 2
+    again = History.from_json(json.loads(json.dumps(found)))
+    known = [replace(r, loss=r.loss if math.isfinite(r.loss) else math.nan) for r in records]
+    assert again.to_dataset().identical(History(known).to_dataset())
+    assert History.from_json(again.to_json()).to_dataset().identical(again.to_dataset())

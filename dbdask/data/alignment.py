@@ -20,11 +20,13 @@ def first_difference(labels: pd.Index, others: pd.Index) -> int | None:
 
 
 def _same(label: object, other: object) -> bool:
-    absent, gone = (
-        pd.api.types.is_scalar(label) and pd.isna(label),
-        pd.api.types.is_scalar(other) and pd.isna(other),
-    )
-    return bool(absent and gone) or (not absent and not gone and bool(label == other))
+    if _is_missing(label) or _is_missing(other):
+        return _is_missing(label) and _is_missing(other)
+    return bool(label == other)
+
+
+def _is_missing(label: object) -> bool:
+    return bool(pd.api.types.is_scalar(label) and pd.isna(label))
 
 
 def same_labels(labels: pd.Index, others: pd.Index) -> bool:

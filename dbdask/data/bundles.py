@@ -144,12 +144,16 @@ class Bundle:
     def _together(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         if len(set(self.shapes)) == 1:
             return np.stack(parts, axis=-1)
-        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+        flat = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
+        return np.concatenate(flat, axis=1)
 
     def _values(
         self, number: int, stored: np.ndarray, masked: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
         values, missing = self.variables[number].decode(stored)
+        if values.dtype.kind == "O":  # none at all, or numbers that no dtype of NumPy's holds
+            values = np.where(missing, np.nan, values) if missing is not None else values
+            values = values.astype(np.float64)
         scaling = self.scalings[number] if self.scalings is not None else None
         shape = (len(stored), *self.shapes[number])
         if not masked or missing is None:

@@ -20,6 +20,10 @@ SMALL_BYTES = 256 * 2**20
 """Bytes that are read without asking how much memory there is."""
 
 
+class NoRoom(Exception):
+    """A chunk, or a box, that this process cannot hold."""
+
+
 def read_array(array: zarr.Array, index: tuple[slice, ...]) -> np.ndarray:
     """Return the stored values in the box, in native byte order; they may be read-only.
 
@@ -28,7 +32,7 @@ def read_array(array: zarr.Array, index: tuple[slice, ...]) -> np.ndarray:
 
     Raises
     ------
-    MemoryError
+    NoRoom
         If this process cannot hold the box, or a chunk of it; nothing is read then.
     """
     _check_memory(array, index)
@@ -64,7 +68,7 @@ def _check_memory(array: zarr.Array, index: tuple[slice, ...]) -> None:
     if limit is None or max(box, chunk) <= limit:
         return
     what = f"a chunk of shape {array.chunks}" if chunk >= box else "it"
-    raise MemoryError(f"{what} takes {max(box, chunk):,} bytes, and this process may use {limit:,}")
+    raise NoRoom(f"{what} takes {max(box, chunk):,} bytes, and this process may use {limit:,}")
 
 
 def _fill(array: zarr.Array) -> object:

@@ -15,21 +15,19 @@ from typing import Any
 import numpy as np
 from xarray.backends.zarr import FillValueCoder
 
-from dbdask.data.decoding import Decoding
+from dbdask.data.decoding import Decoding, Undecided
 
 _FILLS = ("_FillValue", "missing_value")
 _CONVERSION = ("units", "calendar", "dtype")
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([uU]?[bBsSlLfFdD]?)\s*")
 
 
-class Undecided(ValueError):
-    """An attribute of which nobody can say what it means for the values."""
-
-
 def decode_declared(
     dtype: np.dtype, attributes: Mapping[str, Any], zarr_format: int, fill_value: Any
 ) -> Decoding:
     """Return the decoding of a Zarr array's own values."""
+    if dtype.kind in "cV":
+        return Decoding()  # refused by whoever wants numbers or labels
     fills = _fills(dtype, attributes, zarr_format, fill_value)
     if dtype.kind in "iuf":
         try:
@@ -106,8 +104,14 @@ def _uncoded(value: str, dtype: np.dtype) -> Any:
 def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -> Decoding:
     signs = _signs(dtype, attributes)
     shown = signs or dtype
-    missing = _held(shown, dtype, fills)
     packing = _packing(attributes)
+    texts = [
+        found for fill in fills if isinstance(fill, str) and (found := number(fill)) is not None
+    ]
+    if any(isinstance(attributes.get(name), str) for name in packing):
+        fills, texts = [*fills, *texts], []  # all is text here, and xarray reads none of it
+    missing = _held(shown, dtype, fills)
+    doubtful = _in_text(_held(shown, dtype, texts), missing)
     units, declared = attributes.get("units"), attributes.get("dtype")
     is_converted = (
         (isinstance(units, str) and "since" in units)
@@ -115,15 +119,18 @@ def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -
         or "timedelta64" in str(declared)
     )
     if shown.kind in "iu" and not packing and not is_converted:
-        return Decoding(signs=signs, missing=tuple(int(fill) for fill in missing))
+        whole = tuple(int(fill) for fill in missing)
+        return Decoding(signs=signs, missing=whole, doubtful=doubtful)
+    if shown.kind == "f":
+        doubtful += _rounded(shown, fills)
     if not packing and not is_converted and not missing:
-        return Decoding(signs=signs)
+        return Decoding(signs=signs, doubtful=doubtful)
     names = [name for name in _CONVERSION if isinstance(attributes.get(name), str)]
     kept = {**packing, **{name: attributes[name] for name in names}}
     if missing:  # integers have no NaN: a whole scale would make some
         kept |= {name: float(value) for name, value in packing.items()}
         kept["_FillValue"] = missing[0]
-    return Decoding(attributes=kept, signs=signs, gaps=tuple(missing[1:]))
+    return Decoding(attributes=kept, signs=signs, gaps=tuple(missing[1:]), doubtful=doubtful)
 
 
 def _signs(dtype: np.dtype, attributes: Mapping[str, Any]) -> np.dtype | None:
@@ -146,22 +153,56 @@ def _kind_of(declared: Any) -> str:
 def _held(shown: np.dtype, stored: np.dtype, fills: list[Any]) -> list[Any]:
     """Return the fill values that the dtype can hold, in it; what it cannot hold masks nothing."""
     held: dict[Any, None] = {}
-    for fill in fills:
-        fill = fill.item() if isinstance(fill, np.generic) else fill
-        if isinstance(fill, str | bytes | complex) or not isinstance(fill, int | float):
-            continue
-        if fill != fill:
-            continue
+    for fill in _numeric(fills):
         if shown.kind == "f":
-            with np.errstate(over="ignore"):
-                one = shown.type(fill)
-            if np.isfinite(one) or np.isinf(fill):
+            one = _as_float(fill, shown)
+            if float(one) == fill:
                 held[one] = None
-        elif np.isfinite(fill) and fill == int(fill):
+        elif math.isfinite(fill) and fill == int(fill):
             found = _whole(int(fill), shown, stored)
             if found is not None:
                 held[shown.type(found)] = None
     return list(held)
+
+
+def _numeric(fills: list[Any]) -> Iterable[int | float]:
+    for fill in fills:
+        plain = fill.item() if isinstance(fill, np.generic) else fill
+        if isinstance(plain, int | float) and plain == plain:
+            yield plain
+
+
+def _as_float(fill: int | float, dtype: np.dtype) -> Any:
+    with np.errstate(over="ignore"):
+        try:
+            return dtype.type(fill)
+        except OverflowError:
+            return dtype.type(math.inf)
+
+
+def _in_text(texts: list[Any], missing: list[Any]) -> tuple[tuple[Any, str], ...]:
+    """Return fills that are declared as text, which xarray compares with no number."""
+    said = (
+        "holds {0!s}, which may be its declared fill '{0!s}': that is text, so xarray shows the "
+        "value; declare it as a number, or give a Dataset"
+    )
+    return tuple((text, said.format(text)) for text in texts if text not in missing)
+
+
+def _rounded(dtype: np.dtype, fills: list[Any]) -> tuple[tuple[Any, str], ...]:
+    """Return the neighbours of fills that the dtype rounds: xarray compares without rounding."""
+    found = []
+    declared = list(_numeric(fills))
+    for fill in declared:
+        one = _as_float(fill, dtype)
+        if float(one) in declared or not math.isfinite(one):
+            continue
+        said = (
+            f"holds {one!s}, which may be its declared fill {fill!r} as {dtype} rounds it: xarray "
+            f"shows it as a value; declare {float(one)!r} if it means missing, or give a Dataset"
+        )
+        found.append((one, said))
+    return tuple(found)
 
 
 def _whole(fill: int, shown: np.dtype, stored: np.dtype) -> int | None:

@@ -23,6 +23,11 @@ OTHER = np.dtype("V")
 EXACT = 2**53
 """Whole numbers up to this one are float64 values."""
 
+
+class Undecided(ValueError):
+    """Nobody can say what an attribute, or a value, means: the rest of a sentence on a variable."""
+
+
 Step = Callable[[np.ndarray], np.ndarray]
 
 
@@ -42,6 +47,9 @@ class Decoding:
         Stored values that mean "missing" beside the `_FillValue` among the attributes.
     missing
         Values that mean "missing", of variables that stay integers, booleans or text.
+    doubtful
+        Values that may mean "missing" or not, each with what to say where one occurs: among those
+        stored, or, where there are steps, among those shown.
     problem
         Why the declared attributes cannot be applied; empty where they can.
     """
@@ -51,6 +59,7 @@ class Decoding:
     signs: np.dtype | None = None
     gaps: tuple[Any, ...] = ()
     missing: tuple[Any, ...] = ()
+    doubtful: tuple[tuple[Any, str], ...] = ()
     problem: str = ""
 
     def result_dtype(self, stored: np.dtype) -> np.dtype:
@@ -62,6 +71,7 @@ class Decoding:
     def apply(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the values and the mask of missing ones (None: nothing is missing)."""
         values = self.as_shown(stored)
+        self._check_doubtful(stored, values)
         kind = values.dtype.kind
         if kind in "iub":
             return values, self._declared(values)
@@ -77,10 +87,19 @@ class Decoding:
             return found, _either(absent, self._declared(found))
         raise TypeError(f"values of dtype {values.dtype} cannot be used; give real numbers or text")
 
+    def _check_doubtful(self, stored: np.ndarray, shown: np.ndarray) -> None:
+        if not self.doubtful:
+            return
+        values = shown if self.steps else stored
+        values = values if self.signs is None else values.view(self.signs)
+        for doubtful, said in self.doubtful:
+            if (values == doubtful).any():
+                raise Undecided(said)
+
     def as_shown(self, stored: np.ndarray) -> np.ndarray:
         """Return the values as xarray shows them: its own arithmetic, its own dtypes."""
         if self.problem:
-            raise ValueError(self.problem)
+            raise Undecided(self.problem)
         if self.signs is not None:
             stored = stored.view(self.signs)
         if self.attributes:
@@ -140,7 +159,7 @@ _NUMBERS = ("integer", "boolean", "floating", "mixed-integer-float", "decimal")
 def _numbers(values: np.ndarray, absent: np.ndarray | None) -> np.ndarray:
     """Return numbers in the dtype that holds them exactly; objects where there is none."""
     present = values.ravel() if absent is None else values[~absent]
-    exact = np.array(present.tolist())
+    exact = exact_array(present.tolist())
     if absent is None:
         return exact.reshape(values.shape)
     if exact.dtype.kind == "O" or (exact.dtype.kind in "iu" and not is_exact(exact)):
@@ -148,6 +167,30 @@ def _numbers(values: np.ndarray, absent: np.ndarray | None) -> np.ndarray:
     wide = np.full(values.shape, np.nan)
     wide[~absent] = exact
     return wide
+
+
+def exact_array(values: list[Any]) -> np.ndarray:
+    """Return numbers, or text, as an array of the dtype that holds each of them exactly.
+
+    NumPy itself makes floats of integers of which some are signed and some too large for that.
+
+    Examples
+    --------
+    >>> exact_array([2**64 - 1, 0]).tolist(), exact_array([2**60 + 1, 0.5]).dtype
+    ([18446744073709551615, 0], dtype('O'))
+    """
+    if all(isinstance(value, bool | np.bool_) for value in values):
+        return np.array(values, bool)
+    if any(isinstance(value, str) for value in values):
+        return np.array(values)
+    whole = [int(value) for value in values if isinstance(value, int | np.integer)]
+    if len(whole) == len(values):
+        for dtype in (np.int64, np.uint64):
+            if np.iinfo(dtype).min <= min(whole) and max(whole) <= np.iinfo(dtype).max:
+                return np.array(whole, dtype)
+    elif all(abs(value) <= EXACT for value in whole):
+        return np.array([float(value) for value in values])
+    return _as_objects(values, (len(values),))
 
 
 def is_exact(integers: np.ndarray) -> bool:

@@ -75,7 +75,7 @@ def inputs_on(recipe: Recipe, source: Source, own: Source | None) -> Recipe:
     if recipe.groups is not None:
         described["groups"] = _found_on("groups", recipe.groups, recipe, source, is_own)
     inputs = [_found_on("inputs", v, recipe, source, is_own) for v in recipe.inputs.variables]
-    found = _open(described, source, inputs)
+    found = _open(described, source, inputs, to_predict=True)
     if found.inputs.shape != recipe.inputs.shape:
         raise ValueError(
             f"data: the inputs {', '.join(found.inputs.names)} have shape {found.inputs.shape} in "
@@ -150,7 +150,12 @@ def _bundle_like(argument: str, bundle: Bundle, other: Bundle) -> Bundle:
     return bundle.ordered(argument, other.feature_dims).scaled(other.scalings)
 
 
-def _open(described: Mapping[str, Any], source: Source, inputs: Sequence[str | Variable]) -> Recipe:
+def _open(
+    described: Mapping[str, Any],
+    source: Source,
+    inputs: Sequence[str | Variable],
+    to_predict: bool = False,
+) -> Recipe:
     recipe = open_recipe(
         source,
         inputs=inputs,
@@ -162,6 +167,7 @@ def _open(described: Mapping[str, Any], source: Source, inputs: Sequence[str | V
         weights=described["weights"],
         classes=None,
         missing=described["missing"],
+        to_predict=to_predict,
     )
     ordered = recipe.inputs.ordered("inputs", described["input_dims"])
     return replace(recipe, inputs=_with_scalings(ordered, described["input_scalings"]))

@@ -73,13 +73,13 @@ def _selected_groups(variable: Variable, selected: Spans) -> Iterator[tuple[int,
         first, last = selected.rank([start, stop]).tolist()
         if first == last:
             continue
-        positions = selected.positions(first, last)
-        begin, end = int(positions[0]), int(positions[-1]) + 1
+        chosen = selected.part(first, last)
+        begin, end = int(chosen.starts[0]), int(chosen.stops[-1])
         stored = variable.read({dim: slice(begin, end)})
-        if len(positions) == end - begin:
+        if chosen.count == end - begin:
             yield first, known_groups(variable, stored, begin)
         else:
-            yield first, _groups_at(variable, stored, positions)
+            yield first, _groups_at(variable, stored, chosen.positions())
 
 
 def _groups_at(variable: Variable, stored: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -147,6 +147,7 @@ class GroupLedger:
 
     name: str
     _tables: list[_Table] = field(default_factory=list)
+    _codes: dict[Any, int] = field(default_factory=dict)  # of objects, which need have no order
     _lock: Lock = field(default_factory=Lock)
 
     def note(self, values: np.ndarray, begin: int) -> None:
@@ -160,9 +161,16 @@ class GroupLedger:
         starts = run_starts(values)
         ends = np.append(starts[1:], len(values))
         with self._lock:
-            found = self._of_one_dtype(values[starts])
+            found = self._of_one_dtype(self._ordered(values[starts]))
             self._check_alone(found)
             self._extend(found, begin + starts, begin + ends - 1)
+
+    def _ordered(self, values: np.ndarray) -> np.ndarray:
+        """Return values that can be sorted: Python objects as numbers in the order of coming."""
+        if values.dtype.kind != "O":
+            return values
+        codes = [self._codes.setdefault(value, len(self._codes)) for value in values]
+        return np.array(codes, np.int64)
 
     def _of_one_dtype(self, values: np.ndarray) -> np.ndarray:
         """Return values in the dtype of the tables, which is widened where it has to be."""
@@ -221,6 +229,9 @@ class GroupLedger:
         self._tables.append(table)
 
     def _returned(self, value: Any, between: Any) -> DataError:
+        if self._codes:
+            known = list(self._codes)
+            value, between = known[value], known[between]
         value, between = _shown(value), _shown(between)
         return DataError(
             f"groups: {self.name!r} is {value}, then {between}, then {value} again; equal "

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from dbdask.data.alignment import put_in_place, same_labels
@@ -62,11 +63,13 @@ def _found(
     here = whole
     if selected.count < whole.sizes[dim]:
         here = whole.isel({dim: selected.positions()})
+    shown = ", ".join(f"{label!r}" for label in wanted.values())
     try:
         chosen = here.sel(wanted, method=method, tolerance=tolerance)[_POSITION].values
+    except (TypeError, ValueError, pd.errors.InvalidIndexError) as error:
+        raise ValueError(f"sel: {dim!r} cannot be cut by {shown}: {error}") from error
     except KeyError as error:
         labels = here.indexes[dim]
-        shown = ", ".join(f"{label!r}" for label in wanted.values())
         raise KeyError(
             f"sel: {dim!r} has no coordinate {shown} among these examples; it goes from "
             f"{labels[0]} to {labels[-1]}"

@@ -93,8 +93,9 @@ class Classes:
             if len(self.labels) == 1:
                 return f"the one class {shown}"
             return f"one of the {len(self.labels)} classes {shown}{more}"
-        top = "and up" if self.count is None else f"to {self.count - 1}"
-        return f"a whole number from 0 {top}"
+        if self.count is None:
+            return "a whole number from 0 up (integers mean classes; values are floats)"
+        return f"a whole number from 0 to {self.count - 1}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""

@@ -82,6 +82,13 @@ def shows_zeros_as_missing(variable: xr.Variable) -> bool:
     return of_zarr and "serializer" not in encoding and is_zero
 
 
+def is_behind_wrappers(data: Any) -> bool:
+    """Say whether lazy wrappers show an array in memory, as of a Dataset decoded or changed."""
+    while isinstance(data, indexing.ExplicitlyIndexed) and hasattr(data, "array"):
+        data = data.array
+    return isinstance(data, np.ndarray)
+
+
 def without_cache(variable: xr.Variable) -> xr.Variable:
     """Return a lazy variable that does not keep what was read of it."""
     data = variable._data

@@ -50,16 +50,17 @@ class MeasureMoments:
         """Return a variable's moments; None where another block has the same positions."""
         variable = bundle.variables[number]
         own = [dim for dim in recipe.along if dim in variable.dims]
-        positions = {}
+        chosen = {}
         for dim, cut in zip(recipe.along, recipe.grid.box(block), strict=True):
             selected = recipe.selection.along(dim)
             if dim not in own and not _is_first(selected, cut):
                 return None
-            positions[dim] = selected.between(cut.start, cut.stop).positions()
-        box = {dim: slice(int(positions[dim][0]), int(positions[dim][-1]) + 1) for dim in own}
+            chosen[dim] = selected.between(cut.start, cut.stop)
+        box = {dim: slice(int(chosen[dim].starts[0]), int(chosen[dim].stops[-1])) for dim in own}
         stored = variable.read(box, blocks=blocks)
         order = [variable.dims.index(d) for d in (*own, *bundle.feature_dims[number])]
         values = stored.transpose(order)
+        positions = {dim: spans.positions() for dim, spans in chosen.items() if dim in own}
         wanted = tuple(positions[dim] - box[dim].start for dim in own)
         held = _held(recipe, self.mask, own, positions)
         return _moments(variable, values, wanted, held, self.per)
@@ -101,7 +102,7 @@ def _moments(
             part = part.take(index, axis=axis)
         flat = part.reshape(-1, width)
         if held is not None:
-            flat = flat[held[start : start + step].reshape(-1)]
+            flat = flat[np.atleast_1d(held)[start : start + step].reshape(-1)]
         found = Moments.of(_checked(variable, flat), per)
         total = found if total is None else total + found
     assert total is not None

@@ -12,6 +12,7 @@ from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection
 from dbdask.data.sources import Source, Variable
 from dbdask.data.windows import as_window
+from dbdask.numbers.lengths import Lengths
 
 Given = str | xr.DataArray
 Known = Given | Variable
@@ -29,8 +30,12 @@ def open_recipe(
     weights: Known | None,
     classes: Sequence[Any] | Classes | None,
     missing: str,
+    to_predict: bool = False,
 ) -> Recipe:
-    """Check the arguments of `Examples` against the metadata; no more than coordinates is read."""
+    """Check the arguments of `Examples` against the metadata; no more than coordinates is read.
+
+    To predict, the data may have sample dimensions that no input has: the targets had them.
+    """
     _one_of("edges", edges, ("repeat", "drop"))
     _one_of("missing", missing, ("error", "drop", "mask"))
     dims = _along(along, source)
@@ -39,8 +44,12 @@ def open_recipe(
     sought = None if targets is None else _variables("targets", targets, source)
     for variable in (*found, *(sought or ())):
         sizes.update({d: n for d, n in variable.sizes.items() if d in dims and d not in sizes})
+    beyond: dict[str, Lengths] = {}
     for dim in dims:
         if not any(dim in variable.dims for variable in (*found, *(sought or ()))):
+            if to_predict:
+                beyond[dim] = _lengths_in(source, dim)
+                continue
             raise ValueError(
                 f"along: no variable of inputs or targets has the dimension {dim!r}; they have "
                 f"{', '.join(sorted({d for v in found for d in v.dims}))}"
@@ -63,7 +72,14 @@ def open_recipe(
         missing=missing,
         selection=Selection.whole(dims, [sizes[dim] for dim in dims]),
         coordinates=_coordinates(source, dims),
+        beyond=beyond,
     )
+
+
+def _lengths_in(source: Source, dim: str) -> Lengths:
+    """Return the blocks along a dimension of the largest variable that has it."""
+    having = [variable for variable in source.variables.values() if dim in variable.dims]
+    return max(having, key=lambda variable: variable.nbytes).lengths[dim]
 
 
 def _one_of(argument: str, value: Any, allowed: Sequence[str]) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from dbdask.data.chunk_reading import NoRoom
 from dbdask.data.decompression import Oversized
 from dbdask.data.stores import Vanished
 from dbdask.errors import DataError
 
 
 def read_error(
-    error: Exception, name: str, index: tuple[slice, ...], store: str, oversized: Callable[[], str]
+    error: Exception, name: str, index: tuple[slice, ...], store: str, chunk: str = ""
 ) -> DataError:
     """Return the error to raise where reading a box of a variable failed.
 
@@ -20,8 +19,8 @@ def read_error(
         What reading raised.
     name, index, store
         The variable, the box, and where it is.
-    oversized
-        Finds the chunk that holds more than it is declared to.
+    chunk
+        The chunk that holds more than it is declared to, if it is known.
     """
     where = ", ".join(f"{cut.start}:{cut.stop}" for cut in index)
     if isinstance(error, Vanished):
@@ -30,11 +29,12 @@ def read_error(
             "they were read: restore them and start again, or go on from a checkpoint"
         )
     if isinstance(error, Oversized):
+        which = f"chunk {chunk}" if chunk else f"a chunk of [{where}]"
         return DataError(
-            f"variable {name!r} of {store}: chunk {oversized()} cannot be read: {error}; the chunk "
-            "or the array's metadata is damaged, or was made to exhaust memory: write it again"
+            f"variable {name!r} of {store}: {which} cannot be read: {error}; the chunk or the "
+            "array's metadata is damaged, or was made to exhaust memory: write it again"
         )
-    if isinstance(error, MemoryError):
+    if isinstance(error, NoRoom):
         return DataError(
             f"variable {name!r} at [{where}] of {store} cannot be read: {error}; write it again in "
             "smaller chunks, or give the process more memory"

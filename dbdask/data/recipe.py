@@ -13,6 +13,7 @@ from dbdask.data.labels import Classes
 from dbdask.data.selection import CentreRuns, Selection, block_rows, centres
 from dbdask.data.sources import Variable
 from dbdask.data.windows import Window
+from dbdask.numbers.lengths import Lengths
 from dbdask.numbers.portions import Grid
 
 Role = Literal["inputs", "targets", "weights"]
@@ -37,11 +38,13 @@ class Recipe:
     selection: Selection
     coordinates: Mapping[str, Variable] = field(default_factory=dict)
     scales_targets: bool = False  # asked for, whatever the loss
+    beyond: Mapping[str, Lengths] = field(default_factory=dict)
+    """Lengths of blocks along sample dimensions that no variable has: those of the data."""
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Length of every sample dimension."""
-        found: dict[str, int] = {}
+        found: dict[str, int] = {dim: lengths.size for dim, lengths in self.beyond.items()}
         for variable in self.variables:
             found.update({dim: n for dim, n in variable.sizes.items() if dim in self.along})
         return found
@@ -79,21 +82,27 @@ class Recipe:
         ValueError
             It has too many blocks to keep a number for each.
         """
-        largest = {}
-        for dim in self.along:
-            having = [v for _, v in self.roles if dim in v.dims]
-            largest[dim] = max(having, key=lambda v: v.nbytes)
-        grid = Grid(self.along, [v.lengths[dim] for dim, v in largest.items()])
+        grid = Grid(self.along, [self._lengths(dim) for dim in self.along])
         if grid.block_count > MOST_BLOCKS:
-            finest = max(largest, key=lambda dim: len(largest[dim].lengths[dim]))
+            finest = max(self.along, key=lambda dim: len(self._lengths(dim)))
+            largest = self._largest(finest)
+            named = "the data" if largest is None else f"variable {largest.name!r}"
             raise ValueError(
-                f"along: variable {largest[finest].name!r} has "
-                f"{len(largest[finest].lengths[finest]):,} chunks along {finest!r}, which makes "
+                f"along: {named} has "
+                f"{len(self._lengths(finest)):,} chunks along {finest!r}, which makes "
                 f"{grid.block_count:,} blocks of examples, and at most {MOST_BLOCKS:,} can be "
                 "kept account of: rechunk the store into larger chunks, or give a Dataset that is "
                 "cut with .isel before"
             )
         return grid
+
+    def _largest(self, dim: str) -> Variable | None:
+        having = [v for _, v in self.roles if dim in v.dims]
+        return max(having, key=lambda v: v.nbytes, default=None)
+
+    def _lengths(self, dim: str) -> Lengths:
+        largest = self._largest(dim)
+        return self.beyond[dim] if largest is None else largest.lengths[dim]
 
     @cached_property
     def centres(self) -> tuple[CentreRuns, ...]:

@@ -17,11 +17,14 @@ from pandas.api.extensions import ExtensionArray
 from xarray.core import indexing
 
 from dbdask.data.chunk_reading import chunk_count, chunk_numbers, oversized_chunk, read_array
-from dbdask.data.lazy_chains import without_cache
+from dbdask.data.decompression import Oversized
+from dbdask.data.lazy_chains import is_behind_wrappers
+from dbdask.data.lazy_guard import ReopenedArray, guarded
 from dbdask.data.locations import Location
 from dbdask.data.pandas_arrays import OBJECT, numpy_dtype, to_numpy
 from dbdask.data.read_errors import read_error
-from dbdask.data.stores import WatchedStore
+from dbdask.data.stores import Vanished, WatchedStore
+from dbdask.errors import DataError
 
 Index = tuple[slice, ...]
 
@@ -78,14 +81,11 @@ class Stored:
             return read_array(array, index)
         except MemoryError:
             raise  # that says nothing of the chunk
+        except Oversized as error:
+            chunk = oversized_chunk(array, index)
+            raise read_error(error, self.path, index, str(self.location), chunk) from error
         except Exception as error:
-            raise read_error(
-                error,
-                self.path,
-                index,
-                str(self.location),
-                lambda: oversized_chunk(array, index),
-            ) from error
+            raise read_error(error, self.path, index, str(self.location)) from error
 
     @property
     def has_fills(self) -> bool:
@@ -123,16 +123,35 @@ class Lazy:
 
     variable: xr.Variable
     route: str = "lazy"
+    array: ReopenedArray | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, variable: xr.Variable) -> Lazy:
+        """Return the way to a lazy variable; its Zarr array, if it has one, is opened again."""
+        found, array = guarded(variable)
+        return cls(found, array=array)
 
     def open(self) -> None:
-        self.variable[tuple(slice(0, 1) for _ in self.variable.dims)].to_numpy()
+        if self.array is not None:
+            self.array.opened()
+        self.read(tuple(slice(0, 1) for _ in self.variable.dims))
 
     def read(self, index: Index) -> np.ndarray:
-        # Indexing makes a new variable: what it caches is gone with it.
-        return self.variable[index].to_numpy()
+        try:
+            # Indexing makes a new variable: what it caches is gone with it.
+            return self.variable[index].to_numpy()
+        except (Vanished, Oversized) as error:
+            assert self.array is not None
+            raise read_error(error, self.array.name, index, self.array.place) from error
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise DataError(
+                f"values at {_shown(index)} cannot be read by xarray: {type(error).__name__}: "
+                f"{error}; correct the attributes of the variable, or open it with "
+                "mask_and_scale=False"
+            ) from error
 
     def worker_side(self) -> Origin:
-        return Lazy(without_cache(self.variable))
+        return self
 
 
 @dataclass(frozen=True)
@@ -171,8 +190,8 @@ class HeldByPandas(Held):
 
 
 @dataclass(frozen=True)
-class HeldByIndex(Held):
-    """Labels of an index of several levels: made of it when they are wanted."""
+class HeldBehind(Held):
+    """Values in memory behind wrappers of xarray's: made of them when they are wanted."""
 
     values: Any
 
@@ -282,7 +301,7 @@ def origin_of(variable: xr.Variable) -> Origin:
     if isinstance(data, indexing.PandasIndexingAdapter):
         return _held_index(variable, data)
     if not variable._in_memory:
-        return Lazy(variable)
+        return HeldBehind(variable) if is_behind_wrappers(data) else Lazy.of(variable)
     array = getattr(data, "array", None)
     if isinstance(array, ExtensionArray) and variable.ndim == 1:
         return HeldByPandas(array, dtype=numpy_dtype(array))
@@ -291,10 +310,14 @@ def origin_of(variable: xr.Variable) -> Origin:
 
 def _held_index(variable: xr.Variable, data: indexing.PandasIndexingAdapter) -> Held:
     if isinstance(data.array, pd.MultiIndex):
-        return HeldByIndex(variable)
+        return HeldBehind(variable)
     if isinstance(data.array.dtype, np.dtype):
         return Held(variable.to_numpy())
     return HeldByPandas(data.array.array, dtype=numpy_dtype(data.array.array))
+
+
+def _shown(index: Index) -> str:
+    return f"[{', '.join(f'{cut.start}:{cut.stop}' for cut in index)}]"
 
 
 def _overlap(piece: Piece, index: Index) -> Index | None:

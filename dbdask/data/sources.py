@@ -39,6 +39,7 @@ halo of the window included. The boxes that the worker reads must lie within the
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -151,6 +152,19 @@ class Source:
             consolidated=consolidated,
             drop_variables=sorted({*self._unnamed, *self._refused}),
         )
+
+    def coordinates(self) -> xr.Dataset:
+        """Return the coordinates alone: as xarray opens them, or as this source reads them.
+
+        xarray refuses a whole store for one attribute, of a variable that may be no coordinate.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", xr.SerializationWarning)  # said of every variable
+            try:
+                return self.to_dataset().coords.to_dataset()
+            except (TypeError, ValueError):
+                known = {n: (v.dims, v.coordinate(), v.attrs) for n, v in self.coords.items()}
+                return xr.Dataset(coords=known)
 
     def open(self) -> None:
         """Open every variable in this process."""

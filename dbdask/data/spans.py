@@ -149,7 +149,7 @@ class Spans:
         """Return the same positions in runs that end at ranks too, and the run each was part of."""
         if not len(self):
             return self, np.zeros(0, np.int64)
-        edges = np.unique(np.concatenate([self.offsets, ranks, self.ends[-1:]]))
+        edges = distinct(np.sort(np.concatenate([self.offsets, ranks, self.ends[-1:]])))
         run = self.run_at(edges[:-1])
         starts = self.inside(run, edges[:-1])
         return Spans(starts, self.inside(run, edges[1:] - 1) + 1, self.steps[run]), run
@@ -178,3 +178,8 @@ def joined(several: Iterable[Spans]) -> Spans:
     parts = [spans._arrays() for spans in several]
     starts, stops, steps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Spans(starts, stops, steps)
+
+
+def distinct(ascending: np.ndarray) -> np.ndarray:
+    """Return each of some numbers once; NumPy's own `unique` is far slower than this."""
+    return ascending[np.diff(ascending, prepend=ascending[:1] - 1) != 0]

@@ -11,6 +11,7 @@ import numpy as np
 from dbdask.data.groups import starts_of_groups
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection, Spans
+from dbdask.data.spans import distinct
 
 LEAST_PIECES = 20
 """Fewer whole chunks than this are drawn in equal pieces, so that fractions are kept."""
@@ -104,7 +105,7 @@ def _piece_starts(recipe: Recipe, dim: str, selected: Spans) -> np.ndarray:
     edges = recipe.grid.lengths[recipe.along.index(dim)].edges
     parts = -(-LEAST_PIECES // (len(edges) - 1))
     finer = edges[:-1, None] + np.diff(edges)[:, None] * np.arange(parts) // parts
-    starts = np.unique(selected.rank(finer.reshape(-1)))
+    starts = distinct(selected.rank(finer.reshape(-1)))
     return starts[starts < selected.count]
 
 

@@ -21,12 +21,11 @@ def rounding_of(dtype: np.dtype) -> float:
 
     Examples
     --------
-    >>> rounding_of(np.dtype("f4")), rounding_of(np.dtype("i8"))
-    (1e-07, 0.0)
+    >>> rounding_of(np.dtype("i8")), rounding_of(np.dtype("f4")) == rounding_of(np.dtype("f8"))
+    (0.0, True)
     """
-    if dtype.kind != "f":
-        return 0.0
-    return 1e-7 if dtype.itemsize <= 4 else 4 * float(np.finfo(np.float64).eps)
+    # Moments are float64, whatever the dtype: values of float32 that differ are no constant.
+    return 4 * float(np.finfo(np.float64).eps) if dtype.kind == "f" else 0.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Scaling:
     applied: bool = True
 
     @classmethod
-    def of(cls, moments: Moments, applied: bool = True, rounding: float = 1e-7) -> "Scaling":
+    def of(cls, moments: Moments, applied: bool = True, rounding: float = 0.0) -> "Scaling":
         """Return the scaling to mean 0 and deviation 1; a constant has deviation 1.
 
         A deviation of at most `rounding` times the mean is none.
@@ -140,8 +139,7 @@ class Scaling:
     @property
     def fill(self) -> np.ndarray:
         """What stands for a missing element: the mean, scaled where the values are."""
-        mean = np.array(self.mean, np.float32)
-        return np.zeros_like(mean) if self.applied else mean
+        return np.zeros(len(self.mean), np.float32) if self.applied else as_float32(self._exact[0])
 
     @cached_property
     def limit(self) -> np.ndarray:

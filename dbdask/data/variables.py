@@ -17,7 +17,7 @@ import xarray as xr
 import zarr
 
 from dbdask.data.declared import decode_declared
-from dbdask.data.decoding import TEXT, Decoding, objects_dtype
+from dbdask.data.decoding import OTHER, TEXT, Decoding, Undecided, objects_dtype
 from dbdask.data.lazy_chains import Chain, proven_chain, shows_zeros_as_missing
 from dbdask.data.locations import Location, locate
 from dbdask.data.memory import check_fits, too_large
@@ -38,6 +38,18 @@ from dbdask.numbers.lengths import Lengths
 
 DEFAULT_BLOCK_BYTES = 8 * 2**20
 TEXT_BYTES = 16
+
+
+_SMALLEST = int(np.iinfo(np.int64).min)
+_DURATIONS = (
+    "days",
+    "hours",
+    "minutes",
+    "seconds",
+    "milliseconds",
+    "microseconds",
+    "nanoseconds",
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,9 @@ class Variable:
         """The dtype as a message names it."""
         if self.value_dtype.kind == "U":
             return "text"
+        if self.value_dtype == OTHER and isinstance(self.origin, Held) and not self.dtype_name:
+            first = pd.Series(self.origin.read(self.index()).ravel()).dropna().iloc[0]
+            return f"object (of {type(first).__name__})"
         return self.dtype_name or str(self.value_dtype)
 
     @property
@@ -175,6 +190,8 @@ class Variable:
             raise self._undecodable(error) from error
 
     def _undecodable(self, error: Exception) -> DataError:
+        if isinstance(error, Undecided):
+            return DataError(f"variable {self.name!r} {error}")
         return DataError(
             f"variable {self.name!r} cannot be decoded: {type(error).__name__}: {error}; correct "
             "its attributes, or give a Dataset of the values themselves"
@@ -193,7 +210,8 @@ class Variable:
         try:
             _ = self.value_dtype
         except Exception as error:
-            said = self.decoding.problem or f"cannot be decoded: {type(error).__name__}: {error}"
+            unsaid = f"cannot be decoded: {type(error).__name__}: {error}"
+            said = error if isinstance(error, Undecided) else unsaid
             raise ValueError(f"variable {self.name!r} {said}") from error
 
     def open(self) -> None:
@@ -256,7 +274,7 @@ def variable_of_array(
         itemsize=_itemsize(variable.encoding.get("dtype", dtype)),
         chunks=_chunks(variable, dtype.itemsize),
         attrs={**variable.attrs},
-        decoding=Decoding(),
+        decoding=Decoding(doubtful=_lost_gaps(variable)),
         origin=origin,
         dtype_name="" if isinstance(variable.dtype, np.dtype) else str(variable.dtype),
         known_dtype=_of_vlen(variable.dtype),
@@ -281,7 +299,7 @@ def _of_chain(name: str, key: str, variable: xr.Variable, chain: Chain) -> Varia
         itemsize=_itemsize(dtype),
         chunks=tuple(min(chunk, max(size, 1)) for chunk, size in chunks),
         attrs={**variable.attrs},
-        decoding=Decoding(steps=chain.steps),
+        decoding=Decoding(steps=chain.steps, doubtful=_lost_gaps(variable)),
         origin=Stored(locate(array.store_path.store), array.path, start, "lazy"),
         flag_dtype=_flag_dtype(variable),
         masks_zeros=chain.masks_zeros,
@@ -298,6 +316,24 @@ def _of_vlen(dtype: Any) -> np.dtype | None:
     """Return `TEXT` for objects that a store declares to be text."""
     metadata = getattr(dtype, "metadata", None) or {}
     return TEXT if dtype == np.dtype(object) and metadata.get("element_type") is str else None
+
+
+def _lost_gaps(variable: xr.Variable) -> tuple[tuple[Any, str], ...]:
+    """Return what xarray makes of missing integers whose units are those of a duration.
+
+    It masks them for a duration, with the smallest integer, and then makes no duration of them.
+    """
+    fills = [name for name in ("_FillValue", "missing_value") if name in variable.encoding]
+    if not fills or variable.dtype != np.dtype(np.int64):
+        return ()
+    if variable.attrs.get("units") not in _DURATIONS:
+        return ()
+    said = (
+        f"holds {_SMALLEST}, which xarray shows where integers in {variable.attrs['units']!r} are "
+        "missing; open the data with decode_timedelta=False, which shows NaN, or give the path of "
+        "the store"
+    )
+    return ((_SMALLEST, said),)
 
 
 def _flag_dtype(variable: xr.Variable) -> np.dtype | None:

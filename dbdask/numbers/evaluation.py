@@ -125,6 +125,11 @@ def _is_marked(bits: np.ndarray) -> bool:
 
 def check_written(gradient: np.ndarray, layout: Layout) -> None:
     """Raise ModelError if a trained parameter's gradient was not overwritten."""
+    if gradient.shape != (layout.size,):
+        raise ModelError(
+            f"model.loss_and_gradient changed the shape of gradient from ({layout.size},) to "
+            f"{gradient.shape}: fill it in place"
+        )
     names = unwritten_parameters(gradient, layout)
     if names:
         raise ModelError(unwritten_message(names, len(layout.parameters)))

@@ -72,7 +72,7 @@ def probe(
     Parameters
     ----------
     function
-        Of a float32 vector of the point's size.
+        Of a float32 vector of the point's size, which is the function's to keep.
     gradient, point
         float32, shape (n,).
     part, direction
@@ -80,7 +80,7 @@ def probe(
     noise
         The function's rounding, as `noise_of` estimates it.
     """
-    value = function(point)
+    value = function(point.copy())
     streak: list[float] = []  # disagreements in proportion to the length, so far
     wrong: Probe | None = None
     for length in LENGTHS:

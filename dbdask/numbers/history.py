@@ -160,13 +160,17 @@ def _pack(records: list[Record]) -> dict[str, Any]:
     columns = [np.array([getattr(record, name) for record in records]) for name in NAMES]
     kinds = ["i" if column.dtype.kind in "iub" else "f" for column in columns]
     numbers = [
-        np.diff(column.astype("<i8"), prepend=0) if kind == "i" else column.astype("<f8")
+        np.diff(column.astype("<i8"), prepend=0) if kind == "i" else _known(column)
         for column, kind in zip(columns, kinds, strict=True)
     ]
     # Byte after byte of all numbers, not number after number: like bytes are neighbours.
     raw = np.stack([column.view(np.uint8).reshape(-1, 8).T for column in numbers])
     data = base64.b85encode(zlib.compress(raw.tobytes(), 1)).decode()
     return {"names": list(NAMES), "kinds": "".join(kinds), "data": data}
+
+
+def _known(column: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(column), column, np.nan).astype("<f8")
 
 
 def _unpack(block: dict[str, Any]) -> list[Record]:

@@ -1,14 +1,121 @@
 """Layers: each knows its parameters, its output, and the gradient through it."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dbdask.numbers.drawing import Constant, Draw, Uniform
 from dbdask.numbers.layout import Parameter
 from dbdask.numbers.losses import sigmoid
 
 ACTIVATIONS = ("linear", "sigmoid", "tanh", "relu")
+
+Shape = tuple[int, ...]
+Arrays = Mapping[str, np.ndarray]
+
+
+@runtime_checkable
+class Layer(Protocol):
+    """What `dbdask.Network` asks of a layer; any object that keeps this is one.
+
+    A layer is pickled with its network, and called from several threads at once: what a call
+    needs again goes through `kept`, never into the layer. Arrays hold examples first, and are of
+    the parameters' dtype (float32 in training).
+
+    Optional: `activation`, a name; what is not "linear" may not be the last layer of a "softmax"
+    or "logistic" network. `description()`, plain JSON that tells this layer from others of its
+    class: a checkpoint keeps it.
+
+    Examples
+    --------
+    A layer that scales each of its inputs:
+
+    >>> class Scale:
+    ...     def output_shape(self, input_shape):
+    ...         return input_shape
+    ...     def parameters(self, input_shape):
+    ...         return [("factor", input_shape)]
+    ...     def initial(self, input_shape):
+    ...         return {"factor": Constant(1.0)}
+    ...     def forward(self, parameters, inputs):
+    ...         return inputs * parameters["factor"], (inputs,)
+    ...     def backward(self, parameters, kept, gradient, into, is_first):
+    ...         (inputs,) = kept
+    ...         into["factor"][...] = (gradient * inputs).sum(axis=0)
+    ...         return gradient * parameters["factor"]
+    >>> isinstance(Scale(), Layer)
+    True
+    """
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Return the shape of one example's output; raise ValueError if the input does not fit."""
+        ...
+
+    def parameters(self, input_shape: Shape) -> Sequence[Any]:
+        """Return the layer's parameters, any number of them, in the order of the flat vector.
+
+        Each is a `dbdask.Parameter` or (name, shape) with optional dims and kind. The network
+        puts the layer's own name before each name, and before the dims.
+        """
+        ...
+
+    def initial(self, input_shape: Shape) -> Mapping[str, Draw]:
+        """Return how each parameter begins, by name.
+
+        A `dbdask.Constant`, `Uniform` or `Normal`, or any function (stream, start, stop) that
+        returns elements `start` to `stop`: the same numbers whatever the cut. `stream` is a tuple
+        of whole numbers that seeds this parameter, and no other.
+        """
+        ...
+
+    def forward(
+        self, parameters: Arrays, inputs: np.ndarray
+    ) -> tuple[np.ndarray, tuple[np.ndarray | None, ...]]:
+        """Return the outputs, and a tuple of what `backward` will need.
+
+        Parameters
+        ----------
+        parameters
+            Views of the flat vector by name, in their shapes; not to be written to.
+        inputs
+            (examples, *input_shape); not to be written to.
+
+        Returns
+        -------
+        outputs
+            A new array, (examples, *output_shape).
+        kept
+            Handed to `backward`. If the outputs are needed again, they stand here themselves.
+        """
+        ...
+
+    def backward(
+        self,
+        parameters: Arrays,
+        kept: tuple[np.ndarray | None, ...],
+        gradient: np.ndarray,
+        into: Arrays,
+        is_first: bool,
+    ) -> np.ndarray | None:
+        """Fill the parameters' gradients, and return the gradient at the inputs.
+
+        Parameters
+        ----------
+        parameters, kept
+            As `forward` was given and returned them. The layer's own outputs may be overwritten,
+            its inputs may not.
+        gradient
+            The loss's gradient at the outputs, (examples, *output_shape); may be overwritten.
+        into
+            Where the gradients of the parameters go, summed over the examples: arrays with
+            arbitrary content, which must be overwritten in place, `into["weights"][...] = ...`.
+        is_first
+            Nobody needs the gradient at the inputs: None may be returned.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,37 +142,73 @@ class Dense:
             choices = ", ".join(repr(name) for name in ACTIVATIONS)
             raise ValueError(f"activation must be one of {choices}, got {self.activation!r}")
 
-    def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def output_shape(self, input_shape: Shape) -> Shape:
         """Return the shape of one example's output."""
         return (int(self.units),)
 
-    def parameters(self, name: str, input_shape: tuple[int, ...]) -> tuple[Parameter, ...]:
+    def parameters(self, input_shape: Shape) -> tuple[Parameter, ...]:
         """Return the layer's parameters: weights, output unit first, and the bias."""
-        fan_in = math.prod(input_shape)
         units = int(self.units)
         return (
-            Parameter(f"{name}_weights", (units, fan_in), (f"{name}_unit", f"{name}_input")),
-            Parameter(f"{name}_bias", (units,), (f"{name}_unit",)),
+            Parameter("weights", (units, math.prod(input_shape)), ("unit", "input")),
+            Parameter("bias", (units,), ("unit",)),
         )
 
-    def scale(self, input_shape: tuple[int, ...]) -> float:
-        """Return the half width of the uniform initial weights.
+    def initial(self, input_shape: Shape) -> dict[str, Draw]:
+        """Return the initial numbers: uniform weights, zero biases.
 
         He et al. 2015 for relu, else Glorot and Bengio 2010, with their factor 4 for the sigmoid,
         without which several sigmoid layers on each other hardly learn.
         """
         fan_in = math.prod(input_shape)
         if self.activation == "relu":
-            return math.sqrt(6 / fan_in)
-        factor = 4 if self.activation == "sigmoid" else 1
-        return factor * math.sqrt(6 / (fan_in + self.units))
+            limit = math.sqrt(6 / fan_in)
+        else:
+            factor = 4 if self.activation == "sigmoid" else 1
+            limit = factor * math.sqrt(6 / (fan_in + self.units))
+        return {"weights": Uniform(limit), "bias": Constant(0.0)}
 
-    def forward(self, weights: np.ndarray, bias: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        """Return the activations, (examples, units)."""
-        outputs = inputs @ weights.T
-        outputs += bias
+    def forward(
+        self, parameters: Arrays, inputs: np.ndarray
+    ) -> tuple[np.ndarray, tuple[np.ndarray | None, ...]]:
+        """Return the activations, (examples, units), and what the gradient needs of them."""
+        outputs = as_rows(inputs) @ parameters["weights"].T
+        outputs += parameters["bias"]
+        if self.activation == "linear":
+            return outputs, (inputs, None)
         activate(self.activation, outputs)
-        return outputs
+        return outputs, (inputs, outputs)
+
+    def backward(
+        self,
+        parameters: Arrays,
+        kept: tuple[np.ndarray | None, ...],
+        gradient: np.ndarray,
+        into: Arrays,
+        is_first: bool,
+    ) -> np.ndarray | None:
+        """Fill the gradients of weights and bias; the outputs and `gradient` are used up."""
+        inputs, outputs = kept
+        assert inputs is not None
+        if outputs is not None:
+            multiply_by_slope(self.activation, outputs, gradient)
+        np.dot(gradient.T, as_rows(inputs), out=into["weights"])
+        np.sum(gradient, axis=0, out=into["bias"])
+        if is_first:
+            return None
+        below = gradient @ parameters["weights"]
+        return below if inputs.ndim == 2 else below.reshape(inputs.shape)
+
+    def description(self) -> dict[str, Any]:
+        """Return the layer's numbers as JSON."""
+        return {"units": int(self.units), "activation": self.activation}
+
+
+def as_rows(values: np.ndarray) -> np.ndarray:
+    """Return an array over examples as (examples, elements), a view if it can be one."""
+    if values.ndim == 2:
+        return values
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def activate(activation: str, values: np.ndarray) -> None:

@@ -14,7 +14,10 @@ Kind = Literal["trained", "buffer"]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One named array of a model: its shape, a name for each dimension, and its kind."""
+    """One named array of a model: its shape, a name for each dimension, and its kind.
+
+    A number as the shape is the length of the one dimension.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -22,10 +25,9 @@ class Parameter:
     kind: Kind = "trained"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _as_shape(self.shape))
         if not isinstance(self.name, str) or "/" in self.name or not self.name:
             raise ValueError(f"a parameter's name must be non-empty without '/', got {self.name!r}")
-        _check_shape(self.name, self.shape)
-        object.__setattr__(self, "shape", tuple(operator.index(length) for length in self.shape))
         is_one = isinstance(self.dims, str) and len(self.shape) == 1
         dims = (self.dims,) if is_one else tuple(str(dim) for dim in self.dims)
         object.__setattr__(self, "dims", dims)
@@ -142,10 +144,11 @@ def as_layout(value: Any) -> Layout:
         raise TypeError(
             f"layout must be a dbdask.Layout or a sequence of parameters, got {value!r}"
         )
-    return Layout(tuple(_as_parameter(item) for item in value))
+    return Layout(tuple(as_parameter(item) for item in value))
 
 
-def _as_parameter(item: Any) -> Parameter:
+def as_parameter(item: Any) -> Parameter:
+    """Return a `Parameter` from one, from a likeness, or from (name, shape[, dims[, kind]])."""
     if isinstance(item, Parameter):
         return item
     if hasattr(item, "name") and hasattr(item, "shape"):
@@ -161,16 +164,16 @@ def _as_parameter(item: Any) -> Parameter:
     return Parameter(name, shape, dims, rest[1] if len(rest) > 1 else "trained")
 
 
-def _default_dims(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-    _check_shape(name, shape)
-    return tuple(f"{name}_{axis}" for axis in range(len(shape)))
+def _default_dims(name: str, shape: Any) -> tuple[str, ...]:
+    return tuple(f"{name}_{axis}" for axis in range(len(_as_shape(shape))))
 
 
-def _check_shape(name: str, shape: Any) -> None:
-    if not isinstance(shape, Iterable):
-        raise TypeError(
-            f"the shape of parameter {name!r} must be a tuple, such as (8,), got {shape!r}"
-        )
+def _as_shape(shape: Any) -> tuple[int, ...]:
+    lengths = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    try:
+        return tuple(operator.index(length) for length in lengths)
+    except TypeError as error:
+        raise TypeError(f"a parameter's shape must hold whole numbers, got {shape!r}") from error
 
 
 def check_dims(layout: Layout) -> None:

@@ -74,7 +74,9 @@ class Ledger:
 
     def copy(self) -> "Ledger":
         """Return a ledger that goes its own way from here."""
-        return self.from_rows(self.rows(), self._first_open_epoch)
+        other = Ledger()
+        other._first_open_epoch, other._last = self._first_open_epoch, self._last.copy()
+        return other
 
 
 class Standing(NamedTuple):

@@ -25,6 +25,8 @@ from dbdask.numbers.model_trial import Evaluated, ExampleBatch, Faulty, Trial, i
 from dbdask.numbers.prediction_checks import check_predict
 
 MOST_ARRAYS = 8  # of which the gradient is compared with differences
+LARGE = 1_000_000  # parameters, from which on fewer arrays and threads are tried
+WINDOW = 65_536  # elements of an array that are moved at most
 THREADS = 4
 
 
@@ -269,13 +271,15 @@ def _check_gradient(trial: Trial) -> list[Probe]:
     if base.gradient is None:
         return []
 
+    scratch = np.empty(trial.layout.size, np.float32)
+
     def loss(point: np.ndarray) -> float:
-        return trial.evaluate(parameters=point).loss
+        return trial.loss_at(point, scratch)
 
     noise, rng = noise_of(loss, trial.parameters), np.random.default_rng(trial.seed)
     found: dict[str, list[Probe]] = {}
-    for parameter, part in _some_arrays(trial.layout):
-        gradient = base.gradient
+    for parameter, whole in _some_arrays(trial.layout):
+        part, gradient = _window(whole, rng), base.gradient
         probes = [
             probe(loss, gradient, trial.parameters, part, direction, noise)
             for direction in directions(gradient[part], rng)
@@ -325,11 +329,18 @@ def _arrays(layout: Layout) -> list[tuple[Parameter, slice]]:
     return [(p, slice(start, start + p.size)) for p, start in pairs if p.kind == "trained"]
 
 
+def _window(part: slice, rng: np.random.Generator) -> slice:
+    """Return a part of the flat vector, or a window by lot of one that is long."""
+    start = part.start + int(rng.integers(max(1, part.stop - part.start - WINDOW)))
+    return slice(start, min(part.stop, start + WINDOW))
+
+
 def _some_arrays(layout: Layout) -> list[tuple[Parameter, slice]]:
     arrays = _arrays(layout)
-    if len(arrays) <= MOST_ARRAYS:
+    most = MOST_ARRAYS if layout.size < LARGE else 3
+    if len(arrays) <= most:
         return arrays
-    return [arrays[round(n)] for n in np.linspace(0, len(arrays) - 1, MOST_ARRAYS)]
+    return [arrays[round(n)] for n in np.linspace(0, len(arrays) - 1, most)]
 
 
 def _check_loss_only(trial: Trial) -> None:
@@ -348,10 +359,11 @@ def _check_loss_only(trial: Trial) -> None:
 def _check_threads(trial: Trial) -> None:
     """Call the model from several threads at once, with examples of their own."""
     rows = np.arange(len(trial.batch))
-    parts = [trial.batch.take(np.roll(rows, n)[: max(1, len(rows) - n)]) for n in range(THREADS)]
+    count = THREADS if trial.layout.size < LARGE else 2  # each holds vectors of its own
+    parts = [trial.batch.take(np.roll(rows, n)[: max(1, len(rows) - n)]) for n in range(count)]
     alone = [trial.evaluate(part) for part in parts]
-    with ThreadPoolExecutor(THREADS) as pool:
-        is_right = all(_equal_in_threads(trial, pool, parts, alone) for _ in range(4))
+    with ThreadPoolExecutor(count) as pool:
+        is_right = all(_equal_in_threads(trial, pool, parts, alone) for _ in range(count))
     if not is_right:
         raise Faulty(
             "model.loss_and_gradient gives other results if several threads call it at once, as "

@@ -107,22 +107,21 @@ class Trial:
         self,
         batch: ExampleBatch | None = None,
         *,
-        parameters: np.ndarray | None = None,
         seed: int | None = None,
     ) -> Evaluated:
         """Call `loss_and_gradient` with arrays that nobody else has; raises Faulty."""
-        loss, gradient, _ = self.evaluate_arrays(batch, parameters=parameters, seed=seed)
+        loss, gradient, _ = self.evaluate_arrays(batch, seed=seed)
         return Evaluated(loss, gradient)
 
     def evaluate_arrays(
         self,
         batch: ExampleBatch | None = None,
         *,
-        parameters: np.ndarray | None = None,
         seed: int | None = None,
     ) -> tuple[float, np.ndarray | None, dict[str, np.ndarray]]:
         """Return what `evaluate` does, and the very arrays that the model was given."""
-        arrays = self._arrays(self.batch if batch is None else batch, parameters)
+        arrays = {"parameters": self.parameters.copy()}
+        arrays |= self._arrays(self.batch if batch is None else batch)
         gradient = np.empty(self.layout.size, np.float32)
         mark_unwritten(gradient)
         for part in buffer_ranges(self.layout):
@@ -134,17 +133,27 @@ class Trial:
         known = None if names else gradient.copy()
         return loss, known, arrays | {"gradient": gradient}
 
+    def loss_at(self, point: np.ndarray, gradient: np.ndarray) -> float:
+        """Return the loss at another point; both vectors are given to the model as they are."""
+        arrays = self._arrays(self.batch)
+        with _as_fault("loss_and_gradient", arrays):
+            value = self.model.loss_and_gradient(
+                point,
+                arrays["inputs"],
+                arrays["targets"],
+                weights=arrays.get("weights"),
+                seed=self.seed,
+                gradient=gradient,
+            )
+            return as_loss(value)
+
     def loss_only(self, batch: ExampleBatch) -> float:
         """Call `loss_only`; raises Faulty."""
-        return self._call("loss_only", self._arrays(batch, None))
+        arrays = {"parameters": self.parameters.copy()} | self._arrays(batch)
+        return self._call("loss_only", arrays)
 
-    def _arrays(self, batch: ExampleBatch, parameters: np.ndarray | None) -> dict[str, np.ndarray]:
-        given = {
-            "parameters": self.parameters if parameters is None else parameters,
-            "inputs": batch.inputs,
-            "targets": batch.targets,
-            "weights": batch.weights,
-        }
+    def _arrays(self, batch: ExampleBatch) -> dict[str, np.ndarray]:
+        given = {"inputs": batch.inputs, "targets": batch.targets, "weights": batch.weights}
         return {name: array.copy() for name, array in given.items() if array is not None}
 
     def _call(

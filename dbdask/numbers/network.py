@@ -1,18 +1,39 @@
 """The NumPy network: layers over views of one flat vector."""
 
-import math
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbdask.numbers.layers import Dense, multiply_by_slope
-from dbdask.numbers.layout import Layout, Parameter
+from dbdask.errors import ModelError
+from dbdask.numbers.layers import Arrays, Dense, Layer, Shape, as_rows
+from dbdask.numbers.layout import Layout, Parameter, as_parameter
 from dbdask.numbers.losses import LOSSES, probabilities
 
-BLOCK = 65_536  # initial numbers are drawn in blocks of this many, so that any cut has the same
+LAYERS: dict[str, type] = {"Dense": Dense}
+"""The layers of this library, by the names under which saved models know them."""
+
+
+class Piece(NamedTuple):
+    """One parameter of a layer: its name there, and where it is in the flat vector."""
+
+    name: str
+    start: int
+    stop: int
+    shape: Shape
+
+
+class Stage(NamedTuple):
+    """One layer of a network: its name, the shapes of an example, and its parameters."""
+
+    name: str
+    layer: Layer
+    input_shape: Shape
+    output_shape: Shape
+    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -24,7 +45,7 @@ class Network:
     input_shape
         Shape of one example's input; a number is the length of its one dimension.
     layers
-        `Dense` layers, first to last.
+        Layers, first to last: `Dense`, or objects of your own that keep `dbdask.Layer`.
     loss
         "softmax" (labels), "logistic" (one-vs-all: labels, or 0/1 for each output), or
         "squared" (half the squared error, summed over outputs).
@@ -37,10 +58,11 @@ class Network:
     41777152
     """
 
-    input_shape: tuple[int, ...] = field(kw_only=True)
-    layers: Sequence[Dense] = field(kw_only=True)
+    input_shape: Shape = field(kw_only=True)
+    layers: Sequence[Layer] = field(kw_only=True)
     loss: str = field(kw_only=True)
     _layout: Layout = field(init=False, repr=False, compare=False)
+    _stages: tuple[Stage, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
@@ -48,25 +70,15 @@ class Network:
         if not isinstance(self.loss, str) or self.loss not in LOSSES:
             choices = ", ".join(repr(name) for name in LOSSES)
             raise ValueError(f"loss must be one of {choices}, got {self.loss!r}")
-        if self.loss != "squared" and self.layers[-1].activation != "linear":
+        activation = getattr(self.layers[-1], "activation", "linear")
+        if self.loss != "squared" and activation != "linear":
             raise ValueError(
                 f"the last layer of a {self.loss!r} network must be linear (the loss applies its "
-                f"own activation), got {self.layers[-1].activation!r}"
+                f"own activation), got {activation!r}"
             )
-        object.__setattr__(self, "_layout", Layout(tuple(self._parameters())))
-
-    def _parameters(self) -> list[Parameter]:
-        found: list[Parameter] = []
-        for position, (layer, shape) in enumerate(zip(self.layers, self._shapes(), strict=False)):
-            found += layer.parameters(f"dense_{position}", shape)
-        return found
-
-    def _shapes(self) -> list[tuple[int, ...]]:
-        """The input shape of each layer, and the network's output shape."""
-        shapes = [self.input_shape]
-        for layer in self.layers:
-            shapes.append(layer.output_shape(shapes[-1]))
-        return shapes
+        stages, parameters = _stages(self.layers, self.input_shape)
+        object.__setattr__(self, "_stages", stages)
+        object.__setattr__(self, "_layout", Layout(tuple(parameters)))
 
     @property
     def layout(self) -> Layout:
@@ -79,26 +91,32 @@ class Network:
         return self.layout.size
 
     @property
-    def output_shape(self) -> tuple[int, ...]:
+    def output_shape(self) -> Shape:
         """Shape of one example's output."""
-        return self._shapes()[-1]
+        return self._stages[-1].output_shape
 
     def initial_parameters(self, seed: int, start: int, stop: int) -> np.ndarray:
-        """Return a slice of the initial vector: uniform weights, zero biases.
+        """Return a slice of the initial vector, float32, as the layers' `initial` says.
 
-        Every block of 65,536 numbers of a parameter has its own stream, so any cut of the vector
-        gets the same numbers.
+        Every parameter has a stream of numbers of its own, so any cut of the vector gets the same.
         """
         values = np.zeros(stop - start, np.float32)
-        layout = self.layout
-        for index, (parameter, offset) in enumerate(
-            zip(layout.parameters, layout.offsets, strict=True)
-        ):
-            first, last = max(start, offset), min(stop, offset + parameter.size)
-            if first < last and index % 2 == 0:
-                scale = self.layers[index // 2].scale(self._shapes()[index // 2])
-                numbers = _uniform(seed, index, first - offset, last - offset)
-                values[first - start : last - start] = (2 * numbers - 1) * np.float32(scale)
+        index = 0
+        for stage in self._stages:
+            draws = stage.layer.initial(stage.input_shape)
+            for piece in stage.pieces:
+                first, last = max(start, piece.start), min(stop, piece.stop)
+                if first < last:
+                    drawn = draws[piece.name](
+                        (seed, index), first - piece.start, last - piece.start
+                    )
+                    if np.shape(drawn) != (last - first,):
+                        raise ModelError(
+                            f"{stage.name}: initial of {piece.name!r} must return shape "
+                            f"({last - first},), got {np.shape(drawn)}"
+                        )
+                    values[first - start : last - start] = drawn
+                index += 1
         return values
 
     def loss_and_gradient(
@@ -112,82 +130,189 @@ class Network:
         gradient: np.ndarray,
     ) -> float:
         """Return the weighted sum of losses, and overwrite `gradient` (see `dbdask.Model`)."""
-        views = list(self.layout.views(parameters).values())
-        into = list(self.layout.views(gradient).values())
-        activations = self._forward(views, self._flat(inputs, parameters.dtype))
-        upstream = activations.pop()
-        loss = self._output_gradient(upstream, np.asarray(targets), weights)
-        for position in range(len(self.layers) - 1, -1, -1):
-            below = activations[position]
-            np.dot(upstream.T, below, out=into[2 * position])
-            np.sum(upstream, axis=0, out=into[2 * position + 1])
+        views, into = self._views(parameters), self._views(gradient)
+        outputs, kept = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
+        loss, upstream = self._loss(outputs, targets, weights)
+        for position in range(len(self._stages) - 1, -1, -1):
+            stage = self._stages[position]
+            below = stage.layer.backward(
+                views[position], kept.pop(), upstream, into[position], position == 0
+            )
             if position:
-                upstream = upstream @ views[2 * position]
-                multiply_by_slope(self.layers[position - 1].activation, below, upstream)
+                upstream = _of_shape(below, len(inputs), stage.input_shape, stage.name, "backward")
         return loss
 
-    def _output_gradient(
-        self, outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
+    def loss_only(
+        self,
+        parameters: np.ndarray,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        *,
+        weights: np.ndarray | None = None,
+        seed: int = 0,
     ) -> float:
-        """Overwrite the last layer's activations with the gradient before its activation."""
-        activation = self.layers[-1].activation
-        kept = outputs.copy() if activation != "linear" else outputs
-        loss = LOSSES[self.loss](outputs, targets, weights)
-        multiply_by_slope(activation, kept, outputs)
-        return loss
+        """Return the weighted sum of losses, without the work of a gradient."""
+        views = self._views(parameters)
+        outputs, _ = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
+        return self._loss(outputs, targets, weights)[0]
 
     def predict(self, parameters: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         """Return (examples, outputs): probabilities for softmax and logistic, else values."""
-        views = list(self.layout.views(parameters).values())
-        outputs = self._forward(views, self._flat(inputs, parameters.dtype))[-1]
-        return probabilities(self.loss, outputs)
+        views = self._views(parameters)
+        outputs, _ = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
+        return probabilities(self.loss, as_rows(outputs))
 
-    def _forward(self, views: list[np.ndarray], inputs: np.ndarray) -> list[np.ndarray]:
-        """The inputs and the activations of every layer."""
-        activations = [inputs]
-        for position, layer in enumerate(self.layers):
-            weights, bias = views[2 * position : 2 * position + 2]
-            activations.append(layer.forward(weights, bias, activations[-1]))
-        return activations
+    def _loss(
+        self, outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
+    ) -> tuple[float, np.ndarray]:
+        """Return the loss, and its gradient at the outputs, which is made of them."""
+        rows = as_rows(outputs)
+        loss = LOSSES[self.loss](rows, np.asarray(targets), weights)
+        return loss, rows.reshape(outputs.shape)
 
-    def _flat(self, inputs: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    def _forward(
+        self, views: list[Arrays], inputs: np.ndarray
+    ) -> tuple[np.ndarray, list[tuple[np.ndarray | None, ...]]]:
+        """Return outputs that may be overwritten, and what each layer keeps for its gradient."""
+        below = outputs = inputs
+        everything = []
+        for stage, parameters in zip(self._stages, views, strict=True):
+            below = outputs
+            made, kept = stage.layer.forward(parameters, below)
+            outputs = _of_shape(made, len(inputs), stage.output_shape, stage.name, "forward")
+            everything.append(kept)
+        is_shared = any(outputs is array for array in (below, *everything[-1]))
+        if is_shared or not outputs.flags.owndata:
+            outputs = outputs.copy()
+        return outputs, everything
+
+    def _views(self, vector: np.ndarray) -> list[Arrays]:
+        """Return each layer's parameters by name, as views of a flat vector."""
+        if vector.shape != (self._layout.size,):
+            raise ValueError(
+                f"the vector must have shape ({self._layout.size},), got {vector.shape}"
+            )
+        return [
+            MappingProxyType(
+                {
+                    name: vector[start:stop].reshape(shape)
+                    for name, start, stop, shape in stage.pieces
+                }
+            )
+            for stage in self._stages
+        ]
+
+    def _checked_inputs(self, inputs: np.ndarray, dtype: np.dtype) -> np.ndarray:
         inputs = np.asarray(inputs)
         if inputs.shape[1:] != self.input_shape:
             raise ValueError(
                 f"inputs must have shape (examples, {', '.join(map(str, self.input_shape))}), "
                 f"got {inputs.shape}"
             )
-        flat = inputs.reshape(len(inputs), math.prod(self.input_shape))
-        return np.ascontiguousarray(flat, dtype)
+        return np.ascontiguousarray(inputs, dtype)
 
     def description(self) -> dict[str, Any]:
-        """Return the network as JSON."""
+        """Return the network as JSON; of a layer of one's own, its name and what it says."""
+        rows = [_row(layer) for layer in self.layers]
         return {
-            "network": "dense",
+            "network": "own layers" if any("own" in row for row in rows) else "dense",
             "input_shape": list(self.input_shape),
-            "layers": [
-                {"layer": "Dense", "units": int(layer.units), "activation": layer.activation}
-                for layer in self.layers
-            ],
+            "layers": rows,
             "loss": self.loss,
         }
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "Network":
-        """Rebuild a network from `description()`."""
+        """Rebuild a network from `description()`.
+
+        Raises
+        ------
+        ValueError
+            It has layers that are not this library's.
+        """
         names = {row["layer"] for row in description["layers"]}
-        if description["network"] != "dense" or names != {"Dense"}:
+        if description["network"] != "dense" or not names <= set(LAYERS):
             raise ValueError(
                 f"description must be of a 'dense' network of Dense layers, got "
                 f"{description['network']!r} of {sorted(names)}: written by a newer dbdask?"
             )
-        layers = [Dense(row["units"], row["activation"]) for row in description["layers"]]
+        layers = [
+            LAYERS[row["layer"]](**{name: row[name] for name in row if name != "layer"})
+            for row in description["layers"]
+        ]
         return cls(
             input_shape=tuple(description["input_shape"]), layers=layers, loss=description["loss"]
         )
 
 
-def _checked_shape(shape: Any) -> tuple[int, ...]:
+def _stages(layers: Sequence[Layer], shape: Shape) -> tuple[tuple[Stage, ...], list[Parameter]]:
+    """Return the layers one after another, and all their parameters under the layers' names."""
+    stages: list[Stage] = []
+    everything: list[Parameter] = []
+    end = 0
+    for position, layer in enumerate(layers):
+        name, below = f"{type(layer).__name__.lower()}_{position}", shape
+        try:
+            shape = tuple(layer.output_shape(below))
+            own = [as_parameter(item) for item in layer.parameters(below)]
+            _check_initial(layer, below, own)
+        except Exception as error:
+            error.add_note(f"in {name}, whose input_shape is {below}")
+            raise
+        pieces = []
+        for parameter in own:
+            pieces.append(Piece(parameter.name, end, end + parameter.size, parameter.shape))
+            end += parameter.size
+        everything += [_prefixed(name, parameter) for parameter in own]
+        stages.append(Stage(name, layer, below, shape, tuple(pieces)))
+    return tuple(stages), everything
+
+
+def _prefixed(layer: str, parameter: Parameter) -> Parameter:
+    dims = tuple(f"{layer}_{dim}" for dim in parameter.dims)
+    return replace(parameter, name=f"{layer}_{parameter.name}", dims=dims)
+
+
+def _check_initial(layer: Layer, input_shape: Shape, parameters: list[Parameter]) -> None:
+    given, wanted = set(layer.initial(input_shape)), {p.name for p in parameters}
+    if given != wanted:
+        raise ValueError(
+            f"initial must name the parameters of the layer, {sorted(wanted)}, got {sorted(given)}"
+        )
+
+
+def _of_shape(
+    array: np.ndarray | None, examples: int, shape: Shape, name: str, method: str
+) -> np.ndarray:
+    """Return what a layer made, if it has the shape that the layer said."""
+    if array is None or array.shape != (examples, *shape):
+        found = "None" if array is None else f"shape {array.shape}"
+        what = "its outputs" if method == "forward" else "the gradient at its inputs"
+        raise ModelError(
+            f"{name}.{method} must return {what} in shape {(examples, *shape)}, got {found}"
+        )
+    return array
+
+
+def _row(layer: Any) -> dict[str, Any]:
+    """Describe a layer; one that is not this library's is marked as its author's own."""
+    describe = getattr(layer, "description", None)
+    described = describe() if callable(describe) else {}
+    name = type(layer).__qualname__
+    if type(layer) in LAYERS.values():
+        return {"layer": name, **described}
+    return {"layer": name, "own": described}
+
+
+def what_is_own(description: Any) -> str:
+    """Say what of a model its description cannot rebuild; empty if it is all this library's."""
+    if not isinstance(description, dict) or "network" not in description:
+        return "a model of yours"
+    names = sorted({row["layer"] for row in description["layers"] if "own" in row})
+    return f"layers of yours ({', '.join(names)})" if names else ""
+
+
+def _checked_shape(shape: Any) -> Shape:
     lengths = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     if not all(hasattr(length, "__index__") for length in lengths):
         raise TypeError(f"input_shape must hold whole numbers, got {shape!r}")
@@ -196,23 +321,16 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
     return tuple(operator.index(length) for length in lengths)
 
 
-def _checked_layers(layers: Any) -> tuple[Dense, ...]:
+def _checked_layers(layers: Any) -> tuple[Layer, ...]:
     if not isinstance(layers, Iterable):
         raise TypeError(f"layers must be a list of layers, got {layers!r}")
     layers = tuple(layers)
     if not layers:
         raise ValueError("layers must hold at least one layer, got none")
     for layer in layers:
-        if not isinstance(layer, Dense):
-            raise TypeError(f"layers must hold layers such as dbdask.Dense, got {layer!r}")
+        if isinstance(layer, type) or not isinstance(layer, Layer):
+            raise TypeError(
+                f"layers must hold layers such as dbdask.Dense, got {layer!r}: an object with "
+                "output_shape, parameters, initial, forward and backward is one"
+            )
     return layers
-
-
-def _uniform(seed: int, parameter: int, start: int, stop: int) -> np.ndarray:
-    """Elements `start` to `stop` of a parameter's stream of uniform numbers in [0, 1)."""
-    values = np.empty(stop - start, np.float32)
-    for block in range(start // BLOCK, math.ceil(stop / BLOCK)):
-        numbers = np.random.default_rng((seed, parameter, block)).random(BLOCK, np.float32)
-        first, last = max(start, block * BLOCK), min(stop, (block + 1) * BLOCK)
-        values[first - start : last - start] = numbers[first - block * BLOCK : last - block * BLOCK]
-    return values

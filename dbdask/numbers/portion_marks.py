@@ -96,6 +96,12 @@ class PortionTable:
         """Forget the epochs before `epoch`."""
         self._epochs = {known: t for known, t in self._epochs.items() if known >= epoch}
 
+    def copy(self) -> "PortionTable":
+        """Return a table that goes its own way from here."""
+        other = PortionTable()
+        other._epochs = {epoch: table.copy() for epoch, table in self._epochs.items()}
+        return other
+
     def rows(self) -> list[tuple[int, int, int, int, int]]:
         """Return (epoch, portion, first, second, count): of runs of portions alike, in order."""
         return [row for epoch in sorted(self._epochs) for row in self._rows_of(epoch)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import cloudpickle
+from distributed import Client, Worker
 from distributed.comm import get_address_host_port
 from distributed.core import ConnectionPool, send_recv
 from distributed.protocol import to_serialize
@@ -290,17 +291,19 @@ def this_worker() -> Any:
     return get_worker()
 
 
-def client_loop(client: Any) -> asyncio.AbstractEventLoop:
+def client_loop(client: Client) -> asyncio.AbstractEventLoop:
     """The asyncio loop on which a client talks to its cluster."""
-    return client.loop.asyncio_loop
+    loop: Any = client.loop  # tornado's, of which its types do not say that it has asyncio's
+    return loop.asyncio_loop
 
 
-def worker_loop(worker: Any) -> asyncio.AbstractEventLoop:
+def worker_loop(worker: Worker) -> asyncio.AbstractEventLoop:
     """The asyncio loop on which a worker serves its calls."""
-    return worker.loop.asyncio_loop
+    loop: Any = worker.loop
+    return loop.asyncio_loop
 
 
-def is_registered(worker: Any) -> bool:
+def is_registered(worker: Worker) -> bool:
     """Whether a worker is connected to its scheduler now."""
     return not worker.batched_stream.closed()
 
@@ -324,7 +327,7 @@ class WorkerFacts:
 CLOSING = ("closing", "closing_gracefully")
 
 
-async def workers_now(client: Any) -> dict[str, WorkerFacts]:
+async def workers_now(client: Client) -> dict[str, WorkerFacts]:
     """Return the workers that the scheduler knows now and that answer, by address.
 
     Raises
@@ -351,7 +354,7 @@ async def workers_now(client: Any) -> dict[str, WorkerFacts]:
     }
 
 
-async def count_workers(client: Any) -> int | None:
+async def count_workers(client: Client) -> int | None:
     """Return how many workers the scheduler has; None where it does not say within the deadline."""
     try:
         async with asyncio.timeout(deadline("ping")):
@@ -360,7 +363,7 @@ async def count_workers(client: Any) -> int | None:
         return None
 
 
-def scheduler_of(client: Any) -> Any:
+def scheduler_of(client: Client) -> Any:
     """Return what a client asks its scheduler through.
 
     Raises
@@ -373,22 +376,22 @@ def scheduler_of(client: Any) -> Any:
     return client.scheduler
 
 
-def is_closed(client: Any) -> bool:
+def is_closed(client: Client) -> bool:
     """Whether somebody has closed a client, or begun to."""
     return client.status in ("closed", "closing")
 
 
-def connection_of(client: Any) -> Any:
+def connection_of(client: Client) -> Any:
     """Return what stands for a client's connection: another one after it was broken."""
     return client.scheduler_comm
 
 
-def has_scheduler(client: Any) -> bool:
+def has_scheduler(client: Client) -> bool:
     """Whether a client is connected now."""
     return client.scheduler_comm is not None and not client.scheduler_comm.closed()
 
 
-async def retire(client: Any, worker: str) -> bool:
+async def retire(client: Client, worker: str) -> bool:
     """Have the scheduler retire a worker, as `client.retire_workers` does; False if it does not."""
     retired = await scheduler_of(client).retire_workers(
         workers=[worker], close_workers=True, remove=True
@@ -409,7 +412,7 @@ class _Listener:
         return self.before(event) if self.before is not None else None
 
 
-def listen(client: Any, topic: str, handler: Callable[[Any], None]) -> Callable[[], None]:
+def listen(client: Client, topic: str, handler: Callable[[Any], None]) -> Callable[[], None]:
     """Call `handler` with every message of a topic; returns what ends it.
 
     A client has one handler a topic. The user's own, and those of other runs, go on.
@@ -428,7 +431,7 @@ def listen(client: Any, topic: str, handler: Callable[[Any], None]) -> Callable[
     return stop
 
 
-def _last_active(client: Any, topic: str) -> Any:
+def _last_active(client: Client, topic: str) -> Any:
     head = client._event_handlers.get(topic)
     while isinstance(head, _Listener) and not head.is_active:
         head = head.before

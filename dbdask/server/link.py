@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from distributed import Worker
 
 from dbdask.errors import TROUBLE, RaisedInShard, ShardLost, Stale
 from dbdask.server.contact import ActorPlace, call_actor, start_on, worker_loop
@@ -83,7 +84,7 @@ class ServerLink:
     is acknowledged when all of them have it.
     """
 
-    def __init__(self, handle: ServerHandle, worker: Any, calls: Calls) -> None:
+    def __init__(self, handle: ServerHandle, worker: Worker, calls: Calls) -> None:
         self.handle = handle
         self._pool = worker.rpc
         self._loop = worker_loop(worker)

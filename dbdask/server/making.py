@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from distributed import Client
+
 from dbdask.errors import ShardLost, WorkerError
 from dbdask.server.contact import hear_out, while_alive, worker_answers
 from dbdask.server.deadlines import deadline
@@ -17,7 +19,9 @@ from dbdask.server.tasks import (
 )
 
 
-def submit_actor(client: Any, kind: type, arguments: Sequence[Any], key: str, worker: str) -> Any:
+def submit_actor(
+    client: Client, kind: type, arguments: Sequence[Any], key: str, worker: str
+) -> Any:
     """Ask for an actor on a worker and no other, before all other work there.
 
     The future keeps it alive. Where others might make it, Dask would let one that is idle steal
@@ -36,7 +40,7 @@ def submit_actor(client: Any, kind: type, arguments: Sequence[Any], key: str, wo
 _unwanted: "set[asyncio.Task[None]]" = set()
 
 
-def release_when_made(client: Any, future: Any) -> "asyncio.Task[None]":
+def release_when_made(client: Client, future: Any) -> "asyncio.Task[None]":
     """Release the future of an actor that nobody wants any more, once no worker is making it.
 
     Dask keeps an actor that is released before in the books of its worker: it would never let
@@ -55,7 +59,7 @@ def release_when_made(client: Any, future: Any) -> "asyncio.Task[None]":
     return task
 
 
-async def made(client: Any, future: Any, name: str, worker: str, *, nbytes: int = 0) -> str:
+async def made(client: Client, future: Any, name: str, worker: str, *, nbytes: int = 0) -> str:
     """Wait until an actor of `nbytes` is made; returns its worker.
 
     Raises

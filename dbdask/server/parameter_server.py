@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from distributed import Client, Future
 
 from dbdask.errors import ShardLost
 from dbdask.numbers.layout import cut
@@ -38,11 +39,11 @@ Initial = Callable[[int, int, Optimizer], ShardState]
 
 
 @dataclass(frozen=True, eq=False)
-class Copy:
+class ShardCopy:
     """One copy of a shard: its actor, and the future that keeps it alive."""
 
     place: ActorPlace
-    future: Any
+    future: Future
 
 
 class ParameterServer:
@@ -71,7 +72,7 @@ class ParameterServer:
 
     def __init__(
         self,
-        client: Any,
+        client: Client,
         run: str,
         size: int,
         optimizer: Optimizer,
@@ -86,7 +87,7 @@ class ParameterServer:
         self.wanted = copies
         self.trained = trained
         self.generation = 0
-        self._copies: list[list[Copy]] = []
+        self._copies: list[list[ShardCopy]] = []
         self._unwanted: list[asyncio.Task[None]] = []  # shards given up while they were made
         self._command = 0
         self._telling: set[asyncio.Task[None]] = set()
@@ -182,7 +183,7 @@ class ParameterServer:
         A copy that stopped and comes back later holds an old generation, and nobody calls it.
         """
 
-        async def is_lost(copy: Copy) -> bool:
+        async def is_lost(copy: ShardCopy) -> bool:
             if copy.place.worker not in workers:
                 return True
             return not await answers_ping(self.client.rpc, copy.place)
@@ -199,7 +200,7 @@ class ParameterServer:
         for index in indices:
             self._let_go(index, self._copies[index])
 
-    def _let_go(self, index: int, copies: Iterable[Copy]) -> None:
+    def _let_go(self, index: int, copies: Iterable[ShardCopy]) -> None:
         for copy in list(copies):
             self._copies[index].remove(copy)
             copy.future.release()
@@ -225,13 +226,13 @@ class ParameterServer:
         """
         made = await asyncio.gather(*(self._make(*one) for one in plan), return_exceptions=True)
         for (index, _, _), copy in zip(plan, made, strict=True):
-            if isinstance(copy, Copy):
+            if isinstance(copy, ShardCopy):
                 self._copies[index].append(copy)
         for failed in made:
             if isinstance(failed, BaseException):
                 raise failed
 
-    async def _make(self, index: int, initial: Initial, worker: str) -> Copy:
+    async def _make(self, index: int, initial: Initial, worker: str) -> ShardCopy:
         start, stop = self.slices[index]
         arguments = (start, stop, self.optimizer, self.generation, initial, self.trained)
         key = f"{shard_prefix(self.run)}{index}-{uuid.uuid4().hex[:8]}"
@@ -245,7 +246,7 @@ class ParameterServer:
             self._unwanted.append(release_when_made(self.client, future))
             raise
         await self._tell([address], add_farewell, self.run)
-        return Copy(ActorPlace(address, key), future)
+        return ShardCopy(ActorPlace(address, key), future)
 
     # Talking to shards
 

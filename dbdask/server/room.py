@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from distributed import Worker
 from threadpoolctl import ThreadpoolController
 
 from dbdask.errors import Stale
@@ -46,7 +47,7 @@ class _Point:
 class Room:
     """One run on one worker."""
 
-    def __init__(self, worker: Any, run: str, job: bytes) -> None:
+    def __init__(self, worker: Worker, run: str, job: bytes) -> None:
         self.worker = worker
         self.run = run
         self.job = pickle.loads(job)
@@ -201,28 +202,28 @@ def open_room(run: str, job: bytes) -> Room:
         return rooms[run]
 
 
-def close_room(run: str, dask_worker: Any) -> None:
+def close_room(run: str, dask_worker: Worker) -> None:
     """Close the room of a run on a worker for good: the run has ended."""
     with _rooms_lock:
         _ended.setdefault(dask_worker, deque(maxlen=REMEMBERED_RUNS)).append(run)
     _close(run, dask_worker)
 
 
-def _close(run: str, dask_worker: Any) -> None:
+def _close(run: str, dask_worker: Worker) -> None:
     with _rooms_lock:
         room = _rooms.get(dask_worker, {}).pop(run, None)
     if room is not None:
         room.close()
 
 
-def end_generation(run: str, generation: int, dask_worker: Any) -> None:
+def end_generation(run: str, generation: int, dask_worker: Worker) -> None:
     """End the calls of a generation that are under way on a worker."""
     room = _rooms.get(dask_worker, {}).get(run)
     if room is not None:
         room.calls.end_generation(generation)
 
 
-def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Any) -> None:
+def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Worker) -> None:
     """Let tasks on a worker know which bundles are done: they stop between two minibatches."""
     room = _rooms.get(dask_worker, {}).get(run)
     if room is not None:
@@ -231,6 +232,6 @@ def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Any) -> Non
         room.unwanted = kept | {(evaluation, bundle) for evaluation, bundle in identities}
 
 
-def rooms_of(dask_worker: Any) -> list[str]:
+def rooms_of(dask_worker: Worker) -> list[str]:
     """List the runs that hold a room on a worker (tests look for leaks with it)."""
     return list(_rooms.get(dask_worker, {}))

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from distributed import Client
 from distributed.utils_comm import gather_from_workers
 
 from dbdask.errors import ShardLost
@@ -55,13 +56,13 @@ def is_loss_of_actor(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "Worker holding Actor was lost" in str(error)
 
 
-async def place_of(client: Any, key: str) -> str | None:
+async def place_of(client: Client, key: str) -> str | None:
     """Return the address of the worker that holds a key, if one does."""
     holders = await scheduler_of(client).who_has(keys=[key])
     return next(iter(holders.get(key, ())), None)
 
 
-async def result_of(client: Any, future: Any) -> Any:
+async def result_of(client: Client, future: Any) -> Any:
     """Wait, on the client's loop, for the result of a task that returns scalars.
 
     It comes straight from its worker. `client.gather` makes one question of all that are asked
@@ -92,7 +93,7 @@ async def result_of(client: Any, future: Any) -> Any:
     raise RuntimeError(f"nobody hands over the result of {future.key}")
 
 
-async def _fetched(client: Any, key: str) -> list[Any]:
+async def _fetched(client: Client, key: str) -> list[Any]:
     """Return a task's result, or nothing where the workers that held it are gone."""
     holders = await scheduler_of(client).who_has(keys=[key])
     data, _, unreadable, _ = await gather_from_workers(holders, rpc=client.rpc)
@@ -101,7 +102,7 @@ async def _fetched(client: Any, key: str) -> list[Any]:
     return [unwrap(value) for value in data.values()]
 
 
-async def settled(client: Any, future: Any, seconds: float) -> str:
+async def settled(client: Client, future: Any, seconds: float) -> str:
     """Wait, on the client's loop, until a future ends; its status comes back.
 
     Raises
@@ -124,7 +125,7 @@ async def settled(client: Any, future: Any, seconds: float) -> str:
     return str(future.status)
 
 
-async def is_processed(client: Any, future: Any) -> bool:
+async def is_processed(client: Client, future: Any) -> bool:
     """Whether a worker has been given a future's task, and has not ended it."""
     try:
         async with asyncio.timeout(deadline("ping")):
@@ -133,7 +134,7 @@ async def is_processed(client: Any, future: Any) -> bool:
         return False
 
 
-async def whereabouts(client: Any, worker: str, keys: Collection[str]) -> dict[str, Whereabouts]:
+async def whereabouts(client: Client, worker: str, keys: Collection[str]) -> dict[str, Whereabouts]:
     """Ask scheduler and worker where tasks are that the client waits for.
 
     Those are left out of which one of them does not say, and those that the client has not
@@ -162,11 +163,11 @@ async def whereabouts(client: Any, worker: str, keys: Collection[str]) -> dict[s
     }
 
 
-def _pending(client: Any, keys: Collection[str]) -> list[str]:
+def _pending(client: Client, keys: Collection[str]) -> list[str]:
     return [key for key in keys if key in client.futures and not client.futures[key].done()]
 
 
-async def _at_scheduler(client: Any, key: str) -> str | None:
+async def _at_scheduler(client: Client, key: str) -> str | None:
     states = await scheduler_of(client).get_task_status(keys=[key])
     state: str | None = states[key]
     return state

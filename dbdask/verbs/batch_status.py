@@ -4,17 +4,17 @@ import math
 
 from dbdask.numbers.lbfgs import Settings, State
 from dbdask.status import Status
-from dbdask.verbs.gradient_pass import Experience
+from dbdask.verbs.gradient_pass import PassStatistics
 
 
-def batch_status(reason: str, method: Settings, state: State, experience: Experience) -> Status:
+def batch_status(reason: str, method: Settings, state: State, statistics: PassStatistics) -> Status:
     """Put a reason into words; a search that only bad gradients ended is called by their name."""
-    if reason == "search_failed" and experience.refused and not math.isfinite(state.loss):
+    if reason == "search_failed" and statistics.refused and not math.isfinite(state.loss):
         reason = "bad_gradients"  # at the first point: no other is gone to
-    refused = f"{experience.refused} gradients were refused"
+    refused = f"{statistics.refused} gradients were refused"
     searched = "the line search found no lower point"
-    if experience.last_refusal:
-        refused += f", the last in {experience.last_refusal}"
+    if statistics.last_refusal:
+        refused += f", the last in {statistics.last_refusal}"
         searched += f"; {refused}"
     else:
         searched += ": is the loss smooth and finite?"
@@ -30,5 +30,5 @@ def batch_status(reason: str, method: Settings, state: State, experience: Experi
         "callback": "a callback stopped the run",
         "interrupted": "the run was interrupted",
     }
-    reached = f"loss {state.loss:.6g}" if experience.passes else "no pass has ended"
+    reached = f"loss {state.loss:.6g}" if statistics.passes else "no pass has ended"
     return Status(reason, f"{messages[reason]} (iteration {state.iteration}, {reached})")

@@ -25,7 +25,8 @@ def check_model(model: Any, examples: Examples, *, size: int = 8, seed: int = 0)
     Parameters
     ----------
     model
-        What is to keep the `dbdask.Model` contract.
+        What is to keep the `dbdask.Model` contract. A copy is tried; memory holds some ten vectors
+        of its size.
     examples
         What it is to be trained on; one chunk of it is read.
     size

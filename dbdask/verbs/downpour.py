@@ -155,6 +155,8 @@ def downpour(
         `partitions` is not 1.
     DataError
         Values were found wrong when they were read.
+    ModelError
+        The model does not keep its contract, or a layer of it; `dbdask.check_model` says more.
     WorkerError
         A worker cannot take part, none is left, or some work failed wherever it was tried.
     CheckpointError

@@ -1,13 +1,27 @@
 """Which work failed, and how often: what always fails is not tried for ever."""
 
 import logging
-from typing import Any
+from typing import Protocol
 
 from dbdask.errors import WorkerError
+from dbdask.numbers.portions import Portion
 
 logger = logging.getLogger("dbdask")
 
 MOST_ATTEMPTS = 5
+
+
+class Work(Protocol):
+    """What a task works through: a portion, or a bundle of them."""
+
+    @property
+    def identity(self) -> tuple[int, int]: ...
+
+    @property
+    def portions(self) -> tuple[Portion, ...]: ...
+
+    @property
+    def name(self) -> str: ...
 
 
 class Failures:
@@ -25,7 +39,7 @@ class Failures:
         worst = max(self._by_portion.values(), key=len, default=[])
         return worst[-1] if len(worst) > 1 else ""
 
-    def note(self, work: Any, worker: str, how: str, error: BaseException | None = None) -> None:
+    def note(self, work: Work, worker: str, how: str, error: BaseException | None = None) -> None:
         """Count a failure of some work on a worker.
 
         Raises
@@ -42,7 +56,7 @@ class Failures:
             raise WorkerError(words) from error
         logger.warning("%s failed on %s %s; it is tried again", work.name, worker, how)
 
-    def forget(self, work: Any) -> None:
+    def forget(self, work: Work) -> None:
         """Forget those of work that is finished."""
         for portion in work.portions:
             self._by_portion.pop(portion.identity, None)

@@ -43,7 +43,7 @@ class Interrupted(Exception):
 
 
 @dataclass
-class Experience:
+class PassStatistics:
     """What passes learn from each other, and their totals."""
 
     pace: Pace = field(default_factory=Pace)
@@ -94,17 +94,17 @@ class GradientPass:
         workforce: Workforce,
         server: ParameterServer,
         portions: Sequence[Portion],
-        experience: Experience,
+        statistics: PassStatistics,
         point: str,
         replicas: int | None,
         give_up: Callable[[], bool],
     ) -> None:
         self.run, self.workforce, self.server = run, workforce, server
-        self.experience, self.point, self.replicas = experience, point, replicas
+        self.statistics, self.point, self.replicas = statistics, point, replicas
         self.give_up = give_up
-        self.number = experience.evaluations
-        experience.evaluations += 1
-        self.assignment = Assignment(self.number, portions, experience.owners)
+        self.number = statistics.evaluations
+        statistics.evaluations += 1
+        self.assignment = Assignment(self.number, portions, statistics.owners)
         self.count = len(portions)
         self.copies: dict[Outstanding, Copy] = {}
         self.done: dict[int, BundleReport] = {}
@@ -134,13 +134,13 @@ class GradientPass:
             if gone:
                 raise ShardLost(f"worker {min(gone)} left, which held a shard")
         self._tell_losers()
-        self.experience.passes += 1
-        self.experience.examples += self.sums.examples
-        self.experience.dropped += self.sums.rows - self.sums.examples
+        self.statistics.passes += 1
+        self.statistics.examples += self.sums.examples
+        self.statistics.dropped += self.sums.rows - self.sums.examples
         return self.sums
 
     def _hand_out(self) -> None:
-        pace = self.experience.pace
+        pace = self.statistics.pace
         for worker in self.workforce.idle_places(self.replicas):
             now = time.monotonic()
             workers, length = self._share_of(worker, now)
@@ -150,7 +150,7 @@ class GradientPass:
                 continue
             slowest = choose_backup(self._needed(), worker, pace, now)
             if slowest is not None:
-                self.experience.backups_launched += 1
+                self.statistics.backups_launched += 1
                 self._give(slowest.bundle, worker, is_backup=True)
 
     def _needed(self) -> list[Copy]:
@@ -163,7 +163,7 @@ class GradientPass:
         A lone replica's are cut by their number: by its speed, no two runs would cut alike, nor
         add up to the same bits.
         """
-        workers, pace = self.workforce.roster.workers, self.experience.pace
+        workers, pace = self.workforce.roster.workers, self.statistics.pace
         if sum(places_for(self.replicas, workers).values()) == 1:
             return [worker], math.ceil(self.count / LONE_BUNDLES)
         out = work_out(self._needed(), pace, now)
@@ -177,7 +177,7 @@ class GradientPass:
 
     def _take_in(self, out: Outstanding, report: BundleReport | None) -> None:
         if report is not None:
-            self.experience.repeated += report.repeated
+            self.statistics.repeated += report.repeated
         copy = self.copies.pop(out, None)
         if copy is None:  # of an earlier pass
             return
@@ -192,25 +192,25 @@ class GradientPass:
     def _count(self, bundle: Bundle, report: BundleReport, copy: Copy) -> None:
         """The first finished copy of a bundle counts."""
         out = time.monotonic() - copy.since
-        pace = self.experience.pace
+        pace = self.statistics.pace
         pace.note(copy.worker, len(bundle.portions), report.working, report.pushing, out)
         if bundle.number in self.done:
             return
         self.done[bundle.number] = report
         self.portions_done += len(bundle.portions)
-        self.experience.bundles += 1
-        self.experience.backups_won += copy.is_backup
+        self.statistics.bundles += 1
+        self.statistics.backups_won += copy.is_backup
         self.sums.loss += report.loss
         self.sums.weight += report.weight
         self.sums.examples += report.examples
         self.sums.rows += report.rows
-        self.experience.left_out.add(report.left_out)
+        self.statistics.left_out.add(report.left_out)
         if report.magnitudes:
-            self.experience.magnitudes[report.worker] = report.magnitudes
-        self.experience.refused += report.refused
-        self.experience.last_refusal = report.refusal or self.experience.last_refusal
+            self.statistics.magnitudes[report.worker] = report.magnitudes
+        self.statistics.refused += report.refused
+        self.statistics.last_refusal = report.refusal or self.statistics.last_refusal
         for portion in bundle.portions:
-            self.experience.owners[portion.number] = copy.worker
+            self.statistics.owners[portion.number] = copy.worker
         losers = [c.worker for c in self.copies.values() if c.bundle.number == bundle.number]
         if losers:
             self.server.unwant(losers, [bundle.identity])

@@ -5,6 +5,8 @@ import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from distributed import Client
+
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
 from dbdask.server.contact import (
     connection_of,
@@ -22,7 +24,7 @@ LOOK_SECONDS = 0.5
 T = TypeVar("T")
 
 
-async def guarded(client: Any, work: Coroutine[Any, Any, T], snapshots: Snapshots) -> T:
+async def guarded(client: Client, work: Coroutine[Any, Any, T], snapshots: Snapshots) -> T:
     """Await a run's work to its end, or until the cluster is lost.
 
     Raises
@@ -67,11 +69,11 @@ class Guard:
     is waited for as long as it answers one of `MISSED_PINGS` pings in a row.
     """
 
-    def __init__(self, client: Any, snapshots: Snapshots) -> None:
+    def __init__(self, client: Client, snapshots: Snapshots) -> None:
         self.client, self.snapshots = client, snapshots
         self.connection, self.address = connection_of(client), scheduler_of(client).address
         self.missed = 0
-        self.last_seen = time.monotonic()  # a worker
+        self.last_seen: float | None = None  # a worker: the run itself waits for its first
 
     async def watch(self) -> Exception:
         """Wait until the cluster is lost; the error that says so comes back."""
@@ -100,7 +102,7 @@ class Guard:
         if self.missed >= MISSED_PINGS:
             silent = self.missed * deadline("ping")
             return self._scheduler_lost(f"gave no answer for {silent:g} s")
-        if time.monotonic() - self.last_seen > deadline("arrival"):
+        if self.last_seen and time.monotonic() - self.last_seen > deadline("arrival"):
             return WorkerError(
                 f"every worker has left, and none came in {deadline('arrival'):g} s; "
                 f"{self.snapshots.how_to_go_on()}"

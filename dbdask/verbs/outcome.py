@@ -11,7 +11,7 @@ from dbdask.numbers.checkpoint import Snapshot, VectorReference
 from dbdask.numbers.history import History
 from dbdask.server.deadlines import deadline
 from dbdask.status import Status
-from dbdask.verbs.aside import Aside
+from dbdask.verbs.daemon_threads import DaemonThreadRunner
 
 logger = logging.getLogger("dbdask")
 
@@ -49,7 +49,7 @@ async def brought_home(reference: VectorReference, size: int) -> np.ndarray | Ve
         return reference
     try:
         async with asyncio.timeout(deadline("store", 4 * size)):
-            vector: np.ndarray = await Aside().do(reference.read)
+            vector: np.ndarray = await DaemonThreadRunner().do(reference.read)
             return vector
     except TimeoutError:
         logger.warning("the parameters stay in %r, which does not hand them over", reference.path)

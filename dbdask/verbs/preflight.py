@@ -5,6 +5,8 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+from distributed.core import ConnectionPool
+
 from dbdask import __version__
 from dbdask.errors import CheckpointError, WorkerError
 from dbdask.numbers import checkpoint
@@ -26,7 +28,7 @@ class Unheard(Exception):
 
 
 async def check_worker(
-    pool: Any, address: str, job: bytes, path: str | None, *, trains: bool = True
+    pool: ConnectionPool, address: str, job: bytes, path: str | None, *, trains: bool = True
 ) -> None:
     """Let a worker open the run's checkpoint and, where it is to train, the data.
 
@@ -46,14 +48,18 @@ async def check_worker(
     )
 
 
-async def _check(pool: Any, address: str, job: bytes, path: str | None, trains: bool) -> None:
+async def _check(
+    pool: ConnectionPool, address: str, job: bytes, path: str | None, trains: bool
+) -> None:
     await _check_version(pool, address)
     trouble = await _ask(pool, address, open_all, job, path, trains)
     if trouble:
         raise WorkerError(f"worker {address} {trouble}")
 
 
-async def _ask(pool: Any, address: str, function: Callable[..., Any], *arguments: Any) -> Any:
+async def _ask(
+    pool: ConnectionPool, address: str, function: Callable[..., Any], *arguments: Any
+) -> Any:
     """Run a function on a worker; a connection that breaks is no word of the worker's."""
     try:
         return await run_on(pool, address, function, *arguments, seconds=deadline("preflight"))
@@ -63,13 +69,13 @@ async def _ask(pool: Any, address: str, function: Callable[..., Any], *arguments
         raise
 
 
-async def _is_silence(pool: Any, address: str, cause: BaseException | None) -> bool:
+async def _is_silence(pool: ConnectionPool, address: str, cause: BaseException | None) -> bool:
     if cause is None or refused_certificate(pool, address, cause):
         return False
     return not isinstance(cause, TimeoutError) or not await worker_answers(pool, address)
 
 
-async def _check_version(pool: Any, address: str) -> None:
+async def _check_version(pool: ConnectionPool, address: str) -> None:
     """Before anything else is sent, which another version might not understand."""
     try:
         version = await _ask(pool, address, version_here)

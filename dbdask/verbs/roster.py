@@ -5,7 +5,8 @@ import logging
 import time
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from distributed import Client
 
 from dbdask.errors import WorkerError
 from dbdask.server.contact import WorkerFacts, worker_answers, workers_now
@@ -29,7 +30,7 @@ class Roster:
     that only hold shards are checked too.
     """
 
-    client: Any
+    client: Client
     job: bytes
     checkpoint: str | None
     only: Sequence[str] | None  # who may train; None: everybody

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from distributed import Client
+
 from dbdask.errors import ShardLost
 from dbdask.numbers import policies
 from dbdask.numbers.checkpoint import VectorReference
@@ -21,11 +23,11 @@ from dbdask.server.initial import FromModel, FromSnapshot
 from dbdask.server.parameter_server import Initial, ParameterServer
 from dbdask.server.shard import ParameterShard
 from dbdask.status import Status
+from dbdask.verbs.arrivals import await_workers
 from dbdask.verbs.outcome import brought_home
 from dbdask.verbs.plan import Plan
 from dbdask.verbs.preflight import check_collectable, check_memory
 from dbdask.verbs.roster import Roster
-from dbdask.verbs.session import needs_workers
 from dbdask.verbs.shard_placement import ShardPlacement, most_elements
 from dbdask.verbs.snapshots import Snapshots
 from dbdask.verbs.tally import Tally
@@ -127,7 +129,7 @@ class Run:
     Nothing here touches the cluster before `begin`.
     """
 
-    def __init__(self, client: Any, plan: Plan, method: Method) -> None:
+    def __init__(self, client: Client, plan: Plan, method: Method) -> None:
         self.client, self.plan, self.method = client, plan, method
         self.records: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self.at_rest = threading.Event()  # nothing of the run is left on the cluster
@@ -179,8 +181,8 @@ class Run:
     async def begin(self) -> int:
         """See who is there, and check that the model fits; returns the number of shards."""
         plan = self.plan
+        await await_workers(self.client)
         await self.workforce.refresh(first=True)
-        needs_workers(self.roster.workers)
         await self.placement.wait()
         self.tally.note_replicas(len(self.roster.workers), plan.replicas)
         workers = len(self.placement.eligible())

@@ -32,7 +32,7 @@ from dbdask.numbers.vectors import Command, merge_answers
 from dbdask.server.batch_shard import BatchShard
 from dbdask.status import Status
 from dbdask.verbs.batch_status import batch_status
-from dbdask.verbs.gradient_pass import Experience, GradientPass, Interrupted
+from dbdask.verbs.gradient_pass import GradientPass, Interrupted, PassStatistics
 from dbdask.verbs.plan import Plan
 from dbdask.verbs.run import Memory, Reached, Run, ShardKind
 
@@ -61,7 +61,7 @@ class Sandblaster:
     def __init__(self, settings: Settings, cut: Cut, last: Snapshot | None) -> None:
         self.settings = settings
         self.portions = cut.contiguous()
-        self.experience = Experience()
+        self.statistics = PassStatistics()
         self.evaluating = self.commanding = 0.0  # seconds
         self.point = State()
         if last is not None:
@@ -71,13 +71,13 @@ class Sandblaster:
     def _go_on_from(self, state: dict[str, Any]) -> None:
         totals = state["totals"]
         self._restore_point(state)
-        self.experience.go_on_from(totals)
+        self.statistics.go_on_from(totals)
         self.evaluating, self.commanding = totals["evaluating"], totals["commanding"]
 
     def _restore_point(self, state: dict[str, Any]) -> None:
         self.point = State(**state["method"])
-        passes = max(self.experience.evaluations, self.point.evaluations)
-        self.experience.evaluations = passes  # their numbers are never used again
+        passes = max(self.statistics.evaluations, self.point.evaluations)
+        self.statistics.evaluations = passes  # their numbers are never used again
 
     def _begin_anew(self) -> None:
         """Have L-BFGS go on from the point that is there."""
@@ -91,7 +91,7 @@ class Sandblaster:
     @property
     def epoch(self) -> int:
         """Passes over the data before the last one; a rollback does not undo them."""
-        return max(0, self.experience.passes - 1)
+        return max(0, self.statistics.passes - 1)
 
     def memory(self, plan: Plan, length: int) -> Memory:
         """Return what a worker must hold with `length` elements of the flat vector."""
@@ -126,14 +126,14 @@ class Sandblaster:
             self._request = self._steps.send(self._answer)
         except StopIteration as done:
             self.reason = str(done.value)
-            if self.experience.refused > run.tally.refused:  # in a search that found no point
+            if self.statistics.refused > run.tally.refused:  # in a search that found no point
                 self._note_point(run)
         else:
             self._number, self._whole = 0, None
             if isinstance(self._request, Accepted):
                 self._note_point(run)
                 if math.isfinite(self.point.loss):
-                    self.experience.last_refusal = ""  # what was refused before ended nothing
+                    self.statistics.last_refusal = ""  # what was refused before ended nothing
         return self._request
 
     async def _evaluate(self, run: Run, request: Evaluate) -> tuple[float, list[Any]]:
@@ -165,7 +165,7 @@ class Sandblaster:
             run.workforce,
             run.server,
             self.portions,
-            self.experience,
+            self.statistics,
             request.point,
             run.plan.replicas,
             lambda: bool(run.stop_reason) or run.placement.due,
@@ -194,23 +194,23 @@ class Sandblaster:
         return bool(run.stop_reason)
 
     def _note_point(self, run: Run) -> None:
-        point, experience, tally = self.point, self.experience, run.tally
-        tally.steps, tally.examples = point.iteration, experience.examples
-        tally.dropped, tally.repeated = experience.dropped, experience.repeated
-        tally.refused = experience.refused
+        point, statistics, tally = self.point, self.statistics, run.tally
+        tally.steps, tally.examples = point.iteration, statistics.examples
+        tally.dropped, tally.repeated = statistics.dropped, statistics.repeated
+        tally.refused = statistics.refused
         tally.note_replicas(len(run.roster.workers), run.plan.replicas)
-        tally.history.left_out = experience.left_out
-        tally.magnitudes = experience.magnitudes
+        tally.history.left_out = statistics.left_out
+        tally.magnitudes = statistics.magnitudes
         tally.record(
             epoch=self.epoch,
             loss=point.loss,
             gradient_norm=float(np.sqrt(point.squared_norm)),
             iteration=point.iteration,
             step_length=point.step_length,
-            evaluations=experience.passes,
-            bundles=experience.bundles,
-            backups_launched=experience.backups_launched,
-            backups_won=experience.backups_won,
+            evaluations=statistics.passes,
+            bundles=statistics.bundles,
+            backups_launched=statistics.backups_launched,
+            backups_won=statistics.backups_won,
             seconds_evaluating=self.evaluating,
             seconds_commanding=self.commanding,
         )
@@ -236,7 +236,7 @@ class Sandblaster:
     def state(self) -> dict[str, Any]:
         """The point's scalars, and what the history adds up over passes."""
         seconds = {"evaluating": self.evaluating, "commanding": self.commanding}
-        totals = self.experience.totals() | seconds
+        totals = self.statistics.totals() | seconds
         return {"method": asdict(self.point), "totals": totals, "applied": 0}
 
     def restore(self, run: Run, state: dict[str, Any]) -> None:
@@ -256,4 +256,4 @@ class Sandblaster:
     def end(self, run: Run) -> Status:
         """Say why L-BFGS, or the run, stopped."""
         reason = run.stop_reason if self.reason == "stopped" else self.reason
-        return batch_status(reason, self.settings, self.point, self.experience)
+        return batch_status(reason, self.settings, self.point, self.statistics)

@@ -14,7 +14,6 @@ import numpy as np
 from distributed import Client, LocalCluster, default_client, get_client
 
 from dbdask.data.supply import beside_task
-from dbdask.errors import WorkerError
 from dbdask.numbers.history import Record
 from dbdask.progress import Progress
 from dbdask.server.contact import client_loop, is_closed, start_on, this_worker
@@ -50,10 +49,10 @@ def client_for(client: Client | None) -> Iterator[Client]:
         return
     if not hasattr(client, "asynchronous"):
         raise TypeError(f"client must be a dask.distributed.Client, got {client!r}")
-    if is_closed(client):
-        raise ValueError(f"client must be open, got a closed one, {client!r}: Client(address)")
     if client.asynchronous:
         raise TypeError("client must be synchronous, got an asynchronous one: Client(address)")
+    if is_closed(client):
+        raise ValueError(f"client must be open, got a closed one, {client!r}: Client(address)")
     with beside_task():
         yield client
 
@@ -178,11 +177,3 @@ def _call_back(
 def _says_stop(answer: Any) -> bool:
     """Whether a callback's answer is True, Python's or NumPy's; what is merely truthy is not."""
     return isinstance(answer, (bool, np.bool_)) and bool(answer)
-
-
-def needs_workers(workers: Sequence[str]) -> None:
-    """Refuse to start on a cluster without workers."""
-    if not workers:
-        raise WorkerError(
-            "the cluster has no worker: start one (`dask worker ADDRESS`, or cluster.scale(2))"
-        )

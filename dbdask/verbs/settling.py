@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from distributed import Client
 
 from dbdask.data.checks import drop_warning
 from dbdask.data.examples import Examples
@@ -111,7 +112,7 @@ def worker_names(argument: str, given: Sequence[str] | str | None) -> tuple[str,
     return found
 
 
-def check_named(argument: str, names: Sequence[str] | None, client: Any) -> None:
+def check_named(argument: str, names: Sequence[str] | None, client: Client) -> None:
     """Refuse names of which no running worker has one.
 
     Raises

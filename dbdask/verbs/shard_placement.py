@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from distributed import Client
+
 from dbdask.errors import WorkerError
 from dbdask.server.contact import WorkerFacts, listen, retire
 from dbdask.server.deadlines import deadline
@@ -95,7 +97,7 @@ class ShardPlacement:
 
     def __init__(
         self,
-        client: Any,
+        client: Client,
         server: ParameterServer,
         workforce: Workforce,
         snapshots: Snapshots,

@@ -11,7 +11,7 @@ from dbdask.numbers import checkpoint
 from dbdask.numbers.checkpoint import Snapshot
 from dbdask.server.deadlines import deadline
 from dbdask.server.parameter_server import ParameterServer
-from dbdask.verbs.aside import Aside
+from dbdask.verbs.daemon_threads import DaemonThreadRunner
 from dbdask.verbs.outcome import how_to_go_on
 
 logger = logging.getLogger("dbdask")
@@ -42,7 +42,9 @@ class Snapshots:
         self.number = last.highest if last else 0
         self.writing: asyncio.Task[None] | None = None
         self._users: dict[int, int] = {}
-        self._store = Aside()  # one after the other: a late commit is there when the next deletes
+        self._store = (
+            DaemonThreadRunner()
+        )  # one after the other: a late commit is there when the next deletes
         self._since = time.monotonic()
 
     @property
@@ -116,7 +118,7 @@ class Snapshots:
                 await self._store.do(checkpoint.delete_all, path, older)
         except Exception as error:
             logger.warning("snapshots older than %d could not be deleted: %r", number, error)
-            self._store = Aside()  # nothing waits for a deletion that hangs
+            self._store = DaemonThreadRunner()  # nothing waits for a deletion that hangs
 
     def how_to_go_on(self, *, copies_help: bool = True) -> str:
         """Name the last snapshot and the line that resumes it, or what would have helped."""
@@ -153,7 +155,12 @@ class _Writing:
     """One snapshot on its way to the store, and the step whose answer is waited for."""
 
     def __init__(
-        self, store: Aside, server: ParameterServer, path: str, group: str, names: Sequence[str]
+        self,
+        store: DaemonThreadRunner,
+        server: ParameterServer,
+        path: str,
+        group: str,
+        names: Sequence[str],
     ) -> None:
         self.store, self.server, self.path, self.group = store, server, path, group
         self.names = names

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from dbdask.errors import TROUBLE, DataError, ShardLost, WorkerError
+from dbdask.errors import TROUBLE, DataError, ModelError, ShardLost, WorkerError
 from dbdask.verbs.outcome import Outcome
 from dbdask.verbs.recovery import MOST_RECOVERIES, Recovery, RunLost, lost_with
 from dbdask.verbs.run import Run
@@ -39,7 +39,7 @@ async def train(run: Run) -> Outcome:
 
 def _raise_named(run: Run, error: Exception) -> None:
     """Let an error name the last snapshot: in its message if it is ours, else in a note."""
-    if isinstance(error, (DataError, WorkerError)):
+    if isinstance(error, (DataError, ModelError, WorkerError)):
         named = run.snapshots.named_in(error)
         if named is not error:  # an error that is its own cause can never be pickled
             raise named from error

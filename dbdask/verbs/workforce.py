@@ -10,29 +10,17 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dbdask.data.supply import why_cancelled
+from distributed import Client
+
+from dbdask.data.supply import Supply, why_cancelled
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.numbers.policies import places_for, tasks_for
-from dbdask.numbers.portions import Portion
 from dbdask.server.contact import has_scheduler, hear_out, worker_answers
 from dbdask.server.deadlines import deadline
 from dbdask.server.tasks import result_of
-from dbdask.verbs.failures import Failures
+from dbdask.verbs.failures import Failures, Work
+from dbdask.verbs.lost_tasks import LostTaskDetector
 from dbdask.verbs.roster import REFRESH_SECONDS, Roster
-from dbdask.verbs.searching import Search
-
-
-class Work(Protocol):
-    """What a task works through: a portion, or a bundle of them."""
-
-    @property
-    def identity(self) -> tuple[int, int]: ...
-
-    @property
-    def portions(self) -> tuple[Portion, ...]: ...
-
-    @property
-    def name(self) -> str: ...
 
 
 class Report(Protocol):
@@ -47,7 +35,7 @@ class Report(Protocol):
 class Outstanding:
     """Work that a worker has been given."""
 
-    work: Any
+    work: Work
     worker: str
     task: "asyncio.Task[Any]"
     since: float  # it was given, or its worker gave a sign of life
@@ -84,17 +72,17 @@ class Workforce:
     that leaves, or answers nothing, loses it to the others.
     """
 
-    client: Any
+    client: Client
     run: str
     job: bytes
-    supply: Any
+    supply: Supply
     roster: Roster
     outstanding: list[Outstanding] = field(default_factory=list)
     abandoned: bool = False  # a task was given up that may still run somewhere
     failures: Failures = field(default_factory=Failures)
 
     def __post_init__(self) -> None:
-        self.search = Search(self.client)
+        self.search = LostTaskDetector(self.client)
 
     async def refresh(self, *, first: bool = False, now: bool = False) -> None:
         """See who is there, as `Roster.refresh` does; where somebody works, nobody is lacking.
@@ -175,7 +163,7 @@ class Workforce:
 
         False where the worker left, stopped or is paused, or nobody is at work on `key`.
         """
-        asked, search = time.monotonic(), Search(self.client)
+        asked, search = time.monotonic(), LostTaskDetector(self.client)
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=REFRESH_SECONDS)
@@ -254,7 +242,7 @@ class Workforce:
             if out.worker in workers:
                 out.since = now
 
-    async def watch_silence(self) -> list[Any]:
+    async def watch_silence(self) -> list[Work]:
         """Ask the workers of overdue work for a sign of life, and for it; return what is given up.
 
         That is what the silent held, what those held that have left, and what those held that
@@ -268,11 +256,11 @@ class Workforce:
         """
         return self._give_up_lost(self.roster.ask({out.worker for out in self._overdue()}))
 
-    async def look_around(self) -> list[Any]:
+    async def look_around(self) -> list[Work]:
         """Ask every worker for a sign of life, and wait; return what is given up."""
         return self._give_up_lost(await self.roster.ask_everyone())
 
-    def _give_up_lost(self, answered: set[str]) -> list[Any]:
+    def _give_up_lost(self, answered: set[str]) -> list[Work]:
         self._restart_clocks(answered - self.roster.paused)
         silent, closing = self.roster.silent, self.roster.closing
         left = {out.worker for out in self.outstanding} - set(self.roster.facts)
@@ -304,17 +292,17 @@ class Workforce:
         now, least = time.monotonic(), deadline("silence")
         return [out for out in self.outstanding if now - out.since > least]
 
-    def abandon(self, workers: set[str]) -> list[Any]:
+    def abandon(self, workers: set[str]) -> list[Work]:
         """Give up the tasks of some workers: identity makes a second run of them safe."""
         return self._give_up([out for out in self.outstanding if out.worker in workers])
 
-    def _give_up(self, given_up: list[Outstanding]) -> list[Any]:
+    def _give_up(self, given_up: list[Outstanding]) -> list[Work]:
         self.outstanding = [out for out in self.outstanding if out not in given_up]
         for out in given_up:
             out.task.cancel()
             self.abandoned = True
         return [out.work for out in given_up]
 
-    def give_up_all(self) -> list[Any]:
+    def give_up_all(self) -> list[Work]:
         """Give up every task, where those that should have ended did not."""
         return self.abandon({out.worker for out in self.outstanding})

@@ -95,7 +95,7 @@ def draw_asked(rng: Random, world: World, by_path: bool) -> Asked | None:
     along = _along(rng, world, inputs + targets)
     if not inputs or not along:
         return None
-    missing = choose(rng, ("error", "drop", "mask"), (2, 5, 4))
+    missing = choose(rng, ("error", "drop", "mask"), (1, 5, 4))
     asked = Asked(along, inputs, targets, None, None, None, "repeat", missing, None, None)
     for role, names in (("weights", named(world, "w")), ("groups", named(world, "g"))):
         for name in names:
@@ -153,12 +153,17 @@ def _draw_loss(rng: Random, world: World, asked: Asked) -> None:
         return
     asked.loss = choose(rng, ("softmax", "logistic"), (4, 1))
     labels = label_list(shown[0])
-    how = choose(rng, ("none", "find", "list", "shuffled", "short"), (3, 4, 3, 2, 0.5))
+    known = all(isinstance(label, int) and 0 <= label < 300 for label in labels)
+    flags = shown[0].attrs.get("flag_values") is not None
+    bare = 4 if flags or (known and labels) else 0.3
+    how = choose(rng, ("none", "find", "list", "shuffled", "short"), (bare, 4, 3, 2, 0.3))
     if how == "find":
         asked.classes = "find"
     elif how != "none" and labels:
         order = rng.permutation(len(labels)) if how == "shuffled" else np.arange(len(labels))
-        asked.classes = [labels[n] for n in order][: len(labels) - (how == "short" and len(labels) > 1)]
+        asked.classes = [labels[n] for n in order][
+            : len(labels) - (how == "short" and len(labels) > 1)
+        ]
     asked.outputs = _outputs(shown[0], asked, labels)
 
 

@@ -56,7 +56,9 @@ def _of_integers(rng: np.random.Generator, column: "Column", packs: bool) -> dic
     ]
     if packs:
         options += [_packing(rng, value) for _ in range(6)]
-        options += [{"_Unsigned": choose(rng, ("true", "false", "True"))} | _signed_fill(rng, column)]
+        options += [
+            {"_Unsigned": choose(rng, ("true", "false", "True"))} | _signed_fill(rng, column)
+        ]
         options += [{"units": choose(rng, ("days since 2000-01-01", "hours since the flood"))}]
     return choose(rng, options)
 
@@ -72,7 +74,9 @@ def _packing(rng: np.random.Generator, value: Any) -> dict[str, Any]:
     if rng.random() < 0.8:
         found["scale_factor"] = choose(rng, scales, (6, 6, 3, 3, 3, 3, 1, 1, 1, 1, 1, 1))
     if not found or rng.random() < 0.5:
-        found["add_offset"] = choose(rng, (1.5, 273.15, 10, -7, float("nan"), "1"), (4, 4, 4, 2, 1, 1))
+        found["add_offset"] = choose(
+            rng, (1.5, 273.15, 10, -7, float("nan"), "1"), (4, 4, 4, 2, 1, 1)
+        )
     if rng.random() < 0.5:
         found["_FillValue"] = choose(rng, (value, value, 10**6, -(10**6), 1e20))
     return found
@@ -101,7 +105,17 @@ def draw_flags(rng: np.random.Generator, column: "Column") -> None:
     signed = labels.view(np.dtype(f"i{labels.itemsize}"))
     how = choose(
         rng,
-        ("list", "array", "commas", "bytes", "spaces", "signed", "short", "not numbers", "no words"),
+        (
+            "list",
+            "array",
+            "commas",
+            "bytes",
+            "spaces",
+            "signed",
+            "short",
+            "not numbers",
+            "no words",
+        ),
         (4, 3, 2, 2, 1, 2, 1, 1, 1),
     )
     column.attrs = {

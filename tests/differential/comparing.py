@@ -60,10 +60,10 @@ def compare_with(observed: Observed, world: World, asked: Asked) -> tuple[str, T
     if observed.error is not None:
         _check_error(observed, table)
         return "refused", table
-    if table.required:
-        raise Wrong(f"no error came, though {'; '.join(table.required)}")
     if table.doubtful_values:
         return "not compared", table
+    if table.required:
+        raise Wrong(f"no error came, though {'; '.join(table.required)}")
     check_values(observed, table)
     return "equal", table
 
@@ -93,6 +93,7 @@ def expected(observed: Observed, world: World, asked: Asked) -> Table:
     selected, reasons, allowed = _after_cuts(observed, world, asked)
     positions, places = rows_of(world, asked, selected)
     table = Table(asked, world, selected, positions, places, reasons, allowed)
+    table.doubtful_values = None in observed.parts
     if not len(positions) and not len(_without_groups(world, asked, selected)):
         table.required.append("nothing left: no examples are left")
     classes = asked.classes
@@ -214,7 +215,9 @@ def check_values(observed: Observed, table: Table) -> None:
     check_array("inputs", read.inputs, table.inputs, table.inputs_tolerance, rows, places)
     gaps = None if table.gaps is None else table.gaps[rows]
     if table.targets is not None:
-        check_array("targets", read.targets, table.targets, table.targets_tolerance, rows, places, gaps)
+        check_array(
+            "targets", read.targets, table.targets, table.targets_tolerance, rows, places, gaps
+        )
     elif read.targets is not None:
         raise Wrong("targets came though none were asked for")
     _check_weights(read.weights, table, rows, gaps, places)
@@ -263,4 +266,6 @@ def _check_weights(
         found = np.ones(wanted.shape, np.float32)
     packed = table.asked.weights and table.world.variables[table.asked.weights].packed
     tolerance = np.full(wanted.shape, 1e-6 if packed else 0.0)
-    check_array("weights", found, wanted.astype(np.float32), tolerance, list(range(len(rows))), places)
+    check_array(
+        "weights", found, wanted.astype(np.float32), tolerance, list(range(len(rows))), places
+    )

@@ -44,7 +44,7 @@ def readings(
     masks = [(mask, not doubtful)]
     if doubtful:
         masks.append((masked(stored, [*fills, *doubtful]), False))
-    time = " since " in str(attrs.get("units", ""))
+    time = " since " in str(attrs.get("units", "")) or "dtype" in attrs
     if not time and not any(name in attrs for name in PACKING):
         return [(stored, mask, certain) for mask, certain in masks]
     return [one for mask, certain in masks for one in _decoded(dims, stored, attrs, mask, certain)]
@@ -119,7 +119,10 @@ def _decoded(
 ) -> list[Reading]:
     """Unpack as xarray does, the mask aside; where it fails, numbers given as text are numbers."""
     kept = {n: v for n, v in attrs.items() if n not in FILLS and n != "valid_range"}
-    sane = certain and all(_is_sane(n, kept[n]) for n in ("scale_factor", "add_offset") if n in kept)
+    for name in ("scale_factor", "add_offset"):
+        if type(kept.get(name)) is int:
+            kept[name] = float(kept[name])  # with an integer xarray lets integers overflow
+    sane = certain and all(_is_sane(name, kept[name]) for name in PACKING if name in kept)
     found: list[Reading] = []
     for tried in (kept, _with_numbers(kept)):
         try:
@@ -139,6 +142,8 @@ def _alike(values: np.ndarray, others: np.ndarray) -> bool:
 
 
 def _is_sane(name: str, value: Any) -> bool:
+    if name == "_Unsigned":
+        return value in ("true", "false")
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and np.isfinite(value) and not (name == "scale_factor" and value == 0)
 

@@ -1,5 +1,6 @@
 """The expected inputs, targets and weights of a table's rows, and the errors that must come."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ def fill(
     inputs = [world.variables[name] for name in asked.inputs]
     for name, shown in zip(asked.inputs, inputs, strict=True):
         _check_numbers(table, f"inputs {name}", shown)
-    parts = _values(table, asked.inputs, feature_dims(inputs, asked.along), True, scalings, unusable)
+    parts = _values(
+        table, asked.inputs, feature_dims(inputs, asked.along), True, scalings, unusable
+    )
     if parts is not None:
         table.inputs, table.inputs_tolerance = together(parts[0]), together(parts[1])
     if trained is None:
@@ -54,23 +57,31 @@ def fill(
 def measure(table: Table) -> dict[str, Scaling]:
     """Return the scaling of every variable that one is measured for."""
     asked, found = table.asked, {}
-    names = list(asked.inputs) if asked.standardize or asked.missing == "mask" else []
     options = asked.standardize
-    if options and asked.loss == "squared" and options["targets"] is not False:
-        names += asked.targets
-    for name in names:
+    measured = [asked.inputs] if options or asked.missing == "mask" else []
+    if options and options["targets"] is not False:
+        measured.append(asked.targets)  # the loss is not known yet
+    for name, features in _with_features(table, measured):
         shown = table.world.variables[name]
         if shown.kind == "number":
             per = options["per"] if options else "variable"
-            one = scaling_of(shown, asked.along, table.selected, per)
+            one = scaling_of(shown, asked.along, features, table.selected, per)
             found[name] = one
             if one.infinite:
-                table.allowed.append(f"wrong value: {name} holds an infinite one where it is measured")
+                table.allowed.append(
+                    f"wrong value: {name} holds an infinite one where it is measured"
+                )
             if one.empty:
                 table.allowed.append(f"nothing to measure: {name}")
-            if one.empty or one.doubtful:
+            if (one.empty or one.doubtful) and (name in asked.inputs or asked.loss == "squared"):
                 table.doubtful_values = True
     return found
+
+
+def _with_features(table: Table, roles: list[list[str]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for names in roles:
+        shown = [table.world.variables[name] for name in names]
+        yield from zip(names, feature_dims(shown, table.asked.along), strict=True)
 
 
 def _check_numbers(table: Table, what: str, shown: Shown) -> None:
@@ -81,6 +92,8 @@ def _check_numbers(table: Table, what: str, shown: Shown) -> None:
         table.doubtful_values = True
     elif shown.doubt:
         table.allowed.append(f"odd: {what}, {shown.doubt}")
+    if "units" in shown.attrs and (shown.values == np.iinfo(np.int64).min).any():
+        table.allowed.append(f"missing: {what} may have gaps that xarray shows as numbers")
     if not shown.certain:
         table.allowed.append(f"odd: {what} has attributes without sense")
 
@@ -93,7 +106,7 @@ def _values(
     scalings: dict[str, Scaling],
     unusable: list[np.ndarray],
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] | None:
-    """Return float32 values, tolerances and gaps of each variable; None where they are no numbers."""
+    """Return each variable as float32, tolerances and gaps; None where they are no numbers."""
     asked = table.asked
     found: tuple[list[np.ndarray], ...] = ([], [], [])
     for name, own in zip(names, dims, strict=True):
@@ -140,7 +153,9 @@ def _rounded(
             tolerance = np.full(exact.shape, packed)
             if scaling is not None:
                 exact = np.where(missing, np.float32(scaling.mean), exact)
-                tolerance = np.where(missing, scaling.mean_error + ULP * abs(scaling.mean), tolerance)
+                tolerance = np.where(
+                    missing, scaling.mean_error + ULP * abs(scaling.mean), tolerance
+                )
             return exact, tolerance
         mean, deviation = scaling.mean, scaling.deviation
         wide = (values.astype(np.float64) - mean) / deviation
@@ -148,7 +163,7 @@ def _rounded(
         if shown.packed:
             lost = lost + 2 * ULP * np.nanmax(np.abs(values), initial=0.0) / deviation
         exact = np.where(missing, 0, wide).astype(np.float32)
-        return exact, np.where(missing, 0, 3 * ULP * np.abs(wide) + lost + 1e-12)
+        return exact, np.where(missing, 0, 3 * ULP * np.abs(wide) + lost + ULP / 2)
 
 
 def _fill_targets(
@@ -162,6 +177,8 @@ def _fill_targets(
     if not asked.targets:
         return
     shown = [world.variables[name] for name in asked.targets]
+    if asked.standardize and asked.standardize["targets"] and shown[0].attrs.get("flag_values"):
+        table.allowed.append("classes: what declares labels is not scaled")
     if asked.loss != "squared":
         _fill_labels(table, shown[0], classes, outputs, unusable)
         return
@@ -189,6 +206,9 @@ def _fill_labels(
     if shown.kind in ("odd", "time") or not certain or not shown.certain or shown.doubt:
         table.allowed.append("odd: labels of a kind that may be refused")
         table.doubtful_values |= shown.kind in ("odd", "time") or not certain
+    values = taken(table, shown, shown.values, (), False)
+    missing = taken(table, shown, shown.missing, (), False)
+    _judge_missing(table, missing)
     labels = classes if classes is not None else flags
     count = 2 if asked.loss == "logistic" and outputs == 1 else outputs
     if labels is None and shown.kind == "text":
@@ -197,14 +217,15 @@ def _fill_labels(
     if labels is not None and len(labels) != count:
         table.required.append("classes: more than outputs, or fewer")
         return
-    codes = {label: n for n, label in enumerate(labels if labels is not None else range(count or 0))}
+    codes = {
+        label: n for n, label in enumerate(labels if labels is not None else range(count or 0))
+    }
     if len(codes) != (len(labels) if labels is not None else count or 0):
         table.required.append("classes: one is there twice")
         return
-    values = taken(table, shown, shown.values, (), False)
-    missing = taken(table, shown, shown.missing, (), False)
-    _judge_missing(table, missing)
-    found = [0 if m else codes.get(plain(v), -1) for v, m in zip(values.tolist(), missing, strict=True)]
+    found = [
+        0 if m else codes.get(plain(v), -1) for v, m in zip(values.tolist(), missing, strict=True)
+    ]
     table.targets = np.array(found, np.int64)
     table.targets_tolerance = np.zeros(len(found))
     unusable.append(table.targets < 0)

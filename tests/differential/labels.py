@@ -23,7 +23,7 @@ def label_list(shown: Shown, where: np.ndarray | None = None) -> list[Any]:
     if shown.kind not in ("number", "text"):
         return []
     found = {plain(value) for value in shown.values[keep].tolist()}
-    return sorted(label for label in found if label == label and label not in (np.inf, -np.inf))
+    return sorted(label for label in found if label == label)
 
 
 def declared_labels(shown: Shown, attrs: Mapping[str, Any]) -> tuple[list[Any] | None, bool]:
@@ -41,6 +41,8 @@ def declared_labels(shown: Shown, attrs: Mapping[str, Any]) -> tuple[list[Any] |
         values = [plain(value) for value in np.atleast_1d(given).tolist()]
     if shown.kind != "number":
         return None, False
+    if shown.values.dtype.kind == "f" and min(values) < 0:
+        return None, False  # signed flags of what was unsigned before it got gaps
     if shown.values.dtype.kind == "u" and min(values) < 0:
         bits = 8 * shown.values.dtype.itemsize
         values = [n + 2**bits if n < 0 else n for n in values]

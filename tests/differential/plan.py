@@ -77,7 +77,7 @@ def draw_plan(rng: np.random.Generator, raw: bool, pandas: bool) -> Plan:
         plan.columns.append(_weights(rng, plan, raw))
     if rng.random() < 0.4:
         plan.columns.append(_groups(rng, plan, raw, pandas))
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         _spoil(rng, plan, raw)
     for column in plan.columns:
         _lay_out(rng, plan, column, raw)
@@ -94,7 +94,8 @@ def _coords(rng: np.random.Generator, sizes: dict[str, int], raw: bool) -> dict[
                 "number": numbers,
                 "down": numbers[::-1].copy(),
                 "decimal": numbers / 4,
-                "date": np.datetime64("2020-01-01", "ns") + np.arange(size) * np.timedelta64(1, "D"),
+                "date": np.datetime64("2020-01-01", "ns")
+                + np.arange(size) * np.timedelta64(1, "D"),
                 "text": np.array([f"n{n:03d}" for n in range(size)], object),
             }["number" if raw and how in ("date", "text") else how]
     return found
@@ -195,7 +196,7 @@ def _words(rng: np.random.Generator, codes: np.ndarray, raw: bool) -> np.ndarray
 def _weights(rng: np.random.Generator, plan: Plan, raw: bool) -> Column:
     dims = _dims(rng, plan, False)
     values = rng.random(_shape(plan, dims)).astype(choose(rng, ("float32", "float64")))
-    how = choose(rng, ("as they are", "whole", "missing", "negative"), (6, 2, 1, 0.5))
+    how = choose(rng, ("as they are", "whole", "missing", "negative"), (8, 2, 1, 0.4))
     if how == "whole":
         values = np.round(3 * values).astype(choose(rng, ("uint8", "int64")))
     elif how != "as they are":

@@ -14,6 +14,7 @@ from dbdask.result import History, Result, Status
 from .arguments import Asked
 from .comparing import NAMED, Wrong
 from .expectation import fill, measure
+from .labels import plain
 from .observing import Observed
 from .oracle import Table, feature_dims, rows_of, whole
 from .writing_back import check_written
@@ -72,7 +73,8 @@ def check_prediction(data: Any, observed: Observed, table: Table, folder: Any) -
 
 def over_everything(table: Table) -> Table:
     """Return what the inputs are at every position of the data, prepared as in training."""
-    asked = Asked(**{**table.asked.__dict__, "weights": None, "cuts": []})
+    missing = "mask" if table.asked.missing == "mask" else "drop"
+    asked = Asked(**{**table.asked.__dict__, "weights": None, "cuts": [], "missing": missing})
     selected = whole(table.world, asked)
     seen = Table(asked, table.world, selected, *rows_of(table.world, asked, selected))
     fill(seen, trained=measure(table))
@@ -106,7 +108,9 @@ def check_place(array: xr.DataArray, data: Any, table: Table, target: str) -> No
         raise Wrong(f"predict: dimensions {array.dims}, the target has {shown.dims}")
     if not isinstance(data, xr.Dataset):
         try:
-            data = xr.open_zarr(data, consolidated=False, chunks=None)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                data = xr.open_zarr(data, consolidated=False, chunks=None)
         except Exception:  # of every kind: what xarray cannot open says nothing
             return
     xr.align(data, array, join="exact")
@@ -133,7 +137,7 @@ def check_values(
             raise Wrong(f"predict: dimensions {array.dims} beside {along}")
         extra = list(feature_dims(targets, along)[number])
     values = array.transpose(*along, *extra).to_numpy()
-    missing = is_missing(array).transpose(*along, *extra).to_numpy()
+    missing = is_missing(array, table.classes or []).transpose(*along, *extra).to_numpy()
     formed = np.zeros(values.shape[: len(along)], bool)
     at = tuple(seen.positions[seen.kept].T)
     formed[at] = True
@@ -145,14 +149,15 @@ def check_values(
         _check_labels(values[at], table, outputs)
 
 
-def is_missing(array: xr.DataArray) -> xr.DataArray:
-    """Say where an array shows nothing: NaN, no text, or the fill that it declares."""
+def is_missing(array: xr.DataArray, labels: list[Any]) -> xr.DataArray:
+    """Say where an array shows nothing: NaN, or no text or a number where that is no label."""
     missing = array.isnull()
-    fill = array.encoding.get("_FillValue", array.attrs.get("_FillValue"))
-    if fill is not None and fill == fill:
-        missing = missing | (array == fill)
+    declared = [array.encoding.get("_FillValue"), array.attrs.get("missing_label")]
     if array.dtype.kind in "UO":
-        missing = missing | (array == "")
+        declared.append("")
+    for gap in declared:
+        if gap is not None and gap == gap and plain(gap) not in labels:
+            missing = missing | (array == gap)
     return missing
 
 

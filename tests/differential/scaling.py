@@ -28,9 +28,15 @@ class Scaling:
     doubtful: bool
 
 
-def scaling_of(shown: Shown, along: tuple[str, ...], selected: Selected, per: str) -> Scaling:
-    """Measure what is selected of a variable."""
-    values, missing = _measured(shown, along, selected)
+def scaling_of(
+    shown: Shown,
+    along: tuple[str, ...],
+    features: tuple[str, ...],
+    selected: Selected,
+    per: str,
+) -> Scaling:
+    """Measure what is selected of a variable, its features in the order given."""
+    values, missing = _measured(shown, along, features, selected)
     axis = 0 if per == "feature" else None
     with np.errstate(all="ignore"):
         wide = np.where(missing, 0, values).astype(np.float64)
@@ -56,20 +62,13 @@ def scaling_of(shown: Shown, along: tuple[str, ...], selected: Selected, per: st
 
 
 def _measured(
-    shown: Shown, along: tuple[str, ...], selected: Selected
+    shown: Shown, along: tuple[str, ...], features: tuple[str, ...], selected: Selected
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the selected positions of a variable's own dimensions: (positions, *features)."""
     own = [dim for dim in along if dim in shown.dims]
-    features = [dim for dim in shown.dims if dim not in along]
     order = [shown.dims.index(dim) for dim in (*own, *features)]
     box = np.ix_(*(selected.positions(dim) for dim in along))
     inside = np.zeros(selected.mask.shape, bool)
     inside[box] = selected.mask[box]
     inside = inside.any(axis=tuple(n for n, dim in enumerate(along) if dim not in own))
-    inside = inside.transpose([dim_rank(along, own).index(dim) for dim in own])
     return shown.values.transpose(order)[inside], shown.missing.transpose(order)[inside]
-
-
-def dim_rank(along: tuple[str, ...], own: list[str]) -> list[str]:
-    """Return the dimensions that are left of a mask over `along`, in its order."""
-    return [dim for dim in along if dim in own]

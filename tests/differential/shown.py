@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
+from pandas.api.extensions import ExtensionArray
 
 from . import declared
 
@@ -50,7 +51,7 @@ class World:
 
 def of_values(dims: tuple[str, ...], values: Any, attrs: Mapping[str, Any]) -> Shown:
     """Tell numbers from text and from what is missing."""
-    if isinstance(values.dtype, pd.api.extensions.ExtensionDtype):
+    if _is_of_pandas(values.dtype):
         return _of_pandas(dims, values, attrs)
     kind = values.dtype.kind
     if kind in "iub":
@@ -67,13 +68,19 @@ def of_values(dims: tuple[str, ...], values: Any, attrs: Mapping[str, Any]) -> S
     return Shown(dims, values, np.zeros(values.shape, bool), "odd", attrs=attrs)
 
 
+def _is_of_pandas(dtype: Any) -> bool:
+    return isinstance(dtype, pd.api.extensions.ExtensionDtype)
+
+
 def _of_objects(dims: tuple[str, ...], values: np.ndarray, attrs: Mapping[str, Any]) -> Shown:
     missing = np.asarray(pd.isnull(values), bool).reshape(values.shape)
     present = values[~missing].tolist()
     if all(isinstance(value, str) for value in present):
         return Shown(dims, values, missing, "text", certain=bool(present), attrs=attrs)
     if all(isinstance(value, bytes) for value in present):
-        texts = np.array([v if m else v.decode() for v, m in zip(values.flat, missing.flat)], object)
+        texts = np.array(
+            [v if m else v.decode() for v, m in zip(values.flat, missing.flat, strict=True)], object
+        )
         return Shown(dims, texts.reshape(values.shape), missing, "text", False, attrs)
     return Shown(dims, values, missing, "odd", certain=False, attrs=attrs)
 
@@ -99,11 +106,15 @@ def of_dataset(dataset: xr.Dataset) -> World:
     found = {}
     for name, variable in dataset.variables.items():
         dims = tuple(map(str, variable.dims))
-        extension = isinstance(variable.dtype, pd.api.extensions.ExtensionDtype)
-        data = variable.data if extension else variable.to_numpy()
-        if extension and not isinstance(data, pd.api.extensions.ExtensionArray):
-            data = pd.array(np.asarray(variable.to_index()), dtype=variable.dtype)
-        found[str(name)] = of_values(dims, data, variable.attrs)
+        data = variable.data if _is_of_pandas(variable.dtype) else variable.to_numpy()
+        doubt = ""
+        if _is_of_pandas(variable.dtype) and not isinstance(data, ExtensionArray):
+            data, doubt = np.asarray(data), "of pandas in blocks, or in two dimensions"
+        attrs = variable.attrs | {
+            n: variable.encoding[n] for n in ("units",) if n in variable.encoding
+        }
+        found[str(name)] = of_values(dims, data, attrs)
+        found[str(name)].doubt = found[str(name)].doubt or doubt
     sizes = {str(dim): int(size) for dim, size in dataset.sizes.items()}
     indexes = {str(dim): dataset.indexes[dim] for dim in dataset.sizes if dim in dataset.indexes}
     return World(found, sizes, indexes, frozenset(map(str, dataset.coords)))
@@ -129,7 +140,7 @@ def of_store(group: zarr.Group) -> Iterator[World]:
             one.packed = any(name in attrs for name in declared.PACKING)
             readings[name].append(one)
         if dims == (name,):
-            indexes[name] = pd.Index(stored)
+            indexes[name] = pd.Index(readings[name][0].values)
     for combination in itertools.product(*readings.values()):
         variables = dict(zip(readings, combination, strict=True))
         yield World(variables, sizes, indexes, frozenset(indexes))

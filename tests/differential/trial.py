@@ -10,7 +10,6 @@ from typing import Any
 
 import dask
 import numpy as np
-import xarray as xr
 import zarr
 
 from .arguments import Asked, draw_asked
@@ -19,14 +18,15 @@ from .giving import Giver, draw_giver
 from .kinds import choose
 from .labels import declared_labels
 from .observing import observe
-from .operations import Operation, draw_operations, quietly
+from .operation import Operation
+from .operations import draw_operations, quietly
 from .plan import draw_plan
 from .predictions import check_prediction
 from .shown import World, of_dataset, of_store
 from .writing import RAW
 
 STORAGES = (*RAW, "xarray v2", "xarray v3", "netCDF 3", "netCDF 4", "memory", "blocks")
-PREDICTS = 4
+PREDICTS = 5
 """Of so many seeds one predicts."""
 
 WEIGHTS = (4, 4, 2, 2, 3, 3, 1, 1, 4, 3)
@@ -96,33 +96,29 @@ def _draw_worlds(rng: np.random.Generator, trial: Trial) -> list[World]:
     assert giver is not None
     if giver.by_path:
         return list(of_store(zarr.open_group(giver.zarr_path, mode="r")))
-    dataset = _opened(giver)
-    if dataset is None and giver.storage in RAW:
+    world = _shown(rng, trial)
+    if world is None and giver.storage in RAW:
         giver.way = "store"
         return list(of_store(zarr.open_group(giver.zarr_path, mode="r")))
-    if dataset is None:
-        trial.verdict = "xarray cannot open it"
-        return []
-    trial.operations, _ = draw_operations(rng, dataset)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        shown = trial.data()
-        assert isinstance(shown, xr.Dataset)
-        found = [of_dataset(shown)]
-    trial.warned = {str(warning.message) for warning in caught}
-    return found
+    if world is None:
+        giver.storage = giver.way = "memory"
+        world = _shown(rng, trial)
+    return [] if world is None else [world]
 
 
-def _opened(giver: Giver) -> xr.Dataset | None:
-    """Open the Dataset and read it; None where xarray cannot."""
+def _shown(rng: np.random.Generator, trial: Trial) -> World | None:
+    """Draw operations and return what the Dataset shows; None where xarray cannot open it."""
+    assert trial.giver is not None
     try:
-        dataset = giver.dataset()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            of_dataset(dataset.copy(deep=True))
+        trial.operations, _ = draw_operations(rng, trial.giver.dataset())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            shown = of_dataset(trial.data())
     except Exception:  # of every kind: what xarray cannot open or read is no case
+        trial.operations = []
         return None
-    return dataset
+    trial.warned = {str(warning.message) for warning in caught}
+    return shown
 
 
 def _fit_outputs(rng: np.random.Generator, asked: Asked | None, world: World) -> None:

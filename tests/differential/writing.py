@@ -38,7 +38,9 @@ def write(plan: Plan, storage: str, folder: Path, rng: np.random.Generator) -> b
         try:
             if storage.startswith("netCDF"):
                 engine = "scipy" if storage == "netCDF 3" else "h5netcdf"
-                encoding = {n: {k: v for k, v in e.items() if k != "chunks"} for n, e in encoding.items()}
+                encoding = {
+                    n: {k: v for k, v in e.items() if k != "chunks"} for n, e in encoding.items()
+                }
                 dataset.to_netcdf(folder / "data.nc", engine=engine, encoding=encoding)
             else:
                 dataset.to_zarr(
@@ -100,7 +102,10 @@ def write_arrays(plan: Plan, path: Path, storage: str) -> None:
 def _write_array(group: zarr.Group, column: Column, zarr_format: int, sharded: bool) -> None:
     values = column.values
     kind = values.dtype.kind
-    options: dict[str, Any] = {"chunks": column.chunks, "fill_value": array_fill(column, zarr_format)}
+    options: dict[str, Any] = {
+        "chunks": column.chunks,
+        "fill_value": array_fill(column, zarr_format),
+    }
     if sharded:
         options["shards"] = tuple(2 * chunk for chunk in column.chunks)
     if zarr_format == 3:

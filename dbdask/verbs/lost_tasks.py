@@ -4,7 +4,8 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection
-from typing import Any
+
+from distributed import Client
 
 from dbdask.server.tasks import Whereabouts, whereabouts
 
@@ -13,14 +14,14 @@ logger = logging.getLogger("dbdask")
 MOST_MISSED = 2  # looks in a row: what one of them has just told the other is on its way
 
 
-class Search:
+class LostTaskDetector:
     """Looks for tasks that are long under way, beside the run.
 
     A sign of life says nothing of a task. One that the scheduler believes with its worker, and the
     worker does not know, would be waited for as long as the worker lives.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Client) -> None:
         self.client = client
         self._asking: dict[str, asyncio.Task[dict[str, Whereabouts]]] = {}  # by worker
         self._missed: Counter[str] = Counter()

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 
-class Aside:
+class DaemonThreadRunner:
     """Does one thing after the other, each on a thread of its own.
 
     A thread cannot be stopped: what is waited for no longer goes on to its end, and the next

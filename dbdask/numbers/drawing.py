@@ -1,0 +1,74 @@
+"""Initial numbers of parameters: the same whatever the cut, because each block has its stream."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+BLOCK = 65_536  # numbers that are drawn at once
+
+Stream = tuple[int, ...]
+"""What tells the numbers of one parameter from those of all others: the seed, and its place."""
+
+Draw = Callable[[Stream, int, int], np.ndarray]
+"""Returns elements `start` to `stop` of a parameter, shape (stop - start,), for a stream."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every element is `value`.
+
+    Examples
+    --------
+    >>> Constant(1.0)((0, 0), 2, 5).tolist()
+    [1.0, 1.0, 1.0]
+    """
+
+    value: float = 0.0
+
+    def __call__(self, stream: Stream, start: int, stop: int) -> np.ndarray:
+        return np.full(stop - start, self.value, np.float32)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Numbers drawn evenly from `-limit` to `limit`.
+
+    Examples
+    --------
+    >>> whole = Uniform(0.5)((7, 0), 0, 10)
+    >>> bool((Uniform(0.5)((7, 0), 3, 6) == whole[3:6]).all())
+    True
+    """
+
+    limit: float
+
+    def __call__(self, stream: Stream, start: int, stop: int) -> np.ndarray:
+        numbers = _in_blocks(lambda rng: rng.random(BLOCK, np.float32), stream, start, stop)
+        return (2 * numbers - 1) * np.float32(self.limit)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Numbers of a normal distribution with mean 0 and this standard deviation."""
+
+    deviation: float
+
+    def __call__(self, stream: Stream, start: int, stop: int) -> np.ndarray:
+        numbers = _in_blocks(
+            lambda rng: rng.standard_normal(BLOCK, np.float32), stream, start, stop
+        )
+        return numbers * np.float32(self.deviation)
+
+
+def _in_blocks(
+    draw: Callable[[np.random.Generator], np.ndarray], stream: Stream, start: int, stop: int
+) -> np.ndarray:
+    """Elements `start` to `stop` of a stream of numbers, float32, which is drawn in blocks."""
+    values = np.empty(stop - start, np.float32)
+    for block in range(start // BLOCK, math.ceil(stop / BLOCK)):
+        numbers = draw(np.random.default_rng((*stream, block)))
+        first, last = max(start, block * BLOCK), min(stop, (block + 1) * BLOCK)
+        values[first - start : last - start] = numbers[first - block * BLOCK : last - block * BLOCK]
+    return values
