@@ -7,12 +7,14 @@ import re
 import threading
 import traceback
 
+import dask.array as da
 import numpy as np
 import pytest
+import xarray as xr
 from counting import CountingModel
 from distributed import Reschedule
 from distributed.core import clean_exception, error_message
-from test_downpour import assert_nothing_left, counted, write_store
+from test_downpour import assert_nothing_left, counted, network, write_store
 
 import dbdask
 from dbdask.errors import RaisedInShard, ShardLost, Stale, WorkerError
@@ -292,6 +294,38 @@ def test_what_a_model_raises_in_validation_ends_the_run(threads_client, store, m
         train("downpour", threads_client, store, model, validation=counted(store))
     assert not isinstance(caught.value, ShardLost)
     assert "recovering" not in caplog.text
+    assert_nothing_left(threads_client)
+
+
+VERBS = {
+    "downpour": {"batch_size": 20, "epochs": 500, "checkpoint": None},
+    "sandblaster": {"iterations": 500, "tolerance": 0.0},
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_data_that_are_lost_for_good_are_named(threads_client, verb):
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(50, 6)).astype(np.float32) for _ in range(4)]
+    held = threads_client.scatter(parts, hash=False)
+    blocks = [da.from_delayed(part, (50, 6), dtype="f4") for part in held]
+    values, labels = da.concatenate(blocks), rng.integers(0, 3, 200)
+    data = xr.Dataset({"x": (("row", "feature"), values), "label": ("row", labels)})
+    examples = dbdask.Examples(data, inputs="x", targets="label", along="row")
+
+    def forget(dask_scheduler, keys, client):
+        dask_scheduler.client_releases_keys(keys, client, "test")
+
+    def lose(record):
+        keys = [future.key for future in held]
+        threads_client.run_on_scheduler(forget, keys=keys, client=threads_client.id)
+
+    words = "failed 5 times, .* persisted or scattered data .* are lost.*give the path of a store"
+    options = {"client": threads_client, "callbacks": [lose], "progress": False} | VERBS[verb]
+    with pytest.raises(WorkerError, match=words):
+        getattr(dbdask, verb)(network(), examples, **options)
+    with pytest.raises(WorkerError, match="a pass over the data failed.* data .* are lost"):
+        examples.check(client=threads_client)
     assert_nothing_left(threads_client)
 
 

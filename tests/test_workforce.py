@@ -140,7 +140,7 @@ def test_work_that_a_client_without_a_scheduler_lost_has_not_failed(monkeypatch,
 
 
 ENDS = {
-    "because Dask cancelled its task .persisted or scattered data": FutureCancelledError(
+    "because Dask cancelled its task: persisted or scattered data": FutureCancelledError(
         "key", "lost dependencies"
     ),
     "because Dask cancelled its task .reason: scheduler-restart.": FutureCancelledError(

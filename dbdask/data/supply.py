@@ -36,6 +36,17 @@ from dbdask.numbers.portions import Portion
 _Name = tuple[int, int, tuple[int, ...]]
 
 
+def why_cancelled(error: BaseException) -> str:
+    """Say why Dask has cancelled a task, in words that name the remedy where there is one."""
+    reason = getattr(error, "reason", "unknown")
+    if reason != "lost dependencies":
+        return f"Dask cancelled its task (reason: {reason})"
+    return (
+        "Dask cancelled its task: persisted or scattered data that it needs are lost, and cannot "
+        "be computed again; give the path of a store, or a Dataset that is not persisted"
+    )
+
+
 @contextmanager
 def beside_task() -> Iterator[None]:
     """Leave a worker's thread to other tasks, where this runs inside a Dask task.

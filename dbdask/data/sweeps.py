@@ -8,10 +8,12 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 from dbdask.data.feed import Reader
 from dbdask.data.sources import Blocks
+from dbdask.errors import WorkerError
 
 if TYPE_CHECKING:
     from dbdask.data.examples import Examples
@@ -90,8 +92,19 @@ def _sweep_on(
 
 
 def _first_of(under_way: deque[Any]) -> Any:
-    """Take the first result; a future that failed stays, to be cancelled with the others."""
-    result = under_way[0].result()
+    """Take the first result; a future that failed stays, to be cancelled with the others.
+
+    Raises
+    ------
+    WorkerError
+        Dask has cancelled its task.
+    """
+    from dbdask.data.supply import why_cancelled
+
+    try:
+        result = under_way[0].result()
+    except CancelledError as error:
+        raise WorkerError(f"a pass over the data failed, because {why_cancelled(error)}") from error
     under_way.popleft()
     return result
 

@@ -42,12 +42,10 @@ def portable_errors(task: Callable[P, T]) -> Callable[P, T]:
 
 def portable(error: BaseException) -> Exception:
     """Return an error as it can be sent: itself, or one that names it."""
+    shorten(error)  # first: an error that was sent before is pickled with its traceback
     if isinstance(error, Exception) and not is_misread(error) and _travels(error):
-        shorten(error)
         return error
-    plain = RuntimeError(_described(error)).with_traceback(error.__traceback__)
-    shorten(plain)
-    return plain
+    return RuntimeError(_described(error)).with_traceback(error.__traceback__)
 
 
 def is_misread(error: BaseException | None) -> bool:

@@ -1,6 +1,7 @@
 """The workforce: what each worker has to do, what came of it, and what is given up."""
 
 import asyncio
+import textwrap
 import time
 import uuid
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 from distributed import Client
 
-from dbdask.data.supply import Supply
+from dbdask.data.supply import Supply, why_cancelled
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.numbers.policies import places_for, tasks_for
 from dbdask.server.contact import has_scheduler, hear_out, worker_answers
@@ -52,21 +53,15 @@ def _end_where_cancelled() -> None:
         raise asyncio.CancelledError
 
 
+MOST_WORDS = 1000  # characters of another's error in one of ours
+
+
 def _how(error: BaseException) -> str:
     """Say how a task failed, in words that follow "failed"."""
     if isinstance(error, CancelledError):
-        reason = getattr(error, "reason", "unknown")
-        lost = reason == "lost dependencies"
-        remedy = f" ({LOST_DATA})" if lost else f" (reason: {reason})"
-        return f"because Dask cancelled its task{remedy}"
+        return f"because {why_cancelled(error)}"
     where = "".join(f"{note}, " for note in getattr(error, "__notes__", ()))
-    return f"{where}with {error!r}"
-
-
-LOST_DATA = (
-    "persisted or scattered data that it needs are lost, and Dask cannot compute them again: give "
-    "the path of a store, or a Dataset that is not persisted"
-)
+    return f"{where}with {textwrap.shorten(repr(error), MOST_WORDS, placeholder='...')}"
 
 
 @dataclass
