@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dbdask.numbers.layers import Dense
-from dbdask.numbers.network import Network
+from dbdask.models.layers import Dense
+from dbdask.models.network import Network
 
 NETS = {"784-256-10": ((784, 256, 10), 128, 200), "paper": ((440, *[2560] * 4, 8192), 256, 5)}
 

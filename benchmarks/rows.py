@@ -22,7 +22,7 @@ import numpy as np
 
 import dbdask
 from benchmarks.memory import peak_mib
-from dbdask.numbers.history import History
+from dbdask.metrics.history import History
 from dbdask.result import Result
 
 ACTS = ("Examples", "split", "block", "load")

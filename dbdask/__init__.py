@@ -10,23 +10,23 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "Examples": "dbdask.data.examples",
-    "Network": "dbdask.numbers.network",
-    "Dense": "dbdask.numbers.layers",
-    "Layer": "dbdask.numbers.layers",
-    "Constant": "dbdask.numbers.drawing",
-    "Uniform": "dbdask.numbers.drawing",
-    "Normal": "dbdask.numbers.drawing",
-    "Layout": "dbdask.numbers.layout",
-    "Parameter": "dbdask.numbers.layout",
-    "Model": "dbdask.numbers.model",
+    "Network": "dbdask.models.network",
+    "Dense": "dbdask.models.layers",
+    "Layer": "dbdask.models.layers",
+    "Constant": "dbdask.models.drawing",
+    "Uniform": "dbdask.models.drawing",
+    "Normal": "dbdask.models.drawing",
+    "Layout": "dbdask.models.layout",
+    "Parameter": "dbdask.models.layout",
+    "Model": "dbdask.models.model",
     "check_model": "dbdask.verbs.checking",
-    "Optimizer": "dbdask.numbers.optimizers",
-    "sgd": "dbdask.numbers.optimizers",
-    "momentum": "dbdask.numbers.optimizers",
-    "nesterov": "dbdask.numbers.optimizers",
-    "adagrad": "dbdask.numbers.optimizers",
-    "adam": "dbdask.numbers.optimizers",
-    "Record": "dbdask.numbers.history",
+    "Optimizer": "dbdask.optim.optimizers",
+    "sgd": "dbdask.optim.optimizers",
+    "momentum": "dbdask.optim.optimizers",
+    "nesterov": "dbdask.optim.optimizers",
+    "adagrad": "dbdask.optim.optimizers",
+    "adam": "dbdask.optim.optimizers",
+    "Record": "dbdask.metrics.history",
     "Status": "dbdask.status",
     "downpour": "dbdask.verbs.downpour",
     "sandblaster": "dbdask.verbs.sandblaster",
@@ -52,22 +52,22 @@ if TYPE_CHECKING:
     from dbdask.errors import ShardLost as ShardLost
     from dbdask.errors import TrainingWarning as TrainingWarning
     from dbdask.errors import WorkerError as WorkerError
-    from dbdask.numbers.drawing import Constant as Constant
-    from dbdask.numbers.drawing import Normal as Normal
-    from dbdask.numbers.drawing import Uniform as Uniform
-    from dbdask.numbers.history import Record as Record
-    from dbdask.numbers.layers import Dense as Dense
-    from dbdask.numbers.layers import Layer as Layer
-    from dbdask.numbers.layout import Layout as Layout
-    from dbdask.numbers.layout import Parameter as Parameter
-    from dbdask.numbers.model import Model as Model
-    from dbdask.numbers.network import Network as Network
-    from dbdask.numbers.optimizers import Optimizer as Optimizer
-    from dbdask.numbers.optimizers import adagrad as adagrad
-    from dbdask.numbers.optimizers import adam as adam
-    from dbdask.numbers.optimizers import momentum as momentum
-    from dbdask.numbers.optimizers import nesterov as nesterov
-    from dbdask.numbers.optimizers import sgd as sgd
+    from dbdask.metrics.history import Record as Record
+    from dbdask.models.drawing import Constant as Constant
+    from dbdask.models.drawing import Normal as Normal
+    from dbdask.models.drawing import Uniform as Uniform
+    from dbdask.models.layers import Dense as Dense
+    from dbdask.models.layers import Layer as Layer
+    from dbdask.models.layout import Layout as Layout
+    from dbdask.models.layout import Parameter as Parameter
+    from dbdask.models.model import Model as Model
+    from dbdask.models.network import Network as Network
+    from dbdask.optim.optimizers import Optimizer as Optimizer
+    from dbdask.optim.optimizers import adagrad as adagrad
+    from dbdask.optim.optimizers import adam as adam
+    from dbdask.optim.optimizers import momentum as momentum
+    from dbdask.optim.optimizers import nesterov as nesterov
+    from dbdask.optim.optimizers import sgd as sgd
     from dbdask.result import Result as Result
     from dbdask.result import load as load
     from dbdask.status import Status as Status

@@ -18,7 +18,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Index, Piece
 from dbdask.data.sources import Source, Variable
-from dbdask.numbers.checkpoint import VectorReference
+from dbdask.storage.checkpoint import VectorReference
 
 ROWS = 1024  # examples that go through the model at once
 

@@ -7,7 +7,7 @@ import time
 from importlib.util import find_spec
 from typing import Any
 
-from dbdask.numbers.history import Record
+from dbdask.metrics.history import Record
 
 logger = logging.getLogger("dbdask")
 

@@ -15,11 +15,8 @@ from dbdask.data.decoding import exact_array
 from dbdask.data.examples import Examples
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Source
-from dbdask.numbers.checkpoint import VectorReference
-from dbdask.numbers.history import History
-from dbdask.numbers.layout import as_layout
-from dbdask.numbers.portions import Portion
-from dbdask.numbers.scores import (
+from dbdask.metrics.history import History
+from dbdask.metrics.scores import (
     Determination,
     Score,
     chosen_classes,
@@ -27,8 +24,11 @@ from dbdask.numbers.scores import (
     means_classes,
     score_minibatch,
 )
+from dbdask.models.layout import as_layout
 from dbdask.prediction import Meaning, Predictor, TargetUnits, may_have_gaps, predict_array
+from dbdask.schedule.portions import Portion
 from dbdask.status import Status
+from dbdask.storage.checkpoint import VectorReference
 
 EAGER_BYTES = 64 * 2**20  # parameters up to this size are read at once
 BATCH_SIZE = 256

@@ -16,12 +16,12 @@ import zarr
 
 from dbdask.data.examples import Examples
 from dbdask.errors import ResultError
-from dbdask.numbers import sealed
-from dbdask.numbers.checkpoint import VECTORS, VectorReference, write_vectors
-from dbdask.numbers.history import History
-from dbdask.numbers.layout import as_layout
-from dbdask.numbers.network import Network, what_is_own
+from dbdask.metrics.history import History
+from dbdask.models.layout import as_layout
+from dbdask.models.network import Network, what_is_own
 from dbdask.status import Status
+from dbdask.storage import sealed
+from dbdask.storage.checkpoint import VECTORS, VectorReference, write_vectors
 
 if TYPE_CHECKING:
     from dbdask.result import Result

@@ -18,7 +18,7 @@ from pathlib import Path
 from distributed import Client, LocalCluster
 
 import dbdask
-from dbdask.numbers.optimizers import Optimizer
+from dbdask.optim.optimizers import Optimizer
 from pipelines.corpus import Corpus, build, recorded, synthesised
 
 OPTIMIZERS = {

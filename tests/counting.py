@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from dbdask.numbers.layout import Layout, Parameter
+from dbdask.models.layout import Layout, Parameter
 
 
 class CountingModel:

@@ -9,7 +9,7 @@ import xarray as xr
 from counting import CountingModel
 
 import dbdask
-from dbdask.numbers.portions import suggest_portion_rows
+from dbdask.schedule.portions import suggest_portion_rows
 from dbdask.server import link
 from dbdask.verbs.settling import validation_interval
 

@@ -20,7 +20,7 @@ from test_downpour import assert_nothing_left
 
 import dbdask
 from dbdask import Dense, Examples, Network
-from dbdask.numbers import checkpoint
+from dbdask.storage import checkpoint
 
 ROWS = 120
 

@@ -15,7 +15,7 @@ from test_leaving import wait_until
 from test_recovery import assert_workers_run_tasks
 
 import dbdask
-from dbdask.numbers.layout import Layout, Parameter
+from dbdask.models.layout import Layout, Parameter
 from dbdask.server.room import rooms_of
 from dbdask.verbs.sandblaster_method import Sandblaster
 

@@ -5,7 +5,7 @@ import pytest
 from test_downpour import labelled, write_store
 
 import dbdask
-from dbdask.numbers.layout import Layout, Parameter
+from dbdask.models.layout import Layout, Parameter
 
 
 class Scaled:

@@ -4,7 +4,7 @@ import heapq
 
 import pytest
 
-from dbdask.numbers.bundles import (
+from dbdask.schedule.bundles import (
     Assignment,
     Bundle,
     Copy,
@@ -13,7 +13,7 @@ from dbdask.numbers.bundles import (
     choose_backup,
     work_out,
 )
-from dbdask.numbers.portions import Portion
+from dbdask.schedule.portions import Portion
 
 
 def portions(count):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dbdask.errors import CheckpointError
-from dbdask.numbers import checkpoint, sealed
+from dbdask.storage import checkpoint, sealed
 
 
 def write(path, number, values, run="run", commit=True):

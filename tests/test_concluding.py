@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import dbdask
-from dbdask.numbers.history import History, Record
+from dbdask.metrics.history import History, Record
 from dbdask.status import Status
 from dbdask.verbs.concluding import Setting, conclude
 from dbdask.verbs.outcome import Outcome

@@ -93,7 +93,7 @@ def serial_parameters(store, epochs, rate, batch_size=20):
     model, examples = network(), labelled(store)
     parameters = model.initial_parameters(0, 0, model.parameter_count)
     gradient = np.empty_like(parameters)
-    from dbdask.numbers.portions import suggest_portion_rows
+    from dbdask.schedule.portions import suggest_portion_rows
 
     rows = suggest_portion_rows(len(examples), examples.row_bytes, parameters.size, batch_size)
     cut, reader = examples.cut(rows, batch_size), examples.reader()
@@ -181,7 +181,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(threads_client, store, tm
 
 
 def test_where_memory_is_short_shards_write_at_rest(threads_client, store, tmp_path, monkeypatch):
-    from dbdask.numbers import policies
+    from dbdask.schedule import policies
 
     roomy = policies.shard_bytes
     monkeypatch.setattr(

@@ -7,15 +7,15 @@ import pytest
 from test_downpour import labelled, store  # noqa: F401
 
 import dbdask
-from dbdask.numbers.evaluation import (
+from dbdask.models.evaluation import (
     UNWRITTEN,
     Evaluator,
     buffer_ranges,
     loss_of_minibatch,
     mark_unwritten,
 )
-from dbdask.numbers.layout import as_layout
-from dbdask.numbers.model import as_loss, check_members
+from dbdask.models.layout import as_layout
+from dbdask.models.model import as_loss, check_members
 
 BATCH = SimpleNamespace(inputs=np.ones((4, 6), np.float32), targets=np.zeros(4, int), weights=None)
 

@@ -27,14 +27,14 @@ from test_leaving import wait_until
 
 import dbdask
 from dbdask.errors import ShardLost, Stale, WorkerError
-from dbdask.numbers import checkpoint
-from dbdask.numbers.ledger import Row, Standing
-from dbdask.numbers.optimizers import sgd
+from dbdask.optim.optimizers import sgd
+from dbdask.schedule.ledger import Row, Standing
 from dbdask.server import contact
 from dbdask.server.initial import FromModel
 from dbdask.server.parameter_server import ParameterServer
 from dbdask.server.room import rooms_of
 from dbdask.server.shard import ParameterShard
+from dbdask.storage import checkpoint
 from dbdask.verbs.barrier import Barrier
 from dbdask.verbs.downpour_method import Downpour
 from dbdask.verbs.run import Run

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dbdask.numbers.finite_differences import directions, noise_of, probe
+from dbdask.models.finite_differences import directions, noise_of, probe
 
 SIZE = 12
 CURVATURE = np.linspace(0.1, 3, SIZE)

@@ -17,8 +17,8 @@ from test_sandblaster import LinearCounting
 
 import dbdask
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
-from dbdask.numbers.bundles import Bundle
-from dbdask.numbers.portions import Portion
+from dbdask.schedule.bundles import Bundle
+from dbdask.schedule.portions import Portion
 from dbdask.server.contact import WorkerFacts
 from dbdask.server.link import ServerLink
 from dbdask.server.parameter_server import ParameterServer

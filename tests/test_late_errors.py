@@ -7,8 +7,8 @@ from test_downpour import assert_nothing_left, counted, write_store
 
 import dbdask
 from dbdask.errors import ModelError
-from dbdask.numbers.layout import Layout, Parameter
-from dbdask.numbers.member_checks import checked_initial
+from dbdask.models.layout import Layout, Parameter
+from dbdask.models.member_checks import checked_initial
 
 ROWS = 100
 VERBS = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from dbdask.numbers.layout import Layout, Parameter, as_layout, check_dims, cut
+from dbdask.models.layout import Layout, Parameter, as_layout, check_dims, cut
 
 WEIGHTS = Parameter("weights", (2, 3), ("output", "input"))
 BIAS = Parameter("bias", (2,), ("output",))

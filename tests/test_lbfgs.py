@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.optimize import fmin_l_bfgs_b, rosen, rosen_der
 
-from dbdask.numbers import lbfgs
-from dbdask.numbers.lbfgs import Settings, State, direction_coefficients
-from dbdask.numbers.line_search import CURVATURE, SUFFICIENT, Trial, strong_wolfe
-from dbdask.numbers.serial import minimise_array
+from dbdask.optim import lbfgs
+from dbdask.optim.lbfgs import Settings, State, direction_coefficients
+from dbdask.optim.line_search import CURVATURE, SUFFICIENT, Trial, strong_wolfe
+from dbdask.optim.serial import minimise_array
 
 FINE = {"epsilon": 2.0**-52}
 

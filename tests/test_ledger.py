@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dbdask.numbers.ledger import Ledger, Standing, furthest, uneven
+from dbdask.schedule.ledger import Ledger, Standing, furthest, uneven
 
 
 def test_every_step_is_admitted_once_whatever_is_repeated():

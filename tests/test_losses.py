@@ -6,7 +6,7 @@ from scipy.special import expit, log_expit, log_softmax
 from scipy.special import softmax as scipy_softmax
 from sklearn.metrics import log_loss, mean_squared_error
 
-from dbdask.numbers.losses import LOSSES, Loss, logistic, probabilities, sigmoid, softmax, squared
+from dbdask.models.losses import LOSSES, Loss, logistic, probabilities, sigmoid, softmax, squared
 
 EXAMPLES, OUTPUTS = 6, 4
 

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 import dbdask
-from dbdask.numbers.magnitudes import Magnitude, merged, scale_warning
+from dbdask.metrics.magnitudes import Magnitude, merged, scale_warning
 
 RNG = np.random.default_rng(0)
 PART = RNG.uniform(size=5000)

@@ -18,7 +18,7 @@ import pytest
 import xarray as xr
 
 import dbdask
-from dbdask.numbers import checkpoint
+from dbdask.storage import checkpoint
 from dbdask.verbs.resuming import open_checkpoint
 from dbdask.verbs.tally import Tally
 

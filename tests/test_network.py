@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
-from dbdask.numbers.layers import Dense
-from dbdask.numbers.model import Model
-from dbdask.numbers.network import Network
+from dbdask.models.layers import Dense
+from dbdask.models.model import Model
+from dbdask.models.network import Network
 
 ACTIVATIONS = ["linear", "sigmoid", "tanh", "relu"]
 PAPER = Network(

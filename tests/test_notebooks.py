@@ -48,7 +48,7 @@ def test_notebook_runs(path, tmp_path):
 
 MADE = """
 import numpy as np
-from dbdask.numbers.history import History, Record
+from dbdask.metrics.history import History, Record
 from dbdask.result import Result
 from dbdask.status import Status
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 
-from dbdask.numbers.optimizer_checks import prepared_update
-from dbdask.numbers.optimizers import RULES as BY_NAME
-from dbdask.numbers.optimizers import UpdateRule, adagrad, adam, momentum, nesterov, sgd
+from dbdask.optim.optimizer_checks import prepared_update
+from dbdask.optim.optimizers import RULES as BY_NAME
+from dbdask.optim.optimizers import UpdateRule, adagrad, adam, momentum, nesterov, sgd
 
 SIZE = 70_003  # more than two of the blocks that the rules work in
 

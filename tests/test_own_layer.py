@@ -8,7 +8,7 @@ from test_downpour import labelled, store  # noqa: F401
 from test_network import by_differences, evaluated
 
 import dbdask
-from dbdask.numbers.drawing import BLOCK
+from dbdask.models.drawing import BLOCK
 
 
 class Scale:

@@ -11,9 +11,9 @@ import pytest
 from test_downpour import client, flat, labelled, network, stop_after, store, train  # noqa: F401
 
 import dbdask
-from dbdask.numbers import checkpoint
-from dbdask.numbers.optimizer_checks import checked_optimizer, initial_slots
-from dbdask.numbers.optimizers import Sgd
+from dbdask.optim.optimizer_checks import checked_optimizer, initial_slots
+from dbdask.optim.optimizers import Sgd
+from dbdask.storage import checkpoint
 
 
 class Signum:

@@ -16,8 +16,8 @@ from test_leaving import wait_until
 from test_sandblaster import objective
 
 import dbdask
-from dbdask.numbers import checkpoint
 from dbdask.server.room import rooms_of
+from dbdask.storage import checkpoint
 
 WORKERS, L2 = 4, 1e-3
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dbdask.numbers.placement import missing_copies
+from dbdask.schedule.placement import missing_copies
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dbdask.numbers.portions import Cut, Grid, Portion, suggest_portion_rows
+from dbdask.schedule.portions import Cut, Grid, Portion, suggest_portion_rows
 
 
 def _cut(block_rows, portion_rows=64, mix_bytes=0, row_bytes=1):

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import dbdask
-from dbdask.numbers.history import History
+from dbdask.metrics.history import History
 from dbdask.result import Result
 from dbdask.status import Status
 

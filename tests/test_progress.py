@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dbdask.numbers.history import Record
+from dbdask.metrics.history import Record
 from dbdask.progress import LINE_SECONDS, Progress
 
 

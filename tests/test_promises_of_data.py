@@ -7,7 +7,7 @@ import xarray as xr
 import dbdask
 from dbdask import DataError, Dense, Examples, Network
 from dbdask.data.locations import locate
-from dbdask.numbers.sealed import local_path
+from dbdask.storage.sealed import local_path
 
 ROWS = 60
 

@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster
 from test_downpour import assert_nothing_left, counted, write_store
 
 import dbdask
-from dbdask.numbers import sealed
+from dbdask.storage import sealed
 
 
 class SlowCounting(CountingModel):

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import dbdask
-from dbdask.numbers.history import History, Record
+from dbdask.metrics.history import History, Record
 
 
 @pytest.fixture

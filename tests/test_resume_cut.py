@@ -12,7 +12,7 @@ from test_downpour import flat, stop_after, train, write_store
 from test_sandblaster import train as minimise
 
 import dbdask
-from dbdask.numbers import checkpoint
+from dbdask.storage import checkpoint
 from dbdask.verbs.run import Run
 
 

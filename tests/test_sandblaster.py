@@ -17,11 +17,11 @@ from test_recovery import assert_workers_run_tasks, kill_a_shard
 
 import dbdask
 from dbdask.errors import ShardLost, Stale
-from dbdask.numbers import checkpoint
-from dbdask.numbers.lbfgs import Settings
-from dbdask.numbers.serial import minimise_array
+from dbdask.optim.lbfgs import Settings
+from dbdask.optim.serial import minimise_array
 from dbdask.server.link import ServerLink
 from dbdask.server.room import close_room, rooms_of
+from dbdask.storage import checkpoint
 from dbdask.verbs.gradient_pass import GradientPass
 from dbdask.verbs.sandblaster_method import Sandblaster
 

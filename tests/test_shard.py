@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from dbdask.errors import Stale
-from dbdask.numbers import checkpoint
-from dbdask.numbers.layers import Dense
-from dbdask.numbers.network import Network
-from dbdask.numbers.optimizers import adagrad, sgd
+from dbdask.models.layers import Dense
+from dbdask.models.network import Network
+from dbdask.optim.optimizers import adagrad, sgd
 from dbdask.server.initial import FromModel, FromSnapshot
 from dbdask.server.shard import ParameterShard
+from dbdask.storage import checkpoint
 
 NETWORK = Network(input_shape=(3,), layers=[Dense(4)], loss="squared")
 
@@ -149,7 +149,7 @@ def test_pausing_is_told_with_the_next_acknowledgement():
 
 @pytest.mark.parametrize("again", [1, 3, 5])
 def test_a_snapshot_comes_back_to_the_bit_on_another_number_of_shards(tmp_path, again):
-    from dbdask.numbers.layout import cut
+    from dbdask.models.layout import cut
 
     path, optimizer = str(tmp_path / "run.zarr"), adagrad(0.1)
     rng = np.random.default_rng(0)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dbdask.errors import CheckpointError
-from dbdask.numbers import checkpoint, sealed
-from dbdask.numbers.layout import cut
+from dbdask.models.layout import cut
+from dbdask.storage import checkpoint, sealed
 from dbdask.verbs.daemon_threads import DaemonThreadRunner
 from dbdask.verbs.outcome import brought_home
 from dbdask.verbs.snapshots import Snapshots

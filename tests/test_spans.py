@@ -8,8 +8,8 @@ import pytest
 from dbdask.data import masks, selection
 from dbdask.data.masks import Mask
 from dbdask.data.selection import CentreRuns, Spans, block_rows
-from dbdask.numbers.lengths import Lengths
-from dbdask.numbers.portions import Grid
+from dbdask.schedule.lengths import Lengths
+from dbdask.schedule.portions import Grid
 
 
 def drawn_spans(rng):

@@ -15,8 +15,8 @@ from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 import dbdask
 from dbdask.errors import CheckpointError
-from dbdask.numbers import checkpoint, sealed
-from dbdask.numbers.layout import cut
+from dbdask.models.layout import cut
+from dbdask.storage import checkpoint, sealed
 
 SIZE, SHARDS = 10, 3
 NEVER = 1 << 30
@@ -171,7 +171,7 @@ def test_a_saved_result_is_whole_or_an_error(tmp_path, monkeypatch, how):
     model = dbdask.Network(input_shape=(), layers=[dbdask.Dense(1)], loss="squared")
     vector = np.array([2.0, 0.0], np.float32)
     status = dbdask.Status("epochs", "done")
-    result = dbdask.Result(model, examples, vector, dbdask.numbers.history.History(), status)
+    result = dbdask.Result(model, examples, vector, dbdask.metrics.history.History(), status)
     path = tmp_path / "count.zarr"
     result.save(path)
     for index in range(fate.count):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dbdask.numbers.portions import Portion
+from dbdask.schedule.portions import Portion
 from dbdask.verbs.stream import PortionStream
 
 

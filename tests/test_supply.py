@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 
 from dbdask.data.sources import open_source
 from dbdask.data.supply import Supply, gather_blocks
-from dbdask.numbers.portions import Portion
+from dbdask.schedule.portions import Portion
 
 ROWS, BLOCK, HALO = 1000, 100, 3
 

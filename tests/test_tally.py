@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dbdask.numbers.history import History, Record
+from dbdask.metrics.history import History, Record
 from dbdask.verbs.replica import PortionReport
 from dbdask.verbs.tally import Tally
 

@@ -12,10 +12,10 @@ from test_downpour import assert_nothing_left, counted, write_store
 from test_recovery import cluster, kill_a_shard  # noqa: F401  (a fixture)
 
 from dbdask.data.supply import Supply
-from dbdask.numbers.bundles import Bundle
-from dbdask.numbers.optimizers import sgd
-from dbdask.numbers.vectors import Add
+from dbdask.optim.optimizers import sgd
+from dbdask.optim.vectors import Add
 from dbdask.progress import Progress
+from dbdask.schedule.bundles import Bundle
 from dbdask.server.batch_shard import BatchShard
 from dbdask.status import Status
 from dbdask.verbs.batch_replica import BundleOrder, SandblasterJob, accrue_bundle

@@ -19,8 +19,8 @@ from test_sandblaster import assert_counted_once, count
 from test_sandblaster import train as minimise
 
 import dbdask
-from dbdask.numbers.optimizers import adagrad
-from dbdask.numbers.vectors import Fill, Scale
+from dbdask.optim.optimizers import adagrad
+from dbdask.optim.vectors import Fill, Scale
 from dbdask.server.batch_shard import BatchShard
 from dbdask.server.initial import FromModel
 from dbdask.server.link import together

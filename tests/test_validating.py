@@ -6,8 +6,8 @@ import types
 import pytest
 
 from dbdask.errors import ShardLost
-from dbdask.numbers.portions import Portion
-from dbdask.numbers.scores import Score
+from dbdask.metrics.scores import Score
+from dbdask.schedule.portions import Portion
 from dbdask.server.contact import ActorPlace
 from dbdask.verbs import validating
 from dbdask.verbs.validating import Validator

@@ -13,7 +13,7 @@ import dbdask
 from dbdask.data.fills import fill_warnings
 from dbdask.data.sources import open_source
 from dbdask.errors import DataError
-from dbdask.numbers.left_out import Fills, LeftOut
+from dbdask.schedule.left_out import Fills, LeftOut
 
 ROWS, CHUNK = 200, 20
 KINDS = ["2", "3", "3-sharded", "3-object"]

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dbdask.numbers.vectors import (
+from dbdask.optim.vectors import (
     Add,
     Combine,
     Copy,

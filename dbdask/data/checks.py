@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dbdask.data.fills import fill_warnings
 from dbdask.data.measures import BlockCount, measure_block
 from dbdask.data.sweeps import sweep
-from dbdask.numbers.left_out import LeftOut
+from dbdask.schedule.left_out import LeftOut
 
 if TYPE_CHECKING:
     from dbdask.data.examples import Examples

@@ -31,7 +31,7 @@ from dbdask.data.splits import (
 )
 from dbdask.data.sweeps import sweep
 from dbdask.errors import DataError
-from dbdask.numbers.portions import MIX_BYTES, Cut, Grid
+from dbdask.schedule.portions import MIX_BYTES, Cut, Grid
 
 
 class Examples:

@@ -17,9 +17,9 @@ from dbdask.data.labels import MISSING
 from dbdask.data.leaving_out import left_out_of
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Blocks
-from dbdask.numbers.left_out import LeftOut
-from dbdask.numbers.magnitudes import Magnitude
-from dbdask.numbers.portions import Portion
+from dbdask.metrics.magnitudes import Magnitude
+from dbdask.schedule.left_out import LeftOut
+from dbdask.schedule.portions import Portion
 
 CACHE_BYTES = 256 * 2**20
 """Stored bytes that a reader keeps, unless told otherwise."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Stored
-from dbdask.numbers.left_out import Fills
+from dbdask.schedule.left_out import Fills
 
 WORTH_A_WARNING = 0.01
 """Part of a variable's chunks that may be its fill value without a word."""

@@ -6,7 +6,7 @@ from dbdask.data.bundles import Bundle
 from dbdask.data.gathering import Block
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Variable
-from dbdask.numbers.magnitudes import Magnitude
+from dbdask.metrics.magnitudes import Magnitude
 
 MOST_VALUES = 2**16
 """Values of each variable that are looked at: a millisecond's work."""

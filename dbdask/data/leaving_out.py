@@ -5,7 +5,7 @@ import numpy as np
 from dbdask.data.gathering import Block, Gathered
 from dbdask.data.missing import SLAB_ROWS
 from dbdask.data.recipe import Recipe
-from dbdask.numbers.left_out import LeftOut
+from dbdask.schedule.left_out import LeftOut
 
 
 def left_out_of(recipe: Recipe, block: Block) -> LeftOut:

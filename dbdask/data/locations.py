@@ -18,7 +18,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 from dbdask.data.bounded_codecs import bound, most_stored_bytes, unsafe_codec
 from dbdask.data.stores import RegularStore, WatchedStore
 from dbdask.errors import DataError
-from dbdask.numbers.sealed import local_path
+from dbdask.storage.sealed import local_path
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from dbdask.data.bundles import Bundle, check_numbers
 from dbdask.data.labels import Classes
 from dbdask.data.recipe import Recipe
-from dbdask.numbers.scores import CLASS_LOSSES
+from dbdask.metrics.scores import CLASS_LOSSES
 
 
 def targets_for_loss(recipe: Recipe, loss: str | None, outputs: int | None) -> Recipe:

@@ -15,7 +15,7 @@ from dbdask.data.selection import Mask, Spans
 from dbdask.data.sources import Blocks, Variable
 from dbdask.data.standardization import Moments
 from dbdask.errors import DataError
-from dbdask.numbers.left_out import Fills
+from dbdask.schedule.left_out import Fills
 
 SLAB_BYTES = 16 * 2**20
 """Bytes of float64 that measuring takes at a time."""

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from dbdask.errors import DataError
-from dbdask.numbers.lengths import Lengths
+from dbdask.schedule.lengths import Lengths
 
 try:
     import resource

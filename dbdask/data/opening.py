@@ -12,7 +12,7 @@ from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection
 from dbdask.data.sources import Source, Variable
 from dbdask.data.windows import as_window
-from dbdask.numbers.lengths import Lengths
+from dbdask.schedule.lengths import Lengths
 
 Given = str | xr.DataArray
 Known = Given | Variable

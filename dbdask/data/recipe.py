@@ -13,8 +13,8 @@ from dbdask.data.labels import Classes
 from dbdask.data.selection import CentreRuns, Selection, block_rows, centres
 from dbdask.data.sources import Variable
 from dbdask.data.windows import Window
-from dbdask.numbers.lengths import Lengths
-from dbdask.numbers.portions import Grid
+from dbdask.schedule.lengths import Lengths
+from dbdask.schedule.portions import Grid
 
 Role = Literal["inputs", "targets", "weights"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from dbdask.data.masks import Mask
 from dbdask.data.spans import PIECE, Spans, joined
 from dbdask.data.windows import Window
-from dbdask.numbers.portions import Grid
+from dbdask.schedule.portions import Grid
 
 __all__ = ["CentreRuns", "Centres", "Mask", "Selection", "Spans", "block_rows", "centres"]
 

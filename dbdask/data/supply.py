@@ -31,7 +31,7 @@ from distributed import Client, Future, rejoin, secede
 
 from dbdask.data.routes import Blocked, Held, Piece
 from dbdask.data.variables import Variable
-from dbdask.numbers.portions import Portion
+from dbdask.schedule.portions import Portion
 
 _Name = tuple[int, int, tuple[int, ...]]
 

@@ -34,7 +34,7 @@ from dbdask.data.routes import (
     origin_of,
 )
 from dbdask.errors import DataError
-from dbdask.numbers.lengths import Lengths
+from dbdask.schedule.lengths import Lengths
 
 DEFAULT_BLOCK_BYTES = 8 * 2**20
 TEXT_BYTES = 16

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dbdask.errors import Stale
-from dbdask.numbers.vectors import Command, carry_out
+from dbdask.optim.vectors import Command, carry_out
 from dbdask.server.shard import ParameterShard
 
 

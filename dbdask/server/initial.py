@@ -3,16 +3,16 @@
 import pickle
 from dataclasses import dataclass
 
-from dbdask.numbers import checkpoint
-from dbdask.numbers.layout import as_layout
-from dbdask.numbers.ledger import Ledger, Row
-from dbdask.numbers.member_checks import checked_initial
-from dbdask.numbers.optimizer_checks import initial_slots
-from dbdask.numbers.optimizers import Optimizer
-from dbdask.numbers.users_code import UsersCode
+from dbdask.models.layout import as_layout
+from dbdask.models.member_checks import checked_initial
+from dbdask.optim.optimizer_checks import initial_slots
+from dbdask.optim.optimizers import Optimizer
+from dbdask.schedule.ledger import Ledger, Row
 from dbdask.server.contact import ActorPlace, call_actor, start_on, this_worker, worker_loop
 from dbdask.server.portable import portable_errors
 from dbdask.server.shard import ShardState
+from dbdask.storage import checkpoint
+from dbdask.users_code import UsersCode
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import numpy as np
 from distributed import Client, Future
 
 from dbdask.errors import ShardLost
-from dbdask.numbers.layout import cut
-from dbdask.numbers.ledger import Standing
-from dbdask.numbers.optimizers import Optimizer
-from dbdask.numbers.placement import missing_copies
+from dbdask.models.layout import cut
+from dbdask.optim.optimizers import Optimizer
+from dbdask.schedule.ledger import Standing
+from dbdask.schedule.placement import missing_copies
 from dbdask.server.contact import (
     ActorPlace,
     answers_ping,

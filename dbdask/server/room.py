@@ -19,7 +19,7 @@ from distributed import Worker
 from threadpoolctl import ThreadpoolController
 
 from dbdask.errors import Stale
-from dbdask.numbers.policies import cache_bytes
+from dbdask.schedule.policies import cache_bytes
 from dbdask.server.contact import answers_ping, this_worker, worker_loop
 from dbdask.server.deadlines import deadline
 from dbdask.server.link import Calls, ServerHandle, ServerLink

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dbdask.errors import ShardLost, Stale
-from dbdask.numbers import checkpoint
-from dbdask.numbers.ledger import Ledger, Row, Standing
-from dbdask.numbers.optimizer_checks import prepared_update
-from dbdask.numbers.optimizers import Optimizer
-from dbdask.numbers.users_code import UsersCode
+from dbdask.optim.optimizer_checks import prepared_update
+from dbdask.optim.optimizers import Optimizer
+from dbdask.schedule.ledger import Ledger, Row, Standing
 from dbdask.server.portable import portable
+from dbdask.storage import checkpoint
+from dbdask.users_code import UsersCode
 
 REMEMBERED = 64  # commands whose answers are kept for a repeat
 

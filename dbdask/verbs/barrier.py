@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from dbdask.numbers.ledger import Standing, uneven
-from dbdask.numbers.portions import Portion
+from dbdask.schedule.ledger import Standing, uneven
+from dbdask.schedule.portions import Portion
 from dbdask.verbs.run import Run
 from dbdask.verbs.stream import PortionStream
 

@@ -12,19 +12,19 @@ import numpy as np
 
 from dbdask.data.supply import gather_blocks
 from dbdask.errors import TROUBLE
-from dbdask.numbers.bundles import Bundle
-from dbdask.numbers.evaluation import Evaluator
-from dbdask.numbers.gradients import (
+from dbdask.metrics.magnitudes import Magnitude
+from dbdask.models.evaluation import Evaluator
+from dbdask.models.layout import as_layout
+from dbdask.optim.gradients import (
     divide_and_measure,
     first_bad_parameter,
     is_good,
     minibatch_seed,
     weight_of,
 )
-from dbdask.numbers.layout import as_layout
-from dbdask.numbers.left_out import LeftOut
-from dbdask.numbers.magnitudes import Magnitude
-from dbdask.numbers.portions import Portion
+from dbdask.schedule.bundles import Bundle
+from dbdask.schedule.left_out import LeftOut
+from dbdask.schedule.portions import Portion
 from dbdask.server.link import ServerHandle
 from dbdask.server.portable import portable_errors
 from dbdask.server.room import Room, open_room

@@ -2,7 +2,7 @@
 
 import math
 
-from dbdask.numbers.lbfgs import Settings, State
+from dbdask.optim.lbfgs import Settings, State
 from dbdask.status import Status
 from dbdask.verbs.gradient_pass import PassStatistics
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from dbdask.data.examples import Examples
 from dbdask.errors import DataError
-from dbdask.numbers.model_checks import ModelReport, check_on_batch
-from dbdask.numbers.model_trial import ExampleBatch
-from dbdask.numbers.portions import Portion
-from dbdask.numbers.scores import NOTHING
+from dbdask.metrics.scores import NOTHING
+from dbdask.models.model_checks import ModelReport, check_on_batch
+from dbdask.models.model_trial import ExampleBatch
+from dbdask.schedule.portions import Portion
 from dbdask.verbs import arguments
 from dbdask.verbs.fitting import check_contract, check_fit, targets_for
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dbdask.data.examples import Examples
-from dbdask.numbers.history import History, Record
-from dbdask.numbers.magnitudes import Magnitude, merged, scale_warning
+from dbdask.metrics.history import History, Record
+from dbdask.metrics.magnitudes import Magnitude, merged, scale_warning
 from dbdask.status import Status
 from dbdask.verbs.outcome import Outcome
 from dbdask.verbs.tally import Tally

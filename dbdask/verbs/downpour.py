@@ -8,13 +8,13 @@ from distributed import Client
 
 from dbdask.data.examples import Examples
 from dbdask.data.supply import Supply
-from dbdask.numbers import policies
-from dbdask.numbers.layout import as_layout
-from dbdask.numbers.optimizer_checks import checked_optimizer, kept_of
-from dbdask.numbers.optimizers import Optimizer, Sgd, adagrad
-from dbdask.numbers.portions import suggest_portion_rows
+from dbdask.models.layout import as_layout
+from dbdask.optim.optimizer_checks import checked_optimizer, kept_of
+from dbdask.optim.optimizers import Optimizer, Sgd, adagrad
 from dbdask.progress import Progress
 from dbdask.result import Result
+from dbdask.schedule import policies
+from dbdask.schedule.portions import suggest_portion_rows
 from dbdask.verbs import arguments
 from dbdask.verbs.concluding import ScaleNotice, conclude, setting_of
 from dbdask.verbs.downpour_method import Downpour

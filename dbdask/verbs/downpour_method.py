@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dbdask.numbers import policies
-from dbdask.numbers.checkpoint import Snapshot
-from dbdask.numbers.optimizers import Optimizer
-from dbdask.numbers.portions import Cut, Portion
+from dbdask.optim.optimizers import Optimizer
+from dbdask.schedule import policies
+from dbdask.schedule.portions import Cut, Portion
 from dbdask.server.shard import ParameterShard
 from dbdask.status import Status
+from dbdask.storage.checkpoint import Snapshot
 from dbdask.verbs.barrier import Barrier
 from dbdask.verbs.plan import Plan
 from dbdask.verbs.replica import PortionOrder, PortionReport, train_portion

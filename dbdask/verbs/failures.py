@@ -4,7 +4,7 @@ import logging
 from typing import Protocol
 
 from dbdask.errors import WorkerError
-from dbdask.numbers.portions import Portion
+from dbdask.schedule.portions import Portion
 
 logger = logging.getLogger("dbdask")
 

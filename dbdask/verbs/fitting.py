@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dbdask.data.examples import Examples
-from dbdask.numbers.model import check_members
+from dbdask.models.model import check_members
 
 
 def check_contract(model: Any) -> None:

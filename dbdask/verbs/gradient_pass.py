@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbdask.errors import ShardLost
-from dbdask.numbers.bundles import (
+from dbdask.metrics.magnitudes import Magnitude
+from dbdask.schedule.bundles import (
     Assignment,
     Bundle,
     Copy,
@@ -16,10 +17,9 @@ from dbdask.numbers.bundles import (
     choose_backup,
     work_out,
 )
-from dbdask.numbers.left_out import LeftOut
-from dbdask.numbers.magnitudes import Magnitude
-from dbdask.numbers.policies import places_for
-from dbdask.numbers.portions import Portion
+from dbdask.schedule.left_out import LeftOut
+from dbdask.schedule.policies import places_for
+from dbdask.schedule.portions import Portion
 from dbdask.server.parameter_server import ParameterServer
 from dbdask.verbs.batch_replica import BundleOrder, BundleReport, accrue_bundle
 from dbdask.verbs.workforce import Outstanding, Workforce

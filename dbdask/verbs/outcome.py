@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.numbers.checkpoint import Snapshot, VectorReference
-from dbdask.numbers.history import History
+from dbdask.metrics.history import History
 from dbdask.server.deadlines import deadline
 from dbdask.status import Status
+from dbdask.storage.checkpoint import Snapshot, VectorReference
 from dbdask.verbs.daemon_threads import DaemonThreadRunner
 
 logger = logging.getLogger("dbdask")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dbdask.data.supply import Supply
-from dbdask.numbers.checkpoint import Snapshot
-from dbdask.numbers.portions import Cut
+from dbdask.schedule.portions import Cut
+from dbdask.storage.checkpoint import Snapshot
 
 
 def _new_name() -> str:

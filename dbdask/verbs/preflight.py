@@ -9,7 +9,6 @@ from distributed.core import ConnectionPool
 
 from dbdask import __version__
 from dbdask.errors import CheckpointError, WorkerError
-from dbdask.numbers import checkpoint
 from dbdask.server.contact import (
     WorkerFacts,
     refused_certificate,
@@ -18,6 +17,7 @@ from dbdask.server.contact import (
     worker_answers,
 )
 from dbdask.server.deadlines import deadline
+from dbdask.storage import checkpoint
 
 PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
 LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in the client

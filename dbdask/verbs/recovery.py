@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from dbdask.errors import TROUBLE, ShardLost
-from dbdask.numbers.ledger import Standing, furthest
+from dbdask.schedule.ledger import Standing, furthest
 from dbdask.verbs.run import Run
 
 logger = logging.getLogger("dbdask")

@@ -5,11 +5,11 @@ from typing import Any
 
 from dbdask.data.examples import Examples
 from dbdask.errors import CheckpointError
-from dbdask.numbers import checkpoint as store
-from dbdask.numbers.checkpoint import Snapshot
-from dbdask.numbers.layout import as_layout
-from dbdask.numbers.portions import Cut
-from dbdask.numbers.sealed import as_json
+from dbdask.models.layout import as_layout
+from dbdask.schedule.portions import Cut
+from dbdask.storage import checkpoint as store
+from dbdask.storage.checkpoint import Snapshot
+from dbdask.storage.sealed import as_json
 
 SAME = {
     "verb": "another verb wrote it",

@@ -12,17 +12,17 @@ from typing import Any, NamedTuple, Protocol
 from distributed import Client
 
 from dbdask.errors import ShardLost
-from dbdask.numbers import policies
-from dbdask.numbers.checkpoint import VectorReference
-from dbdask.numbers.history import Record
-from dbdask.numbers.ledger import Row
-from dbdask.numbers.optimizers import Optimizer
+from dbdask.metrics.history import Record
+from dbdask.optim.optimizers import Optimizer
+from dbdask.schedule import policies
+from dbdask.schedule.ledger import Row
 from dbdask.server.contact import has_scheduler, worker_answers
 from dbdask.server.deadlines import deadline
 from dbdask.server.initial import FromModel, FromSnapshot
 from dbdask.server.parameter_server import Initial, ParameterServer
 from dbdask.server.shard import ParameterShard
 from dbdask.status import Status
+from dbdask.storage.checkpoint import VectorReference
 from dbdask.verbs.arrivals import await_workers
 from dbdask.verbs.outcome import brought_home
 from dbdask.verbs.plan import Plan

@@ -9,8 +9,8 @@ from distributed import Client
 
 from dbdask.data.examples import Examples
 from dbdask.data.supply import Supply
-from dbdask.numbers.layout import as_layout
-from dbdask.numbers.lbfgs import Settings
+from dbdask.models.layout import as_layout
+from dbdask.optim.lbfgs import Settings
 from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.verbs import arguments

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from dbdask.errors import DataError
-from dbdask.numbers import policies
-from dbdask.numbers.checkpoint import Snapshot
-from dbdask.numbers.lbfgs import (
+from dbdask.metrics.scores import NOTHING
+from dbdask.optim.lbfgs import (
     Accepted,
     Evaluate,
     Request,
@@ -25,12 +24,13 @@ from dbdask.numbers.lbfgs import (
     minimise,
     names_of,
 )
-from dbdask.numbers.optimizers import sgd
-from dbdask.numbers.portions import Cut
-from dbdask.numbers.scores import NOTHING
-from dbdask.numbers.vectors import Command, merge_answers
+from dbdask.optim.optimizers import sgd
+from dbdask.optim.vectors import Command, merge_answers
+from dbdask.schedule import policies
+from dbdask.schedule.portions import Cut
 from dbdask.server.batch_shard import BatchShard
 from dbdask.status import Status
+from dbdask.storage.checkpoint import Snapshot
 from dbdask.verbs.batch_status import batch_status
 from dbdask.verbs.gradient_pass import GradientPass, Interrupted, PassStatistics
 from dbdask.verbs.plan import Plan

@@ -14,7 +14,7 @@ import numpy as np
 from distributed import Client, LocalCluster, default_client, get_client
 
 from dbdask.data.supply import beside_task
-from dbdask.numbers.history import Record
+from dbdask.metrics.history import Record
 from dbdask.progress import Progress
 from dbdask.server.contact import client_loop, is_closed, start_on, this_worker
 from dbdask.server.deadlines import deadline

@@ -13,9 +13,9 @@ from dbdask.data.checks import drop_warning
 from dbdask.data.examples import Examples
 from dbdask.data.fills import fill_warnings
 from dbdask.errors import DataError, WorkerError
-from dbdask.numbers.layout import as_layout, check_dims
-from dbdask.numbers.portions import Cut
-from dbdask.numbers.scores import NOTHING
+from dbdask.metrics.scores import NOTHING
+from dbdask.models.layout import as_layout, check_dims
+from dbdask.schedule.portions import Cut
 from dbdask.server.contact import workers_now
 from dbdask.verbs import arguments
 from dbdask.verbs.fitting import check_contract, layout_size

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from dbdask.errors import CheckpointError
-from dbdask.numbers import checkpoint
-from dbdask.numbers.checkpoint import Snapshot
 from dbdask.server.deadlines import deadline
 from dbdask.server.parameter_server import ParameterServer
+from dbdask.storage import checkpoint
+from dbdask.storage.checkpoint import Snapshot
 from dbdask.verbs.daemon_threads import DaemonThreadRunner
 from dbdask.verbs.outcome import how_to_go_on
 

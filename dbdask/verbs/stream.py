@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dbdask.numbers.portion_marks import Finished
-from dbdask.numbers.portions import Portion, Portions
+from dbdask.schedule.portion_marks import Finished
+from dbdask.schedule.portions import Portion, Portions
 
 Identity = tuple[int, int]  # epoch, number
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from dbdask.numbers.history import History, Record
-from dbdask.numbers.magnitudes import Magnitude
-from dbdask.numbers.portion_marks import PortionTable
+from dbdask.metrics.history import History, Record
+from dbdask.metrics.magnitudes import Magnitude
+from dbdask.schedule.portion_marks import PortionTable
 from dbdask.verbs.replica import PortionReport
 
 COUNTS = ("lost", "repeated", "rolled_back", "dropped", "refused")

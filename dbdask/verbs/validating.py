@@ -10,8 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 
 from dbdask.errors import TROUBLE, CheckpointError, ShardLost, WorkerError
-from dbdask.numbers.portions import Portion
-from dbdask.numbers.scores import Score
+from dbdask.metrics.scores import Score
+from dbdask.schedule.portions import Portion
 from dbdask.server.deadlines import deadline
 from dbdask.server.parameter_server import ParameterServer
 from dbdask.server.tasks import result_of

@@ -3,8 +3,8 @@
 from typing import Any
 
 from dbdask.data.supply import gather_blocks
-from dbdask.numbers.portions import Portion
-from dbdask.numbers.scores import Score, score_minibatch
+from dbdask.metrics.scores import Score, score_minibatch
+from dbdask.schedule.portions import Portion
 from dbdask.server.link import ServerHandle
 from dbdask.server.portable import portable_errors
 from dbdask.server.room import open_room

@@ -14,7 +14,7 @@ from distributed import Client
 
 from dbdask.data.supply import Supply, why_cancelled
 from dbdask.errors import DataError, ModelError, RaisedInShard
-from dbdask.numbers.policies import places_for, tasks_for
+from dbdask.schedule.policies import places_for, tasks_for
 from dbdask.server.contact import has_scheduler, hear_out, worker_answers
 from dbdask.server.deadlines import deadline
 from dbdask.server.tasks import result_of

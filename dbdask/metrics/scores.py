@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dbdask.errors import DataError
-from dbdask.numbers.evaluation import loss_of_minibatch
-from dbdask.numbers.users_code import UsersCode
+from dbdask.models.evaluation import loss_of_minibatch
+from dbdask.users_code import UsersCode
 
 NOTHING = (
     "examples has no example with a weight above 0 that is not missing; examples.check() says "

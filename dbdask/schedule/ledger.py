@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dbdask.numbers.portion_marks import PortionTable
+from dbdask.schedule.portion_marks import PortionTable
 
 
 class Row(NamedTuple):

@@ -22,8 +22,8 @@ import numpy as np
 from zarr.core.sync import sync
 
 from dbdask.errors import CheckpointError
-from dbdask.numbers import sealed
-from dbdask.numbers.sealed import Place
+from dbdask.storage import sealed
+from dbdask.storage.sealed import Place
 
 logger = logging.getLogger("dbdask")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from dbdask.numbers.left_out import LeftOut
+from dbdask.schedule.left_out import LeftOut
 
 COORDINATES = ("seconds", "epoch", "step", "examples")
 SANDBLASTER = (

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.numbers.lbfgs import Accepted, Evaluate, Round, Settings, State, minimise
-from dbdask.numbers.vectors import Vectors, carry_out
+from dbdask.optim.lbfgs import Accepted, Evaluate, Round, Settings, State, minimise
+from dbdask.optim.vectors import Vectors, carry_out
 
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dbdask.numbers.portions import Portion
+from dbdask.schedule.portions import Portion
 
 SHARE = 0.35  # of its fair part of what is left, that a worker is given at once
 PUSH_SHARE = 0.02  # of a bundle's work that its push may take, while there is enough work

@@ -7,7 +7,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from dbdask.numbers.optimizers import Optimizer, Slots, UpdateRule, is_own
+from dbdask.optim.optimizers import Optimizer, Slots, UpdateRule, is_own
 
 RESERVED = ("parameters", "best", "commit")  # a snapshot has these beside the slots
 

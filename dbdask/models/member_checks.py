@@ -8,8 +8,8 @@ import cloudpickle
 import numpy as np
 
 from dbdask.errors import ModelError
-from dbdask.numbers.layout import Layout, as_layout, check_dims
-from dbdask.numbers.model import check_members
+from dbdask.models.layout import Layout, as_layout, check_dims
+from dbdask.models.model import check_members
 
 
 def listed_faults(faults: list[str]) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.numbers.model_trial import Faulty, Trial, is_close
+from dbdask.models.model_trial import Faulty, Trial, is_close
 
 
 def check_predict(trial: Trial, outputs: int | None) -> int:

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from dbdask.errors import ModelError
-from dbdask.numbers.finite_differences import Probe, directions, noise_of, probe
-from dbdask.numbers.layout import Layout, Parameter
-from dbdask.numbers.member_checks import (
+from dbdask.models.finite_differences import Probe, directions, noise_of, probe
+from dbdask.models.layout import Layout, Parameter
+from dbdask.models.member_checks import (
     checked_layout,
     initial_faults,
     listed_faults,
     starting_point,
     travelled,
 )
-from dbdask.numbers.model_trial import Evaluated, ExampleBatch, Faulty, Trial, is_close
-from dbdask.numbers.prediction_checks import check_predict
+from dbdask.models.model_trial import Evaluated, ExampleBatch, Faulty, Trial, is_close
+from dbdask.models.prediction_checks import check_predict
 
 MOST_ARRAYS = 8  # of which the gradient is compared with differences
 LARGE = 1_000_000  # parameters, from which on fewer arrays and threads are tried

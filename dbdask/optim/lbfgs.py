@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.numbers.line_search import Trial, strong_wolfe
-from dbdask.numbers.vectors import Add, Combine, Command, Copy, Dot, Gram, Largest
+from dbdask.optim.line_search import Trial, strong_wolfe
+from dbdask.optim.vectors import Add, Combine, Command, Copy, Dot, Gram, Largest
 
 X, GRADIENT, DIRECTION = "parameters", "gradient", "direction"
 TRIAL, TRIAL_GRADIENT = "trial", "trial_gradient"

@@ -7,9 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from dbdask.numbers.drawing import Constant, Draw, Uniform
-from dbdask.numbers.layout import Parameter
-from dbdask.numbers.losses import sigmoid
+from dbdask.models.drawing import Constant, Draw, Uniform
+from dbdask.models.layout import Parameter
+from dbdask.models.losses import sigmoid
 
 ACTIVATIONS = ("linear", "sigmoid", "tanh", "relu")
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from dbdask.errors import ModelError
-from dbdask.numbers.evaluation import (
+from dbdask.models.evaluation import (
     buffer_ranges,
     mark_unwritten,
     unwritten_message,
     unwritten_parameters,
 )
-from dbdask.numbers.layout import Layout
-from dbdask.numbers.model import as_loss
+from dbdask.models.layout import Layout
+from dbdask.models.model import as_loss
 
 
 class Faulty(Exception):

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from dbdask.errors import ModelError
-from dbdask.numbers.layout import Layout, as_layout
-from dbdask.numbers.model import as_loss
-from dbdask.numbers.users_code import UsersCode
+from dbdask.models.layout import Layout, as_layout
+from dbdask.models.model import as_loss
+from dbdask.users_code import UsersCode
 
 UNWRITTEN = np.uint32(0x7FC0DBDA)  # a quiet NaN with a payload of our own
 BLOCK = 65_536  # floats

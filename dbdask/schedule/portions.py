@@ -13,7 +13,7 @@ from typing import overload
 
 import numpy as np
 
-from dbdask.numbers.lengths import Lengths, as_lengths
+from dbdask.schedule.lengths import Lengths, as_lengths
 
 MIX_BYTES = 64 * 2**20
 """Stored bytes that a shuffle group goes on collecting: labels sorted in the store get mixed."""

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dbdask.errors import ModelError
-from dbdask.numbers.layers import Arrays, Dense, Layer, Shape, as_rows
-from dbdask.numbers.layout import Layout, Parameter, as_parameter
-from dbdask.numbers.losses import LOSSES, probabilities
+from dbdask.models.layers import Arrays, Dense, Layer, Shape, as_rows
+from dbdask.models.layout import Layout, Parameter, as_parameter
+from dbdask.models.losses import LOSSES, probabilities
 
 LAYERS: dict[str, type] = {"Dense": Dense}
 """The layers of this library, by the names under which saved models know them."""

@@ -1,0 +1,1 @@
+"""Metrics: records of a run, scores, and magnitudes of values."""

@@ -1,1 +1,0 @@
-"""Numbers: what computes, without Dask."""

@@ -1,0 +1,1 @@
+"""Optimisation: update rules, gradients, and L-BFGS on named vectors."""

@@ -1,0 +1,1 @@
+"""Storage: the format of checkpoints, with checksums."""
