@@ -20,7 +20,7 @@ import xarray as xr
 from distributed import Client, LocalCluster
 
 import dbdask
-from dbdask.verbs import gradient_pass
+from dbdask.algorithms import gradient_pass
 
 ROWS_OF_A_PORTION = 8
 SPEEDS = 3.2

@@ -20,7 +20,7 @@ import xarray as xr
 from distributed import Client, LocalCluster
 
 import dbdask
-from dbdask.server.room import rooms_of
+from dbdask.worker.context import rooms_of
 
 ROWS = 20_000
 

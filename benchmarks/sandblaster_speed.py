@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 from threadpoolctl import threadpool_limits
 
 import dbdask
-from dbdask.server.parameter_server import ParameterServer
+from dbdask.run.parameter_server import ParameterServer
 
 MINIBATCH = 256
 BOUND = 1.15  # times the pass in one process

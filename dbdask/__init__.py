@@ -19,7 +19,7 @@ _PLACES = {
     "Layout": "dbdask.models.layout",
     "Parameter": "dbdask.models.layout",
     "Model": "dbdask.models.model",
-    "check_model": "dbdask.verbs.checking",
+    "check_model": "dbdask.run.checking",
     "Optimizer": "dbdask.optim.optimizers",
     "sgd": "dbdask.optim.optimizers",
     "momentum": "dbdask.optim.optimizers",
@@ -28,8 +28,8 @@ _PLACES = {
     "adam": "dbdask.optim.optimizers",
     "Record": "dbdask.metrics.history",
     "Status": "dbdask.status",
-    "downpour": "dbdask.verbs.downpour",
-    "sandblaster": "dbdask.verbs.sandblaster",
+    "downpour": "dbdask.algorithms.downpour",
+    "sandblaster": "dbdask.algorithms.sandblaster",
     "Result": "dbdask.result",
     "load": "dbdask.result",
     "ShardLost": "dbdask.errors",
@@ -44,6 +44,8 @@ _PLACES = {
 __all__ = [*_PLACES, "__version__"]
 
 if TYPE_CHECKING:
+    from dbdask.algorithms.downpour import downpour as downpour
+    from dbdask.algorithms.sandblaster import sandblaster as sandblaster
     from dbdask.data.examples import Examples as Examples
     from dbdask.errors import CheckpointError as CheckpointError
     from dbdask.errors import DataError as DataError
@@ -70,10 +72,8 @@ if TYPE_CHECKING:
     from dbdask.optim.optimizers import sgd as sgd
     from dbdask.result import Result as Result
     from dbdask.result import load as load
+    from dbdask.run.checking import check_model as check_model
     from dbdask.status import Status as Status
-    from dbdask.verbs.checking import check_model as check_model
-    from dbdask.verbs.downpour import downpour as downpour
-    from dbdask.verbs.sandblaster import sandblaster as sandblaster
 
 
 def __getattr__(name: str) -> Any:

@@ -64,8 +64,8 @@ def nothing_held() -> Iterator[None]:
 @pytest.fixture
 def quick_turns(monkeypatch) -> None:
     """Runs look around more often, and so are far from the moment when a nanny kills a worker."""
-    monkeypatch.setattr("dbdask.verbs.roster.REFRESH_SECONDS", 0.05)
-    monkeypatch.setattr("dbdask.verbs.run.TURN_SECONDS", 0.05)
+    monkeypatch.setattr("dbdask.run.roster.REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr("dbdask.run.run.TURN_SECONDS", 0.05)
 
 
 @pytest.fixture(scope="session")

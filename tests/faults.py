@@ -130,7 +130,7 @@ class Mischief(WorkerPlugin):
         self.repeated, self.haunted, self.unanswered = repeated, haunted, unanswered
 
     def setup(self, worker) -> None:
-        from dbdask.server import contact
+        from dbdask.rpc import contact
 
         self.plain = contact._call
         self.rng = random.Random(f"{self.seed} {worker.address}")
@@ -138,7 +138,7 @@ class Mischief(WorkerPlugin):
         contact._call = self.call
 
     def teardown(self, worker) -> None:
-        from dbdask.server import contact
+        from dbdask.rpc import contact
 
         contact._call = self.plain
 

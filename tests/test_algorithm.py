@@ -9,9 +9,9 @@ import xarray as xr
 from counting import CountingModel
 
 import dbdask
+from dbdask.run.shared_arguments import validation_interval
 from dbdask.schedule.portions import suggest_portion_rows
-from dbdask.server import link
-from dbdask.verbs.settling import validation_interval
+from dbdask.worker import link
 
 ROWS, FEATURES, CLASSES, BATCH = 1200, 6, 3, 20
 

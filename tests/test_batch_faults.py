@@ -15,9 +15,9 @@ from test_leaving import wait_until
 from test_recovery import assert_workers_run_tasks
 
 import dbdask
+from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.models.layout import Layout, Parameter
-from dbdask.server.room import rooms_of
-from dbdask.verbs.sandblaster_method import Sandblaster
+from dbdask.worker.context import rooms_of
 
 ROWS, L2, WORKERS = 1200, 1e-3, 4
 SHORT = {

@@ -10,9 +10,9 @@ import xarray as xr
 
 import dbdask
 from dbdask.metrics.history import History, Record
+from dbdask.run.concluding import Setting, conclude
+from dbdask.run.outcome import Outcome
 from dbdask.status import Status
-from dbdask.verbs.concluding import Setting, conclude
-from dbdask.verbs.outcome import Outcome
 
 RNG = np.random.default_rng(0)
 NORMAL = RNG.normal(size=(600, 4))

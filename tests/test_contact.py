@@ -16,8 +16,8 @@ from test_leaving import wait_until
 from tornado.tcpclient import _Connector
 
 from dbdask.errors import ShardLost, WorkerError
-from dbdask.server import contact, tasks
-from dbdask.server.deadlines import DEFAULTS, deadline
+from dbdask.rpc import contact, tasks
+from dbdask.rpc.deadlines import DEFAULTS, deadline
 
 
 class Counter:

@@ -18,7 +18,7 @@ from test_downpour import assert_nothing_left, write_store
 from test_leaving import wait_until
 from test_recovery import train
 
-from dbdask.server.room import rooms_of
+from dbdask.worker.context import rooms_of
 
 TESTS = Path(__file__).parent
 HERE, THERE = "10.211.77.1", "10.211.77.2"

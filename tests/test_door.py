@@ -9,9 +9,9 @@ from test_leaving import wait_until
 from test_sandblaster import train as minimise
 
 import dbdask
-from dbdask.server.contact import WorkerFacts
-from dbdask.verbs.preflight import check_memory
-from dbdask.verbs.validating import Validator
+from dbdask.rpc.contact import WorkerFacts
+from dbdask.run.preflight import check_memory
+from dbdask.run.validating import Validator
 
 both_verbs = pytest.mark.parametrize("verb", [train, minimise])
 
@@ -168,7 +168,7 @@ def test_a_worker_that_cannot_see_the_checkpoint_is_named_with_the_remedy(
 def test_a_worker_with_another_dbdask_is_named_with_the_remedy(
     process_client, store, monkeypatch, verb
 ):
-    monkeypatch.setattr("dbdask.verbs.preflight.__version__", "99.0")
+    monkeypatch.setattr("dbdask.run.preflight.__version__", "99.0")
     said = rf"worker tcp://\S+ has dbdask {dbdask.__version__}, the client 99\.0: install the same"
     with pytest.raises(dbdask.WorkerError, match=said):
         verb(process_client, store)

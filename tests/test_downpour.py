@@ -7,8 +7,8 @@ from acting import SlowUntil, touch
 from counting import CountingModel
 
 import dbdask
-from dbdask.server.room import rooms_of
-from dbdask.verbs.replica import _Replica
+from dbdask.worker.context import rooms_of
+from dbdask.worker.replica import _Replica
 
 
 def write_store(path, rows=1200, chunk=100, seed=0):
@@ -189,7 +189,7 @@ def test_where_memory_is_short_shards_write_at_rest(threads_client, store, tmp_p
     )
     monkeypatch.setattr(policies, "replica_bytes", lambda *a: 0)
     copies = []
-    from dbdask.verbs.snapshots import Snapshots
+    from dbdask.run.snapshots import Snapshots
 
     taken = Snapshots.copy
     monkeypatch.setattr(Snapshots, "copy", lambda *a, **k: copies.append(k) or taken(*a, **k))

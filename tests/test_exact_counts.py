@@ -26,19 +26,19 @@ from test_downpour import (
 from test_leaving import wait_until
 
 import dbdask
+from dbdask.algorithms.barrier import Barrier
+from dbdask.algorithms.downpour_method import Downpour
 from dbdask.errors import ShardLost, Stale, WorkerError
 from dbdask.optim.optimizers import sgd
+from dbdask.rpc import contact
+from dbdask.run.parameter_server import ParameterServer
+from dbdask.run.run import Run
+from dbdask.run.shard_placement import ShardPlacement
 from dbdask.schedule.ledger import Row, Standing
-from dbdask.server import contact
-from dbdask.server.initial import FromModel
-from dbdask.server.parameter_server import ParameterServer
-from dbdask.server.room import rooms_of
-from dbdask.server.shard import ParameterShard
 from dbdask.storage import checkpoint
-from dbdask.verbs.barrier import Barrier
-from dbdask.verbs.downpour_method import Downpour
-from dbdask.verbs.run import Run
-from dbdask.verbs.shard_placement import ShardPlacement
+from dbdask.worker.context import rooms_of
+from dbdask.worker.initial import FromModel
+from dbdask.worker.shard import ParameterShard
 
 ROWS, BATCH, EPOCHS = 600, 20, 4
 

@@ -16,20 +16,20 @@ from test_recovery import assert_workers_run_tasks
 from test_sandblaster import LinearCounting
 
 import dbdask
+from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
+from dbdask.rpc.contact import WorkerFacts
+from dbdask.run.failures import MOST_ATTEMPTS
+from dbdask.run.guard import MISSED_PINGS, Guard, guarded
+from dbdask.run.parameter_server import ParameterServer
+from dbdask.run.recovery import MOST_RECOVERIES, Recovery, Returns, RunLost
+from dbdask.run.roster import Roster
+from dbdask.run.run import Run
+from dbdask.run.snapshots import Snapshots
+from dbdask.run.workforce import Outstanding, Workforce
 from dbdask.schedule.bundles import Bundle
 from dbdask.schedule.portions import Portion
-from dbdask.server.contact import WorkerFacts
-from dbdask.server.link import ServerLink
-from dbdask.server.parameter_server import ParameterServer
-from dbdask.verbs.failures import MOST_ATTEMPTS
-from dbdask.verbs.guard import MISSED_PINGS, Guard, guarded
-from dbdask.verbs.recovery import MOST_RECOVERIES, Recovery, Returns, RunLost
-from dbdask.verbs.roster import Roster
-from dbdask.verbs.run import Run
-from dbdask.verbs.sandblaster_method import Sandblaster
-from dbdask.verbs.snapshots import Snapshots
-from dbdask.verbs.workforce import Outstanding, Workforce
+from dbdask.worker.link import ServerLink
 
 ROWS, BAD_ROW = 1200, 777
 ENDLESS = 20  # what happens so often would have no end

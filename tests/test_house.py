@@ -1,4 +1,4 @@
-"""The house: floors, laziness, silence."""
+"""The structure: imports, laziness, silence."""
 
 import ast
 import subprocess
@@ -12,8 +12,8 @@ import dbdask
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dbdask"
-ROOMS = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-FLOORS = {
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+LEVELS = {
     "errors": 0,
     "users_code": 0,
     "schedule": 1,
@@ -22,10 +22,12 @@ FLOORS = {
     "models": 2,
     "metrics": 3,
     "data": 4,
-    "server": 5,
-    "verbs": 7,
+    "rpc": 4,
+    "worker": 5,
+    "run": 7,
+    "algorithms": 8,
 }
-RESULT_FLOOR = 6
+TOP_LEVEL = 6  # modules such as `result`, which read and score without a run
 KNOWS_DASK = {"dbdask.data.supply"}
 
 
@@ -34,11 +36,11 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def floor_of(module):
+def level_of(module):
     parts = module.split(".")
     assert parts[0] == "dbdask", module
-    assert len(parts) > 1, "import the room, not the front door"
-    return FLOORS.get(parts[1], RESULT_FLOOR)
+    assert len(parts) > 1, "import the module, not the package"
+    return LEVELS.get(parts[1], TOP_LEVEL)
 
 
 def imported_names(tree):
@@ -51,15 +53,49 @@ def imported_names(tree):
                 yield node.module
 
 
-@pytest.mark.parametrize("path", ROOMS, ids=name_of)
+def strongly_connected(graph):
+    """Sets of nodes that reach each other: Kosaraju's two searches."""
+    order, seen = [], set()
+
+    def visit(node, edges, found):
+        seen.add(node)
+        for other in edges.get(node, ()):
+            if other in graph and other not in seen:
+                visit(other, edges, found)
+        found.append(node)
+
+    for node in graph:
+        if node not in seen:
+            visit(node, graph, order)
+    reverse = {node: {o for o, edges in graph.items() if node in edges} for node in graph}
+    seen.clear()
+    rings = []
+    for node in reversed(order):
+        if node not in seen:
+            rings.append([])
+            visit(node, reverse, rings[-1])
+    return [sorted(ring) for ring in rings]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_down_only(path):
-    own = floor_of(name_of(path))
+    own = level_of(name_of(path))
     for module in imported_names(ast.parse(path.read_text())):
         if module.split(".")[0] == "dbdask":
-            assert floor_of(module) <= own, f"{name_of(path)} imports {module}, a floor above"
+            assert level_of(module) <= own, f"{name_of(path)} imports {module}, a level above"
 
 
-@pytest.mark.parametrize("path", ROOMS, ids=name_of)
+def test_no_imports_form_a_circle():
+    """Imports inside functions and those for types only count as well."""
+    graph = {
+        name_of(path): {m for m in imported_names(ast.parse(path.read_text())) if "dbdask" in m}
+        for path in MODULES
+    }
+    circles = [ring for ring in strongly_connected(graph) if len(ring) > 1]
+    assert not circles
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_the_library_does_not_print(path):
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     assert not [
@@ -81,14 +117,14 @@ print(*sorted({{name.split(".")[0] for name in sys.modules}} & {{"dask", "distri
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("floor", ["schedule", "optim", "storage", "models", "metrics", "data"])
-def test_what_computes_loads_no_dask(floor):
-    rooms = {name_of(path) for path in (PACKAGE / floor).glob("*.py")} - KNOWS_DASK
-    assert rooms
-    assert loaded_by("\n".join(f"import {room}" for room in sorted(rooms))) == []
+@pytest.mark.parametrize("package", ["schedule", "optim", "storage", "models", "metrics", "data"])
+def test_what_computes_loads_no_dask(package):
+    modules = {name_of(path) for path in (PACKAGE / package).glob("*.py")} - KNOWS_DASK
+    assert modules
+    assert loaded_by("\n".join(f"import {module}" for module in sorted(modules))) == []
 
 
-def test_the_front_door_loads_names_when_they_are_used():
+def test_the_package_loads_names_when_they_are_used():
     assert loaded_by("import dbdask") == []
     assert loaded_by("import dbdask; dbdask.Network, dbdask.adagrad") == []
 

@@ -20,8 +20,8 @@ from test_recovery import SlowCounting, assert_workers_run_tasks
 from test_sandblaster import LinearCounting
 
 import dbdask
-from dbdask.server.room import Room, _rooms
-from dbdask.server.shard import ParameterShard, ShardState
+from dbdask.worker.context import Room, _rooms
+from dbdask.worker.shard import ParameterShard, ShardState
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),

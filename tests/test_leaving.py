@@ -16,9 +16,9 @@ from test_downpour import assert_nothing_left, write_store
 from test_recovery import assert_workers_run_tasks, train
 
 import dbdask
-from dbdask.server.contact import WorkerFacts
-from dbdask.verbs import shard_placement
-from dbdask.verbs.shard_placement import ShardPlacement
+from dbdask.rpc.contact import WorkerFacts
+from dbdask.run import shard_placement
+from dbdask.run.shard_placement import ShardPlacement
 
 EPOCHS = 8
 

@@ -19,8 +19,8 @@ from test_workforce import workforce
 
 import dbdask
 from dbdask.errors import WorkerError
-from dbdask.server.tasks import Whereabouts, whereabouts
-from dbdask.verbs import lost_tasks
+from dbdask.rpc.tasks import Whereabouts, whereabouts
+from dbdask.run import lost_tasks
 
 ROWS = 1200
 AT_WORK = Whereabouts("processing", "executing")

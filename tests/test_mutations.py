@@ -18,9 +18,9 @@ import pytest
 import xarray as xr
 
 import dbdask
+from dbdask.run.resuming import open_checkpoint
+from dbdask.run.tally import Tally
 from dbdask.storage import checkpoint
-from dbdask.verbs.resuming import open_checkpoint
-from dbdask.verbs.tally import Tally
 
 MOST_BYTES = 16 * 2**20  # what a read may take; the true numbers are a few KB
 ROWS = 240

@@ -12,14 +12,14 @@ from test_downpour import assert_nothing_left, counted, labelled, network, write
 from test_sandblaster import ROWS, LinearCounting, objective
 
 import dbdask
-from dbdask.server import contact
-from dbdask.server.batch_shard import BatchShard
-from dbdask.server.parameter_server import ParameterServer
-from dbdask.verbs import gradient_pass
-from dbdask.verbs.batch_replica import BundleReport
-from dbdask.verbs.gradient_pass import GradientPass, PassStatistics
-from dbdask.verbs.sandblaster_method import Sandblaster
-from dbdask.verbs.workforce import Outstanding
+from dbdask.algorithms import gradient_pass
+from dbdask.algorithms.gradient_pass import GradientPass, PassStatistics
+from dbdask.algorithms.sandblaster_method import Sandblaster
+from dbdask.rpc import contact
+from dbdask.run.parameter_server import ParameterServer
+from dbdask.run.workforce import Outstanding
+from dbdask.worker.batch_replica import BundleReport
+from dbdask.worker.batch_shard import BatchShard
 
 SHARDS = 2
 PORTION = 50  # rows: one minibatch

@@ -13,13 +13,14 @@ from test_pass import LONGEST, SHARDS, count
 from test_sandblaster import ROWS
 
 import dbdask
+from dbdask.algorithms import gradient_pass
+from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.data import feed
 from dbdask.data.stores import RegularStore
-from dbdask.server import contact, parameter_server
-from dbdask.server.room import Room
-from dbdask.verbs import gradient_pass
-from dbdask.verbs.sandblaster_method import Sandblaster
-from dbdask.verbs.workforce import Workforce
+from dbdask.rpc import contact
+from dbdask.run import parameter_server
+from dbdask.run.workforce import Workforce
+from dbdask.worker.context import Room
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from test_leaving import wait_until
 from test_sandblaster import objective
 
 import dbdask
-from dbdask.server.room import rooms_of
 from dbdask.storage import checkpoint
+from dbdask.worker.context import rooms_of
 
 WORKERS, L2 = 4, 1e-3
 

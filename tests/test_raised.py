@@ -18,7 +18,7 @@ from test_downpour import assert_nothing_left, counted, network, write_store
 
 import dbdask
 from dbdask.errors import RaisedInShard, ShardLost, Stale, WorkerError
-from dbdask.server.portable import MOST_BYTES, MOST_ERRORS, MOST_FRAMES, portable, portable_errors
+from dbdask.rpc.portable import MOST_BYTES, MOST_ERRORS, MOST_FRAMES, portable, portable_errors
 from dbdask.users_code import UsersCode
 
 ROWS = 200

@@ -22,7 +22,7 @@ from test_leaving import addresses, shard_workers, wait_until
 from test_sandblaster import assert_counted_once, count
 
 import dbdask
-from dbdask.server.contact import client_loop
+from dbdask.rpc.contact import client_loop
 
 EPOCHS = 8
 

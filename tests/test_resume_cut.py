@@ -12,8 +12,8 @@ from test_downpour import flat, stop_after, train, write_store
 from test_sandblaster import train as minimise
 
 import dbdask
+from dbdask.run.run import Run
 from dbdask.storage import checkpoint
-from dbdask.verbs.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import dask
 import pytest
 
 from dbdask.errors import WorkerError
-from dbdask.server.contact import WorkerFacts
-from dbdask.verbs import preflight
-from dbdask.verbs import roster as room
-from dbdask.verbs import shard_placement as places
-from dbdask.verbs.preflight import Unheard
-from dbdask.verbs.roster import Roster
-from dbdask.verbs.shard_placement import ShardPlacement, eligible_workers
+from dbdask.rpc.contact import WorkerFacts
+from dbdask.run import preflight
+from dbdask.run import roster as room
+from dbdask.run import shard_placement as places
+from dbdask.run.preflight import Unheard
+from dbdask.run.roster import Roster
+from dbdask.run.shard_placement import ShardPlacement, eligible_workers
 
 SHORT = {"dbdask.answer": "20ms", "dbdask.ping": "100ms"}
 

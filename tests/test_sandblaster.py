@@ -16,14 +16,14 @@ from test_leaving import addresses, shard_workers, wait_until
 from test_recovery import assert_workers_run_tasks, kill_a_shard
 
 import dbdask
+from dbdask.algorithms.gradient_pass import GradientPass
+from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.errors import ShardLost, Stale
 from dbdask.optim.lbfgs import Settings
 from dbdask.optim.serial import minimise_array
-from dbdask.server.link import ServerLink
-from dbdask.server.room import close_room, rooms_of
 from dbdask.storage import checkpoint
-from dbdask.verbs.gradient_pass import GradientPass
-from dbdask.verbs.sandblaster_method import Sandblaster
+from dbdask.worker.context import close_room, rooms_of
+from dbdask.worker.link import ServerLink
 
 ROWS = 1200
 
@@ -422,7 +422,7 @@ def test_callbacks_and_interrupts_stop_it(threads_client, store, how):
 
 def test_a_task_that_comes_after_the_end_opens_no_room(threads_client):
     def late(run):
-        from dbdask.server.room import open_room
+        from dbdask.worker.context import open_room
 
         open_room(run, pickle.dumps(None))
 

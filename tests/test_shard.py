@@ -10,9 +10,9 @@ from dbdask.errors import Stale
 from dbdask.models.layers import Dense
 from dbdask.models.network import Network
 from dbdask.optim.optimizers import adagrad, sgd
-from dbdask.server.initial import FromModel, FromSnapshot
-from dbdask.server.shard import ParameterShard
 from dbdask.storage import checkpoint
+from dbdask.worker.initial import FromModel, FromSnapshot
+from dbdask.worker.shard import ParameterShard
 
 NETWORK = Network(input_shape=(3,), layers=[Dense(4)], loss="squared")
 

@@ -14,7 +14,7 @@ from test_downpour import assert_nothing_left, write_store
 from test_leaving import addresses, shard_workers, wait_until
 from test_recovery import assert_workers_run_tasks, train
 
-import dbdask.verbs.preflight
+import dbdask.run.preflight
 
 SHORT = {
     "dbdask.silence": "500ms",
@@ -41,7 +41,7 @@ def client():
 
 
 def imported_by_checks():
-    return dbdask.verbs.preflight.__name__
+    return dbdask.run.preflight.__name__
 
 
 class Stopped:

@@ -11,10 +11,10 @@ import pytest
 
 from dbdask.errors import CheckpointError
 from dbdask.models.layout import cut
+from dbdask.run.daemon_threads import DaemonThreadRunner
+from dbdask.run.outcome import brought_home
+from dbdask.run.snapshots import Snapshots
 from dbdask.storage import checkpoint, sealed
-from dbdask.verbs.daemon_threads import DaemonThreadRunner
-from dbdask.verbs.outcome import brought_home
-from dbdask.verbs.snapshots import Snapshots
 
 SIZE, SHARDS, NAMES = 10, 5, ["parameters"]
 
@@ -211,7 +211,7 @@ def test_what_was_given_up_before_it_began_is_not_done_and_an_error_comes_out():
 def test_what_hangs_keeps_no_process_from_ending():
     program = """
 import asyncio, threading
-from dbdask.verbs.daemon_threads import DaemonThreadRunner
+from dbdask.run.daemon_threads import DaemonThreadRunner
 
 async def live():
     try:

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from dbdask.algorithms.stream import PortionStream
 from dbdask.schedule.portions import Portion
-from dbdask.verbs.stream import PortionStream
 
 
 def portions_of(epoch):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dbdask.metrics.history import History, Record
-from dbdask.verbs.replica import PortionReport
-from dbdask.verbs.tally import Tally
+from dbdask.run.tally import Tally
+from dbdask.worker.replica import PortionReport
 
 BATCH, ROWS = 20, 90  # five steps, the last one short
 

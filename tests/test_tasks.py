@@ -9,8 +9,8 @@ import pytest
 from distributed import Client, LocalCluster
 from distributed.client import FutureCancelledError
 
-from dbdask.server import tasks
-from dbdask.server.tasks import result_of
+from dbdask.rpc import tasks
+from dbdask.rpc.tasks import result_of
 
 TURNS = 40  # of the loop, until the question is sent
 

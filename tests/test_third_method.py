@@ -15,15 +15,15 @@ from dbdask.data.supply import Supply
 from dbdask.optim.optimizers import sgd
 from dbdask.optim.vectors import Add
 from dbdask.progress import Progress
+from dbdask.run.plan import Plan
+from dbdask.run.resuming import open_checkpoint, settings_of
+from dbdask.run.run import Memory, Reached, Run, ShardKind
+from dbdask.run.session import watch
+from dbdask.run.training import train
 from dbdask.schedule.bundles import Bundle
-from dbdask.server.batch_shard import BatchShard
 from dbdask.status import Status
-from dbdask.verbs.batch_replica import BundleOrder, SandblasterJob, accrue_bundle
-from dbdask.verbs.plan import Plan
-from dbdask.verbs.resuming import open_checkpoint, settings_of
-from dbdask.verbs.run import Memory, Reached, Run, ShardKind
-from dbdask.verbs.session import watch
-from dbdask.verbs.training import train
+from dbdask.worker.batch_replica import BundleOrder, SandblasterJob, accrue_bundle
+from dbdask.worker.batch_shard import BatchShard
 
 ROWS, PORTION, N, EPOCHS = 1200, 50, 4, 3
 

@@ -21,10 +21,10 @@ from test_sandblaster import train as minimise
 import dbdask
 from dbdask.optim.optimizers import adagrad
 from dbdask.optim.vectors import Fill, Scale
-from dbdask.server.batch_shard import BatchShard
-from dbdask.server.initial import FromModel
-from dbdask.server.link import together
-from dbdask.server.shard import Acknowledgement, ParameterShard
+from dbdask.worker.batch_shard import BatchShard
+from dbdask.worker.initial import FromModel
+from dbdask.worker.link import together
+from dbdask.worker.shard import Acknowledgement, ParameterShard
 
 ROWS = 1200
 

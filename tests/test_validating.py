@@ -7,10 +7,10 @@ import pytest
 
 from dbdask.errors import ShardLost
 from dbdask.metrics.scores import Score
+from dbdask.rpc.contact import ActorPlace
+from dbdask.run import validating
+from dbdask.run.validating import Validator
 from dbdask.schedule.portions import Portion
-from dbdask.server.contact import ActorPlace
-from dbdask.verbs import validating
-from dbdask.verbs.validating import Validator
 
 PORTION = Portion(epoch=0, number=0, group=0, blocks=(0,), start=0, stop=10, seed=())
 

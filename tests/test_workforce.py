@@ -10,9 +10,9 @@ from test_giving_up import outstanding, portion, report
 from test_roster import Cluster, live
 
 from dbdask.errors import RaisedInShard, ShardLost, WorkerError
-from dbdask.verbs import workforce as room
-from dbdask.verbs.failures import MOST_ATTEMPTS
-from dbdask.verbs.workforce import Workforce
+from dbdask.run import workforce as room
+from dbdask.run.failures import MOST_ATTEMPTS
+from dbdask.run.workforce import Workforce
 
 
 def workforce(cluster, monkeypatch, only=None):

@@ -1,0 +1,1 @@
+"""The algorithms of the paper: each public function and its method."""

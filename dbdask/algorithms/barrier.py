@@ -1,0 +1,67 @@
+"""The barrier: replicas come to rest between two steps, and all shards hold the same ones."""
+
+from collections.abc import Callable
+
+from dbdask.algorithms.stream import PortionStream
+from dbdask.run.run import Run
+from dbdask.schedule.ledger import Standing, uneven
+from dbdask.schedule.portions import Portion
+
+
+class Barrier:
+    """Brings a run to rest (a replica hands its portion back with the push that it is in).
+
+    Parameters
+    ----------
+    stream
+        Knows the epoch that is open, and its portions.
+    complete
+        Has a worker bring all shards to the last step of a portion that one of them has.
+    """
+
+    def __init__(
+        self,
+        stream: PortionStream,
+        complete: Callable[[Run, Portion, str], None],
+    ) -> None:
+        self.stream, self.complete = stream, complete
+        self.standing = Standing([], 0)  # of every copy of every shard, at the last rest
+
+    async def rest(self, run: Run) -> None:
+        """Return when no replica works and every shard has applied the same steps.
+
+        A task that was given up for silent may still be pushing: then the generation ends too.
+        """
+        await run.server.order("pause", True)
+        await self._empty(run)
+        if run.workforce.abandoned:
+            async with run.validator.choice:
+                await run.server.advance()
+            run.workforce.abandoned = False
+        while apart := await self._uneven(run):
+            await self._even_out(run, apart)
+
+    async def release(self, run: Run) -> None:
+        """Let replicas go on."""
+        await run.server.order("pause", False)
+
+    async def _uneven(self, run: Run) -> set[tuple[int, int]]:
+        """The portions that copies of shards hold at different steps."""
+        standings = await run.server.pause()
+        self.standing = standings[0]
+        # Some shards may not have heard yet that other epochs are closed.
+        return uneven(standings, self.stream.epoch)
+
+    async def _empty(self, run: Run) -> None:
+        """Take in until nothing is outstanding; trouble on the way comes out."""
+        while run.workforce.outstanding:
+            await run.take_in()
+
+    async def _even_out(self, run: Run, apart: set[tuple[int, int]]) -> None:
+        """Bring the shards that lack a step of a portion to the step that others have."""
+        while not run.roster.workers:  # until one comes, or none does for too long
+            await run.take_in()
+        workers = run.roster.workers
+        for (_, number), worker in zip(apart, workers * len(apart), strict=False):
+            self.complete(run, self.stream.portion(number), worker)
+        await self._empty(run)

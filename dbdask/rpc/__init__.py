@@ -1,0 +1,1 @@
+"""The only package that touches the inside of distributed: calls by address, and tasks."""

@@ -1,0 +1,438 @@
+"""Calls to actors and workers by address: with `tasks`, the inside of `distributed`.
+
+An `Actor` waits through the scheduler's view of the world and may wait for ever; here every call
+goes over a direct connection, under a deadline, and ends in the answer or in `ShardLost`.
+"""
+
+import asyncio
+import concurrent.futures
+import pickle
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import cloudpickle
+from distributed import Client, Worker
+from distributed.comm import get_address_host_port
+from distributed.core import ConnectionPool, send_recv
+from distributed.protocol import to_serialize
+from distributed.worker import get_worker
+
+from dbdask.errors import SchedulerLost, ShardLost, WorkerError
+from dbdask.rpc.deadlines import deadline
+
+
+class ActorPlace(NamedTuple):
+    """Where an actor lives: enough to call it, without depending on its task."""
+
+    worker: str
+    key: str
+
+
+T = TypeVar("T")
+
+LOST = (OSError, KeyError, asyncio.TimeoutError)
+FIRST_TRY_SECONDS = 0.5
+GRACE_SECONDS = 1.0  # a connection that nobody waits for any more
+
+
+async def call_actor(
+    pool: ConnectionPool, place: ActorPlace, method: str, *arguments: Any, nbytes: int = 0
+) -> Any:
+    """Call a method of an actor; a passed deadline asks the actor's worker, it does not judge.
+
+    Parameters
+    ----------
+    pool
+        The connection pool of the calling worker or client.
+    place
+        The actor's address.
+    method, arguments
+        What to call; arrays among the arguments travel as they are.
+    nbytes
+        Bytes that travel with the call or its answer; they lengthen the deadline.
+
+    Raises
+    ------
+    ShardLost
+        The worker left, forgot the actor, or answers no ping.
+    Exception
+        Whatever the method raised: what it is called says nothing of the actor.
+    """
+    try:
+        return await while_alive(
+            _call(pool, place, method, arguments),
+            lambda: answers_ping(pool, place),
+            ShardLost(f"{place.key} on {place.worker} answers no ping"),
+            nbytes=nbytes,
+        )
+    except MethodRaised as raised:
+        failure = raised.error
+    except ShardLost:
+        raise
+    except (*LOST, RuntimeError) as error:  # the latter of a client or worker that is closed
+        why = refused_certificate(pool, place.worker, error) or f"is gone: {error!r}"
+        raise ShardLost(f"{place.key} on {place.worker} {why}") from error
+    raise failure
+
+
+async def while_alive(
+    work: Coroutine[Any, Any, T],
+    probe: Callable[[], Awaitable[bool]],
+    silence: Exception,
+    *,
+    nbytes: int = 0,
+) -> T:
+    """Await work on a worker for as long as a probe gives a sign of life.
+
+    A passed deadline asks and does not judge: what answers is busy, and is waited for.
+
+    Parameters
+    ----------
+    work
+        Is cancelled where its result is not wanted any more.
+    probe
+        Asks for a sign of life; called each time the deadline `answer` has passed.
+    silence
+        Raised if none came.
+    nbytes
+        Bytes that travel with the work or its answer; they lengthen the deadline.
+    """
+    working = asyncio.ensure_future(work)
+    working.add_done_callback(hear_out)
+    try:
+        while not (await asyncio.wait({working}, timeout=deadline("answer", nbytes)))[0]:
+            if not await probe() and not working.done():
+                raise silence
+        return working.result()
+    finally:
+        working.cancel()
+
+
+def hear_out(work: "asyncio.Task[Any]") -> None:
+    """Take the error of work that nobody may wait for any more, before asyncio complains."""
+    if not work.cancelled():
+        work.exception()
+
+
+class MethodRaised(Exception):
+    """An actor's method raised the error that this one carries; the connection is well."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(repr(error))
+        self.error = error
+
+
+async def _call(
+    pool: ConnectionPool,
+    place: ActorPlace,
+    method: str,
+    arguments: tuple[Any, ...],
+    connecting: str = "connect",
+) -> Any:
+    reply = await _talk(
+        pool,
+        place.worker,
+        connecting,
+        op="actor_execute",
+        actor=place.key,
+        function=method,
+        args=[to_serialize(argument) for argument in arguments],
+        kwargs={},
+    )
+    if reply["status"] == "error":
+        raise MethodRaised(unwrap(reply["exception"]))
+    return unwrap(reply["result"])
+
+
+async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: Any) -> Any:
+    """One message and its answer over a pooled connection; `connecting` names its deadline."""
+    comm = await _connect(pool, address, deadline(connecting))
+    try:
+        return await send_recv(comm, reply=True, **message)
+    finally:
+        pool.reuse(address, comm)
+
+
+async def _connect(pool: ConnectionPool, address: str, seconds: float) -> Any:
+    """Return a connection; Dask tries an address where nobody listens until the time is up.
+
+    Tornado never closes a socket whose connecting is cancelled in the very turn in which it is
+    connected. So nothing is cancelled at once, and Dask gets all the time there is: it cancels what
+    takes longer than a fifth of it, and begins again.
+    """
+    if any(not comm.closed() for comm in pool.available.get(address, ())):
+        return await pool.connect(address, timeout=seconds)
+    connecting = asyncio.ensure_future(pool.connect(address, timeout=seconds))
+    try:
+        await asyncio.wait({connecting}, timeout=FIRST_TRY_SECONDS)
+        if not connecting.done() and await _nobody_listens(address):
+            raise ConnectionRefusedError(f"nobody listens at {address}")
+        await asyncio.wait({connecting})
+        return connecting.result()
+    except BaseException:
+        _let_end(pool, address, connecting)
+        raise
+
+
+def _let_end(pool: ConnectionPool, address: str, connecting: "asyncio.Task[Any]") -> None:
+    """Leave a connection that nobody waits for any more to the next who asks, if it is made."""
+
+    def give_back(connecting: "asyncio.Task[Any]") -> None:
+        if not connecting.cancelled() and connecting.exception() is None:
+            pool.reuse(address, connecting.result())
+
+    connecting.add_done_callback(give_back)
+    asyncio.get_running_loop().call_later(GRACE_SECONDS, connecting.cancel)
+
+
+async def _nobody_listens(address: str) -> bool:
+    """Whether a connection is refused: the process is gone, where a busy one lets it wait."""
+    if not address.startswith(("tcp://", "tls://")):
+        return False
+    host, port = get_address_host_port(address)
+    try:
+        async with asyncio.timeout(FIRST_TRY_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return False
+
+
+def refused_certificate(pool: ConnectionPool, address: str, error: BaseException) -> str:
+    """Say what to do where a connection ended in TLS; nothing where it ended otherwise."""
+    if not (address.startswith("tls://") and re.search(r"TLS cert|SSL\w*Error", repr(error))):
+        return ""
+    server = pool.server() if pool.server else None
+    caller = getattr(server, "address", "the client")
+    return (
+        f"cannot be reached from {caller}, because one refuses the other's TLS certificate: "
+        f"scheduler, workers and client need certificates of one authority, or --tls-ca-file "
+        f"with the authorities of all ({error!r})"
+    )
+
+
+def unwrap(value: Any) -> Any:
+    """Between workers of one process a message arrives still wrapped for serialisation."""
+    return getattr(value, "data", value) if type(value).__name__ == "Serialize" else value
+
+
+async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
+    """Whether the actor's worker answers, for this actor, within the ping deadline."""
+    try:
+        async with asyncio.timeout(deadline("ping")):
+            await _call(pool, place, "ping", (), "ping")
+    except (*LOST, RuntimeError):
+        return False
+    return True
+
+
+async def worker_answers(
+    pool: ConnectionPool, address: str, *, seconds: float | None = None
+) -> bool:
+    """Whether a worker answers at all within `seconds` (None: the ping deadline)."""
+    seconds = deadline("ping") if seconds is None else seconds
+    try:
+        async with asyncio.timeout(seconds):
+            await _talk(pool, address, "ping", op="identity")
+    except (*LOST, RuntimeError):
+        return False
+    return True
+
+
+async def run_on(
+    pool: ConnectionPool,
+    address: str,
+    function: Callable[..., Any],
+    *arguments: Any,
+    seconds: float,
+) -> Any:
+    """Run a function on a worker's event loop (a coroutine function is awaited there).
+
+    Raises
+    ------
+    WorkerError
+        The worker does not answer within `seconds`, or cannot load the function.
+    """
+    message = {
+        "op": "run",
+        "function": cloudpickle.dumps(function),
+        "args": pickle.dumps(arguments),
+        "kwargs": pickle.dumps({}),
+        "wait": True,
+    }
+    try:
+        async with asyncio.timeout(seconds):
+            reply = await _talk(pool, address, "connect", **message)
+    except TimeoutError as error:
+        raise WorkerError(f"worker {address} gave no answer in {seconds:g} s") from error
+    except LOST as error:
+        why = refused_certificate(pool, address, error) or f"gave no answer: {error!r}"
+        raise WorkerError(f"worker {address} {why}") from error
+    if reply["status"] != "OK":
+        failure = unwrap(reply["exception"])
+        raise pickle.loads(failure) if isinstance(failure, bytes) else failure
+    return unwrap(reply["result"])
+
+
+def start_on(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]
+) -> concurrent.futures.Future[Any]:
+    """Start a coroutine on a loop from another thread."""
+    return asyncio.run_coroutine_threadsafe(coroutine, loop)
+
+
+def this_worker() -> Any:
+    """The worker that runs the calling task."""
+    return get_worker()
+
+
+def client_loop(client: Client) -> asyncio.AbstractEventLoop:
+    """The asyncio loop on which a client talks to its cluster."""
+    loop: Any = client.loop  # tornado's, of which its types do not say that it has asyncio's
+    return loop.asyncio_loop
+
+
+def worker_loop(worker: Worker) -> asyncio.AbstractEventLoop:
+    """The asyncio loop on which a worker serves its calls."""
+    loop: Any = worker.loop
+    return loop.asyncio_loop
+
+
+def is_registered(worker: Worker) -> bool:
+    """Whether a worker is connected to its scheduler now."""
+    return not worker.batched_stream.closed()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What the scheduler says of a worker."""
+
+    address: str
+    name: str
+    host: str
+    memory_limit: int  # bytes; 0 where there is none
+    is_closing: bool = False  # it still answers, and gets nothing new
+    is_paused: bool = False  # its memory is nearly full: Dask lets it begin nothing for now
+
+    def is_called(self, wanted: str) -> bool:
+        """Whether `wanted` means this worker, as in `client.submit(workers=)`."""
+        return wanted in (self.address, self.name, self.host)
+
+
+CLOSING = ("closing", "closing_gracefully")
+
+
+async def workers_now(client: Client) -> dict[str, WorkerFacts]:
+    """Return the workers that the scheduler knows now and that answer, by address.
+
+    Raises
+    ------
+    SchedulerLost
+        The scheduler gives no answer.
+    """
+    try:
+        async with asyncio.timeout(3 * deadline("ping")):  # a verb's guard is sooner
+            answer = await scheduler_of(client).identity(n_workers=-1)
+    except LOST as error:
+        raise SchedulerLost(f"gives no answer: {error!r}") from error
+    return {
+        address: WorkerFacts(
+            address,
+            str(worker.get("name", "")),
+            str(worker.get("host", "")),
+            int(worker.get("memory_limit") or 0),
+            worker.get("status") in CLOSING,
+            worker.get("status") == "paused",
+        )
+        for address, worker in answer["workers"].items()
+        if worker.get("status", "running") in ("running", "paused", *CLOSING)
+    }
+
+
+async def count_workers(client: Client) -> int | None:
+    """Return how many workers the scheduler has; None where it does not say within the deadline."""
+    try:
+        async with asyncio.timeout(deadline("ping")):
+            return len(await scheduler_of(client).ncores(workers=None))
+    except LOST:
+        return None
+
+
+def scheduler_of(client: Client) -> Any:
+    """Return what a client asks its scheduler through.
+
+    Raises
+    ------
+    ConnectionError
+        The client is closed.
+    """
+    if client.scheduler is None:
+        raise ConnectionError("the client is closed")
+    return client.scheduler
+
+
+def is_closed(client: Client) -> bool:
+    """Whether somebody has closed a client, or begun to."""
+    return client.status in ("closed", "closing")
+
+
+def connection_of(client: Client) -> Any:
+    """Return what stands for a client's connection: another one after it was broken."""
+    return client.scheduler_comm
+
+
+def has_scheduler(client: Client) -> bool:
+    """Whether a client is connected now."""
+    return client.scheduler_comm is not None and not client.scheduler_comm.closed()
+
+
+async def retire(client: Client, worker: str) -> bool:
+    """Have the scheduler retire a worker, as `client.retire_workers` does; False if it does not."""
+    retired = await scheduler_of(client).retire_workers(
+        workers=[worker], close_workers=True, remove=True
+    )
+    return bool(retired)
+
+
+class _Listener:
+    """A handler of a topic that leaves the handlers before it at work."""
+
+    def __init__(self, handler: Callable[[Any], None], before: Any) -> None:
+        self.handler, self.before = handler, before
+        self.is_active = True
+
+    def __call__(self, event: tuple[float, Any]) -> Any:
+        if self.is_active:
+            self.handler(event[1])
+        return self.before(event) if self.before is not None else None
+
+
+def listen(client: Client, topic: str, handler: Callable[[Any], None]) -> Callable[[], None]:
+    """Call `handler` with every message of a topic; returns what ends it.
+
+    A client has one handler a topic. The user's own, and those of other runs, go on.
+    """
+    mine = _Listener(handler, _last_active(client, topic))
+    client.subscribe_topic(topic, mine)
+
+    def stop() -> None:
+        mine.is_active = False
+        head = _last_active(client, topic)
+        if head is not None:
+            client._event_handlers[topic] = head
+        elif not is_closed(client):  # `mine` stays and does nothing, for a late event
+            client.unsubscribe_topic(topic)
+
+    return stop
+
+
+def _last_active(client: Client, topic: str) -> Any:
+    head = client._event_handlers.get(topic)
+    while isinstance(head, _Listener) and not head.is_active:
+        head = head.before
+    return head

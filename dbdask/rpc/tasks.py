@@ -1,0 +1,178 @@
+"""Tasks as the client sees them: their end, their result, and what is known of those under way.
+
+With `contact` the only room that touches the inside of `distributed`.
+"""
+
+import asyncio
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from distributed import Client
+from distributed.utils_comm import gather_from_workers
+
+from dbdask.errors import ShardLost
+from dbdask.rpc.contact import LOST, run_on, scheduler_of, unwrap
+from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.portable import is_misread
+
+LOOK_SECONDS = 0.5  # a wait that looks about looks so often
+AT_WORK = ("waiting", "constrained", "ready", "executing", "long-running", "resumed")
+ENDED = ("memory", "erred")
+TO_TELL = (*ENDED, "forgotten", None)
+MOST_FETCHES = 20
+
+
+class Whereabouts(NamedTuple):
+    """In what state a task is that has not ended, in Dask's words."""
+
+    at_scheduler: str
+    at_worker: str = ""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing comes of it: nobody is at work on it, or its end reaches nobody.
+
+        The scheduler waits for a worker that does not work on it; or it knows the end, has told
+        the client, and the client still does not know.
+        """
+        is_nowhere = self.at_scheduler == "processing" and self.at_worker not in AT_WORK
+        return is_nowhere or self.at_scheduler in ENDED
+
+
+async def ended(future: Any) -> None:
+    """Wait, on the client's loop, until a future ends, in whatever way."""
+    await future._state.wait()
+
+
+def error_of(future: Any) -> BaseException | None:
+    """Return what a future that has ended failed with, if it did."""
+    failure: BaseException | None = future._state.exception
+    return failure
+
+
+def is_loss_of_actor(error: BaseException) -> bool:
+    """Whether a future's error says that the worker of its actor is gone."""
+    return isinstance(error, RuntimeError) and "Worker holding Actor was lost" in str(error)
+
+
+async def place_of(client: Client, key: str) -> str | None:
+    """Return the address of the worker that holds a key, if one does."""
+    holders = await scheduler_of(client).who_has(keys=[key])
+    return next(iter(holders.get(key, ())), None)
+
+
+async def result_of(client: Client, future: Any) -> Any:
+    """Wait, on the client's loop, for the result of a task that returns scalars.
+
+    It comes straight from its worker. `client.gather` makes one question of all that are asked
+    together, the user's own among them: all wait for the slowest worker, a cancel of one cancels
+    all, and one that comes before the question is sent leaves a client that never gathers again.
+
+    Raises
+    ------
+    CancelledError
+        Dask has cancelled the task: the user did, or what it depends on is lost.
+    RuntimeError
+        The result is there, by what the scheduler says, and cannot be had; or the task raised what
+        would pass for its cancellation.
+    """
+    for _ in range(MOST_FETCHES):
+        await ended(future)
+        failure = error_of(future)
+        if future.status == "error" and is_misread(failure):
+            raise RuntimeError(f"{future.key} raised {failure!r}") from failure
+        if failure is not None:
+            raise failure.with_traceback(future._state.traceback)
+        with suppress(TimeoutError, OSError):  # whether scheduler and worker live, others judge
+            async with asyncio.timeout(deadline("ping")):
+                found = await _fetched(client, future.key)
+            if found:
+                return found[0]
+        await asyncio.sleep(LOOK_SECONDS)  # where it is lost, the scheduler has yet to notice
+    raise RuntimeError(f"nobody hands over the result of {future.key}")
+
+
+async def _fetched(client: Client, key: str) -> list[Any]:
+    """Return a task's result, or nothing where the workers that held it are gone."""
+    holders = await scheduler_of(client).who_has(keys=[key])
+    data, _, unreadable, _ = await gather_from_workers(holders, rpc=client.rpc)
+    if unreadable:
+        raise RuntimeError(f"the result of {key} cannot be read")
+    return [unwrap(value) for value in data.values()]
+
+
+async def settled(client: Client, future: Any, seconds: float) -> str:
+    """Wait, on the client's loop, until a future ends; its status comes back.
+
+    Raises
+    ------
+    asyncio.TimeoutError
+        It did not end within `seconds`.
+    ShardLost
+        The worker that it is pinned to has left, or Dask has paused it.
+    """
+    until = asyncio.get_running_loop().time() + seconds
+    waiting = asyncio.ensure_future(ended(future))
+    try:
+        while not (await asyncio.wait({waiting}, timeout=LOOK_SECONDS))[0]:
+            if asyncio.get_running_loop().time() > until:
+                raise TimeoutError
+            if await _at_scheduler(client, future.key) == "no-worker":
+                raise ShardLost(f"the worker that was to make {future.key} left, or is paused")
+    finally:
+        waiting.cancel()
+    return str(future.status)
+
+
+async def is_processed(client: Client, future: Any) -> bool:
+    """Whether a worker has been given a future's task, and has not ended it."""
+    try:
+        async with asyncio.timeout(deadline("ping")):
+            return await _at_scheduler(client, future.key) == "processing"
+    except LOST:
+        return False
+
+
+async def whereabouts(client: Client, worker: str, keys: Collection[str]) -> dict[str, Whereabouts]:
+    """Ask scheduler and worker where tasks are that the client waits for.
+
+    Those are left out of which one of them does not say, and those that the client has not
+    submitted yet, or knows the end of. What one process has told another may be on its way: only
+    what they say twice is so. Where a task has ended, or is unknown, the scheduler is asked to tell
+    the client so, in its turn: behind what the client has sent it.
+    """
+    try:
+        asked = _pending(client, keys)
+        async with asyncio.timeout(deadline("ping")):
+            at_scheduler = await scheduler_of(client).get_task_status(keys=asked)
+        given = [key for key in asked if at_scheduler[key] == "processing"]
+        at_worker = {}
+        if given:
+            seconds = deadline("ping")
+            at_worker = await run_on(client.rpc, worker, _at_worker, given, seconds=seconds)
+        for key in _pending(client, asked):
+            if at_scheduler[key] in TO_TELL:
+                client._send_to_scheduler({"op": "report-key", "key": key})
+    except Exception:  # of a look nothing comes out: it judges nobody
+        return {}
+    return {
+        key: Whereabouts(str(at_scheduler[key]), at_worker.get(key, ""))
+        for key in _pending(client, asked)
+        if at_scheduler[key] not in ("forgotten", None)  # those may be on their way
+    }
+
+
+def _pending(client: Client, keys: Collection[str]) -> list[str]:
+    return [key for key in keys if key in client.futures and not client.futures[key].done()]
+
+
+async def _at_scheduler(client: Client, key: str) -> str | None:
+    states = await scheduler_of(client).get_task_status(keys=[key])
+    state: str | None = states[key]
+    return state
+
+
+def _at_worker(keys: Collection[str], dask_worker: Any) -> dict[str, str]:
+    tasks = dask_worker.state.tasks
+    return {key: str(tasks[key].state) if key in tasks else "unknown" for key in keys}

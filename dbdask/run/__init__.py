@@ -1,0 +1,1 @@
+"""The machine on the client that carries any method."""

@@ -1,0 +1,141 @@
+"""How a run ended: whether it has diverged after all, and what its user is told to change."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dbdask.data.examples import Examples
+from dbdask.metrics.history import History, Record
+from dbdask.metrics.magnitudes import Magnitude, merged, scale_warning
+from dbdask.run.outcome import Outcome
+from dbdask.run.tally import Tally
+from dbdask.run.warn import warn_user
+from dbdask.status import Status
+
+GROWTH = 10.0
+"""A loss that ends above so many times its beginning, and that of knowing nothing, diverged."""
+JUDGED = ("epochs", "iterations", "tolerance", "precision")
+
+
+class ScaleNotice:
+    """Warns once, as soon as a record shows that the inputs should be scaled: a callback."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._has_warned = False
+
+    def __call__(self, record: Record) -> None:
+        if self._has_warned:
+            return
+        text = scale_warning(merged(list(self._tally.magnitudes.values())))
+        if text:
+            self._has_warned = True
+            warn_user(text)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run was asked to do, as far as it decides on what to change."""
+
+    verb: str
+    is_scaled: bool
+    path: str | None
+    keeps_best: bool
+    blind_loss: float
+    """The loss of a model that knows nothing but the mean, or the number of classes."""
+
+
+def setting_of(
+    verb: str, model: Any, examples: Examples, tally: Tally, path: str | None, keep: str
+) -> Setting:
+    """Return what decides on the advice after a run."""
+    is_scaled = examples.recipe.inputs.flat_scaling is not None
+    blind = blind_loss(model, examples, merged(list(tally.magnitudes.values())))
+    return Setting(verb, is_scaled, path, keep == "best", blind)
+
+
+def blind_loss(model: Any, examples: Examples, magnitudes: Sequence[Magnitude]) -> float:
+    """Return about the loss of a model that knows nothing, summed over its outputs."""
+    if examples.has_labels:
+        classes = max(2, len(examples.output_classes or ()))
+        one_vs_all = getattr(model, "loss", None) == "logistic"
+        return classes * math.log(2) if one_vs_all else math.log(classes)
+    targets = [one for one in magnitudes if one.role == "targets"]
+    elements = math.prod(examples.target_shape or ())
+    if not targets:
+        return 0.5 * elements
+    return 0.5 * elements * max(1.0, max(one.typical**2 for one in targets))
+
+
+def conclude(outcome: Outcome, setting: Setting) -> Outcome:
+    """Return the outcome with its true status, and warn where that is not ok.
+
+    The message of a status that is not ok says what to change; who interrupts a run knows why.
+    """
+    status = judged(outcome, setting)
+    if status.ok:
+        return outcome
+    advice = what_to_change(status.reason, setting)
+    advised = Status(status.reason, f"{status.message}; {advice}")
+    warn_user(f"the run did not end as it was asked to: {advised}")
+    return replace(outcome, status=status if status.reason == "interrupted" else advised)
+
+
+def judged(outcome: Outcome, setting: Setting) -> Status:
+    """Return the status, with divergence seen even where every epoch was done."""
+    status, history = outcome.status, outcome.history
+    if status.reason not in JUDGED or not history.records:
+        return status
+    first, last = _first_and_last(history, setting)
+    if history.ends_refused:
+        refused = history.records[-1].refused
+        message = f"{refused} gradients were refused as not finite, and the last ones among them"
+        return Status("diverged", message)
+    vector = outcome.parameters
+    if isinstance(vector, np.ndarray) and not np.isfinite(vector).all():
+        return Status("diverged", "the parameters are not finite any more")
+    if last > GROWTH * max(first, setting.blind_loss):
+        return Status("diverged", f"the loss grew from {first:.3g} to {last:.3g}")
+    return status
+
+
+def _first_and_last(history: History, setting: Setting) -> tuple[float, float]:
+    """Return the loss at the beginning, and that of the parameters that the result has."""
+    losses = history.column("loss")
+    losses = losses[~np.isnan(losses)]
+    if not len(losses):
+        return math.nan, math.nan
+    first = losses[0] if math.isnan(history.first_loss) else history.first_loss
+    validated = history.column("validation_loss")
+    validated = validated[~np.isnan(validated)]
+    best = setting.keeps_best and len(validated) > 0
+    return float(first), float(validated.min() if best else losses[-1])
+
+
+def what_to_change(reason: str, setting: Setting) -> str:
+    """Return the remedy for a run that ended otherwise than it was asked to.
+
+    Examples
+    --------
+    >>> what_to_change("interrupted", Setting("downpour", True, None, False, 0.5))
+    'the result has the parameters of that moment: go on from them with parameters=result'
+    """
+    scale = "" if setting.is_scaled else ", and scale the inputs with examples.standardize()"
+    if reason == "interrupted":
+        if setting.path is None:
+            how = "go on from them with parameters=result"
+        else:
+            how = f"go on with checkpoint={setting.path!r}, resume=True"
+        return f"the result has the parameters of that moment: {how}"
+    if reason == "search_failed":
+        return (
+            "try a model of your own with dbdask.check_model(model, examples): its gradient may "
+            f"not be that of its loss; or begin with other parameters={scale}"
+        )
+    why = "they are not finite: " if reason == "bad_gradients" else ""
+    if setting.verb == "sandblaster":
+        return f"{why}begin with other parameters=, or another seed={scale}"
+    return f"{why}lower the learning rate of optimizer=, or give clip_norm=1.0{scale}"

@@ -1,0 +1,57 @@
+"""The search for tasks that nobody is at work on: their worker answers, and they never end."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Collection
+
+from distributed import Client
+
+from dbdask.rpc.tasks import Whereabouts, whereabouts
+
+logger = logging.getLogger("dbdask")
+
+MOST_MISSED = 2  # looks in a row: what one of them has just told the other is on its way
+
+
+class LostTaskDetector:
+    """Looks for tasks that are long under way, beside the run.
+
+    A sign of life says nothing of a task. One that the scheduler believes with its worker, and the
+    worker does not know, would be waited for as long as the worker lives.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._asking: dict[str, asyncio.Task[dict[str, Whereabouts]]] = {}  # by worker
+        self._missed: Counter[str] = Counter()
+
+    def look(self, worker: str, keys: Collection[str]) -> None:
+        """Begin to ask where the tasks of a worker are; a later `take_lost` knows."""
+        if worker not in self._asking:
+            asking = whereabouts(self.client, worker, keys)
+            self._asking[worker] = asyncio.ensure_future(asking)
+
+    def take_lost(self) -> set[str]:
+        """Return, once, the tasks that `MOST_MISSED` looks in a row have found with nobody."""
+        for worker in [worker for worker, asking in self._asking.items() if asking.done()]:
+            for key, found in self._asking.pop(worker).result().items():
+                self._note(key, found)
+        lost = {key for key, missed in self._missed.items() if missed >= MOST_MISSED}
+        for key in lost:
+            del self._missed[key]
+        return lost
+
+    def _note(self, key: str, found: Whereabouts) -> None:
+        if not found.is_lost:
+            del self._missed[key]
+            return
+        self._missed[key] += 1
+        if self._missed[key] >= MOST_MISSED:
+            logger.warning("nobody is at work on %s: %s", key, found)
+
+    async def close(self) -> None:
+        """End every look."""
+        for asking in self._asking.values():
+            asking.cancel()
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)

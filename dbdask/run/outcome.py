@@ -1,0 +1,56 @@
+"""What a run leaves: its outcome; and what errors say of it."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dbdask.metrics.history import History
+from dbdask.rpc.deadlines import deadline
+from dbdask.run.daemon_threads import DaemonThreadRunner
+from dbdask.status import Status
+from dbdask.storage.checkpoint import Snapshot, VectorReference
+
+logger = logging.getLogger("dbdask")
+
+LARGEST_READ = 256 * 2**20  # bytes of parameters that a result holds by itself
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the parameters are, the history, and why the run stopped."""
+
+    parameters: Any
+    history: History
+    status: Status
+
+
+def how_to_go_on(path: str | None, last: Snapshot | None, *, twins_help: bool = True) -> str:
+    """Name the last snapshot and the line that resumes it, or what would have helped."""
+    if path is None:
+        twins = ", or shard_copies=2" if twins_help else ""
+        return (
+            "the run has no checkpoint to go on from: give checkpoint=PATH "
+            f'(and resume="auto"){twins}'
+        )
+    if last is None:
+        return f"no snapshot is in {path!r} yet: the same call starts anew"
+    return f"the last snapshot is in {path!r}: go on from it with checkpoint={path!r}, resume=True"
+
+
+async def brought_home(reference: VectorReference, size: int) -> np.ndarray | VectorReference:
+    """Read a small vector, so that the result outlives the checkpoint; leave a large one there.
+
+    One that a store does not hand over in time stays there too: the result reads it when asked.
+    """
+    if 4 * size > LARGEST_READ:
+        return reference
+    try:
+        async with asyncio.timeout(deadline("store", 4 * size)):
+            vector: np.ndarray = await DaemonThreadRunner().do(reference.read)
+            return vector
+    except TimeoutError:
+        logger.warning("the parameters stay in %r, which does not hand them over", reference.path)
+        return reference

@@ -1,0 +1,160 @@
+"""Before training: each worker opens what it will need, and one that cannot is named."""
+
+import asyncio
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from distributed.core import ConnectionPool
+
+from dbdask import __version__
+from dbdask.errors import CheckpointError, WorkerError
+from dbdask.rpc.contact import (
+    WorkerFacts,
+    refused_certificate,
+    run_on,
+    while_alive,
+    worker_answers,
+)
+from dbdask.rpc.deadlines import deadline
+from dbdask.storage import checkpoint
+
+PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
+LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in the client
+
+
+class Unheard(Exception):
+    """A worker gave no sign of life while it was checked: it has stopped, or left."""
+
+
+async def check_worker(
+    pool: ConnectionPool, address: str, job: bytes, path: str | None, *, trains: bool = True
+) -> None:
+    """Let a worker open the run's checkpoint and, where it is to train, the data.
+
+    It may take as long as the deadline `preflight` allows, while it answers pings.
+
+    Raises
+    ------
+    WorkerError
+        Names the worker, what it cannot do, and the remedy.
+    Unheard
+        It does not answer: that says nothing of what it can do.
+    """
+    await while_alive(
+        _check(pool, address, job, path, trains),
+        lambda: worker_answers(pool, address),
+        Unheard(f"worker {address} gives no sign of life"),
+    )
+
+
+async def _check(
+    pool: ConnectionPool, address: str, job: bytes, path: str | None, trains: bool
+) -> None:
+    await _check_version(pool, address)
+    trouble = await _ask(pool, address, open_all, job, path, trains)
+    if trouble:
+        raise WorkerError(f"worker {address} {trouble}")
+
+
+async def _ask(
+    pool: ConnectionPool, address: str, function: Callable[..., Any], *arguments: Any
+) -> Any:
+    """Run a function on a worker; a connection that breaks is no word of the worker's."""
+    try:
+        return await run_on(pool, address, function, *arguments, seconds=deadline("preflight"))
+    except WorkerError as error:
+        if await _is_silence(pool, address, error.__cause__):
+            raise Unheard(str(error)) from error
+        raise
+
+
+async def _is_silence(pool: ConnectionPool, address: str, cause: BaseException | None) -> bool:
+    if cause is None or refused_certificate(pool, address, cause):
+        return False
+    return not isinstance(cause, TimeoutError) or not await worker_answers(pool, address)
+
+
+async def _check_version(pool: ConnectionPool, address: str) -> None:
+    """Before anything else is sent, which another version might not understand."""
+    try:
+        version = await _ask(pool, address, version_here)
+    except (ImportError, AttributeError) as error:
+        raise WorkerError(
+            f"worker {address} has no dbdask, or another one than the client's {__version__} "
+            f"({error}): install the same packages there as on the client"
+        ) from error
+    if version != __version__:
+        raise WorkerError(
+            f"worker {address} has dbdask {version}, the client {__version__}: "
+            "install the same version on both"
+        )
+
+
+def version_here() -> str:
+    """On a worker: which dbdask it has."""
+    return __version__
+
+
+async def open_all(job: bytes, path: str | None, trains: bool) -> str:
+    """On a worker: unpickle the job and open every store; returns what it cannot do, if any."""
+    try:
+        await asyncio.to_thread(_open_all, job, path, trains)
+    except ImportError as error:
+        return (
+            f"cannot import what the run needs ({error}): "
+            "install the same packages there as on the client"
+        )
+    except Exception as error:
+        return (
+            f"cannot take part: {error} (give paths or URLs that every worker can open, "
+            "or start the workers where the data is)"
+        )
+    return ""
+
+
+def _open_all(job: bytes, path: str | None, trains: bool) -> None:
+    unpickled = pickle.loads(job)
+    for examples in (unpickled.train, getattr(unpickled, "validation", None)):
+        if trains and examples is not None:  # who only holds shards reads no data
+            reader = examples.reader(prefetch=False)
+            reader.open()
+            reader.close()
+    if path is not None:
+        if not checkpoint.exists(path):
+            raise CheckpointError(f"nothing is at checkpoint={path!r}, which the client has made")
+        checkpoint.attributes(path)
+
+
+def check_memory(facts: list[WorkerFacts], replica: int, shard: int, model: str) -> None:
+    """Compare what a worker must hold with its memory limit.
+
+    Raises
+    ------
+    ValueError
+        Names the worker, the bytes it must hold, and its limit.
+    """
+    for worker in facts:
+        needed = PROCESS_BYTES + replica + shard
+        if worker.memory_limit and needed > worker.memory_limit:
+            raise ValueError(
+                f"{model} does not fit worker {worker.address}: a replica holds "
+                f"{replica / 2**20:.0f} MiB, a shard {shard / 2**20:.0f} MiB, Python and its "
+                f"libraries {PROCESS_BYTES / 2**20:.0f} MiB, and its memory_limit is "
+                f"{worker.memory_limit / 2**20:.0f} MiB: give workers more memory, or use more "
+                "of them with shards="
+            )
+
+
+def check_collectable(model: str, size: int, path: str | None) -> None:
+    """Refuse a model that the client would have to collect, and cannot.
+
+    Raises
+    ------
+    ValueError
+        It is larger than 1 GiB and there is no checkpoint for the shards to write it to.
+    """
+    if path is None and 4 * size > LARGEST_WITHOUT_CHECKPOINT:
+        raise ValueError(
+            f"{model} is larger than 1 GiB: give checkpoint=, where the shards write it"
+        )

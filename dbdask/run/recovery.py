@@ -1,0 +1,188 @@
+"""After a loss: end what is in flight, rebuild what is lost, and go on; or give up."""
+
+import logging
+from collections.abc import Sequence
+
+from dbdask.errors import TROUBLE, ShardLost
+from dbdask.run.run import Run
+from dbdask.schedule.ledger import Standing, furthest
+
+logger = logging.getLogger("dbdask")
+
+MOST_RECOVERIES = 3  # without a step between them, or back to where the run was already
+
+
+class RunLost(ShardLost):
+    """The run cannot go on: this trouble is the verb's answer, and no further recovery's."""
+
+
+def lost_with(run: Run) -> str:
+    """What an error of a lost run adds: work that failed more than once, and where it stands."""
+    suspicion = run.workforce.failures.suspicion
+    return (f"{suspicion}; " if suspicion else "") + run.snapshots.how_to_go_on()
+
+
+class Returns:
+    """How often in a row a run went back to a snapshot, and came no further than before.
+
+    Steps made since do not count: where the same place costs the shards each time, they are made
+    over and over again.
+    """
+
+    def __init__(self) -> None:
+        self.in_vain = 0
+        self._furthest = (-1, -1)  # snapshot, steps
+
+    def note(self, snapshot: int, steps: int) -> None:
+        """Note that the run goes back from so many steps to that snapshot."""
+        here = snapshot, steps
+        self.in_vain = self.in_vain + 1 if here <= self._furthest else 0
+        self._furthest = max(here, self._furthest)
+
+
+class RollbackCounter:
+    """The lost updates that the history has, of each shard since a snapshot.
+
+    A shard that is lost again before the next snapshot lacks all since then, not the new ones
+    twice.
+
+    Examples
+    --------
+    >>> counter = RollbackCounter()
+    >>> counter.new("first", {0: 5, 1: 5}), counter.new("first", {0: 8})
+    (10, 3)
+    >>> counter.new("second", {0: 2})
+    2
+    """
+
+    def __init__(self) -> None:
+        self._since = ""
+        self._lost: dict[int, int] = {}
+
+    def new(self, since: str, lost: dict[int, int]) -> int:
+        """Return what is to be told: `lost` holds updates since that snapshot, by shard."""
+        if since != self._since:
+            self._since, self._lost = since, {}
+        before = sum(self._lost.get(shard, 0) for shard in lost)
+        self._lost.update(lost)
+        return sum(lost.values()) - before
+
+
+class Recovery:
+    """What one run does about lost shards.
+
+    Work in flight ends first, because a shard's constructor needs a free worker thread. A shard
+    that has a copy left loses nothing: the copy takes over, and a new one is made from it. If a
+    shard has none, the method says how far that throws the run back. Either only the lost shard
+    returns to the last snapshot, and the survivors' ledger tells it what not to apply again; or
+    all shards return, and the method with them. All return as well if no shard survives.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.in_a_row = 0  # recoveries since the last progress
+        self.returns = Returns()
+        self._progress = run.progress
+        self._has_returned = False  # in the recovery under way
+        self._behind: set[int] = set()  # shards made anew that have no standing yet
+        self._counter = RollbackCounter()
+
+    async def recover(self, why: str) -> None:
+        """Go on after trouble; trouble on the way begins again.
+
+        Raises
+        ------
+        RunLost
+            There is nothing to rebuild a shard from, or recovering does not help.
+        """
+        self._has_returned = False
+        while why:
+            self._count(why)
+            try:
+                await self._recover(why)
+                return
+            except RunLost:
+                raise
+            except TROUBLE as error:
+                why = repr(error)
+
+    def _count(self, why: str) -> None:
+        if self._progress != self.run.progress:
+            self._progress, self.in_a_row = self.run.progress, 0
+        self.in_a_row += 1
+        if self.in_a_row > MOST_RECOVERIES:
+            name = self.run.method.progress_name
+            raise self._lost(f"{MOST_RECOVERIES} recoveries in a row without a {name}: {why}")
+        logger.warning("recovering: %s", why)
+
+    async def _recover(self, why: str) -> None:
+        run, server = self.run, self.run.server
+        await run.look_around()
+        await run.snapshots.give_up()
+        await run.validator.give_up()
+        await run.end_flight()
+        await run.workforce.refresh(now=True)
+        await run.placement.drop_lost()
+        server.give_up(self._behind)  # else they would pass for survivors
+        self._behind |= set(server.gone)
+        await self._rebuild(server.gone, why)
+        await server.command("close_epochs", run.method.epoch)  # some may not have heard it
+        await run.method.go_on(run)
+
+    async def _rebuild(self, gone: list[int], why: str) -> None:
+        """Make anew what no copy is left of, and then the copies that are missing."""
+        run, server = self.run, self.run.server
+        if gone and run.plan.path is None:
+            raise self._lost(f"shard {gone[0]} of {len(server.slices)} is gone")
+        standings = await server.advance()
+        run.workforce.abandoned = False
+        if gone:
+            await run.placement.wait()
+            if standings and run.method.rolls_back_alone:
+                await run.placement.replace(gone, run.initial())
+                await self._adopt(gone, standings)
+            else:
+                await self._go_back(why)
+            self._behind.clear()
+        await run.validator.mend(lost=bool(gone))
+        await run.placement.add_copies()
+
+    async def _adopt(self, gone: Sequence[int], standings: list[Standing]) -> None:
+        """The survivors' standing becomes the new shards': nothing is applied to them twice."""
+        run, epoch = self.run, self.run.method.epoch
+        rows, applied = furthest(standings, epoch)
+        lost = await run.server.order("adopt", rows, applied, epoch, only=gone)
+        assert run.snapshots.committed is not None  # that is what they were made from
+        since = run.snapshots.committed.group
+        run.tally.rolled_back += self._counter.new(since, dict(zip(gone, lost, strict=True)))
+
+    async def _go_back(self, why: str) -> None:
+        """The whole run goes back to the last snapshot, and nothing is skipped."""
+        run = self.run
+        snapshot = run.snapshots.committed
+        assert snapshot is not None  # a run with a checkpoint begins with a snapshot
+        self._note_return(snapshot.number, why)
+        shards = range(len(run.server.slices))
+        self._behind |= set(shards)
+        await run.placement.replace(shards, run.initial())
+        run.forget_result()
+        self._counter = RollbackCounter()
+        run.method.restore(run, snapshot.state)
+
+    def _note_return(self, snapshot: int, why: str) -> None:
+        """Note a return once, however many tries it takes."""
+        run = self.run
+        steps, words = run.method.reached(run)
+        if not self._has_returned:
+            self._has_returned = True
+            self.returns.note(snapshot, steps)
+        if self.returns.in_vain >= MOST_RECOVERIES:
+            lost = "every shard was" if run.method.rolls_back_alone else "shards were"
+            raise self._lost(
+                f"the run went back {MOST_RECOVERIES} times to where {lost} lost again before it "
+                f"came any further, {words}: {why}"
+            )
+
+    def _lost(self, why: str) -> RunLost:
+        """Return the error that ends the run: what is lost, and what would have saved it."""
+        return RunLost(f"{why}; {lost_with(self.run)}")

@@ -1,0 +1,275 @@
+"""The roster: which workers there are, which of them take part, and who has fallen silent."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from distributed import Client
+
+from dbdask.errors import WorkerError
+from dbdask.rpc.contact import WorkerFacts, worker_answers, workers_now
+from dbdask.rpc.deadlines import deadline
+from dbdask.run.preflight import Unheard, check_worker
+
+logger = logging.getLogger("dbdask")
+
+REFRESH_SECONDS = 0.5
+
+
+def _is_named(facts: WorkerFacts, names: Sequence[str] | None) -> bool:
+    return names is None or any(facts.is_called(str(name)) for name in names)
+
+
+@dataclass
+class Roster:
+    """The workers of one run, whatever they work on.
+
+    A worker takes part once it has passed a check, and for as long as it answers and stays. Those
+    that only hold shards are checked too.
+    """
+
+    client: Client
+    job: bytes
+    checkpoint: str | None
+    only: Sequence[str] | None  # who may train; None: everybody
+    holders: Sequence[str] | None = None  # who may hold shards; None: everybody
+    facts: dict[str, WorkerFacts] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
+    closing: set[str] = field(default_factory=set)  # on their way out, and still answering
+    leaving: set[str] = field(default_factory=set)  # asked to leave: they get nothing more
+    _checked: set[str] = field(default_factory=set)
+    _refused: set[str] = field(default_factory=set)
+    _refreshed: float = -1e9
+    _left: set[str] = field(default_factory=set)  # in the middle of their check
+    _lacking_since: float | None = None  # None while somebody works, or could
+    _checking: "dict[str, asyncio.Task[None]]" = field(default_factory=dict)
+    _asking: dict[str, "asyncio.Task[bool]"] = field(default_factory=dict)
+
+    @property
+    def everyone(self) -> list[str]:
+        """Every running worker of the cluster."""
+        return list(self.facts)
+
+    @property
+    def answering(self) -> list[str]:
+        """Every running worker that is not silent."""
+        return [address for address in self.facts if address not in self.silent]
+
+    @property
+    def workers(self) -> list[str]:
+        """The workers that may be given portions now."""
+        away = self.away
+        return [a for a, facts in self.facts.items() if self._may_train(facts) and a not in away]
+
+    @property
+    def away(self) -> set[str]:
+        """Workers that are running, but get neither portions nor shards.
+
+        They are silent, paused, closing, asked to leave, refused, or not checked yet.
+        """
+        unchecked = self.facts.keys() - self._checked
+        return self.silent | self.paused | self.closing | self.leaving | unchecked
+
+    @property
+    def paused(self) -> set[str]:
+        """Workers that answer, and begin nothing until their memory is less full."""
+        return {address for address, facts in self.facts.items() if facts.is_paused}
+
+    @property
+    def expects_homes(self) -> bool:
+        """Whether a worker is checked that may then hold shards."""
+        checked = [self.facts[a] for a in self._checking if a in self.facts]
+        return any(self._may_hold(facts) for facts in checked)
+
+    def _may_train(self, facts: WorkerFacts) -> bool:
+        return _is_named(facts, self.only)
+
+    def _may_hold(self, facts: WorkerFacts) -> bool:
+        return _is_named(facts, self.holders)
+
+    async def refresh(self, *, first: bool = False, now: bool = False) -> None:
+        """See who is there; a new worker is checked, beside training, before it takes part.
+
+        Parameters
+        ----------
+        first
+            The run begins: wait for the checks.
+        now
+            Ask the scheduler however lately it was asked.
+
+        Raises
+        ------
+        WorkerError
+            At the start (`first`), for any worker that answers and cannot take part, or where
+            nobody is left.
+        """
+        if first or now or time.monotonic() - self._refreshed >= REFRESH_SECONDS:
+            await self._look()
+        if first:
+            await self._begin()
+        self._take_checks(at_start=False)
+
+    async def _look(self) -> None:
+        self.facts = await workers_now(self.client)
+        self.closing = {address for address, facts in self.facts.items() if facts.is_closing}
+        self.leaving &= set(self.facts)
+        self._start_checks()
+        self._refreshed = time.monotonic()
+
+    async def close(self) -> None:
+        """End every check and every question."""
+        tasks = [*self._checking.values(), *self._asking.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Checks
+
+    async def _begin(self) -> None:
+        """Wait for the checks; where they leave nobody, for who comes, or answers again."""
+        is_possible = not (self._lack_to_train(()) or self._lack_of_homes(()))
+        pending = set(self._checking.values())
+        while pending:
+            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
+            await self._look()  # one that fails its check may have left
+            self._take_checks(at_start=True)
+        while is_possible and (lack := self.lack or self._lack_of_homes(self.away)):
+            self.check_arrival(lack)
+            await asyncio.sleep(REFRESH_SECONDS)
+            await self._look()
+            self._take_checks(at_start=True)
+            self.ask()
+
+    def _start_checks(self) -> None:
+        known = self._checked | self._refused | self._checking.keys() | self.silent | self.closing
+        for address, facts in self.facts.items():
+            trains = self._may_train(facts)
+            if address not in known and (trains or self._may_hold(facts)):
+                check = check_worker(
+                    self.client.rpc, address, self.job, self.checkpoint, trains=trains
+                )
+                self._checking[address] = asyncio.ensure_future(check)
+
+    def _take_checks(self, *, at_start: bool) -> None:
+        for address, check in list(self._checking.items()):
+            if check.done():
+                del self._checking[address]
+                error = check.exception()
+                if error is None:
+                    self._checked.add(address)
+                else:
+                    self._turn_away(address, error, at_start)
+
+    def _turn_away(self, address: str, error: BaseException, at_start: bool) -> None:
+        """A check has failed: only a worker that is there, and says so itself, is refused."""
+        if address not in self.facts or address in self.closing:
+            logger.warning("worker %s left while it was checked", address)
+            self._left.add(address)
+        elif isinstance(error, Unheard):
+            self._note_sign(address, False)
+        elif at_start:
+            raise error
+        else:
+            logger.warning("worker %s takes no part: %s", address, error)
+            self._refused.add(address)
+
+    # Who is lacking
+
+    @property
+    def lack(self) -> str:
+        """Who is missing to train on now, in words; empty where there is somebody."""
+        return self._lack_to_train(self.away)
+
+    def _lack_to_train(self, away: Container[str]) -> str:
+        """Who is missing to train on; empty where there are others than those away."""
+        if any(self._may_train(facts) for a, facts in self.facts.items() if a not in away):
+            return ""
+        who = "no worker" if self.only is None else f"no worker of workers={list(self.only)}"
+        return f"{who} is left to train on"
+
+    def _lack_of_homes(self, away: Container[str]) -> str:
+        """Who is missing to hold shards, in words."""
+        if any(self._may_hold(facts) for a, facts in self.facts.items() if a not in away):
+            return ""
+        return f"no worker of shard_workers={list(self.holders or ())} is left to hold shards"
+
+    def note_lack(self, lack: str) -> float:
+        """Return for how long workers have been lacking, as far as anybody looked."""
+        now = time.monotonic()
+        if not lack:
+            self._lacking_since = None
+            self._left.clear()
+        elif self._lacking_since is None:
+            self._lacking_since = now
+        return 0.0 if self._lacking_since is None else now - self._lacking_since
+
+    @property
+    def is_hopeful(self) -> bool:
+        """Whether a check is under way, and none was left by a worker."""
+        return bool(self._checking) and not self._left
+
+    def check_arrival(self, lack: str) -> None:
+        """Raise where workers are lacking for too long.
+
+        A check under way is waited for, but not where others have left in theirs: workers that
+        die of it, and are started again, would keep the run for ever.
+
+        Raises
+        ------
+        WorkerError
+            None came within the deadline `arrival`.
+        """
+        if self.note_lack(lack) > deadline("arrival") and not self.is_hopeful:
+            reasons = [f"{a} gives no sign of life" for a in sorted(self.silent)]
+            reasons += [f"{a} is paused: its memory is full" for a in sorted(self.paused)]
+            reasons += [f"{a} left while it was checked" for a in sorted(self._left)]
+            why = f" ({', '.join(reasons)})" if reasons else ""
+            raise WorkerError(
+                f"{lack}, and none came in {deadline('arrival'):g} s{why}: see that workers run "
+                "and can be reached, or set dbdask.arrival where new ones take longer to come"
+            )
+
+    # Signs of life
+
+    def ask(self, workers: Container[str] = ()) -> set[str]:
+        """Ask some workers, and the silent, for a sign of life; return who has given one.
+
+        Nobody is waited for: those who answer are returned at a later call.
+        """
+        self._ask({a for a in self.facts if a in workers or a in self.silent})
+        return self._take_answers()
+
+    async def ask_everyone(self) -> set[str]:
+        """Ask every worker for a sign of life, and wait; return who has given one.
+
+        It takes no longer than the deadline of a ping, and no time where all answer. Who is known
+        to be silent is asked again, but not waited for.
+        """
+        self._ask(self.facts)
+        waited_for = [asked for w, asked in self._asking.items() if w not in self.silent]
+        if waited_for:
+            await asyncio.wait(waited_for)
+        return self._take_answers()
+
+    def _ask(self, workers: Iterable[str]) -> None:
+        for worker in workers:
+            if worker not in self._asking:
+                asked = asyncio.ensure_future(worker_answers(self.client.rpc, worker))
+                self._asking[worker] = asked
+
+    def _take_answers(self) -> set[str]:
+        ended = {worker: asked for worker, asked in self._asking.items() if asked.done()}
+        for worker, asked in ended.items():
+            del self._asking[worker]
+            self._note_sign(worker, asked.result())
+        self.silent &= set(self.facts)
+        return {worker for worker, asked in ended.items() if asked.result()}
+
+    def _note_sign(self, worker: str, answers: bool) -> None:
+        if answers:
+            self.silent.discard(worker)
+        elif worker not in self.silent:
+            logger.warning("worker %s is silent; its work goes to others", worker)
+            self.silent.add(worker)

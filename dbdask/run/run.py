@@ -1,0 +1,415 @@
+"""One run of any method: who is there, where shards live, what is kept, and when."""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from distributed import Client
+
+from dbdask.errors import ShardLost
+from dbdask.metrics.history import Record
+from dbdask.optim.optimizers import Optimizer
+from dbdask.rpc.contact import has_scheduler, worker_answers
+from dbdask.rpc.deadlines import deadline
+from dbdask.run.arrivals import await_workers
+from dbdask.run.outcome import brought_home
+from dbdask.run.parameter_server import Initial, ParameterServer
+from dbdask.run.plan import Plan
+from dbdask.run.preflight import check_collectable, check_memory
+from dbdask.run.roster import Roster
+from dbdask.run.shard_placement import ShardPlacement, most_elements
+from dbdask.run.snapshots import Snapshots
+from dbdask.run.tally import Tally
+from dbdask.run.validating import Validator
+from dbdask.run.workforce import Workforce
+from dbdask.schedule import policies
+from dbdask.schedule.ledger import Row
+from dbdask.status import Status
+from dbdask.storage.checkpoint import VectorReference
+from dbdask.worker.initial import FromModel, FromSnapshot
+from dbdask.worker.shard import ParameterShard
+
+logger = logging.getLogger("dbdask")
+
+TURN_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class ShardKind:
+    """What the shards of a method are made of."""
+
+    shard: type[ParameterShard]
+    optimizer: Optimizer
+    """The update rule that each shard applies to its own slice."""
+
+
+class Memory(NamedTuple):
+    """Bytes that a method takes on one worker."""
+
+    replica: int
+    shard: int
+    """Of the fullest worker, while nothing is copied but the parameters."""
+    copied_shard: int | None
+    """The same while a snapshot copy is kept; None if the method writes without one."""
+
+
+class Reached(NamedTuple):
+    """How far a run has come, by what a loss of all shards takes from it."""
+
+    steps: int
+    words: str
+    """The same for an error: "after 12 updates"."""
+
+
+class Method(Protocol):
+    """What one way of training adds to a `Run`: what it does between two rests.
+
+    A method has state of its own, and is handed the run that carries it. `advance` may raise
+    `ShardLost` or `Stale` at any place. Then the run recovers, and calls `advance` again: with
+    the state as it was then, or as `restore` has set it.
+    """
+
+    kind: ShardKind
+    rolls_back_alone: bool
+    """Whether one lost shard may go back to the last snapshot by itself; else all shards must."""
+    progress_name: str
+    """What `Run.note_progress` counts, in words: "step" or "pass"."""
+    snapshots_await_validation: bool
+    """Whether a snapshot is written only when the validation under way has ended."""
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the data before the one under way."""
+
+    def memory(self, plan: Plan, length: int) -> Memory:
+        """Return what a worker must hold with `length` elements of the flat vector."""
+
+    def has_ended(self, run: "Run") -> bool:
+        """Whether nothing is left to do, or the run was asked to stop and may do so here."""
+
+    async def advance(self, run: "Run") -> None:
+        """Do the work of one turn. Where a snapshot may be taken it awaits `run.attend`."""
+
+    async def rest(self, run: "Run") -> None:
+        """Bring work in flight to a state that a snapshot may keep."""
+
+    async def go_on(self, run: "Run") -> None:
+        """Go on after a rest, or after a recovery."""
+
+    def take(self, run: "Run", work: Any, worker: str, report: Any) -> None:
+        """Take in the report of work that `run.take_in` has found ended; None if it failed."""
+
+    def take_back(self, work: Any) -> None:
+        """Take back work that was given up, to hand it out again."""
+
+    def vectors(self) -> list[str]:
+        """Names of the vectors that a snapshot keeps, `parameters` first."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a snapshot keeps of the method; it contains `applied`."""
+
+    def restore(self, run: "Run", state: dict[str, Any]) -> None:
+        """Go back to a snapshot's state, with all shards. What was done since stays counted."""
+
+    def reached(self, run: "Run") -> Reached:
+        """Return how far the run has come."""
+
+    def end(self, run: "Run") -> Status:
+        """Make the last record if one is due, and say why the run stopped."""
+
+
+class Run:
+    """What every method needs: roster, workforce, shards, snapshots, validation, and records.
+
+    Nothing here touches the cluster before `begin`.
+    """
+
+    def __init__(self, client: Client, plan: Plan, method: Method) -> None:
+        self.client, self.plan, self.method = client, plan, method
+        self.records: queue.SimpleQueue[Record] = queue.SimpleQueue()
+        self.at_rest = threading.Event()  # nothing of the run is left on the cluster
+        self.stop_reason = ""
+        self.progress = 0
+        self.has_room_for_copies = False
+        self.tally = Tally(plan.last.state if plan.last else None, self.records.put)
+        roster = Roster(client, plan.job, plan.path, plan.workers, plan.shard_workers)
+        self.roster = roster
+        self.workforce = Workforce(client, plan.run, plan.job, plan.supply, roster)
+        self.server = ParameterServer(
+            client,
+            plan.run,
+            plan.size,
+            method.kind.optimizer,
+            method.kind.shard,
+            plan.shard_copies,
+            plan.trained,
+        )
+        self.snapshots = Snapshots(self.server, plan.path, plan.snapshot_seconds, plan.last)
+        self.validator = Validator(
+            plan, self.workforce, self.server, self.snapshots, self.tally, self.request_stop
+        )
+        self.placement = ShardPlacement(
+            client,
+            self.server,
+            self.workforce,
+            self.snapshots,
+            self.tally,
+            plan.shard_workers,
+            self.validator.choice,
+        )
+
+    def request_stop(self, reason: str) -> None:
+        """Ask the run to come to rest; the first reason stays. Safe from any thread."""
+        self.stop_reason = self.stop_reason or reason
+
+    def forget_result(self) -> None:
+        """The run goes back: a reason to stop that lay in its parameters is one no more."""
+        if self.stop_reason in ("target", "bad_gradients"):
+            self.stop_reason = ""
+
+    def note_progress(self) -> None:
+        """Work has come to something that lasts: what follows is no recovery in a row."""
+        self.progress += 1
+
+    # Beginning
+
+    async def begin(self) -> int:
+        """See who is there, and check that the model fits; returns the number of shards."""
+        plan = self.plan
+        await await_workers(self.client)
+        await self.workforce.refresh(first=True)
+        await self.placement.wait()
+        self.tally.note_replicas(len(self.roster.workers), plan.replicas)
+        workers = len(self.placement.eligible())
+        count = plan.shards or policies.shards_for(plan.size, workers)
+        self._check_memory(count, workers)
+        self.placement.begin()
+        return count
+
+    def _check_memory(self, shards: int, workers: int) -> None:
+        plan, facts = self.plan, list(self.roster.facts.values())
+        check_collectable(plan.name, plan.size, plan.path)
+        length = most_elements(plan.size, shards, workers, plan.shard_copies)
+        needed = self.method.memory(plan, length)
+        copied = needed.copied_shard
+        self.has_room_for_copies = copied is not None and all(
+            needed.replica + copied <= worker.memory_limit or not worker.memory_limit
+            for worker in facts
+        )
+        check_memory(facts, needed.replica, needed.shard, plan.name)
+
+    async def make_shards(self, count: int) -> None:
+        """Make every shard for the first time, and write the first snapshot."""
+        plan = self.plan
+        await self.placement.place(count, self.initial())
+        if plan.start is not None and plan.last is None:
+            await self.server.assign(plan.start)
+        if plan.path is not None and plan.last is None:
+            await self.write()
+
+    def initial(self) -> Initial:
+        """Where shards start: the last committed snapshot, else the model's own numbers."""
+        snapshot = self.snapshots.committed
+        if snapshot is None:
+            return FromModel(self.plan.model, self.plan.seed, self.plan.start is not None)
+        state = snapshot.state
+        rows = tuple(Row(*row) for row in state.get("ledger", ()))
+        return FromSnapshot(
+            snapshot.path, snapshot.group, state["applied"], rows, state.get("epoch", 0)
+        )
+
+    # Work under way
+
+    async def take_in(self) -> None:
+        """Take in the work that has ended, and take back what is given up.
+
+        Raises
+        ------
+        ShardLost
+            A task lost a shard, or a worker left that held one.
+        """
+        trouble = await self._take_in()
+        gone = set(self.server.workers) - set(self.roster.everyone)
+        if gone and not trouble:
+            trouble = f"worker {min(gone)} left, which held a shard"
+        if trouble:
+            raise ShardLost(trouble)
+
+    async def _take_in(self) -> str:
+        """Take in; returns why a task ended early, if one did."""
+        await self.workforce.refresh()
+        trouble = ""
+        for out, report in await self.workforce.ended(TURN_SECONDS):
+            self.method.take(self, out.work, out.worker, report)
+            trouble = trouble or (report.trouble if report else "")
+        for work in await self.workforce.watch_silence():
+            self.method.take_back(work)
+        return trouble
+
+    async def look_around(self) -> None:
+        """See who is there and answers now: no later step waits for a dead worker, or a silent."""
+        await self.workforce.refresh(now=True)
+        for work in await self.workforce.look_around():
+            self.method.take_back(work)
+
+    async def end_flight(self) -> None:
+        """End every call, wait for the tasks to come home, and take their work back."""
+        await self.server.end_generation(self.roster.answering)
+        until = time.monotonic() + deadline("portion-end")
+        while self.workforce.outstanding and time.monotonic() < until:
+            await self._take_in()
+        for work in self.workforce.give_up_all():
+            self.method.take_back(work)
+
+    # What is due between two turns
+
+    async def attend(self, *, epoch_ended: bool) -> None:
+        """Do what is due where a snapshot may be taken: move shards, validate, write.
+
+        Parameters
+        ----------
+        epoch_ended
+            Whether a validation is due that follows the epochs.
+        """
+        await self.attend_shards()
+        follows = self.validator.due or (epoch_ended and self.validator.each_epoch)
+        validate = self.plan.validation_cut is not None and follows
+        if validate or self.snapshots.due:
+            await self._rest_and_copy(validate, self.snapshots.due)
+        await self.check_background()
+
+    async def attend_shards(self) -> None:
+        """Move the shards of leaving workers and make missing copies, while nothing is applied."""
+        if not self.placement.due:
+            return
+        for work in self.workforce.abandon(self.roster.closing):
+            self.method.take_back(work)
+        await self.method.rest(self)
+        generation = self.server.generation
+        if self.workforce.outstanding:  # the new shards need the workers' threads
+            await self.end_flight()
+            generation += 1
+        await self.placement.reconcile()
+        if self.server.generation < generation:  # it was ended, and no shard has moved
+            async with self.validator.choice:
+                await self.server.advance()
+        await self.method.go_on(self)
+
+    async def _rest_and_copy(self, validate: bool, write: bool) -> None:
+        """At rest every shard takes the same copy, to validate, to write, or both.
+
+        If memory is short the shards write while the run rests, without a copy.
+        """
+        await self.method.rest(self)
+        copied = write and self.has_room_for_copies
+        async with self.validator.choice:  # the best is the same one in every shard
+            if validate or copied:
+                users = int(validate) + int(copied)
+                number = await self.snapshots.copy(users=users, whole=copied)
+            if validate:
+                self.validator.start(number, self.method.epoch)
+            if copied:
+                self.snapshots.start_writing(number, *self._state())
+        if write and not copied:
+            await self._write_at_rest()
+        await self.method.go_on(self)
+
+    async def _write_at_rest(self) -> None:
+        if self.method.snapshots_await_validation:
+            await self.validator.settle()
+        async with self.validator.choice:
+            await self.write()
+
+    def _state(self) -> tuple[list[str], dict[str, Any]]:
+        """The vectors and the state that a snapshot taken now holds."""
+        names = self.method.vectors()
+        if self.validator.has_best:
+            names.append("best")
+        state = {
+            **self.plan.settings,
+            "run": self.plan.run,
+            "generation": self.server.generation,
+            "best": self.validator.best,
+            **self.method.state(),
+            **self.tally.state(),
+        }
+        return names, state
+
+    async def write(self) -> None:
+        """Write the shards as they are; the run is at rest."""
+        await self.snapshots.write_live(*self._state())
+
+    async def check_background(self) -> None:
+        """Let an error of writing or validating come out; trouble leads to recovery anyway."""
+        await self.snapshots.check()
+        await self.validator.check()
+
+    # Conclusion
+
+    async def conclude(self) -> Any:
+        """Come to rest, validate for the last time, and bring the parameters home."""
+        plan = self.plan
+        await self.method.rest(self)
+        await self.validator.settle()
+        await self.snapshots.settle()
+        if plan.validation_cut is not None and self.validator.stale:
+            number = await self.snapshots.copy(users=1, whole=False)
+            self.validator.start(number, self.method.epoch)
+            await self.validator.settle()
+        name = "best" if self.validator.has_best else "parameters"
+        if plan.path is None:
+            return await self.server.read(name)
+        if plan.last is None or self.progress or self.stop_reason:
+            await self.write()
+        assert self.snapshots.committed is not None
+        reference = VectorReference(plan.path, self.snapshots.committed.group, name)
+        return await brought_home(reference, plan.size)
+
+    async def release(self) -> None:
+        """End what is under way, and leave nothing on the cluster.
+
+        A step that fails is logged: it neither keeps the others from their turn, nor hides the
+        error that has ended the run.
+        """
+        steps = (
+            self.validator.give_up,  # it looks who is there: that ends before the roster
+            self.workforce.close,
+            self.placement.end,
+            self.snapshots.give_up,
+            self._leave_workers,
+        )
+        try:
+            for step in steps:
+                await self._try_to_release(step)
+        finally:
+            self.at_rest.set()
+
+    async def _try_to_release(self, step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except Exception as error:
+            logger.warning("the run has not left the cluster in order: %r", error)
+
+    async def _leave_workers(self) -> None:
+        workers = await self._answering()
+        await self.server.end_generation(workers)
+        for supply in (self.plan.supply, self.plan.validation_supply):
+            if supply is not None:
+                await asyncio.to_thread(supply.close)
+        await self.server.release(workers)
+
+    async def _answering(self) -> list[str]:
+        """The workers that answer: the dead are waited for once, not at every word.
+
+        Workers without their scheduler end by themselves, and what the run holds there with them.
+        """
+        if not has_scheduler(self.client):
+            return []
+        seconds, pool, workers = deadline("connect"), self.client.rpc, self.roster.everyone
+        answers = await asyncio.gather(*(worker_answers(pool, w, seconds=seconds) for w in workers))
+        return [worker for worker, answer in zip(workers, answers, strict=True) if answer]

@@ -1,0 +1,179 @@
+"""The client's side of a verb: a run on the event loop, watched from the user's own thread.
+
+The run is a coroutine on the client's loop, where calls have deadlines. Callbacks, the progress
+bar and Ctrl-C belong to the thread that called the verb, so a slow callback delays no heartbeat.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from distributed import Client, LocalCluster, default_client, get_client
+
+from dbdask.data.supply import beside_task
+from dbdask.metrics.history import Record
+from dbdask.progress import Progress
+from dbdask.rpc.contact import client_loop, is_closed, start_on, this_worker
+from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.portable import end_causes
+from dbdask.run.guard import client_closed, guarded
+from dbdask.run.snapshots import Snapshots
+
+Callback = Callable[[Record], Any]
+T = TypeVar("T")
+
+
+class Watched(Protocol):
+    """What a run offers to the user's thread."""
+
+    records: "queue.SimpleQueue[Record]"
+    at_rest: threading.Event  # set when nothing of the run is left on the cluster
+    snapshots: Snapshots
+
+    def request_stop(self, reason: str) -> None: ...
+
+
+@contextmanager
+def client_for(client: Client | None) -> Iterator[Client]:
+    """Yield the given client, the current one, or one of a LocalCluster that ends with the verb.
+
+    Inside a Dask task the current one is that of its worker.
+    """
+    client = _current_client() if client is None else client
+    if client is None:
+        with _own_cluster() as own:
+            yield own
+        return
+    if not hasattr(client, "asynchronous"):
+        raise TypeError(f"client must be a dask.distributed.Client, got {client!r}")
+    if client.asynchronous:
+        raise TypeError("client must be synchronous, got an asynchronous one: Client(address)")
+    if is_closed(client):
+        raise ValueError(f"client must be open, got a closed one, {client!r}: Client(address)")
+    with beside_task():
+        yield client
+
+
+def _current_client() -> Client | None:
+    try:
+        this_worker()
+    except ValueError:  # in no task
+        try:
+            return default_client()
+        except ValueError:
+            return None
+    return get_client()
+
+
+@contextmanager
+def _own_cluster() -> Iterator[Client]:
+    with (
+        LocalCluster(threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def watch(
+    client: Client,
+    run: Watched,
+    work: Coroutine[Any, Any, T],
+    callbacks: Sequence[Callback],
+    progress: Progress,
+) -> T:
+    """Drive the work of a run to its end; returns what its coroutine returns.
+
+    A callback that returns True stops the run; one that raises stops it and its error comes out
+    when the run has come to rest. Ctrl-C stops it as a callback would; a second one abandons it.
+    """
+    progress.begin()
+    loop = client_loop(client)
+    future = start_on(loop, _attempt(guarded(client, work, run.snapshots)))
+    raised: list[BaseException] = []
+
+    def is_over() -> bool:
+        return future.done() or not loop.is_running()  # a client that is closed may stop its loop
+
+    try:
+        try:
+            _drain_until(is_over, run, callbacks, progress, raised)
+        except KeyboardInterrupt:
+            run.request_stop("interrupted")
+            _drain_until(is_over, run, callbacks, progress, raised)
+        _drain(run, callbacks, progress, raised, wait=0.0)
+    except BaseException:
+        future.cancel()
+        if loop.is_running():
+            run.at_rest.wait(deadline("portion-end"))
+        raise
+    finally:
+        progress.close()
+    if future.cancelled() or not future.done():
+        raise client_closed(run.snapshots)
+    result, failure = future.result()
+    if failure is not None:
+        raise failure
+    if raised:
+        raise raised[0]
+    return result
+
+
+async def _attempt(work: Coroutine[Any, Any, T]) -> tuple[T | None, Exception | None]:
+    """Return what comes of work, or its error: on the way between threads futures change some."""
+    try:
+        return await work, None
+    except Exception as error:
+        end_causes(error)
+        return None, error
+
+
+def _drain_until(
+    is_over: Callable[[], bool],
+    run: Watched,
+    callbacks: Sequence[Callback],
+    progress: Progress,
+    raised: list[BaseException],
+) -> None:
+    """Hand on records while the run works. Ctrl-C comes out of here, between two records or not."""
+    while not is_over():
+        _drain(run, callbacks, progress, raised, wait=0.2)
+        progress.wait()
+
+
+def _drain(
+    run: Watched,
+    callbacks: Sequence[Callback],
+    progress: Progress,
+    raised: list[BaseException],
+    wait: float,
+) -> None:
+    """Hand every waiting record to progress and callbacks."""
+    while True:
+        try:
+            record = run.records.get(timeout=wait) if wait else run.records.get_nowait()
+        except queue.Empty:
+            return
+        progress.update(record)
+        _call_back(run, record, callbacks, raised)
+
+
+def _call_back(
+    run: Watched, record: Record, callbacks: Sequence[Callback], raised: list[BaseException]
+) -> None:
+    for callback in callbacks:
+        if raised:
+            return
+        try:
+            if _says_stop(callback(record)):
+                run.request_stop("callback")
+        except Exception as error:
+            raised.append(error)
+            run.request_stop("callback")
+
+
+def _says_stop(answer: Any) -> bool:
+    """Whether a callback's answer is True, Python's or NumPy's; what is merely truthy is not."""
+    return isinstance(answer, (bool, np.bool_)) and bool(answer)

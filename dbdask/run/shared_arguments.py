@@ -1,0 +1,177 @@
+"""What both verbs settle before the first task: shared arguments, checked and made whole."""
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from distributed import Client
+
+from dbdask.data.checks import drop_warning
+from dbdask.data.examples import Examples
+from dbdask.data.fills import fill_warnings
+from dbdask.errors import DataError, WorkerError
+from dbdask.metrics.scores import NOTHING
+from dbdask.models.layout import as_layout, check_dims
+from dbdask.rpc.contact import workers_now
+from dbdask.run import arguments
+from dbdask.run.fitting import check_contract, layout_size
+from dbdask.run.outcome import Outcome
+from dbdask.schedule.portions import Cut
+
+
+def check_shared(given: dict[str, Any]) -> None:
+    """Check the arguments that the verbs share."""
+    arguments.at_least("seed", given["seed"], 0)
+    for name in ("replicas", "shards"):
+        if given[name] is not None:
+            arguments.at_least(name, given[name], 1)
+    arguments.not_yet("partitions", given["partitions"], 1)
+    arguments.at_least("shard_copies", given["shard_copies"], 1)
+    arguments.one_of("keep", given["keep"], ("last", "best"))
+    arguments.one_of("resume", given["resume"], (False, True, "auto"))
+    arguments.duration("snapshot_every", given["snapshot_every"])
+    arguments.one_of("progress", given["progress"], (None, True, False))
+    for name in ("examples", "validation"):
+        if not isinstance(given[name], Examples) and (name, given[name]) != ("validation", None):
+            raise TypeError(f"{name} must be dbdask.Examples, got {type(given[name]).__name__}")
+    check_contract(given["model"])
+    check_dims(as_layout(given["model"].layout))
+    _check_path(given["checkpoint"])
+    if not isinstance(given["callbacks"], Sequence):
+        raise TypeError(f"callbacks must be a list of callables, got {given['callbacks']!r}")
+    for callback in given["callbacks"]:
+        if not callable(callback):
+            raise TypeError(f"callbacks must be callables, got {callback!r}")
+    if given["keep"] == "best" and given["validation"] is None:
+        raise ValueError('keep="best" needs validation=, the examples to choose by')
+    if given["resume"] and given["checkpoint"] is None:
+        raise ValueError(f"resume={given['resume']!r} needs checkpoint=, the path to go on from")
+
+
+def _check_path(checkpoint: Any) -> None:
+    if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(f"checkpoint must be a path or a URL, got {checkpoint!r}")
+    if checkpoint is not None and not os.fspath(checkpoint):
+        raise ValueError("checkpoint must be a path or a URL, got ''")
+
+
+def validation_interval(
+    value: int | str | None, validation: Examples | None
+) -> tuple[int | None, float | None]:
+    """Minibatches, or seconds, between two validations; neither means each epoch."""
+    if value is None:
+        return None, None
+    if validation is None:
+        raise ValueError(f"validate_every={value!r} needs validation=, the examples to score")
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, np.timedelta64)
+    if whole:
+        return arguments.at_least("validate_every", value, 1), None
+    return None, arguments.duration("validate_every", value)
+
+
+def validation_cut(validation: Examples | None, batch_size: int, portion_rows: int) -> Cut | None:
+    """The cut of the validation examples, where there are some."""
+    return validation.cut(portion_rows, batch_size) if validation is not None else None
+
+
+def check_what_was_left_out(outcome: Outcome) -> None:
+    """Say so where many examples, a whole class, or many chunks were missing.
+
+    Raises
+    ------
+    DataError
+        Nothing was trained on.
+    """
+    if not outcome.history.records and outcome.status.reason == "epochs":
+        raise DataError(NOTHING)
+    found = outcome.history.left_out
+    message = drop_warning(found.rows_read, found.count, found.first_place, found.lost_classes)
+    for words in ([message] if message else []) + fill_warnings(found.fills):
+        warnings.warn(words, UserWarning, stacklevel=3)
+
+
+def deviation_of(examples: Examples) -> np.ndarray | float:
+    """What one unit of each scaled target is in the target's own units."""
+    scaling = examples.target_scaling
+    return 1.0 if scaling is None else scaling[1].ravel()
+
+
+def worker_names(argument: str, given: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    """The workers of `workers=` or `shard_workers=`, as names."""
+    if given is None:
+        return None
+    names = (given,) if isinstance(given, (str, int)) else given
+    if not isinstance(names, Iterable) or not all(isinstance(n, (str, int)) for n in names):
+        raise TypeError(f"{argument} must be a worker's name or address, or a list, got {given!r}")
+    found = tuple(str(name) for name in names)
+    if not found:
+        raise ValueError(f"{argument} must name at least one worker, got none")
+    return found
+
+
+def check_named(argument: str, names: Sequence[str] | None, client: Client) -> None:
+    """Refuse names of which no running worker has one.
+
+    Raises
+    ------
+    WorkerError
+        Says which workers there are.
+    """
+    facts = client.sync(workers_now, client)
+    if names is None or not facts:
+        return
+    if not any(worker.is_called(name) for worker in facts.values() for name in names):
+        raise WorkerError(
+            f"{argument}={list(names)} names no running worker; there are: {', '.join(facts)}"
+        )
+
+
+def flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
+    """Return a flat float32 vector from a Result, its Dataset, or a vector.
+
+    Raises
+    ------
+    ValueError, TypeError
+        They do not fit the model, or are not finite: the parameter is named.
+    """
+    if parameters is None:
+        return None
+    parameters = getattr(parameters, "parameters", parameters)
+    if isinstance(parameters, np.ndarray):
+        layout_size(parameters, layout)
+        return _finite(_numbers("parameters", parameters), layout)
+    if not isinstance(parameters, xr.Dataset):
+        raise TypeError(
+            "parameters must be a Result (dbdask.load(path) reads one), its .parameters, or a flat "
+            f"vector, got {parameters!r}"
+        )
+    vector = np.empty(layout.size, np.float32)
+    for name, view in layout.views(vector).items():
+        if name not in parameters:
+            raise ValueError(f"parameters has no {name!r}, which the model needs")
+        if parameters[name].shape != view.shape:
+            raise ValueError(
+                f"parameters[{name!r}] has shape {parameters[name].shape}, "
+                f"the model needs {view.shape}"
+            )
+        view[...] = _numbers(f"parameters[{name!r}]", parameters[name].values)
+    return _finite(vector, layout)
+
+
+def _numbers(name: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must hold real numbers, got dtype {values.dtype}")
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _finite(vector: np.ndarray, layout: Any) -> np.ndarray:
+    for name, view in layout.views(vector).items():
+        if not np.isfinite(view).all():
+            raise ValueError(
+                f"parameters must be finite, but {name!r} holds NaN or infinity: "
+                "give those of an earlier snapshot, or None to start anew"
+            )
+    return vector

@@ -1,0 +1,168 @@
+"""The tally of a run: totals over portions, and the history's records."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dbdask.metrics.history import History, Record
+from dbdask.metrics.magnitudes import Magnitude
+from dbdask.schedule.portion_marks import PortionTable
+from dbdask.worker.replica import PortionReport
+
+COUNTS = ("lost", "repeated", "rolled_back", "dropped", "refused")
+
+
+class Tally:
+    """Adds up what portions report, each step of the data once, whoever did it how often.
+
+    Parameters
+    ----------
+    state
+        The state of the snapshot that the run goes on from, or None.
+    emit
+        Takes each new record.
+    """
+
+    def __init__(self, state: dict[str, Any] | None, emit: Callable[[Record], None]) -> None:
+        self._emit = emit
+        self._began = time.monotonic()
+        self.last_loss = math.inf
+        self.last_refusal = ""
+        self.replicas = 0
+        self.shard_copies = math.nan
+        self.lost = self.repeated = self.rolled_back = self.dropped = self.refused = 0
+        self.history = History()
+        self.magnitudes: dict[str, tuple[Magnitude, ...]] = {}  # by worker
+        self.seconds_before = 0.0
+        self.steps = self.examples = self.applied = 0
+        self._done = PortionTable()  # steps, examples of the open portions
+        self._epoch = 0
+        if state:
+            self._restore(state)
+        self._steps_at_start = self.steps
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.steps, self.examples = state["steps"], state["examples"]
+        self.applied = state["applied"]
+        self.seconds_before = state["seconds"]
+        self.history = History.from_json(state["history"])
+        for name, value in state["counts"].items():
+            setattr(self, name, value)
+        self._restore_done(state)
+
+    def _restore_done(self, state: dict[str, Any]) -> None:
+        self._done = PortionTable.from_rows(state["done"])
+
+    def state(self) -> dict[str, Any]:
+        """What a snapshot keeps."""
+        return {
+            "steps": self.steps,
+            "examples": self.examples,
+            "seconds": self.seconds,
+            "counts": {name: getattr(self, name) for name in COUNTS},
+            "done": [list(row) for row in self._done.rows()],
+            "history": self.history.to_json(),
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self.seconds_before + time.monotonic() - self._began
+
+    @property
+    def steps_since_start(self) -> int:
+        """Minibatches since this run began or was resumed."""
+        return self.steps - self._steps_at_start
+
+    def go_back(self, state: dict[str, Any]) -> None:
+        """The whole run goes back to a snapshot: what came after is done, and counted, again."""
+        self.repeated += max(0, self.applied - state["applied"])
+        self.steps, self.examples = state["steps"], state["examples"]
+        self.applied = state["applied"]
+        for name in ("rolled_back", "dropped", "refused"):
+            setattr(self, name, state["counts"][name])
+        self._restore_done(state)
+
+    def add(self, report: PortionReport, epoch: int, workers: int, replicas: int | None) -> None:
+        """Add a portion's report, and make a record of it where it trained."""
+        self.note_replicas(workers, replicas)
+        before = self._count_work(report)
+        self.applied += report.pushes
+        self.repeated += report.repeated
+        self.dropped += report.dropped
+        self.history.left_out.add(report.left_out)
+        if report.magnitudes:
+            self.magnitudes[report.worker] = report.magnitudes
+        if report.steps:
+            self.history.ends_refused = report.ends_refused
+        self.refused += sum(step >= before for step, _ in report.refused)
+        for step, parameter in report.refused[-1:]:
+            self.last_refusal = (
+                f"epoch {report.epoch}, portion {report.number}, step {step}: {parameter}"
+            )
+        if not report.weight:
+            return
+        self.last_loss = report.loss / report.weight
+        if math.isnan(self.history.first_loss):
+            self.history.first_loss = report.first_loss
+        good = report.steps - len(report.refused)
+        staleness = report.staleness or [0]
+        self.record(
+            epoch=epoch,
+            loss=self.last_loss,
+            gradient_norm=math.sqrt(report.squared_norms / good),
+            replicas=self.replicas,
+            staleness_median=float(statistics.median(staleness)),
+            staleness_max=float(max(staleness)),
+        )
+
+    def _count_work(self, report: PortionReport) -> int:
+        """Count a report's steps and examples; returns the portion's steps counted before.
+
+        A replica that dies says nothing of its last steps: the next one tells where it began. And
+        a step that not every shard had is done, and reported, twice.
+        """
+        if report.epoch > self._epoch:  # the one before is finished
+            self._done.forget_before(report.epoch)
+            self._epoch = report.epoch
+        steps, examples = self._done.get(report.epoch, report.number) or (0, 0)
+        examples_now = report.examples_before + report.examples
+        if report.finished:
+            examples_now = report.examples_in_all
+        done = max(steps, report.first_step + report.steps), max(examples, examples_now)
+        self.steps += done[0] - steps
+        self.examples += done[1] - examples
+        self._done.put(report.epoch, report.number, *done)
+        return steps
+
+    def settle(self, epoch: int) -> None:
+        """Make a last record where something was counted since the one before."""
+        last = self.history.records[-1] if self.history.records else None
+        counted = [getattr(self, name) for name in COUNTS]
+        if self.steps and counted != [getattr(last, name, 0) for name in COUNTS]:
+            self.record(epoch=epoch)
+
+    def note_replicas(self, workers: int, replicas: int | None) -> None:
+        """Note how many replicas train: as many as were asked for, else one a worker."""
+        self.replicas = workers if replicas is None else replicas
+
+    def record(self, *, epoch: int, **values: float) -> None:
+        """Make a record of `values` at the totals of now."""
+        values.setdefault("replicas", self.replicas)
+        record = Record(
+            seconds=self.seconds,
+            epoch=epoch,
+            step=self.steps,
+            examples=self.examples,
+            lost=self.lost,
+            repeated=self.repeated,
+            rolled_back=self.rolled_back,
+            dropped=self.dropped,
+            refused=self.refused,
+            shard_copies=self.shard_copies,
+            **values,  # type: ignore[arg-type]
+        )
+        self.history.append(record)
+        self._emit(record)

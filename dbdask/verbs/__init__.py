@@ -1,1 +1,0 @@
-"""Verbs: one for each algorithm of the paper."""

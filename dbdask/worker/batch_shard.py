@@ -1,0 +1,99 @@
+"""A shard for batch methods: it carries out commands on vectors, and adds up a pass's gradient."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dbdask.errors import Stale
+from dbdask.optim.vectors import Command, carry_out
+from dbdask.worker.shard import ParameterShard
+
+
+@dataclass
+class Contributions:
+    """The gradient of one pass, as far as bundles have come in."""
+
+    total: np.ndarray  # float64
+    evaluation: int = -1  # of the pass that is open, if one is
+    admitted: set[int] = field(default_factory=set)  # bundles
+
+    def copy(self) -> "Contributions":
+        """Return contributions that go their own way from here."""
+        return Contributions(self.total.copy(), self.evaluation, set(self.admitted))
+
+
+class BatchShard(ParameterShard):
+    """Named vectors of one slice, and the gradient of the pass that is open.
+
+    The gradient is added up in float64: in whichever order the bundles come, the sum is the same
+    but for the last bits, and a repeat of a bundle changes nothing.
+    """
+
+    @property
+    def _pass(self) -> Contributions:
+        if self.state.contributions is None:
+            self.state.contributions = Contributions(np.empty(self.stop - self.start, np.float64))
+        return self.state.contributions
+
+    async def fetch_vector(self, generation: int, name: str) -> np.ndarray:
+        """Return a copy of one vector."""
+        return await self._serve_in(generation, self._fetch_vector, name)
+
+    def _fetch_vector(self, name: str) -> np.ndarray:
+        return self._vector(name).copy()
+
+    async def contribute(
+        self, generation: int, evaluation: int, bundle: int, gradient: np.ndarray
+    ) -> bool:
+        """Add a bundle's gradient once; False for a repeat, and for a pass that is not open."""
+        return await self._serve_in(generation, self._contribute, evaluation, bundle, gradient)
+
+    def _contribute(self, evaluation: int, bundle: int, gradient: np.ndarray) -> bool:
+        held = self._pass
+        if evaluation != held.evaluation or bundle in held.admitted:
+            return False
+        np.add(held.total, gradient, out=held.total)
+        held.admitted.add(bundle)
+        return True
+
+    async def _carry_out(self, commands: Sequence[Command]) -> list[Any]:
+        return await self._serve(self._obey, commands)
+
+    def _obey(self, commands: Sequence[Command]) -> list[Any]:
+        """Do commands; `Stale` where the shard was made anew without a vector of theirs."""
+        try:
+            return carry_out(commands, self.state.vectors)
+        except KeyError as error:
+            raise Stale(f"vector {error} is not in this shard") from error
+
+    async def _open_pass(self, evaluation: int, commands: Sequence[Command]) -> None:
+        """Do commands, and begin to add up; the pass before is closed."""
+        await self._serve(self._open, evaluation, commands)
+
+    def _open(self, evaluation: int, commands: Sequence[Command]) -> None:
+        self._obey(commands)
+        held = self._pass
+        held.total.fill(0.0)
+        held.evaluation, held.admitted = evaluation, set()
+
+    async def _close_pass(
+        self, evaluation: int, bundles: int, weight: float, into: str, commands: Sequence[Command]
+    ) -> list[Any]:
+        """Make the mean gradient of what was added up, and do commands; their answers come back."""
+        return await self._serve(self._close, evaluation, bundles, weight, into, commands)
+
+    def _close(
+        self, evaluation: int, bundles: int, weight: float, into: str, commands: Sequence[Command]
+    ) -> list[Any]:
+        held = self._pass
+        if evaluation != held.evaluation or len(held.admitted) != bundles:
+            raise Stale(f"evaluation {evaluation} is not whole in this shard")
+        held.evaluation = -1
+        vectors = self.state.vectors
+        mean = vectors.setdefault(into, np.empty(held.total.size, np.float32))
+        mean.fill(0.0)
+        for part in self.trained:
+            np.divide(held.total[part], weight, out=mean[part], casting="same_kind")
+        return self._obey(commands)

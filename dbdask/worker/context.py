@@ -1,0 +1,237 @@
+"""What a run keeps on one worker: the opened examples, the model, buffers, and calls under way.
+
+A room belongs to a (worker, run) pair, never to a module, because in-process workers share
+modules. It is closed by the verb; when the client dies instead, the room notices that the shards
+are gone and closes itself.
+"""
+
+import asyncio
+import pickle
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from distributed import Worker
+from threadpoolctl import ThreadpoolController
+
+from dbdask.errors import Stale
+from dbdask.rpc.contact import answers_ping, this_worker, worker_loop
+from dbdask.rpc.deadlines import deadline
+from dbdask.schedule.policies import cache_bytes
+from dbdask.worker.link import Calls, ServerHandle, ServerLink
+
+_rooms: weakref.WeakKeyDictionary[Any, dict[str, "Room"]] = weakref.WeakKeyDictionary()
+_ended: weakref.WeakKeyDictionary[Any, deque[str]] = weakref.WeakKeyDictionary()
+_rooms_lock = threading.Lock()
+
+Place = tuple[int, int, int, int]
+"""Where a replica stopped: generation, epoch, portion, next step."""
+
+REMEMBERED_RUNS = 256  # ended runs whose late tasks a worker refuses
+
+
+class _Point:
+    """Parameters at which a pass evaluates, and how many tasks are using them."""
+
+    def __init__(self) -> None:
+        self.vector = np.empty(0, np.float32)
+        self.users = 0
+        self.is_fetched = False
+        self.lock = threading.Lock()
+
+
+class Room:
+    """One run on one worker."""
+
+    def __init__(self, worker: Worker, run: str, job: bytes) -> None:
+        self.worker = worker
+        self.run = run
+        self.job = pickle.loads(job)
+        self.calls = Calls()
+        self.handle: ServerHandle | None = None
+        self.closed = False
+        self.readers: dict[str, Any] = {}
+        self.copies: dict[int, np.ndarray] = {}
+        self.unwanted: set[tuple[int, int]] = set()  # bundles that another worker has finished
+        self._points: dict[int, _Point] = {}
+        self._copies_lock = threading.Lock()
+        self._free: list[np.ndarray] = []
+        self._left: tuple[Place, np.ndarray, list[int]] | None = None
+        self._running = 0
+        self._turn = threading.Condition()
+        self._threads = ThreadpoolController()
+        worker_loop(worker).call_soon_threadsafe(self._begin_lease)
+
+    def _begin_lease(self) -> None:
+        self._lease = asyncio.ensure_future(self._watch())
+
+    def _end_lease(self) -> None:
+        self._lease.cancel()
+
+    async def _watch(self) -> None:
+        """Close the room when it idles and no shard of its run answers (the client died)."""
+        while not self.closed:
+            await asyncio.sleep(deadline("lease"))
+            handle = self.handle
+            if self._running or handle is None or self.closed:
+                continue
+            pool = self.worker.rpc
+            alive = [await answers_ping(pool, c) for shard in handle.shards for c in shard.copies]
+            if not any(alive) and handle is self.handle:
+                _close(self.run, self.worker)  # not for good: the run may be recovering
+
+    def link(self, handle: ServerHandle) -> ServerLink:
+        """Return blocking calls on the shards of a handle."""
+        if self.handle is None or handle.generation >= self.handle.generation:
+            self.handle = handle
+        return ServerLink(handle, self.worker, self.calls)
+
+    @contextmanager
+    def turn(self, replicas: int) -> Iterator[None]:
+        """Hold one of the worker's `replicas` places, with its share of the worker's threads."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._running < replicas or self.closed)
+            self._running += 1
+        try:
+            threads = max(1, self.worker.state.nthreads // replicas)
+            with self._threads.limit(limits=threads):
+                yield
+        finally:
+            with self._turn:
+                self._running -= 1
+                self._turn.notify()
+
+    def buffer(self, size: int) -> np.ndarray:
+        """Take a float32 vector out of the pool (its content is arbitrary)."""
+        with self._turn:
+            for position, vector in enumerate(self._free):
+                if vector.size == size:
+                    return self._free.pop(position)
+        return np.empty(size, np.float32)
+
+    def give_back(self, *vectors: np.ndarray) -> None:
+        """Return buffers that no call reads any more; an abandoned buffer is never given back."""
+        with self._turn:
+            self._free.extend(vectors)
+
+    def leave(self, place: Place, local: np.ndarray, fetched: list[int]) -> None:
+        """Keep the parameters that a replica stopped with; those of one replica are kept."""
+        self.take_up(None)
+        with self._turn:
+            self._left = place, local, fetched
+
+    def take_up(self, place: Place | None) -> tuple[np.ndarray, list[int]] | None:
+        """Return what a replica stopped with just here, and the versions of its last fetch."""
+        with self._turn:
+            left, self._left = self._left, None
+            if left is None:
+                return None
+            if left[0] == place:
+                return left[1], left[2]
+            self._free.append(left[1])
+            return None
+
+    def reader(self, name: str) -> Any:
+        """Return the reader of the job's examples called `name`, opened once."""
+        with self._turn:
+            if name not in self.readers:
+                budget = cache_bytes(name, self.worker.memory_manager.memory_limit)
+                self.readers[name] = getattr(self.job, name).reader(budget)
+            return self.readers[name]
+
+    def copy_of(self, handle: ServerHandle, number: int) -> np.ndarray:
+        """Return the parameters of a snapshot copy, fetched once for all tasks of the worker."""
+        with self._copies_lock:
+            if number not in self.copies:
+                vector = np.empty(handle.size, np.float32)
+                self.link(handle).fetch_copy(number, vector)
+                self.copies = {number: vector}
+            return self.copies[number]
+
+    @contextmanager
+    def point(self, handle: ServerHandle, evaluation: int, name: str) -> Iterator[np.ndarray]:
+        """Hold the vector at which a pass evaluates, fetched once for all tasks of the worker."""
+        with self._turn:
+            for number in [n for n, p in self._points.items() if n < evaluation and not p.users]:
+                self._free.append(self._points.pop(number).vector)
+            point = self._points.setdefault(evaluation, _Point())
+            point.users += 1
+        try:
+            with point.lock:
+                if not point.is_fetched:
+                    point.vector = self.buffer(handle.size)
+                    self.link(handle).fetch_vector(name, point.vector)
+                    point.is_fetched = True
+            yield point.vector
+        finally:
+            with self._turn:
+                point.users -= 1
+
+    def close(self) -> None:
+        """End the calls, let waiting tasks go, and drop what the run held here."""
+        self.closed = True
+        worker_loop(self.worker).call_soon_threadsafe(self._end_lease)
+        self.calls.end_generation(1 << 62)
+        with self._turn:
+            self._turn.notify_all()
+        for reader in self.readers.values():
+            reader.close()
+        self.readers, self.copies, self._points, self._free = {}, {}, {}, []
+        self._left = None
+
+
+def open_room(run: str, job: bytes) -> Room:
+    """Return the room of a run on the worker that runs the calling task.
+
+    Raises
+    ------
+    Stale
+        The run has ended here: a task that comes late must not open its room again.
+    """
+    worker = this_worker()
+    with _rooms_lock:
+        if run in _ended.get(worker, ()):
+            raise Stale(f"run {run} has ended")
+        rooms = _rooms.setdefault(worker, {})
+        if run not in rooms:
+            rooms[run] = Room(worker, run, job)
+        return rooms[run]
+
+
+def close_room(run: str, dask_worker: Worker) -> None:
+    """Close the room of a run on a worker for good: the run has ended."""
+    with _rooms_lock:
+        _ended.setdefault(dask_worker, deque(maxlen=REMEMBERED_RUNS)).append(run)
+    _close(run, dask_worker)
+
+
+def _close(run: str, dask_worker: Worker) -> None:
+    with _rooms_lock:
+        room = _rooms.get(dask_worker, {}).pop(run, None)
+    if room is not None:
+        room.close()
+
+
+def end_generation(run: str, generation: int, dask_worker: Worker) -> None:
+    """End the calls of a generation that are under way on a worker."""
+    room = _rooms.get(dask_worker, {}).get(run)
+    if room is not None:
+        room.calls.end_generation(generation)
+
+
+def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Worker) -> None:
+    """Let tasks on a worker know which bundles are done: they stop between two minibatches."""
+    room = _rooms.get(dask_worker, {}).get(run)
+    if room is not None:
+        newest = max(evaluation for evaluation, _ in identities)
+        kept = {identity for identity in room.unwanted if identity[0] >= newest - 2}
+        room.unwanted = kept | {(evaluation, bundle) for evaluation, bundle in identities}
+
+
+def rooms_of(dask_worker: Worker) -> list[str]:
+    """List the runs that hold a room on a worker (tests look for leaks with it)."""
+    return list(_rooms.get(dask_worker, {}))

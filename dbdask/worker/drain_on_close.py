@@ -1,0 +1,133 @@
+"""A worker that closes waits until its shards were fetched: a plugin on the workers with shards."""
+
+import asyncio
+import signal
+import threading
+from typing import Any
+
+from distributed import Status, WorkerPlugin
+
+from dbdask.rpc.contact import is_registered
+from dbdask.rpc.deadlines import deadline
+
+LOOK_SECONDS = 0.02
+
+
+class Farewell(WorkerPlugin):
+    """Holds a closing worker back while it has shards of a run, for `dbdask.hand-on` at most.
+
+    The run sees the worker's status, makes the shards anew elsewhere from the state that this
+    worker still serves, and then drops them here.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.name = plugin_name(run)
+        self.is_dismissed = False  # the run has ended: whatever is here may go
+
+    def setup(self, worker: Any) -> None:
+        """Watch from now on whether the run still has shards here."""
+        self._lease = asyncio.get_running_loop().create_task(self._watch(worker))
+        close_on_signals(worker)
+
+    def _shards(self, worker: Any) -> list[str]:
+        return [key for key in worker.state.actors if str(key).startswith(shard_prefix(self.run))]
+
+    async def _watch(self, worker: Any) -> None:
+        """Take the plugin away when the shards are gone without a word (the client died)."""
+        while worker.status in (Status.running, Status.paused):
+            await asyncio.sleep(deadline("lease"))
+            if not self._shards(worker):
+                await forget_farewell(self.run, worker)
+
+    async def teardown(self, worker: Any) -> None:
+        """Wait, where the worker closes, until its shards have moved or the deadline has passed."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + deadline("hand-on")
+        while self._is_awaited(worker) and loop.time() < until:
+            # A scheduler that has refused to retire the worker tells it to go on running.
+            if worker.status is not Status.closing:
+                worker.status = Status.closing
+            await asyncio.sleep(LOOK_SECONDS)
+        self._lease.cancel()
+        if not any(isinstance(plugin, Farewell) for plugin in worker.plugins.values()):
+            leave_signals()
+
+    def _is_awaited(self, worker: Any) -> bool:
+        """Whether there are shards here, and somebody who can make them anew elsewhere."""
+        return not self.is_dismissed and is_registered(worker) and bool(self._shards(worker))
+
+
+def shard_prefix(run: str) -> str:
+    """How the keys of a run's shards begin."""
+    return f"dbdask-shard-{run}-"
+
+
+def plugin_name(run: str) -> str:
+    """The plugin's name on its worker."""
+    return f"dbdask-farewell-{run}"
+
+
+async def add_farewell(run: str, dask_worker: Any) -> None:
+    """Let a worker wait for the shards of a run when it closes."""
+    if plugin_name(run) not in dask_worker.plugins:
+        await dask_worker.plugin_add(Farewell(run), name=plugin_name(run))
+
+
+async def forget_farewell(run: str, dask_worker: Any) -> None:
+    """Let it wait no more."""
+    plugin = dask_worker.plugins.get(plugin_name(run))
+    if plugin is not None:
+        plugin.is_dismissed = True
+        await dask_worker.plugin_remove(plugin_name(run))
+
+
+_replaced: dict[int, Any] = {}  # the handlers that were there before, by signal
+
+
+def close_on_signals(worker: Any) -> None:
+    """Let a signal close a worker that would otherwise end in the middle of everything.
+
+    Without a nanny, `dask worker` stops its event loop at once. With one, the nanny closes its
+    worker; but a batch system sends SIGTERM to the whole job, and a terminal SIGINT, so that the
+    worker is gone before the nanny speaks. A second signal finds the handlers of before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # the process is the user's own, and so are its signals
+    loop = asyncio.get_running_loop()
+
+    def close(*_: Any) -> None:
+        leave_signals()
+        loop.call_soon_threadsafe(_begin_to_close, worker)
+
+    handlers = {signal.SIGTERM: close, signal.SIGINT: _leave_it if worker.nanny else close}
+    for number, handler in handlers.items():
+        before = signal.getsignal(number)
+        if number not in _replaced and _ends_at_once(before, bool(worker.nanny)):
+            _replaced[number] = before
+            signal.signal(number, handler)
+
+
+def _ends_at_once(handler: Any, has_nanny: bool) -> bool:
+    """Whether a handler is what `dask worker`, or the process of a nanny's worker, has."""
+    function = getattr(handler, "func", handler)
+    module = getattr(function, "__module__", "")
+    if has_nanny:
+        python_own = (signal.SIG_DFL, signal.default_int_handler)
+        return handler in python_own or module == "asyncio.runners"
+    return module == "distributed._signals"
+
+
+def _leave_it(*_: Any) -> None:
+    """Ctrl-C is for the nanny or for the client: they end the worker in their own way."""
+
+
+def _begin_to_close(worker: Any) -> None:
+    worker._dbdask_closing = asyncio.ensure_future(worker.close(nanny=False, reason="signal"))
+
+
+def leave_signals() -> None:
+    """Put back the handlers that were there before."""
+    while _replaced:
+        number, handler = _replaced.popitem()
+        signal.signal(number, handler)

@@ -1,0 +1,69 @@
+"""Where a shard's first state comes from; each source is small and makes the vectors in place."""
+
+import pickle
+from dataclasses import dataclass
+
+from dbdask.models.layout import as_layout
+from dbdask.models.member_checks import checked_initial
+from dbdask.optim.optimizer_checks import initial_slots
+from dbdask.optim.optimizers import Optimizer
+from dbdask.rpc.contact import ActorPlace, call_actor, start_on, this_worker, worker_loop
+from dbdask.rpc.portable import portable_errors
+from dbdask.schedule.ledger import Ledger, Row
+from dbdask.storage import checkpoint
+from dbdask.users_code import UsersCode
+from dbdask.worker.shard import ShardState
+
+
+@dataclass(frozen=True)
+class FromModel:
+    """The model's own initial parameters for a seed."""
+
+    model: bytes
+    seed: int
+    is_replaced: bool = False  # by parameters that the user gave: these need not be finite
+
+    @portable_errors
+    def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
+        with UsersCode("model.initial_parameters"):
+            model = pickle.loads(self.model)
+            given = model.initial_parameters(self.seed, start, stop)
+            layout = as_layout(model.layout)
+        finite = not self.is_replaced
+        vectors = {"parameters": checked_initial(given, layout, start, stop, finite=finite)}
+        with UsersCode("optimizer.initial_slot"):
+            vectors |= initial_slots(optimizer, stop - start)
+        return ShardState(vectors, 0, Ledger())
+
+
+@dataclass(frozen=True)
+class FromSnapshot:
+    """A slice of a committed snapshot, whatever number of shards wrote it."""
+
+    path: str
+    group: str
+    applied: int
+    rows: tuple[Row, ...]
+    first_open_epoch: int
+
+    def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
+        names = checkpoint.vector_names(self.path, self.group)
+        vectors = {
+            name: checkpoint.read_slice(self.path, self.group, name, start, stop) for name in names
+        }
+        ledger = Ledger.from_rows(self.rows, self.first_open_epoch)
+        return ShardState(vectors, self.applied, ledger)
+
+
+@dataclass(frozen=True)
+class FromNeighbour:
+    """The state of a shard that still answers: it moves from worker to worker directly."""
+
+    place: ActorPlace
+
+    def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
+        worker = this_worker()
+        nbytes = 4 * (stop - start) * (2 + len(optimizer.slots))
+        call = call_actor(worker.rpc, self.place, "whole_state", nbytes=nbytes)
+        state: ShardState = start_on(worker_loop(worker), call).result()
+        return state.everything()  # what came off the wire may be read-only
