@@ -19,7 +19,7 @@ class RaisedInShard(Exception):
         return error
 
 
-TROUBLE = (ShardLost, Stale)
+RECOVERABLE = (ShardLost, Stale)
 """What a call to the shards ends in when the run has to recover, rather than fail."""
 
 

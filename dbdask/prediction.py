@@ -55,7 +55,7 @@ class Predictor:
 
     def outputs(self, number: int, pieces: list[Piece]) -> tuple[Any, np.ndarray]:
         """Return where the examples of a block are, and the model's outputs for the valid ones."""
-        from dbdask.data.supply import gather_blocks
+        from dbdask.data.block_provider import gather_blocks
 
         reader, vector = self.opened()
         block = reader.block(number, gather_blocks(pieces))

@@ -10,9 +10,9 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from dbdask.data.bundles import Bundle
 from dbdask.data.decoding import exact_array
 from dbdask.data.examples import Examples
+from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Source
 from dbdask.metrics.history import History
@@ -188,7 +188,7 @@ class Result:
         return examples.recipe, examples.source, predictor
 
     @property
-    def _targets(self) -> Bundle:
+    def _targets(self) -> FeatureSet:
         targets = self.examples.recipe.targets
         assert targets is not None
         return targets

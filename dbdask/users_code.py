@@ -4,9 +4,9 @@ import threading
 from concurrent.futures import CancelledError
 from types import TracebackType
 
-from dbdask.errors import TROUBLE
+from dbdask.errors import RECOVERABLE
 
-SIGNALS = (*TROUBLE, CancelledError, StopIteration, StopAsyncIteration)
+SIGNALS = (*RECOVERABLE, CancelledError, StopIteration, StopAsyncIteration)
 """Errors that mean something else to a run, to Dask or to asyncio than that code has failed."""
 
 

@@ -7,7 +7,7 @@ import pytest
 from dbdask.schedule.bundles import (
     Assignment,
     Bundle,
-    Copy,
+    BundleAttempt,
     Pace,
     bundle_length,
     choose_backup,
@@ -41,7 +41,7 @@ def simulate(count, seconds, pace=None, owners=None, task=0.0, with_backups=True
                 launched += 1
             idle.remove(worker)
             order += 1
-            copies[order] = Copy(bundle, worker, now, is_backup)
+            copies[order] = BundleAttempt(bundle, worker, now, is_backup)
             duration = task + len(bundle.portions) * seconds[worker]
             heapq.heappush(events, (now + duration, order))
             log.append((worker, [p.number for p in bundle.portions], is_backup))
@@ -128,10 +128,10 @@ def test_a_lost_bundle_goes_out_again_as_it_is():
 def test_a_bundle_has_two_copies_at_most_and_on_two_workers(again):
     bundle = Bundle(0, 0, tuple(portions(2)))
     pace = Pace({"a": 1.0, "b": 1.0, "c": 1.0})
-    copies = [Copy(bundle, "a", 0.0)]
+    copies = [BundleAttempt(bundle, "a", 0.0)]
     assert choose_backup(copies, "b", pace, 100.0) is copies[0]
     if again == "backup":
-        copies.append(Copy(bundle, "b", 50.0, is_backup=True))
+        copies.append(BundleAttempt(bundle, "b", 50.0, is_backup=True))
         assert choose_backup(copies, "c", pace, 100.0) is None
     else:
         assert choose_backup(copies, "a", pace, 100.0) is None

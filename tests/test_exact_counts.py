@@ -34,7 +34,7 @@ from dbdask.rpc import contact
 from dbdask.run.parameter_server import ParameterServer
 from dbdask.run.run import Run
 from dbdask.run.shard_placement import ShardPlacement
-from dbdask.schedule.ledger import Row, Standing
+from dbdask.schedule.ledger import Row, ShardProgress
 from dbdask.storage import checkpoint
 from dbdask.worker.context import rooms_of
 from dbdask.worker.initial import FromModel
@@ -314,7 +314,7 @@ def test_a_barrier_waits_for_a_worker_that_can_complete_a_portion():
         await asyncio.sleep(0)
 
     async def pause():
-        return [Standing([Row(0, 1, 4, 5)], 5), Standing([Row(0, 1, 3, 4)], 4)]
+        return [ShardProgress([Row(0, 1, 4, 5)], 5), ShardProgress([Row(0, 1, 3, 4)], 4)]
 
     async def order(name, *arguments):
         return None

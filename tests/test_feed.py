@@ -8,8 +8,8 @@ import pytest
 import xarray as xr
 import zarr
 
+from dbdask.data.block_provider import BlockProvider, gather_blocks
 from dbdask.data.examples import Examples
-from dbdask.data.supply import Supply, gather_blocks
 from dbdask.errors import DataError
 
 ROWS, BATCH = 600, 32
@@ -137,7 +137,7 @@ def test_blocks_brought_to_a_task_feed_the_same(store, threads_client):
     wanted = _batches(_examples(store))
     for data in list(_routes(store))[1:]:
         examples = _examples(data)
-        supply = Supply(examples, threads_client)
+        supply = BlockProvider(examples, threads_client)
         fed = []
         with examples.worker_side().reader() as reader:
             for portion in examples.cut(4 * BATCH, BATCH).portions(0, 0):

@@ -146,7 +146,7 @@ def test_recoveries_without_a_step_between_them_end_the_run():
         workforce=types.SimpleNamespace(
             failures=types.SimpleNamespace(suspicion="portion 3 failed")
         ),
-        snapshots=types.SimpleNamespace(how_to_go_on=lambda: "there is no snapshot"),
+        snapshots=types.SimpleNamespace(resume_hint=lambda: "there is no snapshot"),
         method=types.SimpleNamespace(progress_name="step"),
         progress=0,
     )

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 import dbdask
-from dbdask.data.supply import Supply
+from dbdask.data.block_provider import BlockProvider
 
 LAT, LON, DAYS = 8, 6, 30
 PACKED = {"dtype": "int16", "scale_factor": 0.01, "add_offset": 280.0, "_FillValue": -32768}
@@ -71,7 +71,7 @@ def described(data, client):
 
 def minibatches(examples, client):
     """Every minibatch of an epoch, as the bytes that a replica would see."""
-    supply, cut = Supply(examples, client), examples.cut(400, 50)
+    supply, cut = BlockProvider(examples, client), examples.cut(400, 50)
     with examples.reader(prefetch=False) as reader:
         for portion in cut.portions(5, 0):
             for batch in reader.minibatches(portion, 50):

@@ -28,7 +28,7 @@ LEVELS = {
     "algorithms": 8,
 }
 TOP_LEVEL = 6  # modules such as `result`, which read and score without a run
-KNOWS_DASK = {"dbdask.data.supply"}
+KNOWS_DASK = {"dbdask.data.block_provider"}
 
 
 def name_of(path):

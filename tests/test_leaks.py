@@ -20,7 +20,7 @@ from test_recovery import SlowCounting, assert_workers_run_tasks
 from test_sandblaster import LinearCounting
 
 import dbdask
-from dbdask.worker.context import Room, _rooms
+from dbdask.worker.context import WorkerContext, _rooms
 from dbdask.worker.shard import ParameterShard, ShardState
 
 pytestmark = [
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:the run did not end.*search_failed"),
 ]
 
-OURS = (ParameterShard, ShardState, Room)
+OURS = (ParameterShard, ShardState, WorkerContext)
 ROWS = 1200
 
 # Pools of Dask, Zarr and asyncio, which grow with the number of calls at once and stay.

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dbdask.schedule.ledger import Ledger, Standing, furthest, uneven
+from dbdask.schedule.ledger import Ledger, ShardProgress, furthest, uneven
 
 
 def test_every_step_is_admitted_once_whatever_is_repeated():
@@ -51,7 +51,7 @@ def test_the_furthest_standing_has_what_any_shard_has_and_counts_its_updates(see
         for portion in range(4):
             mine = [push for push in pushes if push[1] == portion][: rng.randrange(7)]
             applied += sum(ledger.admit(*push) for push in mine)
-        shards.append(Standing(ledger.rows(), applied))
+        shards.append(ShardProgress(ledger.rows(), applied))
     everything = [each(shard.rows) for shard in shards]
     together = furthest(shards, first_epoch=1)
     for portion in range(4):

@@ -20,7 +20,7 @@ from dbdask.data.stores import RegularStore
 from dbdask.rpc import contact
 from dbdask.run import parameter_server
 from dbdask.run.workforce import Workforce
-from dbdask.worker.context import Room
+from dbdask.worker.context import WorkerContext
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def evaluations_of(result):
 
 def test_a_worker_fetches_the_parameters_once_an_evaluation(threads_client, store, monkeypatch):
     tasks, fetches = Counter(), Counter()
-    point, call = Room.point, contact._call
+    point, call = WorkerContext.point, contact._call
 
     def held(room, handle, evaluation, name):
         tasks[room.worker.address, evaluation] += 1
@@ -45,7 +45,7 @@ def test_a_worker_fetches_the_parameters_once_an_evaluation(threads_client, stor
             fetches[pool.server().address, place.key] += 1
         return await call(pool, place, method, *more)
 
-    monkeypatch.setattr(Room, "point", held)
+    monkeypatch.setattr(WorkerContext, "point", held)
     monkeypatch.setattr(contact, "_call", counted_call)
     evaluations = evaluations_of(count(threads_client, store))
     assert max(tasks.values()) > 1
@@ -58,7 +58,7 @@ def test_a_worker_fetches_the_parameters_once_an_evaluation(threads_client, stor
 
 def test_tasks_that_begin_at_once_share_one_fetch(store, monkeypatch):
     fetches, entered, both = [], [], threading.Event()
-    point, call = Room.point, contact._call
+    point, call = WorkerContext.point, contact._call
 
     def held(room, handle, evaluation, name):
         entered.append(evaluation)
@@ -72,7 +72,7 @@ def test_tasks_that_begin_at_once_share_one_fetch(store, monkeypatch):
             await asyncio.to_thread(both.wait, LONGEST)
         return await call(pool, place, method, *more)
 
-    monkeypatch.setattr(Room, "point", held)
+    monkeypatch.setattr(WorkerContext, "point", held)
     monkeypatch.setattr(contact, "_call", held_call)
     monkeypatch.setattr(gradient_pass, "bundle_length", lambda *_: 1)
     with (

@@ -81,8 +81,8 @@ def test_the_gradient_of_a_pass_is_that_of_one_process(
     wait_until(lambda: len(everyone(client)) == WORKERS)
     portion_size = random.Random(f"{workers} {seed}").randint(7, 150)
     path = str(tmp_path / "run.zarr")
-    homes = everyone(client)[:workers]
-    (process,) = processes(client, homes[-1:])  # without a shard, where there are others
+    eligible_workers = everyone(client)[:workers]
+    (process,) = processes(client, eligible_workers[-1:])  # without a shard, where there are others
     number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}.get(what)
     model = Slow(0.02, tmp_path / "struck", process, number) if what else Slow(0.0)
     try:
@@ -92,8 +92,8 @@ def test_the_gradient_of_a_pass_is_that_of_one_process(
             client=client,
             l2=L2,
             portion_size=portion_size,
-            workers=homes,
-            shard_workers=homes[:1],
+            workers=eligible_workers,
+            shard_workers=eligible_workers[:1],
             shards=3,
             tolerance=1e9,
             checkpoint=path,
@@ -104,7 +104,7 @@ def test_the_gradient_of_a_pass_is_that_of_one_process(
         if what == "stop":
             os.kill(process, signal.SIGCONT)
     assert result.status.reason == "tolerance"
-    assert what != "kill" or homes[-1] not in everyone(client)
+    assert what != "kill" or eligible_workers[-1] not in everyone(client)
     assert what != "stop" or result.history["backups_won"].values[-1] >= 1  # not given up as silent
     group, size = checkpoint.latest(path).group, network().parameter_count
     x, found = (checkpoint.read_slice(path, group, n, 0, size) for n in ("parameters", "gradient"))

@@ -71,7 +71,7 @@ def no_answer(cause):
     return error
 
 
-def homes(roster, wanted=None):
+def eligible(roster, wanted=None):
     return eligible_workers(roster.facts, wanted, roster.away)
 
 
@@ -117,11 +117,11 @@ def test_a_run_begins_without_a_stopped_worker_and_checks_it_when_it_answers(mon
         with caplog.at_level(logging.WARNING, "dbdask"):
             await roster.refresh(first=True)
         assert "worker stopped is silent" in caplog.text
-        assert roster.workers == homes(roster) == ["well"]
+        assert roster.workers == eligible(roster) == ["well"]
         await until(roster, lambda: cluster.asked.count("stopped") > 3)
         assert roster.workers == ["well"]
         cluster.stopped.clear()
-        await until(roster, lambda: roster.workers == homes(roster) == ["well", "stopped"])
+        await until(roster, lambda: roster.workers == eligible(roster) == ["well", "stopped"])
         await roster.close()
 
     live(story())
@@ -228,11 +228,11 @@ def test_shards_come_to_no_worker_that_is_refused_or_not_checked_yet(monkeypatch
         cluster.names += ["unable", "slow"]
         cluster.outcomes = {"unable": ["cannot take part: no store"], "slow": [opened]}
         await roster.refresh()
-        assert homes(roster) == roster.workers == ["first"]
+        assert eligible(roster) == roster.workers == ["first"]
         await until(roster, lambda: "unable takes no part" in caplog.text)
-        assert homes(roster) == roster.workers == ["first"]
+        assert eligible(roster) == roster.workers == ["first"]
         opened.set()
-        await until(roster, lambda: homes(roster) == roster.workers == ["first", "slow"])
+        await until(roster, lambda: eligible(roster) == roster.workers == ["first", "slow"])
 
     live(story())
     assert cluster.checked.count(("unable", True)) == 1
@@ -247,7 +247,7 @@ def test_workers_that_only_hold_shards_are_checked_without_the_data_and_get_no_p
         roster = cluster.roster(["trains"], ["holds"])
         await roster.refresh(first=True)
         assert sorted(cluster.checked) == [("holds", False), ("trains", True)]
-        assert roster.workers == ["trains"] and homes(roster, ["holds"]) == ["holds"]
+        assert roster.workers == ["trains"] and eligible(roster, ["holds"]) == ["holds"]
 
     live(story())
 
@@ -267,7 +267,8 @@ def test_who_was_asked_to_leave_waits_for_the_check_of_a_successor(monkeypatch):
         roster = cluster.roster()
         await roster.refresh(first=True)
         server = types.SimpleNamespace(
-            workers=["old"], can_leave=lambda going, homes: bool(set(homes) - going)
+            workers=["old"],
+            can_leave=lambda going, among: bool(set(among) - going),
         )
         workforce = types.SimpleNamespace(roster=roster)
         placement = ShardPlacement(None, server, workforce, None, None, None, None)
@@ -334,7 +335,7 @@ def test_a_newcomer_in_its_check_is_waited_for_as_a_home(monkeypatch):
         is_hopeful=True, workers=[], facts={"new": new}, away={"new"}, closing=set()
     )
     workforce = types.SimpleNamespace(refresh=refresh, watch_silence=watch_silence, roster=roster)
-    snapshots = types.SimpleNamespace(how_to_go_on=lambda: "")
+    snapshots = types.SimpleNamespace(resume_hint=lambda: "")
     placement = ShardPlacement(None, None, workforce, snapshots, None, None, None)
     monkeypatch.setattr(places, "TURN_SECONDS", 0.0)
     with dask.config.set({"dbdask.arrival": "0s"}):

@@ -22,7 +22,7 @@ from dbdask.errors import ShardLost, Stale
 from dbdask.optim.lbfgs import Settings
 from dbdask.optim.serial import minimise_array
 from dbdask.storage import checkpoint
-from dbdask.worker.context import close_room, rooms_of
+from dbdask.worker.context import close_context, rooms_of
 from dbdask.worker.link import ServerLink
 
 ROWS = 1200
@@ -422,11 +422,11 @@ def test_callbacks_and_interrupts_stop_it(threads_client, store, how):
 
 def test_a_task_that_comes_after_the_end_opens_no_room(threads_client):
     def late(run):
-        from dbdask.worker.context import open_room
+        from dbdask.worker.context import open_context
 
-        open_room(run, pickle.dumps(None))
+        open_context(run, pickle.dumps(None))
 
-    threads_client.run(close_room, "ended")
+    threads_client.run(close_context, "ended")
     future = threads_client.submit(late, "ended", pure=False)
     with pytest.raises(Stale, match="run ended has ended"):
         future.result()

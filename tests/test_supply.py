@@ -1,4 +1,4 @@
-"""Supply: values that workers cannot read for themselves reach the task that needs them."""
+"""BlockProvider: values that workers cannot read for themselves reach the task that needs them."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +10,8 @@ import xarray as xr
 from asking import workers_of
 from distributed import Client, LocalCluster
 
+from dbdask.data.block_provider import BlockProvider, gather_blocks
 from dbdask.data.sources import open_source
-from dbdask.data.supply import Supply, gather_blocks
 from dbdask.schedule.portions import Portion
 
 ROWS, BLOCK, HALO = 1000, 100, 3
@@ -75,7 +75,7 @@ def expected(examples, blocks):
 def test_tasks_read_what_the_client_holds(request, cluster, route):
     client = request.getfixturevalue(cluster)
     examples = Windowed(given(route))
-    supply = Supply(examples, client)
+    supply = BlockProvider(examples, client)
     for worker in addresses(client):
         futures = supply.futures(portion(), workers=[worker])
         found = train(client, examples, futures, (2, 7), worker)
@@ -88,13 +88,13 @@ def test_workers_that_can_read_get_nothing(tmp_path, threads_client):
     data().to_zarr(tmp_path / "s.zarr", consolidated=False)
     lazy = xr.open_zarr(tmp_path / "s.zarr", chunks=None, consolidated=False)
     for source in (tmp_path / "s.zarr", lazy):
-        assert Supply(Windowed(source), threads_client).futures(portion()) == []
+        assert BlockProvider(Windowed(source), threads_client).futures(portion()) == []
 
 
 def test_persisted_arrays(process_client):
     examples = Windowed(process_client.persist(data().chunk(row=250)))
     worker = addresses(process_client)[0]
-    futures = Supply(examples, process_client).futures(portion(), workers=[worker])
+    futures = BlockProvider(examples, process_client).futures(portion(), workers=[worker])
     found = train(process_client, examples, futures, (2, 7), worker)
     for values, wanted in zip(found, expected(Windowed(data()), (2, 7)), strict=True):
         assert np.array_equal(values, wanted)
@@ -102,7 +102,7 @@ def test_persisted_arrays(process_client):
 
 @pytest.mark.parametrize("route", ["memory", "dask"])
 def test_portions_of_a_group_share_and_the_last_drops(threads_client, route):
-    supply = Supply(Windowed(given(route)), threads_client)
+    supply = BlockProvider(Windowed(given(route)), threads_client)
     first = supply.futures(portion(0))
     assert [future.key for future in supply.futures(portion(1))] == [f.key for f in first]
     supply.release(portion(0))
@@ -120,7 +120,7 @@ def test_portions_of_a_group_share_and_the_last_drops(threads_client, route):
 @pytest.mark.parametrize("route", ["memory", "dask"])
 def test_asking_again_brings_afresh(threads_client, route):
     examples = Windowed(given(route))
-    supply = Supply(examples, threads_client)
+    supply = BlockProvider(examples, threads_client)
     first = supply.futures(portion(0))
     again = supply.futures(portion(0))
     assert not {future.key for future in again} & {future.key for future in first}
@@ -139,7 +139,7 @@ def test_a_dead_worker_loses_nothing(route):
     ):
         victim, survivor = addresses(client)
         examples = Windowed(given(route))
-        supply = Supply(examples, client)
+        supply = BlockProvider(examples, client)
         held = supply.futures(portion(), workers=[victim])
         train(client, examples, held, (2, 7), victim)
         worker = next(w for w in cluster.workers.values() if w.worker_address == victim)
@@ -172,7 +172,7 @@ def test_only_the_blocks_asked_for_are_computed(threads_client):
         number_block, chunks=((10,) * 100,), dtype="int64", meta=np.empty(0, int)
     )
     examples = Windowed(xr.Dataset({"value": ("row", array), "index": ("row", np.arange(1000))}))
-    futures = Supply(examples, threads_client).futures(portion(blocks=(4,)))
+    futures = BlockProvider(examples, threads_client).futures(portion(blocks=(4,)))
     found = train(threads_client, examples, futures, (4,), addresses(threads_client)[0])
     assert found[0].tolist() == [row // 10 for row in range(397, 503)]
     assert sorted(computed) == list(range(39, 51))
@@ -180,7 +180,7 @@ def test_only_the_blocks_asked_for_are_computed(threads_client):
 
 def test_release_does_not_wait_for_what_travels(threads_client):
     examples, began, go_on = Windowed(data()), threading.Event(), threading.Event()
-    supply = Supply(examples, threads_client)
+    supply = BlockProvider(examples, threads_client)
     reads = examples.reads
 
     def slow(block):
@@ -214,7 +214,7 @@ def test_blocks_that_fail_raise_in_the_task_and_may_be_asked_for_again(own_clien
     raw = data().chunk(row=500)
     broken = raw["value"].data.map_blocks(read_from_disk, dtype="float64", meta=np.empty((0, 0)))
     examples = Windowed(raw.assign(value=(("row", "column"), broken)))
-    supply = Supply(examples, own_client)
+    supply = BlockProvider(examples, own_client)
     worker = addresses(own_client)[0]
     disk_is_away.append(True)
     futures = supply.futures(portion())

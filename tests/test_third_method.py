@@ -11,7 +11,7 @@ from counting import CountingModel
 from test_downpour import assert_nothing_left, counted, write_store
 from test_recovery import cluster, kill_a_shard  # noqa: F401  (a fixture)
 
-from dbdask.data.supply import Supply
+from dbdask.data.block_provider import BlockProvider
 from dbdask.optim.optimizers import sgd
 from dbdask.optim.vectors import Add
 from dbdask.progress import Progress
@@ -131,7 +131,7 @@ def synchronous(client, store, path=None, callbacks=(), **options):
         model=cloudpickle.dumps(model),
         size=model.layout.size,
         trained=model.layout.trained,
-        supply=Supply(examples, client),
+        supply=BlockProvider(examples, client),
         seed=0,
         settings=settings,
         path=path,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from dbdask.algorithms.stream import PortionStream
 from dbdask.run.run import Run
-from dbdask.schedule.ledger import Standing, uneven
+from dbdask.schedule.ledger import ShardProgress, uneven
 from dbdask.schedule.portions import Portion
 
 
@@ -25,7 +25,7 @@ class Barrier:
         complete: Callable[[Run, Portion, str], None],
     ) -> None:
         self.stream, self.complete = stream, complete
-        self.standing = Standing([], 0)  # of every copy of every shard, at the last rest
+        self.progress = ShardProgress([], 0)  # of every copy of every shard, at the last rest
 
     async def rest(self, run: Run) -> None:
         """Return when no replica works and every shard has applied the same steps.
@@ -47,10 +47,10 @@ class Barrier:
 
     async def _uneven(self, run: Run) -> set[tuple[int, int]]:
         """The portions that copies of shards hold at different steps."""
-        standings = await run.server.pause()
-        self.standing = standings[0]
+        progresses = await run.server.pause()
+        self.progress = progresses[0]
         # Some shards may not have heard yet that other epochs are closed.
-        return uneven(standings, self.stream.epoch)
+        return uneven(progresses, self.stream.epoch)
 
     async def _empty(self, run: Run) -> None:
         """Take in until nothing is outstanding; trouble on the way comes out."""

@@ -7,8 +7,8 @@ import cloudpickle
 from distributed import Client
 
 from dbdask.algorithms.downpour_method import Downpour
+from dbdask.data.block_provider import BlockProvider
 from dbdask.data.examples import Examples
-from dbdask.data.supply import Supply
 from dbdask.models.layout import as_layout
 from dbdask.optim.optimizer_checks import checked_optimizer, kept_of
 from dbdask.optim.optimizers import Optimizer, Sgd, adagrad
@@ -210,8 +210,10 @@ def downpour(
             size=layout.size,
             trained=layout.trained,
             validation_cut=validation_cut(validation, batch_size, portion_rows),
-            supply=Supply(examples, connected),
-            validation_supply=Supply(validation, connected) if validation is not None else None,
+            supply=BlockProvider(examples, connected),
+            validation_supply=BlockProvider(validation, connected)
+            if validation is not None
+            else None,
             start=start,
             target_loss=target_loss,
             replicas=replicas,

@@ -166,12 +166,12 @@ class Downpour:
 
     def state(self) -> dict[str, Any]:
         """Where the data were left, and what shards had applied, at the last rest."""
-        standing = self.barrier.standing
+        progress = self.barrier.progress
         return {
             "epoch": self.stream.epoch,
             "finished": sorted(list(identity) for identity in self.stream.finished),
-            "ledger": [list(row) for row in standing.rows],
-            "applied": standing.applied,
+            "ledger": [list(row) for row in progress.rows],
+            "applied": progress.applied,
         }
 
     def restore(self, run: Run, state: dict[str, Any]) -> None:

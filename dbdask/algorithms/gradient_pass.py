@@ -13,7 +13,7 @@ from dbdask.run.workforce import Outstanding, Workforce
 from dbdask.schedule.bundles import (
     Assignment,
     Bundle,
-    Copy,
+    BundleAttempt,
     Pace,
     bundle_length,
     choose_backup,
@@ -106,7 +106,7 @@ class GradientPass:
         statistics.evaluations += 1
         self.assignment = Assignment(self.number, portions, statistics.owners)
         self.count = len(portions)
-        self.copies: dict[Outstanding, Copy] = {}
+        self.copies: dict[Outstanding, BundleAttempt] = {}
         self.done: dict[int, BundleReport] = {}
         self.portions_done = 0
         self.sums = Sums()
@@ -153,7 +153,7 @@ class GradientPass:
                 self.statistics.backups_launched += 1
                 self._give(slowest.bundle, worker, is_backup=True)
 
-    def _needed(self) -> list[Copy]:
+    def _needed(self) -> list[BundleAttempt]:
         """The copies of bundles that are not done; what lost may be out for as long as it likes."""
         return [copy for copy in self.copies.values() if copy.bundle.number not in self.done]
 
@@ -173,7 +173,7 @@ class GradientPass:
         places = self.workforce.places(worker, self.replicas)
         order = BundleOrder(self.run, self.server.handle, bundle, self.point, places)
         out = self.workforce.give(bundle, accrue_bundle, order, worker)
-        self.copies[out] = Copy(bundle, worker, time.monotonic(), is_backup)
+        self.copies[out] = BundleAttempt(bundle, worker, time.monotonic(), is_backup)
 
     def _take_in(self, out: Outstanding, report: BundleReport | None) -> None:
         if report is not None:
@@ -189,7 +189,7 @@ class GradientPass:
         elif bundle.number not in self.done:
             self._hand_back(bundle)
 
-    def _count(self, bundle: Bundle, report: BundleReport, copy: Copy) -> None:
+    def _count(self, bundle: Bundle, report: BundleReport, copy: BundleAttempt) -> None:
         """The first finished copy of a bundle counts."""
         out = time.monotonic() - copy.since
         pace = self.statistics.pace

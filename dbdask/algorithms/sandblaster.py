@@ -8,8 +8,8 @@ import cloudpickle
 from distributed import Client
 
 from dbdask.algorithms.sandblaster_method import Sandblaster
+from dbdask.data.block_provider import BlockProvider
 from dbdask.data.examples import Examples
-from dbdask.data.supply import Supply
 from dbdask.models.layout import as_layout
 from dbdask.optim.lbfgs import Settings
 from dbdask.progress import Progress
@@ -196,8 +196,10 @@ def sandblaster(
             size=layout.size,
             trained=layout.trained,
             validation_cut=validation_cut(validation, batch_size, batch_size),
-            supply=Supply(examples, connected),
-            validation_supply=Supply(validation, connected) if validation is not None else None,
+            supply=BlockProvider(examples, connected),
+            validation_supply=BlockProvider(validation, connected)
+            if validation is not None
+            else None,
             start=start,
             replicas=replicas,
             shards=shards,

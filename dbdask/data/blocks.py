@@ -6,7 +6,7 @@ import numpy as np
 
 from dbdask.data.gathering import Block, Part
 from dbdask.data.groups import GroupLedger, known_groups, run_starts
-from dbdask.data.missing import Judge
+from dbdask.data.missing import MissingValueCheck
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import CentreRuns
 from dbdask.data.sources import Blocks, Variable
@@ -28,7 +28,7 @@ def read_block(
     if recipe.groups is not None and ledger is not None:
         within = _within_groups(recipe, spread, ledger, supplied)
     block = Block(number, within, _kept(recipe, within), [])
-    judge = Judge(recipe, block)
+    judge = MissingValueCheck(recipe, block)
     for (role, variable), features in zip(recipe.roles, recipe.feature_dims, strict=True):
         box = recipe.box(variable, spread, role)
         part = _read_part(recipe, variable, features, box, supplied)
@@ -38,7 +38,7 @@ def read_block(
             codes = recipe.classes.encode(labels, absent)
             part = replace(part, values=codes.astype(recipe.classes.code_dtype))
         block.parts.append(part)
-    judge.pronounce()
+    judge.apply()
     return block
 
 

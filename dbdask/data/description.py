@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dbdask.data.alignment import same_labels
-from dbdask.data.bundles import Bundle
 from dbdask.data.decoding import Decoding
+from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.labels import Classes
 from dbdask.data.opening import open_recipe
 from dbdask.data.recipe import Recipe
@@ -140,14 +140,14 @@ def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
     return replace(recipe, classes=other.classes)
 
 
-def _bundle_like(argument: str, bundle: Bundle, other: Bundle) -> Bundle:
-    """Return a bundle in the order and with the scalings of the one that was trained on."""
-    if bundle.names != other.names and set(bundle.names) == set(other.names):
+def _bundle_like(argument: str, features: FeatureSet, other: FeatureSet) -> FeatureSet:
+    """Return a feature set in the order and with the scalings of the one that was trained on."""
+    if features.names != other.names and set(features.names) == set(other.names):
         raise ValueError(
-            f"{argument} are {', '.join(bundle.names)}, the training examples' are "
+            f"{argument} are {', '.join(features.names)}, the training examples' are "
             f"{', '.join(other.names)}; give them in the same order"
         )
-    return bundle.ordered(argument, other.feature_dims).scaled(other.scalings)
+    return features.ordered(argument, other.feature_dims).scaled(other.scalings)
 
 
 def _open(
@@ -173,16 +173,16 @@ def _open(
     return replace(recipe, inputs=_with_scalings(ordered, described["input_scalings"]))
 
 
-def _dims_json(bundle: Bundle) -> list[list[str]]:
-    return [list(dims) for dims in bundle.feature_dims]
+def _dims_json(features: FeatureSet) -> list[list[str]]:
+    return [list(dims) for dims in features.feature_dims]
 
 
-def _scalings_json(bundle: Bundle) -> list[dict[str, Any]] | None:
-    return None if bundle.scalings is None else [s.to_json() for s in bundle.scalings]
+def _scalings_json(features: FeatureSet) -> list[dict[str, Any]] | None:
+    return None if features.scalings is None else [s.to_json() for s in features.scalings]
 
 
-def _with_scalings(bundle: Bundle, tables: list[dict[str, Any]] | None) -> Bundle:
-    return bundle.scaled(None if tables is None else [Scaling.from_json(t) for t in tables])
+def _with_scalings(features: FeatureSet, tables: list[dict[str, Any]] | None) -> FeatureSet:
+    return features.scaled(None if tables is None else [Scaling.from_json(t) for t in tables])
 
 
 def _variable_json(variable: Variable) -> dict[str, Any]:

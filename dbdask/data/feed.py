@@ -11,7 +11,7 @@ import numpy as np
 from dbdask.data.blocks import read_block
 from dbdask.data.fills import fills_of
 from dbdask.data.first_look import first_look
-from dbdask.data.gathering import Block, Gathered
+from dbdask.data.gathering import Block, BlockGroup
 from dbdask.data.groups import GroupLedger
 from dbdask.data.labels import MISSING
 from dbdask.data.leaving_out import left_out_of
@@ -89,7 +89,7 @@ class Reader:
         self._left_out: dict[int, LeftOut] = {}  # by block
         self.magnitudes: tuple[Magnitude, ...] = ()  # of the first block that is read
         self._loading: dict[int, Future[Block]] = {}
-        self._group: tuple[tuple[int, ...], Gathered] | None = None
+        self._group: tuple[tuple[int, ...], BlockGroup] | None = None
         self._order: tuple[tuple[int, ...], int, np.ndarray] | None = None
         self._ahead: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "dbdask-prefetch") if prefetch else None
@@ -149,7 +149,7 @@ class Reader:
         """Return how many examples of a portion are not left out as missing."""
         return len(self._rows(portion, self._gather(portion.blocks, blocks)))
 
-    def _rows(self, portion: Portion, gathered: Gathered) -> np.ndarray:
+    def _rows(self, portion: Portion, gathered: BlockGroup) -> np.ndarray:
         """Return the portion's rows of its group, in their order, without those left out."""
         if portion.seed:
             order = self._permutation(portion, gathered.rows)
@@ -176,7 +176,7 @@ class Reader:
 
     def block(self, block: int, blocks: Blocks | None = None) -> BlockExamples:
         """Return all examples of a block."""
-        gathered = Gathered(self.recipe, [self._block(block, blocks)])
+        gathered = BlockGroup(self.recipe, [self._block(block, blocks)])
         rows = np.arange(gathered.rows)
         valid = np.ones(gathered.rows, bool) if gathered.valid is None else gathered.valid
         places = gathered.locate(rows).centres
@@ -195,7 +195,7 @@ class Reader:
         """Return a block as it was read."""
         return self._block(block, blocks)
 
-    def _minibatch(self, gathered: Gathered, rows: np.ndarray, step: int) -> Minibatch:
+    def _minibatch(self, gathered: BlockGroup, rows: np.ndarray, step: int) -> Minibatch:
         recipe = self.recipe
         located = gathered.locate(rows)
         taken = [gathered.take(number, located) for number in range(len(recipe.roles))]
@@ -226,13 +226,13 @@ class Reader:
             self._order = portion.seed, rows, order
         return order
 
-    def _gather(self, numbers: tuple[int, ...], supplied: Blocks | None) -> Gathered:
+    def _gather(self, numbers: tuple[int, ...], supplied: Blocks | None) -> BlockGroup:
         """Return the group's blocks side by side; the last group is kept."""
         with self._lock:
             if self._group is not None and self._group[0] == numbers:
                 return self._group[1]
             self._group = None
-        gathered = Gathered(self.recipe, [self._block(number, supplied) for number in numbers])
+        gathered = BlockGroup(self.recipe, [self._block(number, supplied) for number in numbers])
         with self._lock:
             self._group = numbers, gathered
             if not self._keeps:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dbdask.data.bundles import Bundle
+from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.gathering import Block
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Variable
@@ -14,10 +14,10 @@ MOST_VALUES = 2**16
 
 def first_look(recipe: Recipe, block: Block) -> tuple[Magnitude, ...]:
     """Measure a sample of the values that training sees as they are, without standardisation."""
-    bundles = {"inputs": recipe.inputs}
+    feature_sets = {"inputs": recipe.inputs}
     if recipe.targets is not None and recipe.classes is None:
-        bundles["targets"] = recipe.targets
-    unscaled = {role for role, bundle in bundles.items() if not _is_scaled(bundle)}
+        feature_sets["targets"] = recipe.targets
+    unscaled = {role for role, features in feature_sets.items() if not _is_scaled(features)}
     return tuple(
         Magnitude.of(role, variable.name, _sample(variable, part.values))
         for (role, variable), part in zip(recipe.roles, block.parts, strict=True)
@@ -25,8 +25,8 @@ def first_look(recipe: Recipe, block: Block) -> tuple[Magnitude, ...]:
     )
 
 
-def _is_scaled(bundle: Bundle) -> bool:
-    return bundle.scalings is not None and all(scaling.applied for scaling in bundle.scalings)
+def _is_scaled(features: FeatureSet) -> bool:
+    return features.scalings is not None and all(scaling.applied for scaling in features.scalings)
 
 
 def _sample(variable: Variable, stored: np.ndarray) -> np.ndarray:

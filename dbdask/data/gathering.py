@@ -64,7 +64,7 @@ class Located:
     centres: tuple[Centres, ...]
 
 
-class Gathered:
+class BlockGroup:
     """The blocks of a group side by side, so that one indexing serves rows of all of them."""
 
     def __init__(self, recipe: Recipe, blocks: Sequence[Block]) -> None:

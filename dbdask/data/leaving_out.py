@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dbdask.data.gathering import Block, Gathered
+from dbdask.data.gathering import Block, BlockGroup
 from dbdask.data.missing import SLAB_ROWS
 from dbdask.data.recipe import Recipe
 from dbdask.schedule.left_out import LeftOut
@@ -32,7 +32,7 @@ def class_counts(recipe: Recipe, block: Block) -> tuple[dict[int, int], dict[int
     if recipe.classes is None:
         return found, kept
     number = len(recipe.inputs.variables)
-    gathered = Gathered(recipe, [block])
+    gathered = BlockGroup(recipe, [block])
     for start in range(0, block.rows, SLAB_ROWS):
         rows = np.arange(start, min(start + SLAB_ROWS, block.rows))
         labels = gathered.take(number, gathered.locate(rows))[:, 0, 0]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from dbdask.data.bundles import Bundle, check_numbers
+from dbdask.data.feature_sets import FeatureSet, check_numbers
 from dbdask.data.labels import Classes
 from dbdask.data.recipe import Recipe
 from dbdask.metrics.scores import CLASS_LOSSES
@@ -49,7 +49,7 @@ def _for_own_loss(recipe: Recipe, outputs: int | None) -> Recipe:
     return replace(recipe, classes=None) if are_values and not asked else recipe
 
 
-def _check_count(targets: Bundle, loss: str, outputs: int | None) -> None:
+def _check_count(targets: FeatureSet, loss: str, outputs: int | None) -> None:
     elements = math.prod(targets.shape)
     if outputs is not None and elements != outputs:
         raise ValueError(
@@ -59,7 +59,7 @@ def _check_count(targets: Bundle, loss: str, outputs: int | None) -> None:
 
 
 def _classes_for(
-    targets: Bundle, classes: Classes | None, count: int | None, outputs: int | None
+    targets: FeatureSet, classes: Classes | None, count: int | None, outputs: int | None
 ) -> Classes:
     """Return the classes, `count` of them, that the model's outputs tell apart."""
     if classes is None or classes.labels is None:

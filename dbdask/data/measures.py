@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dbdask.data.bundles import Bundle
+from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.feed import Reader
 from dbdask.data.fills import fills_of
 from dbdask.data.leaving_out import class_counts
@@ -34,21 +34,21 @@ class MeasureMoments:
     ) -> tuple[Moments | None, ...]:
         recipe = reader.recipe
         return tuple(
-            self._of(recipe, bundle, number, block, blocks)
-            for _, bundle in self.bundles(recipe)
-            for number in range(len(bundle.variables))
+            self._of(recipe, features, number, block, blocks)
+            for _, features in self.feature_sets(recipe)
+            for number in range(len(features.variables))
         )
 
-    def bundles(self, recipe: Recipe) -> list[tuple[str, Bundle]]:
-        """Return the bundles that are measured, each with its role."""
+    def feature_sets(self, recipe: Recipe) -> list[tuple[str, FeatureSet]]:
+        """Return the feature sets that are measured, each with its role."""
         known = {"inputs": recipe.inputs, "targets": recipe.targets}
-        return [(role, bundle) for role in self.roles if (bundle := known[role]) is not None]
+        return [(role, features) for role in self.roles if (features := known[role]) is not None]
 
     def _of(
-        self, recipe: Recipe, bundle: Bundle, number: int, block: int, blocks: Blocks | None
+        self, recipe: Recipe, features: FeatureSet, number: int, block: int, blocks: Blocks | None
     ) -> Moments | None:
         """Return a variable's moments; None where another block has the same positions."""
-        variable = bundle.variables[number]
+        variable = features.variables[number]
         own = [dim for dim in recipe.along if dim in variable.dims]
         chosen = {}
         for dim, cut in zip(recipe.along, recipe.grid.box(block), strict=True):
@@ -58,7 +58,7 @@ class MeasureMoments:
             chosen[dim] = selected.between(cut.start, cut.stop)
         box = {dim: slice(int(chosen[dim].starts[0]), int(chosen[dim].stops[-1])) for dim in own}
         stored = variable.read(box, blocks=blocks)
-        order = [variable.dims.index(d) for d in (*own, *bundle.feature_dims[number])]
+        order = [variable.dims.index(d) for d in (*own, *features.feature_dims[number])]
         values = stored.transpose(order)
         positions = {dim: spans.positions() for dim, spans in chosen.items() if dim in own}
         wanted = tuple(positions[dim] - box[dim].start for dim in own)

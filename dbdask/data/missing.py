@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dbdask.data.gathering import Block, Gathered
+from dbdask.data.gathering import Block, BlockGroup
 from dbdask.data.labels import MISSING, UNKNOWN
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Variable
@@ -31,7 +31,7 @@ _ZEROS = (
 _NEGATIVE_RULE = "is negative; weights must be 0 or more"
 
 
-class Judge:
+class MissingValueCheck:
     """Looks at the values that a block's examples use, and at no others.
 
     Parameters
@@ -46,9 +46,9 @@ class Judge:
         self.recipe, self.block = recipe, block
         self.labels: np.ndarray | None = None  # as stored, to be shown in a message
 
-    def pronounce(self) -> None:
+    def apply(self) -> None:
         """Raise DataError, leave rows out, or note that there are gaps."""
-        self._alone = Gathered(self.recipe, [self.block])
+        self._alone = BlockGroup(self.recipe, [self.block])
         self.block.cut = self._cut_windows()
         bad = np.zeros(self._alone.rows, bool)
         for number, (role, variable) in enumerate(self.recipe.roles):

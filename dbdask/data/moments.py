@@ -69,7 +69,9 @@ def _measured(
     """Return the scaling of every variable of the roles, found in one pass."""
     recipe = examples.recipe
     measure = MeasureMoments(roles, per, recipe.selection.mask)
-    variables = [(role, v) for role, bundle in measure.bundles(recipe) for v in bundle.variables]
+    variables = [
+        (role, v) for role, features in measure.feature_sets(recipe) for v in features.variables
+    ]
     found: list[list[Moments]] = [[] for _ in variables]
     for moments in sweep(_bare(examples), measure, client):
         for mine, one in zip(found, moments, strict=True):

@@ -5,7 +5,7 @@ from typing import Any
 
 import xarray as xr
 
-from dbdask.data.bundles import Bundle, check_numbers, check_sizes
+from dbdask.data.feature_sets import FeatureSet, check_numbers, check_sizes
 from dbdask.data.flags import declared_classes
 from dbdask.data.labels import Classes, as_classes
 from dbdask.data.recipe import Recipe
@@ -55,14 +55,14 @@ def open_recipe(
                 f"{', '.join(sorted({d for v in found for d in v.dims}))}"
             )
     shown = as_window(window, dims, sizes)
-    bundle = Bundle(found, dims, shown)
+    features = FeatureSet(found, dims, shown)
     for variable in found:
         check_sizes("inputs", variable, sizes)
         check_numbers("inputs", variable)
     target, labels = _targets(sought, dims, sizes, classes)
     return Recipe(
         along=dims,
-        inputs=bundle,
+        inputs=features,
         targets=target,
         classes=labels,
         weights=_single("weights", weights, source, dims, sizes),
@@ -191,19 +191,19 @@ def _targets(
     along: tuple[str, ...],
     sizes: Mapping[str, int],
     classes: Sequence[Any] | Classes | None,
-) -> tuple[Bundle | None, Classes | None]:
+) -> tuple[FeatureSet | None, Classes | None]:
     if found is None:
         if classes is not None:
             raise ValueError("classes needs targets, got targets=None")
         return None, None
-    bundle = Bundle(found, along)
+    features = FeatureSet(found, along)
     for variable in found:
         check_sizes("targets", variable, sizes)
-    labels = _classes(bundle, classes)
+    labels = _classes(features, classes)
     if labels is None:
         for variable in found:
-            _check_target(variable, bundle.shape == ())
-    return bundle, labels
+            _check_target(variable, features.shape == ())
+    return features, labels
 
 
 def _check_target(variable: Variable, is_single: bool) -> None:
@@ -217,19 +217,19 @@ def _check_target(variable: Variable, is_single: bool) -> None:
     )
 
 
-def _classes(bundle: Bundle, given: Sequence[Any] | Classes | None) -> Classes | None:
+def _classes(features: FeatureSet, given: Sequence[Any] | Classes | None) -> Classes | None:
     """Say whether the targets are labels, and which there are."""
-    variable = bundle.variables[0]
+    variable = features.variables[0]
     kind = variable.value_dtype.kind
     if given is not None:
-        if bundle.shape != ():
+        if features.shape != ():
             raise ValueError(
-                f"classes needs one label for each example, targets have shape {bundle.shape}"
+                f"classes needs one label for each example, targets have shape {features.shape}"
             )
         known = given if isinstance(given, Classes) else as_classes(given)
         _check_kind(variable, known)
         return known
-    if bundle.shape != () or kind not in "iufbUO":
+    if features.shape != () or kind not in "iufbUO":
         return None
     declared = declared_classes(variable.attrs, variable.flag_dtype, is_text=kind == "U")
     if declared is not None or kind in "iub":

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dbdask.data.bundles import Bundle
+from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.labels import Classes
 from dbdask.data.selection import CentreRuns, Selection, block_rows, centres
 from dbdask.data.sources import Variable
@@ -27,8 +27,8 @@ class Recipe:
     """Which parts of which variables are examples."""
 
     along: tuple[str, ...]
-    inputs: Bundle
-    targets: Bundle | None
+    inputs: FeatureSet
+    targets: FeatureSet | None
     classes: Classes | None  # None: the targets are no labels
     weights: Variable | None
     groups: Variable | None

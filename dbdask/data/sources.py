@@ -28,7 +28,7 @@ What `read` returns may be read-only and may be a view: never write to it.
 
 `blocks` is one mapping for all variables of a task, from `variable.key` to pieces; it may hold
 keys that nobody asks for, and variables that read for themselves ignore it: pass it to every
-`read`. `dbdask.data.supply` makes the pieces. What it asks of an `Examples`::
+`read`. `dbdask.data.block_provider` makes the pieces. What it asks of an `Examples`::
 
     examples.reads(block) -> Iterable[tuple[Variable, dict[str, slice]]]
 

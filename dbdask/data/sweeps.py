@@ -35,7 +35,7 @@ def sweep(examples: Examples, measure: Measure, client: Any = None) -> Iterator[
             for batch in batches:
                 yield from (measure(reader, block, None) for block in batch)
     else:
-        from dbdask.data.supply import beside_task
+        from dbdask.data.block_provider import beside_task
 
         with beside_task():
             yield from _sweep_on(client, examples, measure, batches)
@@ -70,9 +70,9 @@ def _sweep_on(
     client: Any, examples: Examples, measure: Measure, batches: Iterable[tuple[int, ...]]
 ) -> Iterator[Any]:
     """Keep two batches for each worker under way; values that cannot be read there are brought."""
-    from dbdask.data.supply import Supply
+    from dbdask.data.block_provider import BlockProvider
 
-    supply = Supply(examples, client)
+    supply = BlockProvider(examples, client)
     small = examples.worker_side()
     ahead = 2 * max(1, len(client.nthreads()))
     under_way: deque[Any] = deque()
@@ -99,7 +99,7 @@ def _first_of(under_way: deque[Any]) -> Any:
     WorkerError
         Dask has cancelled its task.
     """
-    from dbdask.data.supply import why_cancelled
+    from dbdask.data.block_provider import why_cancelled
 
     try:
         result = under_way[0].result()
@@ -112,7 +112,7 @@ def _first_of(under_way: deque[Any]) -> Any:
 def _measure_batch(
     examples: Examples, measure: Measure, batch: tuple[int, ...], *pieces: Any
 ) -> list[Any]:
-    from dbdask.data.supply import gather_blocks
+    from dbdask.data.block_provider import gather_blocks
 
     blocks = gather_blocks(pieces)
     with examples.reader(cache_bytes=0, prefetch=False) as reader:

@@ -1,6 +1,6 @@
 """Tasks as the client sees them: their end, their result, and what is known of those under way.
 
-With `contact` the only room that touches the inside of `distributed`.
+With `contact` the only module that touches the inside of `distributed`.
 """
 
 import asyncio

@@ -105,7 +105,7 @@ class Guard:
         if self.last_seen and time.monotonic() - self.last_seen > deadline("arrival"):
             return WorkerError(
                 f"every worker has left, and none came in {deadline('arrival'):g} s; "
-                f"{self.snapshots.how_to_go_on()}"
+                f"{self.snapshots.resume_hint()}"
             )
         return None
 
@@ -123,7 +123,7 @@ class Guard:
             return client_closed(self.snapshots)
         return ShardLost(
             f"the scheduler {self.address} {why}, and without it the run cannot go on; "
-            f"{self.snapshots.how_to_go_on(copies_help=False)}"
+            f"{self.snapshots.resume_hint(copies_help=False)}"
         )
 
 
@@ -131,5 +131,5 @@ def client_closed(snapshots: Snapshots) -> ShardLost:
     """Return the error of a run whose client was closed, by itself or with its cluster."""
     return ShardLost(
         "the client was closed while the run was under way, and without it the run cannot go on; "
-        f"{snapshots.how_to_go_on(copies_help=False)}"
+        f"{snapshots.resume_hint(copies_help=False)}"
     )

@@ -27,7 +27,7 @@ class Outcome:
     status: Status
 
 
-def how_to_go_on(path: str | None, last: Snapshot | None, *, twins_help: bool = True) -> str:
+def resume_hint(path: str | None, last: Snapshot | None, *, twins_help: bool = True) -> str:
     """Name the last snapshot and the line that resumes it, or what would have helped."""
     if path is None:
         twins = ", or shard_copies=2" if twins_help else ""

@@ -27,9 +27,9 @@ from dbdask.rpc.contact import (
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.making import made, release_when_made, submit_actor
 from dbdask.rpc.tasks import place_of
-from dbdask.schedule.ledger import Standing
+from dbdask.schedule.ledger import ShardProgress
 from dbdask.schedule.placement import missing_copies
-from dbdask.worker.context import close_room, end_generation, unwant
+from dbdask.worker.context import close_context, end_generation, unwant
 from dbdask.worker.drain_on_close import add_farewell, forget_farewell, shard_prefix
 from dbdask.worker.initial import FromNeighbour
 from dbdask.worker.link import ServerHandle, ShardPlace
@@ -169,8 +169,8 @@ class ParameterServer:
         await self.advance()
         left = [[c for c in copies if c.place.worker in going] for copies in self._copies]
         stay = [[w for w in holders if w not in going] for holders in self.holders]
-        homes = [worker for worker in workers if worker not in going]
-        missing = missing_copies(stay, self.wanted, homes)
+        eligible_workers = [worker for worker in workers if worker not in going]
+        missing = missing_copies(stay, self.wanted, eligible_workers)
         await self._make_all([(i, self._neighbour(i), worker) for i, worker in missing])
         for index, copies in enumerate(left):
             self._let_go(index, copies)
@@ -329,18 +329,18 @@ class ParameterServer:
             *(self.call(i, method, *arguments, nbytes=nbytes) for i in self._indices(None))
         )
 
-    async def advance(self) -> list[Standing]:
-        """Enter a new generation on all shards that are there; every copy's standing comes back."""
+    async def advance(self) -> list[ShardProgress]:
+        """Enter a new generation on all shards that are there; every copy's progress comes back."""
         self.generation += 1
         there = [index for index, copies in enumerate(self._copies) if copies]
         number = self.new_number()
         answers = await self._of_all("command", number, "advance", self.generation, only=there)
-        return [standing for copies in answers for standing in copies]
+        return [progress for copies in answers for progress in copies]
 
-    async def pause(self) -> list[Standing]:
-        """Ask replicas to hand their portions back; every copy's standing comes back."""
+    async def pause(self) -> list[ShardProgress]:
+        """Ask replicas to hand their portions back; every copy's progress comes back."""
         answers = await self._order_copies("pause", True)
-        return [standing for copies in answers for standing in copies]
+        return [progress for copies in answers for progress in copies]
 
     async def end_generation(self, workers: Sequence[str]) -> None:
         """End the calls of the current generation on every worker that answers."""
@@ -384,10 +384,10 @@ class ParameterServer:
         telling.add_done_callback(self._telling.discard)
 
     async def release(self, workers: Sequence[str]) -> None:
-        """Leave nothing on the cluster: rooms, then shards."""
+        """Leave nothing on the cluster: contexts, then shards."""
         for telling in self._telling:
             telling.cancel()
-        await self._tell(workers, close_room, self.run)
+        await self._tell(workers, close_context, self.run)
         await self._tell(workers, forget_farewell, self.run)
         if self._unwanted and has_scheduler(self.client):
             await asyncio.wait(self._unwanted, timeout=deadline("connect"))

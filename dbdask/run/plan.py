@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.data.supply import Supply
+from dbdask.data.block_provider import BlockProvider
 from dbdask.schedule.portions import Cut
 from dbdask.storage.checkpoint import Snapshot
 
@@ -27,7 +27,7 @@ class Plan:
     """Elements of the flat vector."""
     trained: tuple[tuple[int, int], ...]
     """Ranges of the flat vector that updates may change; the rest are buffers."""
-    supply: Supply
+    supply: BlockProvider
     """Brings workers the examples that they cannot read themselves."""
     seed: int
     settings: dict[str, Any]
@@ -36,7 +36,7 @@ class Plan:
     """Identity of the run, part of every key and every snapshot."""
     start: np.ndarray | None = None
     """First parameters, float32 of shape (size,); None asks the model."""
-    validation_supply: Supply | None = None
+    validation_supply: BlockProvider | None = None
     validation_cut: Cut | None = None
     """Portions of the validation examples; None if there are none."""
     validate_steps: int | None = None

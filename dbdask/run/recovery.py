@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Sequence
 
-from dbdask.errors import TROUBLE, ShardLost
+from dbdask.errors import RECOVERABLE, ShardLost
 from dbdask.run.run import Run
-from dbdask.schedule.ledger import Standing, furthest
+from dbdask.schedule.ledger import ShardProgress, furthest
 
 logger = logging.getLogger("dbdask")
 
@@ -19,7 +19,7 @@ class RunLost(ShardLost):
 def lost_with(run: Run) -> str:
     """What an error of a lost run adds: work that failed more than once, and where it stands."""
     suspicion = run.workforce.failures.suspicion
-    return (f"{suspicion}; " if suspicion else "") + run.snapshots.how_to_go_on()
+    return (f"{suspicion}; " if suspicion else "") + run.snapshots.resume_hint()
 
 
 class Returns:
@@ -80,11 +80,11 @@ class Recovery:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.in_a_row = 0  # recoveries since the last progress
+        self.in_a_row = 0  # recoveries since the last step
         self.returns = Returns()
         self._progress = run.progress
         self._has_returned = False  # in the recovery under way
-        self._behind: set[int] = set()  # shards made anew that have no standing yet
+        self._behind: set[int] = set()  # shards made anew that have no progress yet
         self._counter = RollbackCounter()
 
     async def recover(self, why: str) -> None:
@@ -103,7 +103,7 @@ class Recovery:
                 return
             except RunLost:
                 raise
-            except TROUBLE as error:
+            except RECOVERABLE as error:
                 why = repr(error)
 
     def _count(self, why: str) -> None:
@@ -134,23 +134,23 @@ class Recovery:
         run, server = self.run, self.run.server
         if gone and run.plan.path is None:
             raise self._lost(f"shard {gone[0]} of {len(server.slices)} is gone")
-        standings = await server.advance()
+        progresses = await server.advance()
         run.workforce.abandoned = False
         if gone:
             await run.placement.wait()
-            if standings and run.method.rolls_back_alone:
+            if progresses and run.method.rolls_back_alone:
                 await run.placement.replace(gone, run.initial())
-                await self._adopt(gone, standings)
+                await self._adopt(gone, progresses)
             else:
                 await self._go_back(why)
             self._behind.clear()
         await run.validator.mend(lost=bool(gone))
         await run.placement.add_copies()
 
-    async def _adopt(self, gone: Sequence[int], standings: list[Standing]) -> None:
-        """The survivors' standing becomes the new shards': nothing is applied to them twice."""
+    async def _adopt(self, gone: Sequence[int], progresses: list[ShardProgress]) -> None:
+        """The survivors' progress becomes the new shards': nothing is applied to them twice."""
         run, epoch = self.run, self.run.method.epoch
-        rows, applied = furthest(standings, epoch)
+        rows, applied = furthest(progresses, epoch)
         lost = await run.server.order("adopt", rows, applied, epoch, only=gone)
         assert run.snapshots.committed is not None  # that is what they were made from
         since = run.snapshots.committed.group

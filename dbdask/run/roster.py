@@ -78,7 +78,7 @@ class Roster:
         return {address for address, facts in self.facts.items() if facts.is_paused}
 
     @property
-    def expects_homes(self) -> bool:
+    def expects_workers(self) -> bool:
         """Whether a worker is checked that may then hold shards."""
         checked = [self.facts[a] for a in self._checking if a in self.facts]
         return any(self._may_hold(facts) for facts in checked)
@@ -129,13 +129,13 @@ class Roster:
 
     async def _begin(self) -> None:
         """Wait for the checks; where they leave nobody, for who comes, or answers again."""
-        is_possible = not (self._lack_to_train(()) or self._lack_of_homes(()))
+        is_possible = not (self._lack_to_train(()) or self._lack_of_workers(()))
         pending = set(self._checking.values())
         while pending:
             _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
             await self._look()  # one that fails its check may have left
             self._take_checks(at_start=True)
-        while is_possible and (lack := self.lack or self._lack_of_homes(self.away)):
+        while is_possible and (lack := self.lack or self._lack_of_workers(self.away)):
             self.check_arrival(lack)
             await asyncio.sleep(REFRESH_SECONDS)
             await self._look()
@@ -189,7 +189,7 @@ class Roster:
         who = "no worker" if self.only is None else f"no worker of workers={list(self.only)}"
         return f"{who} is left to train on"
 
-    def _lack_of_homes(self, away: Container[str]) -> str:
+    def _lack_of_workers(self, away: Container[str]) -> str:
         """Who is missing to hold shards, in words."""
         if any(self._may_hold(facts) for a, facts in self.facts.items() if a not in away):
             return ""

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from distributed import Client, LocalCluster, default_client, get_client
 
-from dbdask.data.supply import beside_task
+from dbdask.data.block_provider import beside_task
 from dbdask.metrics.history import Record
 from dbdask.progress import Progress
 from dbdask.rpc.contact import client_loop, is_closed, start_on, this_worker

@@ -156,7 +156,7 @@ class ShardPlacement:
             if time.monotonic() > until and not self.roster.is_hopeful:
                 raise WorkerError(
                     f"no worker is left to go on with, and none came in "
-                    f"{deadline('arrival'):g} s; {self.snapshots.how_to_go_on()}"
+                    f"{deadline('arrival'):g} s; {self.snapshots.resume_hint()}"
                 )
             await asyncio.sleep(TURN_SECONDS)
             await self.workforce.refresh()
@@ -212,7 +212,7 @@ class ShardPlacement:
         going = self.draining & set(self.server.workers)
         if not going or self.server.can_leave(going, self.eligible()):
             return bool(going)
-        return bool(self._asked) and not self.roster.expects_homes
+        return bool(self._asked) and not self.roster.expects_workers
 
     @property
     def lacks_copies(self) -> bool:

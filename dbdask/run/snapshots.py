@@ -9,7 +9,7 @@ from typing import Any
 from dbdask.errors import CheckpointError
 from dbdask.rpc.deadlines import deadline
 from dbdask.run.daemon_threads import DaemonThreadRunner
-from dbdask.run.outcome import how_to_go_on
+from dbdask.run.outcome import resume_hint
 from dbdask.run.parameter_server import ParameterServer
 from dbdask.storage import checkpoint
 from dbdask.storage.checkpoint import Snapshot
@@ -103,10 +103,10 @@ class Snapshots:
         except TimeoutError as error:
             raise CheckpointError(
                 f"checkpoint={path!r} gave no answer in {seconds:g} s (dbdask.store) while "
-                f"{writing.step}; {self.how_to_go_on()}"
+                f"{writing.step}; {self.resume_hint()}"
             ) from error
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; {self.how_to_go_on()}") from error
+            raise CheckpointError(f"{error}; {self.resume_hint()}") from error
         self.committed = Snapshot(path, group, number, state)
         await self._delete_older(path, number)
 
@@ -120,13 +120,13 @@ class Snapshots:
             logger.warning("snapshots older than %d could not be deleted: %r", number, error)
             self._store = DaemonThreadRunner()  # nothing waits for a deletion that hangs
 
-    def how_to_go_on(self, *, copies_help: bool = True) -> str:
+    def resume_hint(self, *, copies_help: bool = True) -> str:
         """Name the last snapshot and the line that resumes it, or what would have helped."""
-        return how_to_go_on(self.path, self.committed, twins_help=copies_help)
+        return resume_hint(self.path, self.committed, twins_help=copies_help)
 
     def named_in(self, error: Exception) -> Exception:
         """Return an error that names the last snapshot, if there is one to go on from."""
-        stands = self.how_to_go_on()
+        stands = self.resume_hint()
         if self.committed is None or stands in str(error):
             return error
         return type(error)(f"{error}; {stands}")

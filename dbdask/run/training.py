@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from dbdask.errors import TROUBLE, DataError, ModelError, ShardLost, WorkerError
+from dbdask.errors import RECOVERABLE, DataError, ModelError, ShardLost, WorkerError
 from dbdask.run.outcome import Outcome
 from dbdask.run.recovery import MOST_RECOVERIES, Recovery, RunLost, lost_with
 from dbdask.run.run import Run
@@ -28,8 +28,8 @@ async def train(run: Run) -> Outcome:
         return await _to_the_end(run)
     except RunLost as error:
         raise ShardLost(str(error)) from None
-    except TROUBLE as error:
-        raise ShardLost(f"{error}; {run.snapshots.how_to_go_on()}") from error
+    except RECOVERABLE as error:
+        raise ShardLost(f"{error}; {run.snapshots.resume_hint()}") from error
     except Exception as error:
         _raise_named(run, error)
         raise
@@ -43,8 +43,8 @@ def _raise_named(run: Run, error: Exception) -> None:
         named = run.snapshots.named_in(error)
         if named is not error:  # an error that is its own cause can never be pickled
             raise named from error
-    elif run.snapshots.committed is not None and run.snapshots.how_to_go_on() not in str(error):
-        error.add_note(run.snapshots.how_to_go_on())
+    elif run.snapshots.committed is not None and run.snapshots.resume_hint() not in str(error):
+        error.add_note(run.snapshots.resume_hint())
 
 
 async def _set_up(run: Run) -> None:
@@ -57,7 +57,7 @@ async def _set_up(run: Run) -> None:
         await run.placement.wait()
         try:
             return await run.make_shards(count)
-        except TROUBLE as error:
+        except RECOVERABLE as error:
             if not tries_left:
                 raise RunLost(f"{error}; {lost_with(run)}") from error
             logger.warning("setting up again: %s", error)
@@ -75,5 +75,5 @@ async def _to_the_end(run: Run) -> Outcome:
             return Outcome(parameters, run.tally.history, run.method.end(run))
         except RunLost:
             raise
-        except TROUBLE as error:
+        except RECOVERABLE as error:
             await recovery.recover(str(error))

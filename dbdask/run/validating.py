@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 
-from dbdask.errors import TROUBLE, CheckpointError, ShardLost, WorkerError
+from dbdask.errors import RECOVERABLE, CheckpointError, ShardLost, WorkerError
 from dbdask.metrics.scores import Score
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.tasks import result_of
@@ -138,7 +138,7 @@ class Validator:
         except TimeoutError as error:
             raise CheckpointError(
                 f"checkpoint={last.path!r} gave no answer in {seconds:g} s (dbdask.store) while "
-                f"shards read the best parameters; {self.snapshots.how_to_go_on()}"
+                f"shards read the best parameters; {self.snapshots.resume_hint()}"
             ) from error
         return best
 
@@ -197,7 +197,7 @@ class Validator:
             return task.result() if await self.workforce.attend(task, worker, key) else None
         except CancelledError:  # of the future: Dask knows nothing of it
             return None
-        except TROUBLE:
+        except RECOVERABLE:
             if self.server.holders == [[c.worker for c in s.copies] for s in handle.shards]:
                 raise
             return None

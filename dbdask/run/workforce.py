@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from distributed import Client
 
-from dbdask.data.supply import Supply, why_cancelled
+from dbdask.data.block_provider import BlockProvider, why_cancelled
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.rpc.contact import has_scheduler, hear_out, worker_answers
 from dbdask.rpc.deadlines import deadline
@@ -75,7 +75,7 @@ class Workforce:
     client: Client
     run: str
     job: bytes
-    supply: Supply
+    supply: BlockProvider
     roster: Roster
     outstanding: list[Outstanding] = field(default_factory=list)
     abandoned: bool = False  # a task was given up that may still run somewhere

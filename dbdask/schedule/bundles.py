@@ -39,7 +39,7 @@ class Bundle:
 
 
 @dataclass
-class Copy:
+class BundleAttempt:
     """A copy of a bundle that a worker has been given."""
 
     bundle: Bundle
@@ -103,12 +103,12 @@ def bundle_length(
     return max(1, min(remaining, math.ceil(max(min(max(SHARE * fair, enough), fair), least))))
 
 
-def work_out(copies: Iterable[Copy], pace: Pace, now: float) -> float:
+def work_out(copies: Iterable[BundleAttempt], pace: Pace, now: float) -> float:
     """Return the portions that workers have and still have to do, as far as can be told.
 
     Examples
     --------
-    >>> copies = [Copy(Bundle(0, 3, (None,) * 4), "a", since=0.0)]
+    >>> copies = [BundleAttempt(Bundle(0, 3, (None,) * 4), "a", since=0.0)]
     >>> work_out(copies, Pace({"a": 1.0}), now=1.5)
     2.5
     """
@@ -121,8 +121,13 @@ def work_out(copies: Iterable[Copy], pace: Pace, now: float) -> float:
 
 
 def choose_backup(
-    copies: Iterable[Copy], worker: str, pace: Pace, now: float, *, times: float = BACKUP_TIMES
-) -> Copy | None:
+    copies: Iterable[BundleAttempt],
+    worker: str,
+    pace: Pace,
+    now: float,
+    *,
+    times: float = BACKUP_TIMES,
+) -> BundleAttempt | None:
     """Return the outstanding bundle of which `worker`, which is free, should run a copy, if any.
 
     The one that is expected to end last, where that is `times` longer than the copy would take.
@@ -133,9 +138,9 @@ def choose_backup(
     --------
     >>> bundle = Bundle(0, 3, (None, None))
     >>> pace = Pace({"a": 1.0, "b": 1.0})
-    >>> choose_backup([Copy(bundle, "a", since=0.0)], "b", pace, now=1.9) is None
+    >>> choose_backup([BundleAttempt(bundle, "a", since=0.0)], "b", pace, now=1.9) is None
     True
-    >>> choose_backup([Copy(bundle, "a", since=0.0)], "b", pace, now=9.0).worker
+    >>> choose_backup([BundleAttempt(bundle, "a", since=0.0)], "b", pace, now=9.0).worker
     'a'
     """
     copies = list(copies)

@@ -79,44 +79,45 @@ class Ledger:
         return other
 
 
-class Standing(NamedTuple):
+class ShardProgress(NamedTuple):
     """What a shard says of itself when it is asked to rest: its ledger, and its updates."""
 
     rows: list[Row]
     applied: int
 
 
-def furthest(standings: Iterable[Standing], first_epoch: int) -> Standing:
-    """Return the standing of a shard that has everything that one of several shards has.
+def furthest(progresses: Iterable[ShardProgress], first_epoch: int) -> ShardProgress:
+    """Return the progress of a shard that has everything that one of several shards has.
 
     Of each portion the row with the largest step; `applied` grows by the updates that the shard
     it was taken from lacks. Rows of epochs before `first_epoch`, which are closed, are left out.
 
     Examples
     --------
-    >>> behind = Standing([Row(1, 1, 4, 5)], applied=15)
-    >>> ahead = Standing([Row(0, 9, 9, 10), Row(1, 1, 5, 6), Row(1, 2, 0, 1)], applied=17)
-    >>> furthest([behind, ahead], first_epoch=1) == Standing(ahead.rows[1:], applied=17)
+    >>> behind = ShardProgress([Row(1, 1, 4, 5)], applied=15)
+    >>> ahead = ShardProgress([Row(0, 9, 9, 10), Row(1, 1, 5, 6), Row(1, 2, 0, 1)], applied=17)
+    >>> furthest([behind, ahead], first_epoch=1) == ShardProgress(ahead.rows[1:], applied=17)
     True
     """
-    known = list(standings)
-    latest, *others = (_open_rows(standing, first_epoch) for standing in known)
+    known = list(progresses)
+    latest, *others = (_open_rows(progress, first_epoch) for progress in known)
     has = latest.total()
     for other in others:
         latest.merge_larger(other)
     rows = [Row(*row) for row in latest.rows()]
-    return Standing(rows, known[0].applied + latest.total() - has)
+    return ShardProgress(rows, known[0].applied + latest.total() - has)
 
 
-def uneven(standings: Iterable[Standing], first_epoch: int) -> set[tuple[int, int]]:
+def uneven(progresses: Iterable[ShardProgress], first_epoch: int) -> set[tuple[int, int]]:
     """Return (epoch, portion) of the portions that shards hold at different steps.
 
     Examples
     --------
-    >>> uneven([Standing([Row(1, 1, 4, 5)], 5), Standing([Row(1, 0, 4, 5, 2)], 10)], first_epoch=1)
+    >>> one, other = ShardProgress([Row(1, 1, 4, 5)], 5), ShardProgress([Row(1, 0, 4, 5, 2)], 10)
+    >>> uneven([one, other], first_epoch=1)
     {(1, 0)}
     """
-    tables = [_open_rows(standing, first_epoch) for standing in standings]
+    tables = [_open_rows(progress, first_epoch) for progress in progresses]
     found: set[tuple[int, int]] = set()
     for epoch in {epoch for table in tables for epoch in table.epochs}:
         size = max(table.size(epoch) for table in tables)
@@ -126,6 +127,6 @@ def uneven(standings: Iterable[Standing], first_epoch: int) -> set[tuple[int, in
     return found
 
 
-def _open_rows(standing: Standing, first_epoch: int) -> PortionTable:
-    """Return the rows of a standing of the epochs that are not closed."""
-    return PortionTable.from_rows(row for row in standing.rows if row[0] >= first_epoch)
+def _open_rows(progress: ShardProgress, first_epoch: int) -> PortionTable:
+    """Return the rows of a progress of the epochs that are not closed."""
+    return PortionTable.from_rows(row for row in progress.rows if row[0] >= first_epoch)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.data.supply import gather_blocks
-from dbdask.errors import TROUBLE
+from dbdask.data.block_provider import gather_blocks
+from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.models.evaluation import Evaluator
 from dbdask.models.layout import as_layout
@@ -26,7 +26,7 @@ from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.bundles import Bundle
 from dbdask.schedule.left_out import LeftOut
 from dbdask.schedule.portions import Portion
-from dbdask.worker.context import Room, open_room
+from dbdask.worker.context import WorkerContext, open_context
 from dbdask.worker.link import ServerHandle
 
 
@@ -80,36 +80,36 @@ def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
     Losing a shard, the end of the generation, or a copy elsewhere that was faster ends the task
     early with a report; only an error of the model or of the data raises.
     """
-    room = open_room(order.run, job)
-    report = BundleReport(room.worker.address)
-    with room.turn(order.replicas):
+    context = open_context(order.run, job)
+    report = BundleReport(context.worker.address)
+    with context.replica_slot(order.replicas):
         try:
-            _accrue(room, order, report, gather_blocks(blocks))
-        except TROUBLE as trouble:
+            _accrue(context, order, report, gather_blocks(blocks))
+        except RECOVERABLE as trouble:
             report.trouble = f"{type(trouble).__name__}: {trouble}"
     return report
 
 
-def _accrue(room: Room, order: BundleOrder, report: BundleReport, blocks: Any) -> None:
+def _accrue(context: WorkerContext, order: BundleOrder, report: BundleReport, blocks: Any) -> None:
     bundle, size = order.bundle, order.handle.size
-    if bundle.identity in room.unwanted:
+    if bundle.identity in context.unwanted:
         return
-    with room.point(order.handle, bundle.evaluation, order.point) as point:
+    with context.point(order.handle, bundle.evaluation, order.point) as point:
         began = time.monotonic()
-        accrued, gradient = room.buffer(size), room.buffer(size)
-        whole = _add_up(room, order, report, point, accrued, gradient, blocks)
+        accrued, gradient = context.buffer(size), context.buffer(size)
+        whole = _add_up(context, order, report, point, accrued, gradient, blocks)
         report.working = time.monotonic() - began
         if whole:
             began = time.monotonic()
-            is_new = room.link(order.handle).contribute(bundle.identity, accrued)
+            is_new = context.link(order.handle).contribute(bundle.identity, accrued)
             report.repeated = not is_new
             report.pushing = time.monotonic() - began
             report.finished = True
-        room.give_back(accrued, gradient)
+        context.give_back(accrued, gradient)
 
 
 def _add_up(
-    room: Room,
+    context: WorkerContext,
     order: BundleOrder,
     report: BundleReport,
     point: np.ndarray,
@@ -122,8 +122,8 @@ def _add_up(
     A bad gradient is left out, and makes the loss infinite. It would be bad in every repeat, so
     that nothing can be said of this point but that it is not to be gone to.
     """
-    job: SandblasterJob = room.job
-    reader, bundle, evaluator = room.reader("train"), order.bundle, Evaluator(job.model)
+    job: SandblasterJob = context.job
+    reader, bundle, evaluator = context.reader("train"), order.bundle, Evaluator(job.model)
     is_first = True
     for portion, following in pairwise((*bundle.portions, None)):
         assert portion is not None
@@ -131,7 +131,7 @@ def _add_up(
         for batch in reader.minibatches(
             portion, job.batch_size, blocks=blocks, following=following
         ):
-            if room.closed or bundle.identity in room.unwanted:
+            if context.closed or bundle.identity in context.unwanted:
                 return False
             target = accrued if is_first else gradient
             with _naming(portion):

@@ -1,7 +1,7 @@
 """What a run keeps on one worker: the opened examples, the model, buffers, and calls under way.
 
-A room belongs to a (worker, run) pair, never to a module, because in-process workers share
-modules. It is closed by the verb; when the client dies instead, the room notices that the shards
+A context belongs to a (worker, run) pair, never to a module, because in-process workers share
+modules. It is closed by the verb; when the client dies instead, the context notices that the shards
 are gone and closes itself.
 """
 
@@ -24,7 +24,7 @@ from dbdask.rpc.deadlines import deadline
 from dbdask.schedule.policies import cache_bytes
 from dbdask.worker.link import Calls, ServerHandle, ServerLink
 
-_rooms: weakref.WeakKeyDictionary[Any, dict[str, "Room"]] = weakref.WeakKeyDictionary()
+_contexts: weakref.WeakKeyDictionary[Any, dict[str, "WorkerContext"]] = weakref.WeakKeyDictionary()
 _ended: weakref.WeakKeyDictionary[Any, deque[str]] = weakref.WeakKeyDictionary()
 _rooms_lock = threading.Lock()
 
@@ -44,7 +44,7 @@ class _Point:
         self.lock = threading.Lock()
 
 
-class Room:
+class WorkerContext:
     """One run on one worker."""
 
     def __init__(self, worker: Worker, run: str, job: bytes) -> None:
@@ -73,7 +73,7 @@ class Room:
         self._lease.cancel()
 
     async def _watch(self) -> None:
-        """Close the room when it idles and no shard of its run answers (the client died)."""
+        """Close the context when it idles and no shard of its run answers (the client died)."""
         while not self.closed:
             await asyncio.sleep(deadline("lease"))
             handle = self.handle
@@ -91,7 +91,7 @@ class Room:
         return ServerLink(handle, self.worker, self.calls)
 
     @contextmanager
-    def turn(self, replicas: int) -> Iterator[None]:
+    def replica_slot(self, replicas: int) -> Iterator[None]:
         """Hold one of the worker's `replicas` places, with its share of the worker's threads."""
         with self._turn:
             self._turn.wait_for(lambda: self._running < replicas or self.closed)
@@ -118,13 +118,13 @@ class Room:
         with self._turn:
             self._free.extend(vectors)
 
-    def leave(self, place: Place, local: np.ndarray, fetched: list[int]) -> None:
+    def stash(self, place: Place, local: np.ndarray, fetched: list[int]) -> None:
         """Keep the parameters that a replica stopped with; those of one replica are kept."""
-        self.take_up(None)
+        self.resume(None)
         with self._turn:
             self._left = place, local, fetched
 
-    def take_up(self, place: Place | None) -> tuple[np.ndarray, list[int]] | None:
+    def resume(self, place: Place | None) -> tuple[np.ndarray, list[int]] | None:
         """Return what a replica stopped with just here, and the versions of its last fetch."""
         with self._turn:
             left, self._left = self._left, None
@@ -184,26 +184,26 @@ class Room:
         self._left = None
 
 
-def open_room(run: str, job: bytes) -> Room:
-    """Return the room of a run on the worker that runs the calling task.
+def open_context(run: str, job: bytes) -> WorkerContext:
+    """Return the context of a run on the worker that runs the calling task.
 
     Raises
     ------
     Stale
-        The run has ended here: a task that comes late must not open its room again.
+        The run has ended here: a task that comes late must not open its context again.
     """
     worker = this_worker()
     with _rooms_lock:
         if run in _ended.get(worker, ()):
             raise Stale(f"run {run} has ended")
-        rooms = _rooms.setdefault(worker, {})
-        if run not in rooms:
-            rooms[run] = Room(worker, run, job)
-        return rooms[run]
+        contexts = _contexts.setdefault(worker, {})
+        if run not in contexts:
+            contexts[run] = WorkerContext(worker, run, job)
+        return contexts[run]
 
 
-def close_room(run: str, dask_worker: Worker) -> None:
-    """Close the room of a run on a worker for good: the run has ended."""
+def close_context(run: str, dask_worker: Worker) -> None:
+    """Close the context of a run on a worker for good: the run has ended."""
     with _rooms_lock:
         _ended.setdefault(dask_worker, deque(maxlen=REMEMBERED_RUNS)).append(run)
     _close(run, dask_worker)
@@ -211,27 +211,27 @@ def close_room(run: str, dask_worker: Worker) -> None:
 
 def _close(run: str, dask_worker: Worker) -> None:
     with _rooms_lock:
-        room = _rooms.get(dask_worker, {}).pop(run, None)
-    if room is not None:
-        room.close()
+        context = _contexts.get(dask_worker, {}).pop(run, None)
+    if context is not None:
+        context.close()
 
 
 def end_generation(run: str, generation: int, dask_worker: Worker) -> None:
     """End the calls of a generation that are under way on a worker."""
-    room = _rooms.get(dask_worker, {}).get(run)
-    if room is not None:
-        room.calls.end_generation(generation)
+    context = _contexts.get(dask_worker, {}).get(run)
+    if context is not None:
+        context.calls.end_generation(generation)
 
 
 def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Worker) -> None:
     """Let tasks on a worker know which bundles are done: they stop between two minibatches."""
-    room = _rooms.get(dask_worker, {}).get(run)
-    if room is not None:
+    context = _contexts.get(dask_worker, {}).get(run)
+    if context is not None:
         newest = max(evaluation for evaluation, _ in identities)
-        kept = {identity for identity in room.unwanted if identity[0] >= newest - 2}
-        room.unwanted = kept | {(evaluation, bundle) for evaluation, bundle in identities}
+        kept = {identity for identity in context.unwanted if identity[0] >= newest - 2}
+        context.unwanted = kept | {(evaluation, bundle) for evaluation, bundle in identities}
 
 
 def rooms_of(dask_worker: Worker) -> list[str]:
-    """List the runs that hold a room on a worker (tests look for leaks with it)."""
-    return list(_rooms.get(dask_worker, {}))
+    """List the runs that hold a context on a worker (tests look for leaks with it)."""
+    return list(_contexts.get(dask_worker, {}))

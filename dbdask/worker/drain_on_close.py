@@ -13,7 +13,7 @@ from dbdask.rpc.deadlines import deadline
 LOOK_SECONDS = 0.02
 
 
-class Farewell(WorkerPlugin):
+class DrainOnClose(WorkerPlugin):
     """Holds a closing worker back while it has shards of a run, for `dbdask.hand-on` at most.
 
     The run sees the worker's status, makes the shards anew elsewhere from the state that this
@@ -50,7 +50,7 @@ class Farewell(WorkerPlugin):
                 worker.status = Status.closing
             await asyncio.sleep(LOOK_SECONDS)
         self._lease.cancel()
-        if not any(isinstance(plugin, Farewell) for plugin in worker.plugins.values()):
+        if not any(isinstance(plugin, DrainOnClose) for plugin in worker.plugins.values()):
             leave_signals()
 
     def _is_awaited(self, worker: Any) -> bool:
@@ -65,13 +65,13 @@ def shard_prefix(run: str) -> str:
 
 def plugin_name(run: str) -> str:
     """The plugin's name on its worker."""
-    return f"dbdask-farewell-{run}"
+    return f"dbdask-drain-{run}"
 
 
 async def add_farewell(run: str, dask_worker: Any) -> None:
     """Let a worker wait for the shards of a run when it closes."""
     if plugin_name(run) not in dask_worker.plugins:
-        await dask_worker.plugin_add(Farewell(run), name=plugin_name(run))
+        await dask_worker.plugin_add(DrainOnClose(run), name=plugin_name(run))
 
 
 async def forget_farewell(run: str, dask_worker: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from distributed import Worker
 
-from dbdask.errors import TROUBLE, RaisedInShard, ShardLost, Stale
+from dbdask.errors import RECOVERABLE, RaisedInShard, ShardLost, Stale
 from dbdask.rpc.contact import ActorPlace, call_actor, start_on, worker_loop
 from dbdask.worker.shard import Acknowledgement, Progress
 
@@ -216,7 +216,7 @@ class ServerLink:
         except (concurrent.futures.CancelledError, asyncio.CancelledError):
             raise Stale(f"generation {self.handle.generation} has ended") from None
         except RuntimeError as error:
-            if isinstance(error, TROUBLE):
+            if isinstance(error, RECOVERABLE):
                 raise
             raise ShardLost(f"a call to a shard failed: {error!r}") from error
 
@@ -225,7 +225,7 @@ async def _call(pool: Any, place: ActorPlace, method: str, *arguments: Any, nbyt
     """Call a shard; what its method raises is told apart from errors of the task that calls."""
     try:
         return await call_actor(pool, place, method, *arguments, nbytes=nbytes)
-    except TROUBLE:
+    except RECOVERABLE:
         raise
     except Exception as error:
         raise RaisedInShard(error) from error

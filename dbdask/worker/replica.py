@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.data.supply import gather_blocks
-from dbdask.errors import TROUBLE
+from dbdask.data.block_provider import gather_blocks
+from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.models.evaluation import Evaluator
 from dbdask.models.layout import as_layout
@@ -23,7 +23,7 @@ from dbdask.optim.gradients import (
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.left_out import LeftOut
 from dbdask.schedule.portions import Portion
-from dbdask.worker.context import Place, Room, open_room
+from dbdask.worker.context import Place, WorkerContext, open_context
 from dbdask.worker.link import ServerHandle, ServerLink
 
 
@@ -101,12 +101,12 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Any) -> PortionRepor
     Losing a shard, or the end of the generation, ends the portion early with a report; only an
     error of the model or of the data raises.
     """
-    room = open_room(order.run, job)
-    report = PortionReport(order.portion.epoch, order.portion.number, room.worker.address)
-    with room.turn(order.replicas):
+    context = open_context(order.run, job)
+    report = PortionReport(order.portion.epoch, order.portion.number, context.worker.address)
+    with context.replica_slot(order.replicas):
         try:
-            _Replica(room, order, report).work(gather_blocks(blocks))
-        except TROUBLE as trouble:
+            _Replica(context, order, report).work(gather_blocks(blocks))
+        except RECOVERABLE as trouble:
             report.trouble = f"{type(trouble).__name__}: {trouble}"
     return report
 
@@ -114,11 +114,11 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Any) -> PortionRepor
 class _Replica:
     """The loop of one portion: fetch, compute, push, with the buffers it runs on."""
 
-    def __init__(self, room: Room, order: PortionOrder, report: PortionReport) -> None:
-        self.room, self.order, self.report = room, order, report
-        self.job: DownpourJob = room.job
+    def __init__(self, context: WorkerContext, order: PortionOrder, report: PortionReport) -> None:
+        self.context, self.order, self.report = context, order, report
+        self.job: DownpourJob = context.job
         self.evaluator = Evaluator(self.job.model)
-        self.link: ServerLink = room.link(order.handle)
+        self.link: ServerLink = context.link(order.handle)
         self.fetched: list[int] = []
         self.fetching: Any = None  # (future, vector) of a fetch beside the computation
         self.pushing: Any = None  # (future, vector) of a push beside the computation
@@ -134,10 +134,10 @@ class _Replica:
         if self.paused and not self.order.complete_only:
             return
         size = self.order.handle.size
-        self._take_up(first)
-        self.gradient = self.room.buffer(size)
-        self.accrued = self.gradient if job.n_push == 1 else self.room.buffer(size)
-        reader = self.room.reader("train")
+        self._resume(first)
+        self.gradient = self.context.buffer(size)
+        self.accrued = self.gradient if job.n_push == 1 else self.context.buffer(size)
+        reader = self.context.reader("train")
         batches = reader.minibatches(
             portion,
             job.batch_size,
@@ -153,15 +153,15 @@ class _Replica:
             in_all = self.report.examples if first == 0 else reader.kept(portion, blocks)
             self.report.examples_in_all, self.report.dropped = in_all, portion.rows - in_all
         kept = [] if self._leave() else [self.local]
-        self.room.give_back(*{id(v): v for v in (*kept, self.gradient, self.accrued)}.values())
+        self.context.give_back(*{id(v): v for v in (*kept, self.gradient, self.accrued)}.values())
 
-    def _take_up(self, step: int) -> None:
+    def _resume(self, step: int) -> None:
         """Go on with the parameters that were stopped with here: they are not yet those of shards.
 
         So one replica makes the same steps, whether snapshots stop it or not.
         """
-        left = self.room.take_up(self._place(step))
-        self.local = self.room.buffer(self.order.handle.size) if left is None else left[0]
+        left = self.context.resume(self._place(step))
+        self.local = self.context.buffer(self.order.handle.size) if left is None else left[0]
         self.fetched = [] if left is None else left[1]
 
     def _leave(self) -> bool:
@@ -169,7 +169,7 @@ class _Replica:
         at_rest = self.report.next_step == self.step + 1 and not self.order.complete_only
         if self.job.n_fetch == 1 or self.report.finished or not at_rest:
             return False
-        self.room.leave(self._place(self.step + 1), self.local, self.fetched)
+        self.context.stash(self._place(self.step + 1), self.local, self.fetched)
         return True
 
     def _place(self, step: int) -> Place:
@@ -242,7 +242,7 @@ class _Replica:
         if self.fetching is not None:
             future, vector = self.fetching
             self.fetched, self.fetching = self.link.wait(future), None
-            self.room.give_back(self.local)
+            self.context.give_back(self.local)
             self.local = vector
         if self.is_fresh:
             self.is_fresh = False
@@ -253,7 +253,7 @@ class _Replica:
             if self.job.n_fetch == 1:
                 self.fetched = self.link.wait(self.link.start_fetch(self.local))
             else:
-                vector = self.room.buffer(self.local.size)
+                vector = self.context.buffer(self.local.size)
                 self.fetching = self.link.start_fetch(vector), vector
 
     def _note(self, loss: float, weight: float, norm: float) -> None:
@@ -299,7 +299,7 @@ class _Replica:
         if self.job.n_push == 1:
             self._await_push()
         else:
-            self.accrued = self.room.buffer(self.gradient.size)
+            self.accrued = self.context.buffer(self.gradient.size)
 
     def _await_push(self) -> None:
         """Wait until every shard has acknowledged the push under way."""
@@ -308,7 +308,7 @@ class _Replica:
         (future, step, vector), self.pushing = self.pushing, None
         acknowledgements = self.link.wait(future)
         if vector is not self.gradient:
-            self.room.give_back(vector)
+            self.context.give_back(vector)
         if self.is_fresh:
             self.fetched = [a.version for a in acknowledgements]
         self.report.next_step = step + 1
@@ -329,4 +329,4 @@ class _Replica:
         if self.fetching is not None:
             future, vector = self.fetching
             self.link.wait(future)
-            self.room.give_back(vector)
+            self.context.give_back(vector)

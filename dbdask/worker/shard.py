@@ -18,7 +18,7 @@ from dbdask.errors import ShardLost, Stale
 from dbdask.optim.optimizer_checks import prepared_update
 from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.portable import portable
-from dbdask.schedule.ledger import Ledger, Row, Standing
+from dbdask.schedule.ledger import Ledger, Row, ShardProgress
 from dbdask.storage import checkpoint
 from dbdask.users_code import UsersCode
 
@@ -299,18 +299,18 @@ class ParameterShard:
             self.state.forgotten = min(answers)
             del answers[self.state.forgotten]
 
-    async def _advance(self, generation: int) -> Standing:
+    async def _advance(self, generation: int) -> ShardProgress:
         """Enter a new generation: what is still on its way is refused."""
         self.generation = max(self.generation, generation)
-        return await self._serve(self._standing)
+        return await self._serve(self._shard_progress)
 
-    async def _pause(self, pausing: bool) -> Standing:
+    async def _pause(self, pausing: bool) -> ShardProgress:
         """Ask replicas, by their next acknowledgement, to hand their portions back (or not)."""
         self.pausing = pausing
-        return await self._serve(self._standing)
+        return await self._serve(self._shard_progress)
 
-    def _standing(self) -> Standing:
-        return Standing(self.state.ledger.rows(), self.state.applied)
+    def _shard_progress(self) -> ShardProgress:
+        return ShardProgress(self.state.ledger.rows(), self.state.applied)
 
     async def _copy(self, number: int, whole: bool) -> int:
         """Keep a copy of the parameters, or of the whole state, under a number.
@@ -362,7 +362,7 @@ class ParameterShard:
         await self._serve(np.copyto, self.state.vectors["parameters"], values)
 
     async def _adopt(self, rows: Sequence[Row], applied: int, first_open_epoch: int) -> int:
-        """Take over the survivors' standing after a loss; returns the updates lost by it."""
+        """Take over the survivors' progress after a loss; returns the updates lost by it."""
         lost = applied - self.state.applied
         self.state.ledger = Ledger.from_rows(rows, first_open_epoch)
         self.state.applied = applied

@@ -13,7 +13,7 @@ from dbdask.data.windows import NO_WINDOW, Window
 
 
 @dataclass(frozen=True)
-class Bundle:
+class FeatureSet:
     """Variables, their dimension orders, and how their values are put together.
 
     Variables of one shape are stacked on a last axis; of unlike shapes, each is flattened and they
@@ -68,8 +68,8 @@ class Bundle:
         """Names of the variables."""
         return tuple(variable.name for variable in self.variables)
 
-    def ordered(self, argument: str, orders: Sequence[Sequence[str]]) -> "Bundle":
-        """Return the bundle with its variables' own dimensions in the order that a model knows.
+    def ordered(self, argument: str, orders: Sequence[Sequence[str]]) -> "FeatureSet":
+        """Return the feature set with its variables' own dimensions in the order that a model knows.
 
         Raises
         ------
@@ -90,8 +90,8 @@ class Bundle:
                 )
         return replace(self, orders=tuple(tuple(order) for order in orders))
 
-    def scaled(self, scalings: Sequence[Scaling] | None) -> "Bundle":
-        """Return the bundle with other scalings."""
+    def scaled(self, scalings: Sequence[Scaling] | None) -> "FeatureSet":
+        """Return the feature set with other scalings."""
         return replace(self, scalings=None if scalings is None else tuple(scalings))
 
     @property
@@ -111,8 +111,8 @@ class Bundle:
         flat = np.broadcast_to(np.array(numbers), math.prod(features)).reshape(features)
         return np.broadcast_to(flat, (1, *shape))
 
-    def mapped(self, change: Callable[[Variable], Variable]) -> "Bundle":
-        """Return the bundle with every variable changed."""
+    def mapped(self, change: Callable[[Variable], Variable]) -> "FeatureSet":
+        """Return the feature set with every variable changed."""
         return replace(self, variables=tuple(change(variable) for variable in self.variables))
 
     def assemble(

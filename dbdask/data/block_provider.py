@@ -1,10 +1,10 @@
-"""Supply: the values that workers cannot read for themselves, brought to them by Dask.
+"""BlockProvider: the values that workers cannot read for themselves, brought to them by Dask.
 
 Workers read stores on their own. The blocks of a dask-backed Dataset are computed by Dask, where
 they are needed; what is in the client's memory is scattered to the workers, past the scheduler.
 Either way they are futures, which the task that needs them takes as arguments::
 
-    supply = Supply(examples, client)
+    supply = BlockProvider(examples, client)
     futures = supply.futures(portion, workers=[address])
     client.submit(train, portion, futures, workers=[address])
     ...
@@ -92,7 +92,7 @@ class _Group:
         return any(future.status in states for future in self.brought.result())
 
 
-class Supply:
+class BlockProvider:
     """Futures of what portions need, made when asked for and dropped when released.
 
     Parameters
