@@ -3,17 +3,18 @@
 Victims are drawn by a seed. Only processes of the cluster that the test made are signalled.
 """
 
-import asyncio
 import contextlib
 import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from asking import workers_of
 from distributed import Client, WorkerPlugin
+from routing import disturb, finish
 
 
 def everyone(client: Client) -> list[str]:
@@ -130,43 +131,39 @@ class Mischief(WorkerPlugin):
         self.repeated, self.haunted, self.unanswered = repeated, haunted, unanswered
 
     def setup(self, worker) -> None:
-        from dbdask.rpc import contact
-
-        self.plain = contact._call
         self.rng = random.Random(f"{self.seed} {worker.address}")
-        self.ghosts: set[asyncio.Task] = set()
-        contact._call = self.call
+        self.stop = disturb(self.start)
 
     def teardown(self, worker) -> None:
-        from dbdask.rpc import contact
+        self.stop()
 
-        contact._call = self.plain
-
-    async def call(self, pool, place, method, arguments, *more):
+    def start(self, way, place, request, sent, into):
         rng = self.rng
-        if method != "ping":
-            is_very_late = rng.random() < 0.005
-            await asyncio.sleep(rng.uniform(0.0, 0.3 if is_very_late else 0.01))
-        if method not in PUSHES:
-            return await self.plain(pool, place, method, arguments, *more)
+        is_very_late = rng.random() < 0.005
+        time.sleep(rng.uniform(0.0, 0.3 if is_very_late else 0.01))
+        if request.method not in PUSHES:
+            return way.start(request, sent, into)
         if rng.random() < self.repeated:
-            await self.plain(pool, place, method, arguments)
-        answer = await self.plain(pool, place, method, arguments)
+            finish(way.start(request, sent))
+        call = way.start(request, sent, into)
         if rng.random() < self.haunted:
-            self._haunt(pool, place, method, arguments)
+            haunt(way, request, sent.copy())
         if rng.random() < self.unanswered:
+            finish(call)
             raise OSError("the answer was lost")
-        return answer
+        return call
 
-    def _haunt(self, pool, place, method, arguments) -> None:
-        async def ghost():
-            await asyncio.sleep(0.5)
-            with contextlib.suppress(Exception):  # the shard has gone, or refuses it
-                await self.plain(pool, place, method, arguments)
 
-        task = asyncio.ensure_future(ghost())
-        self.ghosts.add(task)
-        task.add_done_callback(self.ghosts.discard)
+def haunt(way, request, sent) -> None:
+    """Send a push once more half a second later."""
+
+    def ghost():
+        with contextlib.suppress(Exception):  # the shard has gone, or refuses it
+            finish(way.start(request, sent))
+
+    timer = threading.Timer(0.5, ghost)
+    timer.daemon = True
+    timer.start()
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
 """Algorithm 1.1 of the paper against a loop written here, gradient included; and what it notes."""
 
-import asyncio
 import datetime
+import time
 
 import numpy as np
 import pytest
 import xarray as xr
 from counting import CountingModel
+from routing import disturb
 
 import dbdask
 from dbdask.run.shared_arguments import validation_interval
 from dbdask.schedule.portions import suggest_portion_rows
-from dbdask.worker import link
 
 ROWS, FEATURES, CLASSES, BATCH = 1200, 6, 3, 20
 
@@ -129,16 +129,14 @@ def test_downpour_is_algorithm_1_1(threads_client, store, n_fetch, n_push):
 
 
 def test_a_fetch_brings_what_was_there_before_the_step_however_slow_it_is(
-    threads_client, store, monkeypatch
+    threads_client, store, request
 ):
-    at_once = link.call_actor
+    def slowly(way, place, request, sent, into):
+        if request.method == "fetch":
+            time.sleep(0.02)
+        return way.start(request, sent, into)
 
-    async def slowly(pool, place, method, *arguments, **options):
-        if method == "fetch":
-            await asyncio.sleep(0.02)
-        return await at_once(pool, place, method, *arguments, **options)
-
-    monkeypatch.setattr(link, "call_actor", slowly)
+    request.addfinalizer(disturb(slowly))
     paces = {"n_fetch": 4, "n_push": 1}
     found, _ = train(threads_client, store, optimizer=dbdask.sgd(0.05), **paces)
     expected, _ = algorithm_1_1(store, 0.05, local_rate=0.05, **paces)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from distributed import get_worker
+from routing import Answered, disturb, finish
 from test_bundles import portions
 from test_downpour import assert_nothing_left, counted, labelled, network, write_store
 from test_sandblaster import ROWS, LinearCounting, objective
@@ -15,7 +16,6 @@ import dbdask
 from dbdask.algorithms import gradient_pass
 from dbdask.algorithms.gradient_pass import GradientPass, PassStatistics
 from dbdask.algorithms.sandblaster_method import Sandblaster
-from dbdask.rpc import contact
 from dbdask.run.parameter_server import ParameterServer
 from dbdask.run.workforce import Outstanding
 from dbdask.worker.batch_replica import BundleReport
@@ -109,30 +109,30 @@ class Echo:
     hears what the second one says.
     """
 
-    def __init__(self, plain, is_lost):
-        self.plain, self.is_lost = plain, is_lost
+    def __init__(self, is_lost):
+        self.is_lost = is_lost
         self.held, self.again, self.stale = {}, [], []
         self.lost = set()
 
-    async def __call__(self, pool, place, method, arguments, *more):
-        if method != "contribute":
-            return await self.plain(pool, place, method, arguments, *more)
-        generation, evaluation, bundle, gradient = arguments
+    def start(self, way, place, request, sent, into):
+        if request.method != "contribute":
+            return way.start(request, sent, into)
+        evaluation, bundle = request.arguments
         old = self.held.get((place, evaluation - 1))
         if old is not None:
-            self.stale.append(await self.plain(pool, place, method, old))
-        kept = generation, evaluation, bundle, gradient.copy()
+            self.stale.append(finish(way.start(*old)))
+        kept = request, sent.copy()
         self.held.setdefault((place, evaluation), kept)
-        answer = await self.plain(pool, place, method, arguments)
-        self.again.append(await self.plain(pool, place, method, kept))
+        answer = finish(way.start(request, sent))
+        self.again.append(finish(way.start(*kept)))
         if not self.is_lost(place, evaluation, bundle):
-            return answer
+            return Answered(answer)
         self.lost.add((evaluation, bundle))
-        return self.again[-1]
+        return Answered(self.again[-1])
 
 
 def test_what_comes_twice_or_from_an_earlier_pass_is_not_added(
-    threads_client, store, evaluations, monkeypatch
+    threads_client, store, evaluations, monkeypatch, request
 ):
     places = []
 
@@ -140,8 +140,8 @@ def test_what_comes_twice_or_from_an_earlier_pass_is_not_added(
         places.append(place)
         return place == places[0] and bundle == 0  # from one shard of two, once a pass
 
-    echo = Echo(contact._call, is_lost)
-    monkeypatch.setattr(contact, "_call", echo)
+    echo = Echo(is_lost)
+    request.addfinalizer(disturb(echo.start))
     monkeypatch.setattr(gradient_pass, "choose_backup", lambda *_: None)
     history = count(threads_client, store).history
     assert_each_counted_once(evaluations)

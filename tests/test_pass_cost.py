@@ -1,13 +1,13 @@
 """What a pass costs: fetches, reads, round trips, and bytes that come to the client."""
 
-import asyncio
 import pickle
 import threading
 from collections import Counter
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, get_worker
+from routing import disturb
 from test_downpour import labelled, write_store
 from test_pass import LONGEST, SHARDS, count
 from test_sandblaster import ROWS
@@ -17,7 +17,6 @@ from dbdask.algorithms import gradient_pass
 from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.data import feed
 from dbdask.data.stores import RegularStore
-from dbdask.rpc import contact
 from dbdask.run import parameter_server
 from dbdask.run.workforce import Workforce
 from dbdask.worker.context import WorkerContext
@@ -32,21 +31,23 @@ def evaluations_of(result):
     return int(result.history["evaluations"].values[-1])
 
 
-def test_a_worker_fetches_the_parameters_once_an_evaluation(threads_client, store, monkeypatch):
+def test_a_worker_fetches_the_parameters_once_an_evaluation(
+    threads_client, store, monkeypatch, request
+):
     tasks, fetches = Counter(), Counter()
-    point, call = WorkerContext.point, contact._call
+    point = WorkerContext.point
 
     def held(room, handle, evaluation, name):
         tasks[room.worker.address, evaluation] += 1
         return point(room, handle, evaluation, name)
 
-    async def counted_call(pool, place, method, *more):
-        if method == "fetch_vector":
-            fetches[pool.server().address, place.key] += 1
-        return await call(pool, place, method, *more)
+    def counted(way, place, asked, sent, into):
+        if asked.method == "fetch_vector":
+            fetches[get_worker().address, place.key] += 1
+        return way.start(asked, sent, into)
 
     monkeypatch.setattr(WorkerContext, "point", held)
-    monkeypatch.setattr(contact, "_call", counted_call)
+    request.addfinalizer(disturb(counted))
     evaluations = evaluations_of(count(threads_client, store))
     assert max(tasks.values()) > 1
     of_worker = Counter(worker for worker, _ in tasks)
@@ -56,9 +57,9 @@ def test_a_worker_fetches_the_parameters_once_an_evaluation(threads_client, stor
     assert {worker for worker, _ in fetches} == set(of_worker)
 
 
-def test_tasks_that_begin_at_once_share_one_fetch(store, monkeypatch):
+def test_tasks_that_begin_at_once_share_one_fetch(store, monkeypatch, request):
     fetches, entered, both = [], [], threading.Event()
-    point, call = WorkerContext.point, contact._call
+    point = WorkerContext.point
 
     def held(room, handle, evaluation, name):
         entered.append(evaluation)
@@ -66,14 +67,14 @@ def test_tasks_that_begin_at_once_share_one_fetch(store, monkeypatch):
             both.set()
         return point(room, handle, evaluation, name)
 
-    async def held_call(pool, place, method, *more):
-        if method == "fetch_vector":
+    def held_call(way, place, asked, sent, into):
+        if asked.method == "fetch_vector":
             fetches.append(place.key)
-            await asyncio.to_thread(both.wait, LONGEST)
-        return await call(pool, place, method, *more)
+            both.wait(LONGEST)
+        return way.start(asked, sent, into)
 
     monkeypatch.setattr(WorkerContext, "point", held)
-    monkeypatch.setattr(contact, "_call", held_call)
+    request.addfinalizer(disturb(held_call))
     monkeypatch.setattr(gradient_pass, "bundle_length", lambda *_: 1)
     with (
         LocalCluster(

@@ -2,14 +2,17 @@
 
 import asyncio
 import pickle
+import threading
 
 import numpy as np
 import pytest
 
 from dbdask.errors import Stale
 from dbdask.models.layers import Dense
+from dbdask.models.layout import Layout, Parameter
 from dbdask.models.network import Network
 from dbdask.optim.optimizers import adagrad, sgd
+from dbdask.rpc.transport import Request
 from dbdask.storage import checkpoint
 from dbdask.worker.initial import FromModel, FromSnapshot
 from dbdask.worker.shard import ParameterShard
@@ -26,125 +29,158 @@ def run(coroutine):
     return asyncio.run(coroutine)
 
 
+def fetch(shard):
+    """The parameters and their version, as a replica sees them."""
+    values = np.empty(shard.stop - shard.start, np.float32)
+    return values, shard.answer(Request("fetch", shard.generation), None, values)
+
+
+def push(shard, identity, gradient, fetched=0, generation=0, into=None):
+    return shard.answer(Request("push", generation, (identity, fetched)), gradient, into)
+
+
 def test_a_shard_starts_with_its_slice_of_the_model():
     whole = NETWORK.initial_parameters(5, 0, 16)
-    values, version = run(make_shard(start=4, stop=11).fetch(0))
+    values, version = fetch(make_shard(start=4, stop=11))
     np.testing.assert_array_equal(values, whole[4:11])
     assert version == 0
 
 
 def test_a_repeated_push_changes_nothing_and_is_acknowledged():
-    async def scenario():
-        shard = make_shard()
-        before, version = await shard.fetch(0)
-        first, _ = await shard.push(0, (0, 0, 0), np.ones(16, np.float32), version)
-        second, _ = await shard.push(0, (0, 0, 0), np.ones(16, np.float32), version)
-        after, _ = await shard.fetch(0)
-        return before, first, second, after
-
-    before, first, second, after = run(scenario())
-    np.testing.assert_allclose(after, before - 1)
+    shard = make_shard()
+    before, version = fetch(shard)
+    first = push(shard, (0, 0, 0), np.ones(16, np.float32), version)
+    second = push(shard, (0, 0, 0), np.ones(16, np.float32), version)
+    np.testing.assert_allclose(fetch(shard)[0], before - 1)
     assert first.staleness == 0 and second.staleness == -1
     assert first.version == second.version == 1
 
 
 def test_an_update_that_raises_was_not_applied():
     rates = [0.5, np.nan, 0.5]
-
-    async def scenario():
-        shard = make_shard(sgd(lambda step: rates.pop(0)))
-        before, version = await shard.fetch(0)
-        ones = np.ones(16, np.float32)
-        await shard.push(0, (0, 0, 0), ones, version)
-        with pytest.raises(ValueError, match="learning_rate"):
-            await shard.push(0, (0, 0, 1), ones, version)
-        standing = await shard.progress(0, 0, 0)
-        repeat, _ = await shard.push(0, (0, 0, 1), ones, version)
-        return before, standing, repeat, (await shard.fetch(0))[0]
-
-    before, standing, repeat, after = run(scenario())
-    np.testing.assert_allclose(after, before - 1, rtol=1e-6)
-    assert standing.last_step == 0 and repeat.version == 2 and repeat.staleness >= 0
+    shard = make_shard(sgd(lambda step: rates.pop(0)))
+    before, version = fetch(shard)
+    ones = np.ones(16, np.float32)
+    push(shard, (0, 0, 0), ones, version)
+    with pytest.raises(ValueError, match="learning_rate"):
+        push(shard, (0, 0, 1), ones, version)
+    assert shard.answer(Request("progress", 0, (0, 0))).last_step == 0
+    repeat = push(shard, (0, 0, 1), ones, version)
+    assert repeat.version == 2 and repeat.staleness >= 0
+    np.testing.assert_allclose(fetch(shard)[0], before - 1, rtol=1e-6)
 
 
 def test_staleness_counts_the_updates_between_a_fetch_and_its_push():
-    async def scenario():
-        shard = make_shard()
-        _, fetched = await shard.fetch(0)
-        zeros = np.zeros(16, np.float32)
-        for portion in range(3):
-            await shard.push(0, (0, portion, 0), zeros, fetched)
-        return (await shard.push(0, (0, 9, 0), zeros, fetched))[0]
-
-    assert run(scenario()).staleness == 3
+    shard = make_shard()
+    _, fetched = fetch(shard)
+    zeros = np.zeros(16, np.float32)
+    for portion in range(3):
+        push(shard, (0, portion, 0), zeros, fetched)
+    assert push(shard, (0, 9, 0), zeros, fetched).staleness == 3
 
 
 def test_a_push_can_bring_the_parameters_along():
-    async def scenario():
-        shard = make_shard()
-        _, version = await shard.fetch(0)
-        acknowledgement, values = await shard.push(
-            0, (0, 0, 0), np.ones(16, np.float32), version, True
-        )
-        return acknowledgement.version, values, await shard.fetch(0)
-
-    version, values, (fetched, fetched_version) = run(scenario())
+    shard, values = make_shard(), np.empty(16, np.float32)
+    acknowledgement = push(shard, (0, 0, 0), np.ones(16, np.float32), into=values)
+    fetched, version = fetch(shard)
     np.testing.assert_array_equal(values, fetched)
-    assert version == fetched_version == 1
+    assert version == acknowledgement.version == 1
 
 
-def test_a_fetch_is_a_copy():
+def test_over_dask_the_answer_brings_a_vector_if_one_is_wanted():
     async def scenario():
-        shard = make_shard()
-        values, version = await shard.fetch(0)
-        kept = values.copy()
-        await shard.push(0, (0, 0, 0), np.ones(16, np.float32), version)
-        return values, kept
+        shard, ones = make_shard(), np.ones(16, np.float32)
+        answers = []
+        for step, wants in enumerate([True, False]):
+            request = Request("push", 0, ((0, 0, step), 0))
+            answers.append(await shard.serve(tuple(request), ones, wants))
+        return shard, *answers
 
-    values, kept = run(scenario())
+    shard, (first, values), (second, nothing) = run(scenario())
+    assert (first.version, second.version) == (1, 2) and nothing is None
+    np.testing.assert_allclose(values, fetch(shard)[0] + 1, atol=1e-6)
+
+
+def test_what_is_fetched_shares_no_memory_with_the_shard():
+    shard = make_shard()
+    values, version = fetch(shard)
+    kept = values.copy()
+    push(shard, (0, 0, 0), np.ones(16, np.float32), version)
     np.testing.assert_array_equal(values, kept)
 
 
-def test_a_message_of_another_generation_is_refused_and_applies_nothing():
-    async def scenario():
-        shard = make_shard()
-        before, version = await shard.fetch(0)
-        await shard.command(1, "advance", 1)
-        with pytest.raises(Stale):
-            await shard.push(0, (0, 0, 0), np.ones(16, np.float32), version)
-        with pytest.raises(Stale):
-            await shard.fetch(0)
-        after, _ = await shard.fetch(1)
-        return before, after
+def test_only_requests_are_answered():
+    shard = make_shard()
+    for name in ("_update", "command", "state"):
+        with pytest.raises(AttributeError, match="answers no request"):
+            shard.answer(Request(name, 0))
 
-    before, after = run(scenario())
-    np.testing.assert_array_equal(before, after)
+
+def test_no_fetch_is_torn_whoever_calls():
+    """Threads call beside what comes over Dask: each fetch sees all of an update or nothing."""
+    size, updates = 200_000, 50
+    shard = ParameterShard(0, size, sgd(1.0), 0, FromModel(pickle.dumps(Zeros(size)), seed=0))
+    minus, torn = np.full(size, -1, np.float32), []
+
+    def pushes(portion):
+        into = np.empty(size, np.float32)
+        for step in range(updates):
+            push(shard, (0, portion, step), minus, into=into)
+            torn.append(np.ptp(into) != 0)
+
+    async def fetches():
+        for step in range(updates):
+            asked = Request("push", 0, ((0, 9, step), 0))
+            _, values = await shard.serve(tuple(asked), minus, True)
+            torn.append(np.ptp(values) != 0)
+
+    threads = [threading.Thread(target=pushes, args=[portion]) for portion in range(3)]
+    for thread in threads:
+        thread.start()
+    run(fetches())
+    for thread in threads:
+        thread.join()
+    assert len(torn) == 4 * updates and not any(torn)
+    np.testing.assert_array_equal(fetch(shard)[0], 4 * updates)
+
+
+class Zeros:
+    """A model of `size` zeros."""
+
+    def __init__(self, size):
+        self.layout = Layout((Parameter("x", (size,), ("element",)),))
+
+    def initial_parameters(self, seed, start, stop):
+        return np.zeros(stop - start, np.float32)
+
+
+def test_a_message_of_another_generation_is_refused_and_applies_nothing():
+    shard = make_shard()
+    before, version = fetch(shard)
+    run(shard.command(1, "advance", 1))
+    with pytest.raises(Stale):
+        push(shard, (0, 0, 0), np.ones(16, np.float32), version)
+    with pytest.raises(Stale):
+        shard.answer(Request("fetch", 0), None, np.empty(16, np.float32))
+    np.testing.assert_array_equal(before, fetch(shard)[0])
 
 
 def test_a_command_that_comes_twice_is_done_once():
-    async def scenario():
-        shard = make_shard()
-        await shard.push(0, (0, 0, 0), np.zeros(16, np.float32), 0)
-        first = await shard.order(7, 0, "copy", 3, True)
-        await shard.push(0, (0, 0, 1), np.ones(16, np.float32), 0)
-        again = await shard.order(7, 0, "copy", 3, True)
-        return first, again, shard.state.copies[3].applied
-
-    assert run(scenario()) == (1, 1, 1)
+    shard = make_shard()
+    push(shard, (0, 0, 0), np.zeros(16, np.float32))
+    first = run(shard.order(7, 0, "copy", 3, True))
+    push(shard, (0, 0, 1), np.ones(16, np.float32))
+    again = run(shard.order(7, 0, "copy", 3, True))
+    assert (first, again, shard.state.copies[3].applied) == (1, 1, 1)
 
 
 def test_pausing_is_told_with_the_next_acknowledgement():
-    async def scenario():
-        shard = make_shard()
-        await shard.order(1, 0, "pause", True)
-        told, _ = await shard.push(0, (0, 0, 0), np.zeros(16, np.float32), 0)
-        asked = await shard.progress(0, 0, 0)
-        await shard.order(2, 0, "pause", False)
-        later, _ = await shard.push(0, (0, 0, 1), np.zeros(16, np.float32), 0)
-        return told.pause, asked, later.pause
-
-    told, asked, later = run(scenario())
-    assert told and asked == (0, True) and not later
+    shard, zeros = make_shard(), np.zeros(16, np.float32)
+    run(shard.order(1, 0, "pause", True))
+    assert push(shard, (0, 0, 0), zeros).pause
+    assert shard.answer(Request("progress", 0, (0, 0))) == (0, True)
+    run(shard.order(2, 0, "pause", False))
+    assert not push(shard, (0, 0, 1), zeros).pause
 
 
 @pytest.mark.parametrize("again", [1, 3, 5])
@@ -163,7 +199,7 @@ def test_a_snapshot_comes_back_to_the_bit_on_another_number_of_shards(tmp_path, 
         wanted = []
         for start, stop in slices:
             shard = make_shard(optimizer, start, stop)
-            await shard.push(0, (0, 0, 0), gradient[start:stop], 0)
+            push(shard, (0, 0, 0), gradient[start:stop])
             await shard.order(1, 0, "copy", 1, True)
             await shard.write(path, group, 1)
             wanted.append(await shard.whole_state())
@@ -178,5 +214,4 @@ def test_a_snapshot_comes_back_to_the_bit_on_another_number_of_shards(tmp_path, 
         before = np.concatenate([state.vectors[name] for state in wanted])
         after = np.concatenate([shard.state.vectors[name] for shard in shards])
         np.testing.assert_array_equal(before, after)
-    repeat, _ = run(shards[0].push(0, (0, 0, 0), gradient[: shards[0].stop], 0))
-    assert repeat.staleness == -1
+    assert push(shards[0], (0, 0, 0), gradient[: shards[0].stop]).staleness == -1

@@ -56,18 +56,15 @@ def twin_of(shard):
 def test_a_twin_has_applied_what_its_shard_has_and_knows_a_repeat():
     shard = ParameterShard(0, 6, adagrad(0.1), 0, from_model())
 
-    async def live():
-        await shard.push(0, (0, 0, 0), np.ones(6, np.float32), 0)
-        await shard.order(1, 0, "copy", 3, True)
-        await shard.push(0, (0, 0, 1), np.ones(6, np.float32), 1)
-
-    asyncio.run(live())
+    shard.push((0, 0, 0), 0, np.ones(6, np.float32))
+    asyncio.run(shard.order(1, 0, "copy", 3, True))
+    shard.push((0, 0, 1), 1, np.ones(6, np.float32))
     twin = twin_of(shard)
     for name, vector in shard.state.vectors.items():
         np.testing.assert_array_equal(twin.state.vectors[name], vector)
         assert twin.state.vectors[name].flags.writeable
     assert twin.state.copies[3].applied == 1
-    repeat, _ = asyncio.run(twin.push(1, (0, 0, 1), np.ones(6, np.float32), 1))
+    repeat = twin.push((0, 0, 1), 1, np.ones(6, np.float32))
     assert repeat.staleness == -1 and repeat.version == 2
 
 
@@ -86,10 +83,10 @@ def test_a_twin_goes_on_with_the_pass_that_is_open():
     shard = BatchShard(0, 6, adagrad(0.1), 1, from_model())
     ones = np.ones(6, np.float32)
     asyncio.run(shard.order(1, 1, "open_pass", 4, []))
-    assert asyncio.run(shard.contribute(1, 4, 0, ones))
+    assert shard.contribute(4, 0, ones)
     twin = twin_of(shard)
-    assert not asyncio.run(twin.contribute(1, 4, 0, ones))
-    assert asyncio.run(twin.contribute(1, 4, 1, ones))
+    assert not twin.contribute(4, 0, ones)
+    assert twin.contribute(4, 1, ones)
     asyncio.run(twin.command(2, "close_pass", 4, 2, 2.0, "gradient", []))
     np.testing.assert_array_equal(twin.state.vectors["gradient"], 1.0)
 

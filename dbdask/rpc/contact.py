@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import cloudpickle
-from distributed import Client, Worker
+from distributed import Client, Status, Worker
 from distributed.comm import get_address_host_port
 from distributed.core import ConnectionPool, send_recv
 from distributed.protocol import to_serialize
@@ -62,7 +62,7 @@ async def call_actor(
     """
     try:
         return await while_alive(
-            _call(pool, place, method, arguments),
+            ask_actor(pool, place, method, *arguments),
             lambda: answers_ping(pool, place),
             ShardLost(f"{place.key} on {place.worker} answers no ping"),
             nbytes=nbytes,
@@ -72,9 +72,27 @@ async def call_actor(
     except ShardLost:
         raise
     except (*LOST, RuntimeError) as error:  # the latter of a client or worker that is closed
-        why = refused_certificate(pool, place.worker, error) or f"is gone: {error!r}"
-        raise ShardLost(f"{place.key} on {place.worker} {why}") from error
+        raise lost(pool, place, error) from error
     raise failure
+
+
+async def ask_actor(pool: ConnectionPool, place: ActorPlace, method: str, *arguments: Any) -> Any:
+    """Call a method of an actor, without a deadline for its answer.
+
+    Raises
+    ------
+    MethodRaised
+        The method raised an error.
+    OSError, KeyError, TimeoutError
+        The worker cannot be reached, or has forgotten the actor.
+    """
+    return await _call(pool, place, method, arguments)
+
+
+def lost(pool: ConnectionPool, place: ActorPlace, error: BaseException) -> ShardLost:
+    """Return the error that says why an actor counts as lost."""
+    why = refused_certificate(pool, place.worker, error) or f"is gone: {error!r}"
+    return ShardLost(f"{place.key} on {place.worker} {why}")
 
 
 async def while_alive(
@@ -301,6 +319,27 @@ def worker_loop(worker: Worker) -> asyncio.AbstractEventLoop:
     """The asyncio loop on which a worker serves its calls."""
     loop: Any = worker.loop
     return loop.asyncio_loop
+
+
+def worker_here(address: str) -> Worker | None:
+    """Return the worker of an address if it runs in this very process."""
+    for worker in list(Worker._instances):
+        if isinstance(worker, Worker) and worker.address_safe == address:
+            return worker
+    return None
+
+
+def held_actor(worker: Worker, key: str) -> Any:
+    """Return an actor that a worker of this process holds.
+
+    Raises
+    ------
+    KeyError
+        The worker holds no such actor any more, or is closed.
+    """
+    if worker.status in (Status.closed, Status.failed):
+        raise KeyError(f"worker {worker.address_safe} is closed")
+    return worker.state.actors[key]
 
 
 def is_registered(worker: Worker) -> bool:

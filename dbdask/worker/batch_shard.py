@@ -31,26 +31,20 @@ class BatchShard(ParameterShard):
     but for the last bits, and a repeat of a bundle changes nothing.
     """
 
+    answers = ParameterShard.answers | {"fetch_vector", "contribute"}
+
     @property
     def _pass(self) -> Contributions:
         if self.state.contributions is None:
             self.state.contributions = Contributions(np.empty(self.stop - self.start, np.float64))
         return self.state.contributions
 
-    async def fetch_vector(self, generation: int, name: str) -> np.ndarray:
-        """Return a copy of one vector."""
-        return await self._serve_in(generation, self._fetch_vector, name)
+    def fetch_vector(self, name: str, into: np.ndarray) -> None:
+        """Copy one vector."""
+        np.copyto(into, self._vector(name))
 
-    def _fetch_vector(self, name: str) -> np.ndarray:
-        return self._vector(name).copy()
-
-    async def contribute(
-        self, generation: int, evaluation: int, bundle: int, gradient: np.ndarray
-    ) -> bool:
+    def contribute(self, evaluation: int, bundle: int, gradient: np.ndarray) -> bool:
         """Add a bundle's gradient once; False for a repeat, and for a pass that is not open."""
-        return await self._serve_in(generation, self._contribute, evaluation, bundle, gradient)
-
-    def _contribute(self, evaluation: int, bundle: int, gradient: np.ndarray) -> bool:
         held = self._pass
         if evaluation != held.evaluation or bundle in held.admitted:
             return False

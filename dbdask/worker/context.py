@@ -22,7 +22,8 @@ from dbdask.errors import Stale
 from dbdask.rpc.contact import answers_ping, this_worker, worker_loop
 from dbdask.rpc.deadlines import deadline
 from dbdask.schedule.policies import cache_bytes
-from dbdask.worker.link import Calls, ServerHandle, ServerLink
+from dbdask.worker.link import ServerHandle, ServerLink
+from dbdask.worker.routes import Calls, WorkerRoutes
 
 _contexts: weakref.WeakKeyDictionary[Any, dict[str, "WorkerContext"]] = weakref.WeakKeyDictionary()
 _ended: weakref.WeakKeyDictionary[Any, deque[str]] = weakref.WeakKeyDictionary()
@@ -52,6 +53,7 @@ class WorkerContext:
         self.run = run
         self.job = pickle.loads(job)
         self.calls = Calls()
+        self.routes = WorkerRoutes(worker, self.calls)
         self.handle: ServerHandle | None = None
         self.closed = False
         self.readers: dict[str, Any] = {}
@@ -88,7 +90,7 @@ class WorkerContext:
         """Return blocking calls on the shards of a handle."""
         if self.handle is None or handle.generation >= self.handle.generation:
             self.handle = handle
-        return ServerLink(handle, self.worker, self.calls)
+        return ServerLink(handle, self.routes, self.calls)
 
     @contextmanager
     def replica_slot(self, replicas: int) -> Iterator[None]:
@@ -157,25 +159,31 @@ class WorkerContext:
         """Hold the vector at which a pass evaluates, fetched once for all tasks of the worker."""
         with self._turn:
             for number in [n for n, p in self._points.items() if n < evaluation and not p.users]:
-                self._free.append(self._points.pop(number).vector)
+                past = self._points.pop(number)
+                self._free.extend([past.vector] if past.is_fetched else [])
             point = self._points.setdefault(evaluation, _Point())
             point.users += 1
         try:
             with point.lock:
                 if not point.is_fetched:
-                    point.vector = self.buffer(handle.size)
-                    self.link(handle).fetch_vector(name, point.vector)
-                    point.is_fetched = True
+                    vector = self.buffer(handle.size)
+                    self.link(handle).fetch_vector(name, vector)
+                    point.vector, point.is_fetched = vector, True  # one given up is never used
             yield point.vector
         finally:
             with self._turn:
                 point.users -= 1
 
+    def end_generation(self, generation: int) -> None:
+        """End the calls of a generation, and of those before it, that are under way here."""
+        self.calls.end_generation(generation)
+        self.routes.end_generation(generation)
+
     def close(self) -> None:
         """End the calls, let waiting tasks go, and drop what the run held here."""
         self.closed = True
         worker_loop(self.worker).call_soon_threadsafe(self._end_lease)
-        self.calls.end_generation(1 << 62)
+        self.end_generation(1 << 62)
         with self._turn:
             self._turn.notify_all()
         for reader in self.readers.values():
@@ -220,7 +228,7 @@ def end_generation(run: str, generation: int, dask_worker: Worker) -> None:
     """End the calls of a generation that are under way on a worker."""
     context = _contexts.get(dask_worker, {}).get(run)
     if context is not None:
-        context.calls.end_generation(generation)
+        context.end_generation(generation)
 
 
 def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Worker) -> None:

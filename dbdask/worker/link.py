@@ -1,17 +1,24 @@
-"""What a replica holds of the parameter server: a frozen handle, and blocking calls over it."""
+"""What a replica holds of the parameter server: a frozen handle, and calls of all shards at once.
 
-import asyncio
-import concurrent.futures
-from collections.abc import Callable, Coroutine, Iterable
+Identities, generations, deadlines, copies and the judgement of loss are here, whatever transport
+carries a call.
+"""
+
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-from distributed import Worker
 
 from dbdask.errors import RECOVERABLE, RaisedInShard, ShardLost, Stale
-from dbdask.rpc.contact import ActorPlace, call_actor, start_on, worker_loop
+from dbdask.rpc.contact import LOST, ActorPlace, MethodRaised
+from dbdask.rpc.deadlines import BYTES_PER_SECOND, deadline
+from dbdask.rpc.transport import PendingCall, Request, Transport
+from dbdask.worker.routes import Calls, Routes
 from dbdask.worker.shard import Acknowledgement, Progress
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,166 +50,161 @@ class ServerHandle:
     shards: tuple[ShardPlace, ...]
 
 
-@dataclass
-class Calls:
-    """The calls of one run that are under way on one worker, so that they can be ended."""
+class Message(NamedTuple):
+    """One call of one copy of a shard, before it is started."""
 
-    ended_generation: int = -1
+    place: ActorPlace
+    request: Request
+    sent: np.ndarray | None = None
+    into: np.ndarray | None = None
 
-    def __post_init__(self) -> None:
-        self._open: dict[concurrent.futures.Future[Any], int] = {}
 
-    def start(
-        self, loop: asyncio.AbstractEventLoop, generation: int, work: Coroutine[Any, Any, Any]
-    ) -> concurrent.futures.Future[Any]:
-        """Start a call of a generation; one of an ended generation is refused."""
-        if generation <= self.ended_generation:
-            work.close()
-            raise Stale(f"generation {generation} has ended")
-        future = start_on(loop, work)
-        self._open[future] = generation
-        future.add_done_callback(self._forget)
-        return future
+class _Call:
+    """A call under way, with the time until which its answer is waited for without a question."""
 
-    def _forget(self, future: concurrent.futures.Future[Any]) -> None:
-        self._open.pop(future, None)
+    def __init__(self, message: Message, pending: PendingCall, seconds: float) -> None:
+        self.place, self.pending = message.place, pending
+        vectors = (message.sent, message.into)
+        nbytes = sum(vector.nbytes for vector in vectors if vector is not None)
+        self.seconds = seconds + nbytes / BYTES_PER_SECOND
+        self.until = time.monotonic() + self.seconds
 
-    def end_generation(self, generation: int) -> None:
-        """End every call of `generation` and of those before it."""
-        self.ended_generation = max(self.ended_generation, generation)
-        for future, started in list(self._open.items()):
-            if started <= generation:
-                future.cancel()
+    def has_ended(self) -> bool:
+        """Wait until the deadline; return whether the call has ended."""
+        if self.pending.wait(max(0.0, self.until - time.monotonic())):
+            return True
+        self.until = time.monotonic() + self.seconds
+        return False
+
+
+class Exchange(Generic[T]):
+    """Calls of several copies of shards that are under way together; `ServerLink.wait` ends them.
+
+    What they were given must not be used before, and never again where they were given up.
+    """
+
+    def __init__(self, calls: Sequence[_Call], combine: Callable[[list[Any]], T]) -> None:
+        self.calls, self.combine = calls, combine
+        self.answers: list[Any] | None = None  # in the order of the calls, once they have ended
 
 
 class ServerLink:
-    """Blocking calls on all shards at once, for the thread of a task.
+    """Calls of all shards at once, for the thread of a task.
 
-    Every method ends: in the answer, in `ShardLost`, in `Stale` when the generation ended, or in
+    Every wait ends: in the answer, in `ShardLost`, in `Stale` when the generation ended, or in
     `RaisedInShard` with the error of a shard's own method.
     What is read comes from the first copy of each shard; what is pushed goes to every copy, and
     is acknowledged when all of them have it.
+
+    Parameters
+    ----------
+    handle
+        Where the shards are.
+    routes
+        Gives the transport to each copy, and asks copies for signs of life.
+    calls
+        Ends calls whose generation has ended.
     """
 
-    def __init__(self, handle: ServerHandle, worker: Worker, calls: Calls) -> None:
+    def __init__(self, handle: ServerHandle, routes: Routes, calls: Calls) -> None:
         self.handle = handle
-        self._pool = worker.rpc
-        self._loop = worker_loop(worker)
-        self._calls = calls
+        self._routes, self._calls = routes, calls
+        self._seconds = deadline("answer")
 
     def progress(self, epoch: int, portion: int) -> list[Progress]:
         """Ask every copy of every shard for the last step it applied of a portion."""
+        request = self._request("progress", epoch, portion)
+        copies = (copy for shard in self.handle.shards for copy in shard.copies)
+        return self.wait(self._start([Message(copy, request) for copy in copies], list))
 
-        async def ask(shard: ShardPlace) -> list[Progress]:
-            return await self._every_copy(shard, "progress", epoch, portion)
-
-        answers = self.wait(self._calls.start(self._loop, self.handle.generation, self._all(ask)))
-        return [progress for copies in answers for progress in copies]
-
-    def start_fetch(self, into: np.ndarray) -> concurrent.futures.Future[list[int]]:
+    def start_fetch(self, into: np.ndarray) -> Exchange[list[int]]:
         """Start to fetch the parameters into a vector; the versions come back, a shard each."""
-
-        async def fetch(shard: ShardPlace) -> int:
-            values, version = await _call(
-                self._pool, shard.first, "fetch", self.handle.generation, nbytes=shard.nbytes
-            )
-            np.copyto(into[shard.start : shard.stop], values)
-            return version
-
-        return self._calls.start(self._loop, self.handle.generation, self._all(fetch))
+        return self._start(self._reads(self._request("fetch"), into), list)
 
     def start_push(
         self,
         identity: tuple[int, int, int],
         gradient: np.ndarray,
-        fetched: list[int],
+        fetched: Sequence[int],
         into: np.ndarray | None = None,
-    ) -> concurrent.futures.Future[list[Acknowledgement]]:
+    ) -> Exchange[list[Acknowledgement]]:
         """Start to push a gradient to every shard under its identity (epoch, portion, step).
 
         With `into` the answers bring the parameters along, which saves a fetch.
         """
-        versions = dict(zip(self.handle.shards, fetched, strict=True))
+        messages = []
+        for shard, version in zip(self.handle.shards, fetched, strict=True):
+            request, part = self._request("push", identity, version), slice(shard.start, shard.stop)
+            for copy in shard.copies:
+                taken = into[part] if into is not None and copy is shard.first else None
+                messages.append(Message(copy, request, gradient[part], taken))
+        return self._start(messages, self._together)
 
-        async def push_to(shard: ShardPlace, copy: ActorPlace, fetch: bool) -> Acknowledgement:
-            acknowledgement, values = await _call(
-                self._pool,
-                copy,
-                "push",
-                self.handle.generation,
-                identity,
-                gradient[shard.start : shard.stop],
-                versions[shard],
-                fetch,
-                nbytes=shard.nbytes,
-            )
-            if fetch:
-                assert into is not None
-                np.copyto(into[shard.start : shard.stop], values)
-            return acknowledgement
-
-        async def push(shard: ShardPlace) -> Acknowledgement:
-            wanted = into is not None
-            pushes = (push_to(shard, c, wanted and c is shard.first) for c in shard.copies)
-            return together(await _gather(pushes))
-
-        return self._calls.start(self._loop, self.handle.generation, self._all(push))
+    def _together(self, answers: list[Acknowledgement]) -> list[Acknowledgement]:
+        """Return one acknowledgement for each shard, from those of all copies in order."""
+        left = iter(answers)
+        return [together([next(left) for _ in shard.copies]) for shard in self.handle.shards]
 
     def fetch_vector(self, name: str, into: np.ndarray) -> None:
         """Fetch one named vector of batch shards."""
+        self.wait(self._start(self._reads(self._request("fetch_vector", name), into), list))
 
-        async def fetch(shard: ShardPlace) -> None:
-            values = await _call(
-                self._pool,
-                shard.first,
-                "fetch_vector",
-                self.handle.generation,
-                name,
-                nbytes=shard.nbytes,
-            )
-            np.copyto(into[shard.start : shard.stop], values)
-
-        self.wait(self._calls.start(self._loop, self.handle.generation, self._all(fetch)))
+    def fetch_copy(self, number: int, into: np.ndarray) -> None:
+        """Fetch the parameters of a snapshot copy into a vector."""
+        request = Request("fetch_copy", None, (number,))  # a copy outlasts its generation
+        self.wait(self._start(self._reads(request, into), list))
 
     def contribute(self, identity: tuple[int, int], gradient: np.ndarray) -> bool:
         """Add a gradient, under its identity (evaluation, bundle), to every batch shard.
 
         False where it was a repeat for one of them: for any copy of any shard.
         """
-
-        async def push(shard: ShardPlace) -> bool:
-            part = gradient[shard.start : shard.stop]
-            return all(
-                await self._every_copy(shard, "contribute", *identity, part, nbytes=shard.nbytes)
-            )
-
-        future = self._calls.start(self._loop, self.handle.generation, self._all(push))
-        return all(self.wait(future))
-
-    def fetch_copy(self, number: int, into: np.ndarray) -> None:
-        """Fetch the parameters of a snapshot copy into a vector."""
-
-        async def fetch(shard: ShardPlace) -> None:
-            values = await _call(self._pool, shard.first, "fetch_copy", number, nbytes=shard.nbytes)
-            np.copyto(into[shard.start : shard.stop], values)
-
-        self.wait(self._calls.start(self._loop, self.handle.generation, self._all(fetch)))
-
-    async def _all(self, one: Callable[[ShardPlace], Coroutine[Any, Any, Any]]) -> list[Any]:
-        return await _gather(one(shard) for shard in self.handle.shards)
-
-    async def _every_copy(
-        self, shard: ShardPlace, method: str, *arguments: Any, nbytes: int = 0
-    ) -> list[Any]:
-        """Call a method that is given the generation on every copy of a shard."""
-        generation = self.handle.generation
-        return await _gather(
-            _call(self._pool, copy, method, generation, *arguments, nbytes=nbytes)
+        request = self._request("contribute", *identity)
+        messages = [
+            Message(copy, request, gradient[shard.start : shard.stop])
+            for shard in self.handle.shards
             for copy in shard.copies
-        )
+        ]
+        return self.wait(self._start(messages, all))
 
-    def wait(self, future: concurrent.futures.Future[Any]) -> Any:
-        """Wait for a call that was started; its own deadlines bound the wait.
+    def _request(self, method: str, *arguments: Any) -> Request:
+        return Request(method, self.handle.generation, arguments)
+
+    def _reads(self, request: Request, into: np.ndarray) -> list[Message]:
+        """Return messages that bring the slices of a vector from the first copies."""
+        return [
+            Message(shard.first, request, None, into[shard.start : shard.stop])
+            for shard in self.handle.shards
+        ]
+
+    def _start(self, messages: Sequence[Message], combine: Callable[[list[Any]], T]) -> Exchange[T]:
+        """Start calls; those that this thread has to carry out itself come last.
+
+        Where one fails the others are ended, none is left behind.
+        """
+        generation = self.handle.generation
+        self._calls.check(generation)
+        ways = [self._routes.transport(message.place, generation) for message in messages]
+        order = sorted(range(len(messages)), key=lambda position: ways[position].is_direct)
+        started: dict[int, _Call] = {}
+        try:
+            for position in order:
+                started[position] = self._start_one(ways[position], messages[position])
+        except BaseException:
+            self.give_up(Exchange(list(started.values()), combine))
+            raise
+        return Exchange([started[position] for position in range(len(messages))], combine)
+
+    def _start_one(self, way: Transport, message: Message) -> _Call:
+        try:
+            pending = way.start(message.request, message.sent, message.into)
+        except (*LOST, RuntimeError) as error:
+            raise self._lost(message.place, error) from error
+        self._calls.add(pending, self.handle.generation)
+        return _Call(message, pending, self._seconds)
+
+    def wait(self, exchange: Exchange[T]) -> T:
+        """Wait for calls that were started; their own deadlines bound the wait.
 
         Raises
         ------
@@ -211,34 +213,45 @@ class ServerLink:
         RaisedInShard
             A method of a shard raised an error.
         """
-        try:
-            return future.result()
-        except (concurrent.futures.CancelledError, asyncio.CancelledError):
-            raise Stale(f"generation {self.handle.generation} has ended") from None
-        except RuntimeError as error:
-            if isinstance(error, RECOVERABLE):
+        if exchange.answers is None:
+            try:
+                exchange.answers = [self._answer_of(call) for call in exchange.calls]
+            except BaseException:
+                self.give_up(exchange)
                 raise
-            raise ShardLost(f"a call to a shard failed: {error!r}") from error
+            for call in exchange.calls:
+                self._calls.remove(call.pending)
+        return exchange.combine(exchange.answers)
 
+    def give_up(self, exchange: Exchange[Any]) -> None:
+        """End calls whose answers are not wanted any more."""
+        for call in exchange.calls:
+            self._calls.remove(call.pending)
+            call.pending.cancel()
 
-async def _call(pool: Any, place: ActorPlace, method: str, *arguments: Any, nbytes: int = 0) -> Any:
-    """Call a shard; what its method raises is told apart from errors of the task that calls."""
-    try:
-        return await call_actor(pool, place, method, *arguments, nbytes=nbytes)
-    except RECOVERABLE:
-        raise
-    except Exception as error:
-        raise RaisedInShard(error) from error
+    def _answer_of(self, call: _Call) -> Any:
+        """Wait for one call; a passed deadline asks the worker, it does not judge."""
+        while not call.has_ended():
+            alive = self._routes.answers(call.place, self.handle.generation)
+            if not alive and not call.pending.wait(0.0):
+                raise ShardLost(f"{call.place.key} on {call.place.worker} answers no ping")
+        try:
+            return call.pending.result()
+        except MethodRaised as raised:
+            failure = raised.error
+        except (*LOST, RuntimeError) as error:
+            raise self._lost(call.place, error) from error
+        if isinstance(failure, RECOVERABLE):
+            raise failure
+        raise RaisedInShard(failure) from failure
 
-
-async def _gather(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Await calls at once; where one fails the others are ended, none is left behind."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+    def _lost(self, place: ActorPlace, error: BaseException) -> ShardLost | Stale:
+        """Return what a call that broke means: its generation has ended, or its shard is lost."""
+        if isinstance(error, RECOVERABLE):
+            return error
+        if self._calls.has_ended(self.handle.generation):
+            return Stale(f"generation {self.handle.generation} has ended")
+        return self._routes.lost(place, error)
 
 
 def together(copies: list[Acknowledgement]) -> Acknowledgement:

@@ -104,10 +104,13 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Any) -> PortionRepor
     context = open_context(order.run, job)
     report = PortionReport(order.portion.epoch, order.portion.number, context.worker.address)
     with context.replica_slot(order.replicas):
+        replica = _Replica(context, order, report)
         try:
-            _Replica(context, order, report).work(gather_blocks(blocks))
+            replica.work(gather_blocks(blocks))
         except RECOVERABLE as trouble:
             report.trouble = f"{type(trouble).__name__}: {trouble}"
+        finally:
+            replica.give_up()
     return report
 
 
@@ -120,8 +123,8 @@ class _Replica:
         self.evaluator = Evaluator(self.job.model)
         self.link: ServerLink = context.link(order.handle)
         self.fetched: list[int] = []
-        self.fetching: Any = None  # (future, vector) of a fetch beside the computation
-        self.pushing: Any = None  # (future, vector) of a push beside the computation
+        self.fetching: Any = None  # (exchange, vector) of a fetch beside the computation
+        self.pushing: Any = None  # (exchange, step, vector) of a push beside the computation
         self.paused = False
         self.accrued_steps = 0
         self.is_fresh = False  # the last push brought the parameters along
@@ -240,8 +243,9 @@ class _Replica:
         installed before the next: at a fixed step, so that one replica is reproducible.
         """
         if self.fetching is not None:
-            future, vector = self.fetching
-            self.fetched, self.fetching = self.link.wait(future), None
+            exchange, vector = self.fetching
+            self.fetched = self.link.wait(exchange)
+            self.fetching = None
             self.context.give_back(self.local)
             self.local = vector
         if self.is_fresh:
@@ -293,8 +297,8 @@ class _Replica:
         every_step = self.job.n_fetch == 1 and self.job.n_push == 1
         self.is_fresh = every_step and step < self.last_step and not self.paused
         into = self.local if self.is_fresh else None
-        future = self.link.start_push(identity, self.accrued, self.fetched, into)
-        self.pushing = future, step, self.accrued
+        exchange = self.link.start_push(identity, self.accrued, self.fetched, into)
+        self.pushing = exchange, step, self.accrued
         self.accrued_steps = 0
         if self.job.n_push == 1:
             self._await_push()
@@ -305,8 +309,9 @@ class _Replica:
         """Wait until every shard has acknowledged the push under way."""
         if self.pushing is None:
             return
-        (future, step, vector), self.pushing = self.pushing, None
-        acknowledgements = self.link.wait(future)
+        exchange, step, vector = self.pushing
+        acknowledgements = self.link.wait(exchange)
+        self.pushing = None
         if vector is not self.gradient:
             self.context.give_back(vector)
         if self.is_fresh:
@@ -323,10 +328,17 @@ class _Replica:
         if self.accrued_steps:
             self._push(step)
 
+    def give_up(self) -> None:
+        """End the calls that an error has left under way; their buffers are never used again."""
+        for started in (self.fetching, self.pushing):
+            if started is not None:
+                self.link.give_up(started[0])
+
     def _settle(self) -> None:
         """Leave no call under way."""
         self._await_push()
         if self.fetching is not None:
-            future, vector = self.fetching
-            self.link.wait(future)
+            exchange, vector = self.fetching
+            self.link.wait(exchange)
+            self.fetching = None
             self.context.give_back(vector)

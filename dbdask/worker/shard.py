@@ -1,12 +1,16 @@
 """A parameter shard: a slice of the flat vector that stores itself and applies its own updates.
 
-A plain class: Dask makes an actor of it, and a test needs no cluster. Its methods are coroutines
-that hand the arithmetic to the shard's own one-thread executor. So no call waits behind another
-actor of the same worker, calls on one shard happen one after the other, and no fetch sees half an
-update.
+A plain class: Dask makes an actor of it, and a test needs no cluster.
+
+All that reads or changes the state happens under the shard's lock, one call after the other, so
+that no fetch sees half an update. What comes over Dask's connections arrives in coroutines, which
+hand the arithmetic to the shard's own one-thread executor: no call waits behind another actor of
+the same worker, and none computes on the event loop. Other transports call `answer` on a thread of
+the caller's.
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +22,7 @@ from dbdask.errors import ShardLost, Stale
 from dbdask.optim.optimizer_checks import prepared_update
 from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.portable import portable
+from dbdask.rpc.transport import Request
 from dbdask.schedule.ledger import Ledger, Row, ShardProgress
 from dbdask.storage import checkpoint
 from dbdask.users_code import UsersCode
@@ -95,7 +100,15 @@ class ParameterShard:
         Makes the first state on this worker, so that no vector travels.
     trained
         Ranges of the flat vector that updates may change; None is all of it.
+
+    Attributes
+    ----------
+    lock
+        Held by whoever reads or changes the state.
     """
+
+    answers: frozenset[str] = frozenset({"progress", "fetch", "push", "fetch_copy"})
+    """Methods that a `Request` may name. They run under the lock."""
 
     def __init__(
         self,
@@ -112,11 +125,63 @@ class ParameterShard:
         self.state = initial(start, stop, optimizer)
         self.trained = _within(trained or [(start, stop)], start, stop)
         self.pausing = False
+        self.lock = threading.RLock()
         self._doing: dict[int, asyncio.Future[Any]] = {}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="dbdask-shard")
 
+    def answer(
+        self, request: Request, sent: np.ndarray | None = None, into: np.ndarray | None = None
+    ) -> Any:
+        """Do what a replica requests, on the calling thread; return the answer.
+
+        Every transport ends here. An error can be sent as it is.
+
+        Parameters
+        ----------
+        request
+            Names one of `answers`.
+        sent
+            The vector that came with the request, float32 of the shard's length. It is only read,
+            and only before the answer.
+        into
+            Takes the vector of the answer, if there is one: float32 of the shard's length.
+
+        Raises
+        ------
+        Stale
+            The request is of another generation.
+        """
+        vectors = [vector for vector in (sent, into) if vector is not None]
+        try:
+            with self.lock:
+                return self._answer(request, vectors)
+        except BaseException as error:
+            failure = portable(error)
+        raise failure  # here, where nothing becomes its context
+
+    def _answer(self, request: Request, vectors: Sequence[np.ndarray]) -> Any:
+        if request.generation is not None:
+            self._check(request.generation)
+        if request.method not in self.answers:
+            raise AttributeError(f"a shard answers no request {request.method!r}")
+        return getattr(self, request.method)(*request.arguments, *vectors)
+
+    def _check(self, generation: int) -> None:
+        if generation != self.generation:
+            raise Stale(f"generation {generation}, the shard is at {self.generation}")
+
+    async def serve(
+        self, request: tuple[str, int | None, tuple[Any, ...]], sent: np.ndarray | None, wants: bool
+    ) -> tuple[Any, np.ndarray | None]:
+        """Answer a request that came over Dask's connections.
+
+        Returns the answer and, if the caller wants one, its vector.
+        """
+        into = np.empty(self.stop - self.start, np.float32) if wants else None
+        return await self._serve(self.answer, Request(*request), sent, into), into
+
     async def _serve(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function on the shard's own thread, where one call follows the other.
+        """Call a function on the shard's own thread, under the lock.
 
         What it raises is that error, whoever called: it can be sent as it is.
 
@@ -125,8 +190,13 @@ class ParameterShard:
         ShardLost
             The worker's process is ending, and begins nothing more.
         """
+
+        def locked() -> Any:
+            with self.lock:
+                return function(*arguments)
+
         try:
-            work = self._executor.submit(_attempt, function, arguments)
+            work = self._executor.submit(_attempt, locked)
         except RuntimeError as error:
             raise ShardLost(f"the worker of a shard is ending: {error}") from error
         answer, failure = await asyncio.wrap_future(work)
@@ -134,72 +204,40 @@ class ParameterShard:
             raise failure
         return answer
 
-    async def _serve_in(
-        self, generation: int, function: Callable[..., Any], *arguments: Any
-    ) -> Any:
-        """Call a function if the shard is still in that generation when its turn comes.
-
-        Raises
-        ------
-        Stale
-            It is not.
-        """
-
-        def checked() -> Any:
-            self._check(generation)
-            return function(*arguments)
-
-        return await self._serve(checked)
-
-    def _check(self, generation: int) -> None:
-        if generation != self.generation:
-            raise Stale(f"generation {generation}, the shard is at {self.generation}")
-
     async def ping(self) -> int:
         """Answer at once, whatever the shard computes."""
         return self.generation
 
-    # What replicas call
+    # What replicas request
 
-    async def progress(self, generation: int, epoch: int, portion: int) -> Progress:
+    def progress(self, epoch: int, portion: int) -> Progress:
         """Return the last step applied of a portion, and whether the run is pausing."""
-        return await self._serve_in(generation, self._progress, epoch, portion)
-
-    def _progress(self, epoch: int, portion: int) -> Progress:
         return Progress(self.state.ledger.last(epoch, portion), self.pausing)
 
-    async def fetch(self, generation: int) -> tuple[np.ndarray, int]:
-        """Return a consistent copy of the slice and the number of updates in it."""
-        return await self._serve_in(generation, self._fetch)
+    def fetch(self, into: np.ndarray) -> int:
+        """Copy the parameters; return the number of updates in them."""
+        np.copyto(into, self.state.vectors["parameters"])
+        return self.state.applied
 
-    def _fetch(self) -> tuple[np.ndarray, int]:
-        return self.state.vectors["parameters"].copy(), self.state.applied
-
-    async def push(
+    def push(
         self,
-        generation: int,
         identity: tuple[int, int, int],
-        gradient: np.ndarray,
         fetched: int,
-        fetch: bool = False,
-    ) -> tuple[Acknowledgement, np.ndarray | None]:
+        gradient: np.ndarray,
+        into: np.ndarray | None = None,
+    ) -> Acknowledgement:
         """Apply a gradient once; a repeat of its identity (epoch, portion, step) changes nothing.
 
-        With `fetch` the answer brings the parameters along: a replica that fetches before every
-        minibatch saves a message.
+        `into` takes the parameters after it: a replica that fetches before every minibatch saves a
+        message.
         """
-        return await self._serve_in(
-            generation, self._push_and_fetch, identity, gradient, fetched, fetch
-        )
-
-    def _push_and_fetch(
-        self, identity: tuple[int, int, int], gradient: np.ndarray, fetched: int, fetch: bool
-    ) -> tuple[Acknowledgement, np.ndarray | None]:
-        acknowledgement = self._push(identity, gradient, fetched)
-        return acknowledgement, self.state.vectors["parameters"].copy() if fetch else None
+        acknowledgement = self._push(identity, fetched, gradient)
+        if into is not None:
+            self.fetch(into)
+        return acknowledgement
 
     def _push(
-        self, identity: tuple[int, int, int], gradient: np.ndarray, fetched: int
+        self, identity: tuple[int, int, int], fetched: int, gradient: np.ndarray
     ) -> Acknowledgement:
         if not self.state.ledger.is_new(*identity):
             return Acknowledgement(self.state.applied, -1, self.pausing)
@@ -207,6 +245,10 @@ class ParameterShard:
         self._update(gradient)
         self.state.ledger.admit(*identity)  # now: an update that raises was not applied
         return Acknowledgement(self.state.applied, staleness, self.pausing)
+
+    def fetch_copy(self, number: int, into: np.ndarray) -> None:
+        """Copy the parameters of a snapshot copy."""
+        np.copyto(into, self._kept(number).vectors["parameters"])
 
     def _update(self, gradient: np.ndarray) -> None:
         """Apply a gradient; an error of the optimiser says where it was."""
@@ -228,10 +270,6 @@ class ParameterShard:
             slots = {name: vectors[name][part] for name in self.optimizer.slots}
             update(vectors["parameters"][part], gradient[part], slots)
         self.state.applied += 1
-
-    async def fetch_copy(self, number: int) -> np.ndarray:
-        """Return the parameters of a snapshot copy (it is never written again)."""
-        return self._kept(number).vectors["parameters"]
 
     def _kept(self, number: int) -> ShardState:
         """Return a snapshot copy.
@@ -363,9 +401,13 @@ class ParameterShard:
 
     async def _adopt(self, rows: Sequence[Row], applied: int, first_open_epoch: int) -> int:
         """Take over the survivors' progress after a loss; returns the updates lost by it."""
+        ledger = Ledger.from_rows(rows, first_open_epoch)
+        lost: int = await self._serve(self._take_progress, ledger, applied)
+        return lost
+
+    def _take_progress(self, ledger: Ledger, applied: int) -> int:
         lost = applied - self.state.applied
-        self.state.ledger = Ledger.from_rows(rows, first_open_epoch)
-        self.state.applied = applied
+        self.state.ledger, self.state.applied = ledger, applied
         return lost
 
     # What has no number: it changes nothing here, and a repeat writes the same bytes again
@@ -393,12 +435,10 @@ class ParameterShard:
         return await self._serve(self.state.everything)
 
 
-def _attempt(
-    function: Callable[..., Any], arguments: Sequence[Any]
-) -> tuple[Any, Exception | None]:
+def _attempt(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
     """Return what a function returns, or the error that it raised: a future changes some."""
     try:
-        return function(*arguments), None
+        return function(), None
     except BaseException as error:
         return None, portable(error)
 

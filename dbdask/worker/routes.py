@@ -1,0 +1,146 @@
+"""The calls that a run has under way on one worker, and the transport to each copy of a shard."""
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from distributed import Worker
+
+from dbdask.errors import ShardLost, Stale
+from dbdask.rpc.contact import (
+    ActorPlace,
+    answers_ping,
+    lost,
+    start_on,
+    worker_here,
+    worker_loop,
+)
+from dbdask.rpc.transport import DaskConnection, InProcess, Transport, permitted
+
+
+class Cancellable(Protocol):
+    """What is under way: a call of a transport, or a future."""
+
+    def cancel(self) -> Any:
+        """End it; its waiting thread wakes."""
+
+
+class Calls:
+    """The calls of one run that are under way on one worker, so that they can be ended."""
+
+    def __init__(self) -> None:
+        self._ended = -1
+        self._open: dict[int, tuple[Cancellable, int]] = {}
+        self._lock = threading.Lock()
+
+    def has_ended(self, generation: int) -> bool:
+        """Whether a generation has ended here."""
+        return generation <= self._ended
+
+    def check(self, generation: int) -> None:
+        """Raise Stale if a generation has ended here."""
+        if self.has_ended(generation):
+            raise Stale(f"generation {generation} has ended")
+
+    def add(self, call: Cancellable, generation: int) -> None:
+        """Note a call that was started; one of an ended generation is cancelled, and `Stale`."""
+        with self._lock:
+            if not self.has_ended(generation):
+                self._open[id(call)] = call, generation
+                return
+        call.cancel()
+        self.check(generation)
+
+    def remove(self, call: Cancellable) -> None:
+        """Forget a call that has ended or was given up."""
+        self._open.pop(id(call), None)
+
+    def end_generation(self, generation: int) -> None:
+        """End every call of `generation` and of those before it."""
+        with self._lock:
+            self._ended = max(self._ended, generation)
+            ended = [call for call, started in self._open.values() if started <= generation]
+        for call in ended:
+            call.cancel()
+
+
+class Routes(Protocol):
+    """How a replica's calls reach the copies of shards."""
+
+    def transport(self, place: ActorPlace, generation: int) -> Transport:
+        """Return the transport to a copy of a shard.
+
+        Raises
+        ------
+        ShardLost, Stale
+            The copy was lost, or the generation ended, while a transport was tried.
+        """
+
+    def answers(self, place: ActorPlace, generation: int) -> bool:
+        """Whether the worker of a copy gives a sign of life for it.
+
+        Raises
+        ------
+        Stale
+            The generation has ended meanwhile.
+        """
+
+    def lost(self, place: ActorPlace, error: BaseException) -> ShardLost:
+        """Return the error that says why a copy counts as lost, after what its transport raised."""
+
+
+class WorkerRoutes:
+    """The routes from one worker, chosen for each copy by where it is.
+
+    Parameters
+    ----------
+    worker
+        The caller's worker.
+    calls
+        What is under way there.
+    """
+
+    def __init__(self, worker: Worker, calls: Calls) -> None:
+        self._worker, self._calls = worker, calls
+        self._loop = worker_loop(worker)
+        self._transports: dict[tuple[ActorPlace, int], Transport] = {}
+
+    def transport(self, place: ActorPlace, generation: int) -> Transport:
+        """Return the transport to a copy of a shard; it is chosen once a generation."""
+        found = self._transports.get((place, generation))
+        if found is None:
+            found = self._transports[place, generation] = self._choose(place, generation)
+        return found
+
+    def _choose(self, place: ActorPlace, generation: int) -> Transport:
+        here = worker_here(place.worker)
+        if here is not None and "in-process" in permitted():
+            return InProcess(here, place.key)
+        return DaskConnection(self._worker.rpc, self._loop, place)
+
+    def answers(self, place: ActorPlace, generation: int) -> bool:
+        """Ask the worker by a ping over Dask's connections, whatever the transport."""
+        return bool(self._on_loop(answers_ping(self._worker.rpc, place), generation))
+
+    def lost(self, place: ActorPlace, error: BaseException) -> ShardLost:
+        """Name the certificate if that is why."""
+        return lost(self._worker.rpc, place, error)
+
+    def _on_loop(self, work: Coroutine[Any, Any, Any], generation: int) -> Any:
+        """Run a coroutine on the worker's loop, for as long as the generation lasts."""
+        future = start_on(self._loop, work)
+        self._calls.add(future, generation)
+        try:
+            return future.result()
+        except (concurrent.futures.CancelledError, asyncio.CancelledError):
+            raise Stale(f"generation {generation} has ended") from None
+        finally:
+            self._calls.remove(future)
+
+    def end_generation(self, generation: int) -> None:
+        """Forget the transports of `generation` and of those before it."""
+        for place, number in list(self._transports):
+            if number <= generation:
+                self._transports.pop((place, number), None)
