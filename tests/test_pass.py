@@ -254,7 +254,7 @@ def test_a_late_push_of_a_copy_that_lost_changes_nothing_in_the_next_pass(
 ):
     gate = set_gate(monkeypatch, LateGate(), 1)
     late = []
-    open_pass, contribute = BatchShard._open, BatchShard._contribute
+    open_pass, contribute = BatchShard._open, BatchShard.contribute
 
     def opened(shard, evaluation, commands):
         open_pass(shard, evaluation, commands)
@@ -269,7 +269,7 @@ def test_a_late_push_of_a_copy_that_lost_changes_nothing_in_the_next_pass(
         return is_new
 
     monkeypatch.setattr(BatchShard, "_open", opened)
-    monkeypatch.setattr(BatchShard, "_contribute", contributed)
+    monkeypatch.setattr(BatchShard, "contribute", contributed)
     history = count(threads_client, store, HeldUp(ROWS), shards=1).history
     assert_each_counted_once(evaluations)
     assert late == [(0, 1, False)]

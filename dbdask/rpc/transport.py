@@ -22,7 +22,7 @@ from dbdask.rpc.contact import ActorPlace, MethodRaised, ask_actor, held_actor, 
 
 LOOK_SECONDS = 0.05  # how often a wait for a lock looks whether it was cancelled
 
-WAYS = ("in-process", "dask")
+WAYS = ("in-process", "same-host", "dask")
 """The transports by their names in `dask.config`; each is tried before Dask's connections."""
 
 dask.config.update_defaults({"dbdask": {"transport": "auto"}})

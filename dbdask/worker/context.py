@@ -21,6 +21,7 @@ from threadpoolctl import ThreadpoolController
 from dbdask.errors import Stale
 from dbdask.rpc.contact import answers_ping, this_worker, worker_loop
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.shared_memory import memory_of, shared_vector
 from dbdask.schedule.policies import cache_bytes
 from dbdask.worker.link import ServerHandle, ServerLink
 from dbdask.worker.routes import Calls, WorkerRoutes
@@ -62,6 +63,7 @@ class WorkerContext:
         self._points: dict[int, _Point] = {}
         self._copies_lock = threading.Lock()
         self._free: list[np.ndarray] = []
+        self._shares_memory = False  # whether a shard of another process may map a vector
         self._left: tuple[Place, np.ndarray, list[int]] | None = None
         self._running = 0
         self._turn = threading.Condition()
@@ -88,8 +90,10 @@ class WorkerContext:
 
     def link(self, handle: ServerHandle) -> ServerLink:
         """Return blocking calls on the shards of a handle."""
-        if self.handle is None or handle.generation >= self.handle.generation:
+        if self.handle is None or handle.generation > self.handle.generation:
             self.handle = handle
+            places = [copy for shard in handle.shards for copy in shard.copies]
+            self._shares_memory = self.routes.shares_memory(places)
         return ServerLink(handle, self.routes, self.calls)
 
     @contextmanager
@@ -111,9 +115,13 @@ class WorkerContext:
         """Take a float32 vector out of the pool (its content is arbitrary)."""
         with self._turn:
             for position, vector in enumerate(self._free):
-                if vector.size == size:
+                if vector.size == size and self._serves(vector):
                     return self._free.pop(position)
-        return np.empty(size, np.float32)
+        return shared_vector(size) if self._shares_memory else np.empty(size, np.float32)
+
+    def _serves(self, vector: np.ndarray) -> bool:
+        """Whether a vector that was made for earlier shards does for those that are there now."""
+        return not self._shares_memory or memory_of(vector) is not None
 
     def give_back(self, *vectors: np.ndarray) -> None:
         """Return buffers that no call reads any more; an abandoned buffer is never given back."""
@@ -149,14 +157,15 @@ class WorkerContext:
         """Return the parameters of a snapshot copy, fetched once for all tasks of the worker."""
         with self._copies_lock:
             if number not in self.copies:
-                vector = np.empty(handle.size, np.float32)
-                self.link(handle).fetch_copy(number, vector)
+                link, vector = self.link(handle), self.buffer(handle.size)
+                link.fetch_copy(number, vector)
                 self.copies = {number: vector}
             return self.copies[number]
 
     @contextmanager
     def point(self, handle: ServerHandle, evaluation: int, name: str) -> Iterator[np.ndarray]:
         """Hold the vector at which a pass evaluates, fetched once for all tasks of the worker."""
+        link = self.link(handle)
         with self._turn:
             for number in [n for n, p in self._points.items() if n < evaluation and not p.users]:
                 past = self._points.pop(number)
@@ -167,7 +176,7 @@ class WorkerContext:
             with point.lock:
                 if not point.is_fetched:
                     vector = self.buffer(handle.size)
-                    self.link(handle).fetch_vector(name, vector)
+                    link.fetch_vector(name, vector)
                     point.vector, point.is_fetched = vector, True  # one given up is never used
             yield point.vector
         finally:

@@ -2,8 +2,10 @@
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 from distributed import Worker
@@ -12,12 +14,16 @@ from dbdask.errors import ShardLost, Stale
 from dbdask.rpc.contact import (
     ActorPlace,
     answers_ping,
+    call_actor,
     lost,
     start_on,
     worker_here,
     worker_loop,
 )
+from dbdask.rpc.same_host import SameHost, host_identity
 from dbdask.rpc.transport import DaskConnection, InProcess, Transport, permitted
+
+logger = logging.getLogger("dbdask")
 
 
 class Cancellable(Protocol):
@@ -106,19 +112,47 @@ class WorkerRoutes:
         self._worker, self._calls = worker, calls
         self._loop = worker_loop(worker)
         self._transports: dict[tuple[ActorPlace, int], Transport] = {}
+        self._choosing = threading.Lock()
 
     def transport(self, place: ActorPlace, generation: int) -> Transport:
         """Return the transport to a copy of a shard; it is chosen once a generation."""
         found = self._transports.get((place, generation))
         if found is None:
-            found = self._transports[place, generation] = self._choose(place, generation)
+            with self._choosing:
+                found = self._transports.get((place, generation))
+                if found is None:
+                    found = self._transports[place, generation] = self._choose(place, generation)
+            if self._calls.has_ended(generation):  # `end_generation` may have come before it
+                self.end_generation(generation)
+                self._calls.check(generation)
         return found
 
     def _choose(self, place: ActorPlace, generation: int) -> Transport:
-        here = worker_here(place.worker)
-        if here is not None and "in-process" in permitted():
+        here, ways = worker_here(place.worker), permitted()
+        if here is not None and "in-process" in ways:
             return InProcess(here, place.key)
-        return DaskConnection(self._worker.rpc, self._loop, place)
+        over_dask = DaskConnection(self._worker.rpc, self._loop, place)
+        if "same-host" in ways:
+            listen = partial(self._listen, place, generation)
+            try:
+                transport = SameHost(listen, over_dask)
+                transport.prove()
+                return transport
+            except OSError as error:
+                logger.debug("%s is reached over Dask's connections: %s", place.worker, error)
+        return over_dask
+
+    def _listen(self, place: ActorPlace, generation: int) -> str:
+        """Have a shard listen for a connection from this process; return where."""
+        call = call_actor(self._worker.rpc, place, "open_channel", host_identity())
+        return str(self._on_loop(call, generation))
+
+    def shares_memory(self, places: Iterable[ActorPlace]) -> bool:
+        """Whether calls of some of these copies may go through shared memory."""
+        ways = permitted()
+        return "same-host" in ways and not (
+            "in-process" in ways and all(worker_here(place.worker) for place in places)
+        )
 
     def answers(self, place: ActorPlace, generation: int) -> bool:
         """Ask the worker by a ping over Dask's connections, whatever the transport."""
@@ -140,7 +174,9 @@ class WorkerRoutes:
             self._calls.remove(future)
 
     def end_generation(self, generation: int) -> None:
-        """Forget the transports of `generation` and of those before it."""
-        for place, number in list(self._transports):
-            if number <= generation:
-                self._transports.pop((place, number), None)
+        """Close the transports of `generation` and of those before it."""
+        for key in list(self._transports):
+            if key[1] <= generation:
+                transport = self._transports.pop(key, None)
+                if isinstance(transport, SameHost):
+                    transport.close()

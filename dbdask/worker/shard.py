@@ -22,6 +22,7 @@ from dbdask.errors import ShardLost, Stale
 from dbdask.optim.optimizer_checks import prepared_update
 from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.portable import portable
+from dbdask.rpc.same_host import ChannelServer
 from dbdask.rpc.transport import Request
 from dbdask.schedule.ledger import Ledger, Row, ShardProgress
 from dbdask.storage import checkpoint
@@ -126,6 +127,7 @@ class ParameterShard:
         self.trained = _within(trained or [(start, stop)], start, stop)
         self.pausing = False
         self.lock = threading.RLock()
+        self._channels = ChannelServer(self)
         self._doing: dict[int, asyncio.Future[Any]] = {}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="dbdask-shard")
 
@@ -207,6 +209,16 @@ class ParameterShard:
     async def ping(self) -> int:
         """Answer at once, whatever the shard computes."""
         return self.generation
+
+    async def open_channel(self, host: str) -> str:
+        """Listen for one caller on this host; return the directory of the socket.
+
+        Raises
+        ------
+        OSError
+            No caller of that host can be served so.
+        """
+        return await asyncio.to_thread(self._channels.listen, host)
 
     # What replicas request
 

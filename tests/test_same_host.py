@@ -1,0 +1,456 @@
+"""Calls between processes of one host: the shard works on the caller's own memory."""
+
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+from routing import finish
+from test_downpour import assert_nothing_left, flat, train, write_store
+from test_leaving import wait_until
+from test_real_cluster import start_script
+from test_transport import SIZE, make_shard
+
+from dbdask.errors import Stale
+from dbdask.optim.optimizers import sgd
+from dbdask.rpc import same_host, shared_memory
+from dbdask.rpc.contact import MethodRaised
+from dbdask.rpc.same_host import PACKET, THREADS, ChannelServer, SameHost, host_identity
+from dbdask.rpc.shared_memory import map_vector, memory_of, shared_vector
+from dbdask.rpc.transport import Request
+
+pytestmark = pytest.mark.skipif(not same_host.IS_SUPPORTED, reason="this system has no memfd")
+
+
+class NoOther:
+    """Stands for Dask's connections where a test must not come to them."""
+
+    def start(self, *arguments):
+        raise AssertionError("the call went another way")
+
+
+def held():
+    """What this process holds of channels: descriptors, mappings, and threads."""
+    gc.collect()
+    files = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            files.append(os.readlink(f"/proc/self/fd/{number}"))
+        except OSError:  # the listing itself
+            continue
+    with open("/proc/self/maps") as maps:
+        mapped = [line for line in maps if "/memfd:dbdask" in line]
+    ours = [f for f in files if f.startswith(("socket:", "/memfd:dbdask"))]
+    threads = [t for t in threading.enumerate() if t.name.startswith(THREADS)]
+    return len(ours), len(mapped), len(threads)
+
+
+@pytest.fixture
+def shard():
+    return make_shard()
+
+
+@pytest.fixture
+def way(shard):
+    """The transport to the shard, over a socket within this process."""
+    server = ChannelServer(shard)
+    way = SameHost(lambda: server.listen(host_identity()), NoOther())
+    way.prove()
+    yield way
+    way.close()
+    server.close()
+    wait_until(lambda: held()[2] == 0)
+
+
+def push(way, step, gradient, into=None, portion=0, generation=0):
+    return way.start(Request("push", generation, ((0, portion, step), 0)), gradient, into)
+
+
+def ones():
+    vector = shared_vector(SIZE)
+    vector.fill(1)
+    return vector
+
+
+def test_a_shard_reads_and_writes_the_callers_memory(way, shard):
+    gradient, local = ones(), shared_vector(SIZE)
+    assert finish(push(way, 0, gradient, local)).version == 1
+    np.testing.assert_array_equal(local, -1)
+    gradient[:] = 3
+    assert finish(push(way, 1, gradient, local)).version == 2
+    np.testing.assert_array_equal(local, -4)
+    assert finish(push(way, 1, gradient)).staleness == -1
+    whole = shared_vector(3 * SIZE)
+    whole.fill(0)
+    assert finish(way.start(Request("fetch", 0), None, whole[SIZE : 2 * SIZE])) == 2
+    np.testing.assert_array_equal(whole, np.repeat([0, -4, 0], SIZE))
+    assert finish(way.start(Request("progress", 0, (0, 0)))).last_step == 1
+
+
+def test_the_socket_is_private_and_gone_when_it_is_connected(shard, tmp_path, monkeypatch):
+    deep = tmp_path / ("x" * 120)  # a socket's own path may have 107 bytes
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    server, seen = ChannelServer(shard), []
+
+    def listen():
+        directory = server.listen(host_identity())
+        seen.append(os.stat(directory).st_mode & 0o777)
+        return directory
+
+    way = SameHost(listen, NoOther())
+    way.prove()
+    assert seen == [0o700] and not list(deep.iterdir())
+    way.close()
+    server.close()
+
+
+def test_what_a_shard_raises_comes_to_the_caller(way, shard):
+    with pytest.raises(MethodRaised) as raised:
+        finish(push(way, 0, ones(), generation=7))
+    assert isinstance(raised.value.error, Stale)
+    for length in (10, PACKET - 1, 3 * PACKET):
+        shard.optimizer = Failing("x" * length)
+        with pytest.raises(MethodRaised) as raised:
+            finish(push(way, 0, ones()))
+        assert raised.value.error.args == ("x" * length,)
+    shard.optimizer = sgd(1.0)
+    assert finish(push(way, 0, ones())).version == 1
+
+
+class Failing:
+    """An update rule that raises."""
+
+    slots = ()
+
+    def __init__(self, text):
+        self.text = text
+
+    def update(self, parameters, gradient, slots, step):
+        raise ValueError(self.text)
+
+
+def test_a_message_of_exactly_some_packets_arrives(way, shard):
+    """The end of such a message is an empty packet."""
+    overhead = len(pickle.dumps(((("progress", 0, ("",)), None, None, [], [])), 5))
+    for length in range(PACKET - overhead - 16, PACKET - overhead + 1):
+        with pytest.raises(MethodRaised):
+            finish(way.start(Request("progress", 0, ("x" * length,))))
+    assert finish(way.start(Request("progress", 0, (0, 0)))).last_step == -1
+
+
+def test_callers_that_come_at_once_get_connections_of_their_own(way, shard):
+    errors = []
+
+    def replica(portion):
+        gradient, local = ones(), shared_vector(SIZE)
+        try:
+            for step in range(50):
+                finish(push(way, step, gradient, local, portion))
+                assert np.ptp(local) == 0  # never torn
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=replica, args=[portion]) for portion in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    np.testing.assert_array_equal(shard.state.vectors["parameters"], -200)
+
+
+def test_a_call_that_is_cancelled_wakes_its_thread_and_gives_its_connection_up(way, shard):
+    before = held()
+    with shard.lock:
+        call = push(way, 0, ones())
+        assert not call.wait(0.01)
+        waited: list = []
+        waiting = threading.Thread(target=lambda call=call: waited.append(call.wait(60)))
+        waiting.start()
+        call.cancel()
+        waiting.join(10)
+    assert waited == [True]
+    with pytest.raises(ConnectionAbortedError):
+        call.result()
+    assert finish(push(way, 1, ones())).version >= 1  # over a new connection
+    del call
+    wait_until(lambda: held() == before)
+
+
+def test_memory_that_the_caller_drops_is_dropped_by_the_shard(way):
+    finish(way.start(Request("progress", 0, (0, 0))))  # the memory of the trial is dropped
+    before = held()
+    for step in range(5):
+        finish(push(way, step, ones(), shared_vector(SIZE)))
+    finish(way.start(Request("progress", 0, (0, 0))))
+    assert held() == before
+
+
+def test_a_shard_that_is_dropped_ends_its_connections():
+    before, shard = held(), make_shard()
+    way = SameHost(partial_listen(ChannelServer(shard)), NoOther())
+    way.prove()
+    finish(push(way, 0, ones()))
+    del shard
+    gc.collect()
+    with pytest.raises(ConnectionError):
+        finish(push(way, 1, ones()))
+    way.close()
+    wait_until(lambda: held() == before)
+
+
+def partial_listen(server):
+    return lambda: server.listen(host_identity())
+
+
+def test_vectors_of_ordinary_memory_go_the_other_way(shard):
+    class Other(NoOther):
+        def start(self, request, sent=None, into=None):
+            taken.append(sent)
+            return "other"
+
+    taken: list = []
+    way = SameHost(partial_listen(ChannelServer(shard)), Other())
+    ordinary = np.ones(SIZE, np.float32)
+    assert push(way, 0, ordinary) == "other" and taken == [ordinary]
+    way.close()
+
+
+# Where it does not work
+
+
+def test_another_host_is_refused(shard):
+    server = ChannelServer(shard)
+    for host in ("", "another"):
+        with pytest.raises(OSError, match="another host"):
+            server.listen(host)
+
+
+def test_a_socket_of_another_user_is_refused(shard, monkeypatch):
+    monkeypatch.setattr(same_host, "_peer", lambda connection: os.getuid() + 1)
+    with pytest.raises(OSError, match="belongs to user|memory cannot be shared|broke"):
+        SameHost(partial_listen(ChannelServer(shard)), NoOther()).prove()
+
+
+def test_a_directory_that_is_not_here_is_refused():
+    with pytest.raises(OSError):
+        SameHost(lambda: "/nowhere/at/all", NoOther()).prove()
+
+
+def test_nobody_waits_for_ever_for_a_caller_that_does_not_come(shard, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with dask.config.set({"dbdask.connect": "50ms"}):
+        ChannelServer(shard).listen(host_identity())
+    wait_until(lambda: not list(tmp_path.iterdir()) and held()[2] == 0)
+
+
+def test_memory_that_could_be_cut_short_is_refused():
+    descriptor = os.memfd_create("dbdask-test")
+    os.ftruncate(descriptor, 4096)
+    with pytest.raises(OSError, match="sealed"):
+        map_vector(os.dup(descriptor))
+    os.close(descriptor)
+    memory, _ = memory_of(shared_vector(SIZE))
+    with pytest.raises(OSError):
+        os.ftruncate(memory.descriptor, 0)
+
+
+def test_without_shared_memory_vectors_are_ordinary(monkeypatch):
+    monkeypatch.setattr(shared_memory, "IS_SUPPORTED", False)
+    vector = shared_vector(SIZE)
+    assert vector.size == SIZE and memory_of(vector) is None
+    assert memory_of(shared_vector(0)) is None
+
+
+# Processes that are killed
+
+HOLDER = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from dbdask.rpc.same_host import ChannelServer
+from test_transport import make_shard
+class Busy:
+    slots = ()
+    def update(self, parameters, gradient, slots, step):
+        if step:
+            print("busy", flush=True)
+            time.sleep(600)
+shard = make_shard()
+shard.optimizer = Busy()
+server = ChannelServer(shard)
+for host in sys.stdin:
+    print(server.listen(host.strip()), flush=True)
+"""
+
+
+def test_a_killed_shard_ends_the_call_at_once_and_leaves_nothing(tmp_path):
+    before = held()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER.format(tests=str(Path(__file__).parent))],
+        env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONWARNINGS": "ignore"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def listen():
+        print(host_identity(), file=holder.stdin, flush=True)
+        return holder.stdout.readline().strip()
+
+    way = SameHost(listen, NoOther())
+    way.prove()
+    finish(push(way, 0, ones()))
+    call = push(way, 1, ones(), shared_vector(SIZE))
+    assert holder.stdout.readline() == "busy\n"
+    assert not call.wait(0.05)
+    holder.kill()
+    assert call.wait(30)
+    with pytest.raises(ConnectionResetError):
+        call.result()
+    holder.communicate()
+    way.close()
+    del call
+    assert held() == before
+    assert not list(tmp_path.iterdir())
+
+
+CALLER = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from dbdask.rpc.same_host import SameHost
+from routing import finish
+from test_same_host import ones, push
+way = SameHost(lambda: {directory!r}, None)
+way.prove()
+gradient = ones()
+finish(push(way, 0, gradient))
+print("going", flush=True)
+for step in range(1, 10**9):
+    finish(push(way, step, gradient))
+"""
+
+
+def test_a_killed_caller_ends_its_thread_and_its_mappings(shard):
+    before, tests = held(), str(Path(__file__).parent)
+    with dask.config.set({"dbdask.connect": "60s"}):
+        directory = ChannelServer(shard).listen(host_identity())
+    script = CALLER.format(tests=tests, directory=directory)
+    caller = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", script], stdout=subprocess.PIPE, text=True
+    )
+    assert caller.stdout.readline() == "going\n"
+    assert held()[1] > before[1]
+    caller.kill()
+    caller.communicate()
+    wait_until(lambda: held() == before)
+    applied = shard.state.applied
+    assert applied >= 1
+    np.testing.assert_array_equal(shard.state.vectors["parameters"], -applied)
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("same_host") / "store.zarr")
+
+
+@pytest.fixture(params=["in-process", "same-host", "dask"])
+def chosen(request, monkeypatch):
+    """A way that every call of this process takes; how many calls took it."""
+    from dbdask.rpc import transport
+
+    kinds = {
+        "in-process": transport.InProcess,
+        "same-host": SameHost,
+        "dask": transport.DaskConnection,
+    }
+    taken = []
+    for name, kind in kinds.items():
+
+        def noted(way, *arguments, _name=name, _start=kind.start, **options):
+            taken.append(_name)
+            return _start(way, *arguments, **options)
+
+        monkeypatch.setattr(kind, "start", noted)
+    with dask.config.set({"dbdask.transport": request.param}):
+        yield request.param, taken
+
+
+PACES = [{}, {"n_fetch": 3, "n_push": 2}]
+
+
+@pytest.fixture(scope="module")
+def expected(threads_client, store):
+    """What one replica makes of the store over Dask's connections."""
+    with dask.config.set({"dbdask.transport": "dask"}):
+        return [result_of(threads_client, store, paces) for paces in PACES]
+
+
+def result_of(client, store, paces):
+    result = train(client, store, replicas=1, shards=3, epochs=2, **paces)
+    return flat(result), result.history["loss"].values
+
+
+def test_one_replica_comes_to_the_same_bits_by_every_way(threads_client, store, chosen, expected):
+    name, taken = chosen
+    for paces, (parameters, losses) in zip(PACES, expected, strict=True):
+        found, found_losses = result_of(threads_client, store, paces)
+        np.testing.assert_array_equal(found, parameters)
+        np.testing.assert_array_equal(found_losses, losses)
+    assert taken.count(name) > 100 and set(taken) == {name}
+    assert_nothing_left(threads_client)
+
+
+def mapped():
+    with open("/proc/self/maps") as maps:
+        return sum("/memfd:dbdask" in line for line in maps)
+
+
+def test_processes_share_memory_while_a_run_lasts(process_client, store, expected):
+    seen = []
+
+    def look(record):
+        seen.append(max(process_client.run(mapped).values()))
+
+    result = train(process_client, store, replicas=1, shards=3, epochs=2, callbacks=[look])
+    np.testing.assert_array_equal(flat(result), expected[0][0])
+    assert max(seen) > 0
+    wait_until(lambda: not any(process_client.run(mapped).values()))
+    wait_until(lambda: not any(process_client.run(lambda: held_threads()).values()))
+
+
+def held_threads():
+    return sum(thread.name.startswith(THREADS) for thread in threading.enumerate())
+
+
+def test_a_run_whose_client_is_killed_leaves_no_memory(process_client, store):
+    process_client.run(dask.config.set, {"dbdask.lease": "500ms"})
+    script = start_script(
+        f"""
+        import dbdask
+        from distributed import Client
+        from test_downpour import train
+        client = Client({process_client.scheduler.address!r})
+        say = lambda record: print("going", flush=True)
+        train(client, {store!r}, shards=2, epochs=100_000, callbacks=[say])
+        """
+    )
+    assert "going\n" in iter(script.stdout.readline, "")
+    os.kill(script.pid, signal.SIGKILL)
+    script.communicate()
+    try:
+        wait_until(lambda: not any(process_client.run(mapped).values()), seconds=30)
+        wait_until(lambda: not any(process_client.run(held_threads).values()), seconds=30)
+    finally:
+        process_client.run(dask.config.refresh)
