@@ -304,6 +304,16 @@ def _row(layer: Any) -> dict[str, Any]:
     return {"layer": name, "own": described}
 
 
+def flops_of(model: Any, examples: int) -> int | None:
+    """Return the floating-point operations of a minibatch's loss and gradient.
+
+    None for a model that may use a parameter more than once an example, or do something else.
+    """
+    if not isinstance(model, Network) or any(type(layer) is not Dense for layer in model.layers):
+        return None
+    return 6 * model.parameter_count * examples  # two for each of three products
+
+
 def what_is_own(description: Any) -> str:
     """Say what of a model its description cannot rebuild; empty if it is all this library's."""
     if not isinstance(description, dict) or "network" not in description:

@@ -14,11 +14,12 @@ def divide_and_measure(gradient: np.ndarray, weight: float) -> float:
     overflow float32 within a block; both are reasons to refuse the gradient.
     """
     squares = 0.0
-    for start in range(0, gradient.size, BLOCK):
-        block = gradient[start : start + BLOCK]
-        if weight != 1.0:
-            np.divide(block, np.float32(weight), out=block)
-        with np.errstate(over="ignore", invalid="ignore"):  # the norm says so
+    divisor = np.float32(weight)
+    with np.errstate(over="ignore", invalid="ignore"):  # the norm says so
+        for start in range(0, gradient.size, BLOCK):
+            block = gradient[start : start + BLOCK]
+            if weight != 1.0:
+                np.divide(block, divisor, out=block)
             squares += float(np.dot(block, block))
     return math.sqrt(squares) if squares >= 0.0 else math.nan
 

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
@@ -278,6 +278,25 @@ class _Served:
 # The side of the caller
 
 
+class Slice(NamedTuple):
+    """A slice of shared memory."""
+
+    memory: Memory
+    start: int
+    stop: int
+
+    @property
+    def place(self) -> Place:
+        """The slice, as the other side knows it."""
+        return self.memory.number, self.start, self.stop
+
+
+def shared_slice(vector: np.ndarray) -> Slice | None:
+    """Return the slice of shared memory that a vector is; None for an ordinary one."""
+    found = memory_of(vector)
+    return None if found is None else Slice(found[0], found[1], found[1] + vector.size)
+
+
 class Channel:
     """A connection to a shard, used by one call at a time."""
 
@@ -288,30 +307,24 @@ class Channel:
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
 
-    def send(self, request: Request, sent: np.ndarray | None, into: np.ndarray | None) -> None:
+    def send(self, request: Request, sent: Slice | None, into: Slice | None) -> None:
         """Send a request, with the descriptors of memory that the other side does not know yet."""
-        new: list[int] = []
-        descriptors: list[int] = []
-        places = [self._place(vector, new, descriptors) for vector in (sent, into)]
+        new: list[Memory] = []
+        for part in (sent, into):
+            if part is not None and part.memory.number not in self._known:
+                self._known[part.memory.number] = weakref.ref(part.memory)
+                new.append(part.memory)
         gone = [number for number, memory in self._known.items() if memory() is None]
         for number in gone:
             del self._known[number]
-        message = pickle.dumps((tuple(request), *places, new, gone), pickle.HIGHEST_PROTOCOL)
-        _send(self.connection, message, descriptors)
-
-    def _place(
-        self, vector: np.ndarray | None, new: list[int], descriptors: list[int]
-    ) -> Place | None:
-        if vector is None:
-            return None
-        found = memory_of(vector)
-        assert found is not None
-        memory, start = found
-        if memory.number not in self._known:
-            self._known[memory.number] = weakref.ref(memory)
-            new.append(memory.number)
-            descriptors.append(memory.descriptor)
-        return memory.number, start, start + vector.size
+        message = (
+            tuple(request),
+            sent.place if sent is not None else None,
+            into.place if into is not None else None,
+            [memory.number for memory in new],
+            gone,
+        )
+        _send(self.connection, pickle.dumps(message), [memory.descriptor for memory in new])
 
     def wait(self, seconds: float) -> bool:
         """Wait for the answer, or for the end of the connection."""
@@ -441,7 +454,7 @@ class SameHost:
         if memory_of(vector) is None:
             raise OSError("there is no memory to share")
         vector[:PROBED], vector[PROBED:] = np.arange(PROBED), 0
-        channel.send(PROBE, vector[:PROBED], vector[PROBED:])
+        channel.send(PROBE, shared_slice(vector[:PROBED]), shared_slice(vector[PROBED:]))
         if not channel.wait(deadline("connect")):
             raise TimeoutError("the shard did not answer on its socket")
         channel.receive()
@@ -452,11 +465,13 @@ class SameHost:
         self, request: Request, sent: np.ndarray | None = None, into: np.ndarray | None = None
     ) -> PendingCall:
         """Send the request over a connection of which nothing is under way."""
-        channel = self._take() if _is_shared(sent) and _is_shared(into) else None
+        slices = [None if vector is None else shared_slice(vector) for vector in (sent, into)]
+        is_shared = (sent is None) == (slices[0] is None) and (into is None) == (slices[1] is None)
+        channel = self._take() if is_shared else None
         if channel is None:
             return self._otherwise.start(request, sent, into)
         try:
-            channel.send(request, sent, into)
+            channel.send(request, *slices)
         except BaseException:
             channel.connection.close()
             raise
@@ -485,7 +500,3 @@ class SameHost:
             idle, self._idle = self._idle, []
         for channel in idle:
             channel.connection.close()
-
-
-def _is_shared(vector: np.ndarray | None) -> bool:
-    return vector is None or memory_of(vector) is not None

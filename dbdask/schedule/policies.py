@@ -8,6 +8,33 @@ CACHE_BYTES = 256 * 2**20  # where a worker has no limit
 
 SHARD_BYTES = 4 * 2**20  # a shard smaller than this costs more in messages than it saves
 
+FLOPS_PER_THREAD = 4e8  # of a minibatch, some 7 ms: below it a BLAS thread costs more than it saves
+
+
+def blas_threads(most: int, flops: int | None) -> int:
+    """Return how many BLAS threads a replica uses.
+
+    Each product of a minibatch ends where its threads meet, and OpenBLAS's spin until they do: a
+    small product takes longer with two threads than with one, several times so where something else
+    wants the core. So a thread must get enough of the work. The work is counted, not timed: products
+    of different numbers of threads differ in their last bits, and one replica's result must not
+    depend on how busy its machine is.
+
+    Parameters
+    ----------
+    most
+        The replica's share of its worker's threads.
+    flops
+        Floating-point operations of a minibatch; None, where they are not known, is `most` threads.
+
+    Examples
+    --------
+    >>> of_small = 6 * 203_530 * 128
+    >>> blas_threads(2, of_small), blas_threads(8, 10 * of_small), blas_threads(2, None)
+    (1, 3, 2)
+    """
+    return most if flops is None else max(1, min(most, int(flops / FLOPS_PER_THREAD)))
+
 
 def shards_for(size: int, workers: int) -> int:
     """Return the default number of shards: one a worker, but none below `SHARD_BYTES`.

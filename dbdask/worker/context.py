@@ -19,10 +19,11 @@ from distributed import Worker
 from threadpoolctl import ThreadpoolController
 
 from dbdask.errors import Stale
+from dbdask.models.network import flops_of
 from dbdask.rpc.contact import answers_ping, this_worker, worker_loop
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.shared_memory import memory_of, shared_vector
-from dbdask.schedule.policies import cache_bytes
+from dbdask.schedule.policies import blas_threads, cache_bytes
 from dbdask.worker.link import ServerHandle, ServerLink
 from dbdask.worker.routes import Calls, WorkerRoutes
 
@@ -103,13 +104,16 @@ class WorkerContext:
             self._turn.wait_for(lambda: self._running < replicas or self.closed)
             self._running += 1
         try:
-            threads = max(1, self.worker.state.nthreads // replicas)
-            with self._threads.limit(limits=threads):
+            with self._threads.limit(limits=self._blas_threads(replicas)):
                 yield
         finally:
             with self._turn:
                 self._running -= 1
                 self._turn.notify()
+
+    def _blas_threads(self, replicas: int) -> int:
+        share = max(1, self.worker.state.nthreads // replicas)
+        return blas_threads(share, flops_of(self.job.model, self.job.batch_size))
 
     def buffer(self, size: int) -> np.ndarray:
         """Take a float32 vector out of the pool (its content is arbitrary)."""
