@@ -14,11 +14,11 @@ FLOPS_PER_THREAD = 4e8  # of a minibatch, some 7 ms: below it a BLAS thread cost
 def blas_threads(most: int, flops: int | None) -> int:
     """Return how many BLAS threads a replica uses.
 
-    Each product of a minibatch ends where its threads meet, and OpenBLAS's spin until they do: a
-    small product takes longer with two threads than with one, several times so where something else
-    wants the core. So a thread must get enough of the work. The work is counted, not timed: products
-    of different numbers of threads differ in their last bits, and one replica's result must not
-    depend on how busy its machine is.
+    The threads of a product wait for each other at its end, and OpenBLAS's spin while they wait: a
+    small product takes longer with two threads than with one, several times so if something else
+    wants the core. So every thread must get enough work. The work is counted, not timed. Products
+    of different numbers of threads differ in their last bits, and the result of one replica must
+    not depend on how busy its machine is.
 
     Parameters
     ----------

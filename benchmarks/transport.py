@@ -1,0 +1,141 @@
+"""Bytes a second between a replica and a shard, by transport and size, against a memory copy.
+
+    python -m benchmarks.transport [--sizes 1e4 1e6 4e7] [--rounds 5]
+
+A shard of `size` float32 numbers lives on one worker, the caller on another. A round fetches the
+parameters and pushes a gradient, which the shard takes for its parameters, some times over; every
+transport has its turn in every round, and medians over rounds are shown. A memory copy reads and
+writes as many bytes within one process.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from typing import Any
+
+import dask
+import numpy as np
+from distributed import Client, LocalCluster, get_worker
+
+from dbdask.rpc.contact import ActorPlace
+from dbdask.rpc.shared_memory import shared_vector
+from dbdask.schedule.ledger import Ledger
+from dbdask.worker.link import ServerHandle, ServerLink, ShardPlace
+from dbdask.worker.routes import Calls, WorkerRoutes
+from dbdask.worker.shard import ParameterShard, ShardState
+
+SECONDS = 0.2  # of a round of one transport
+
+
+class Take:
+    """An update rule that moves as many bytes as a copy."""
+
+    slots = ()
+
+    def update(
+        self, parameters: np.ndarray, gradient: np.ndarray, slots: dict[str, np.ndarray], step: int
+    ) -> None:
+        np.copyto(parameters, gradient)
+
+
+def zeros(start: int, stop: int, optimizer: Take) -> ShardState:
+    """Return a shard's first state."""
+    return ShardState({"parameters": np.zeros(stop - start, np.float32)}, 0, Ledger())
+
+
+def bytes_a_second(act: Any, nbytes: int) -> float:
+    """Repeat an act that moves `nbytes` for a while."""
+    act()
+    began, times = time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS or times < 3:
+        act()
+        times += 1
+    return times * nbytes / (time.perf_counter() - began)
+
+
+def measure(worker: str, key: str, size: int, ways: list[str], rounds: int) -> dict[str, Any]:
+    """On the caller's worker: measure each way in each round."""
+    place = ActorPlace(worker, key)
+    handle = ServerHandle("benchmark", 0, size, (ShardPlace(0, size, (place,)),))
+    gradient, local = shared_vector(size), shared_vector(size)
+    gradient[:], local[:] = 0, 0
+    step = 0
+    links = {}
+    for way in ways:
+        calls = Calls()
+        with dask.config.set({"dbdask.transport": way}):
+            routes = WorkerRoutes(get_worker(), calls)
+            routes.transport(place, 0)
+            links[way] = ServerLink(handle, routes, calls)
+    rates: dict[str, Any] = {
+        name: [] for name in ("copy", *(f"{w} {d}" for w in ways for d in "fp"))
+    }
+
+    for _ in range(rounds):
+        rates["copy"].append(bytes_a_second(lambda: np.copyto(local, gradient), 4 * size))
+        for way, link in links.items():
+
+            def fetch(link: ServerLink = link) -> None:
+                link.wait(link.start_fetch(local))
+
+            def push(link: ServerLink = link) -> None:
+                nonlocal step
+                step += 1
+                link.wait(link.start_push((0, 0, step), gradient, [0]))
+
+            rates[f"{way} f"].append(bytes_a_second(fetch, 4 * size))
+            rates[f"{way} p"].append(bytes_a_second(push, 4 * size))
+    routes.end_generation(0)
+    return rates
+
+
+def measured(size: int, processes: bool, ways: list[str], rounds: int) -> dict[str, list[float]]:
+    """Measure on a cluster of two workers."""
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        shard, caller = sorted(client.scheduler_info(n_workers=-1)["workers"])
+        actor = client.submit(
+            ParameterShard, 0, size, Take(), 0, zeros, actor=True, workers=[shard], key="shard"
+        )
+        actor.result()
+        arguments = (shard, "shard", size, ways, rounds)
+        rates: dict[str, list[float]] = client.submit(
+            measure, *arguments, workers=[caller], pure=False
+        ).result()
+        return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", type=float, nargs="+", default=[1e4, 2e5, 2e6, 2e7])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", help="write the medians there")
+    options = parser.parse_args()
+    print(f"GB/s, medians of {options.rounds} rounds; load {os.getloadavg()[0]:.1f}")
+    kept = []
+    for size in map(int, options.sizes):
+        near = measured(size, False, ["in-process"], options.rounds)
+        far = measured(size, True, ["same-host", "dask"], options.rounds)
+        copy = statistics.median(far["copy"])
+        print(f"{4 * size / 1e6:10.2f} MB  memory copy {copy / 1e9:6.2f}", flush=True)
+        for rates, way in ((near, "in-process"), (far, "same-host"), (far, "dask")):
+            fetch, push = (statistics.median(rates[f"{way} {d}"]) for d in "fp")
+            print(
+                f"    {way:10} fetch {fetch / 1e9:6.2f} ({fetch / copy:5.2f} of the copy)"
+                f"   push {push / 1e9:6.2f} ({push / copy:5.2f})",
+                flush=True,
+            )
+            kept.append({"bytes": 4 * size, "way": way, "fetch": fetch, "push": push, "copy": copy})
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(kept, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
