@@ -20,7 +20,7 @@ from test_recovery import SlowCounting, assert_workers_run_tasks
 from test_sandblaster import LinearCounting
 
 import dbdask
-from dbdask.worker.context import WorkerContext, _rooms
+from dbdask.worker.context import WorkerContext, _contexts
 from dbdask.worker.shard import ParameterShard, ShardState
 
 pytestmark = [
@@ -56,7 +56,7 @@ def held(dask_worker=None):
         "mappings": sorted(m for m in mapped if m.startswith(("/dev/shm", "/tmp", "/memfd"))),
         "scratch": sorted(os.listdir(dask_worker.local_directory)) if dask_worker else [],
         "plugins": sorted(dask_worker.plugins) if dask_worker else [],
-        "rooms": [run for rooms in _rooms.values() for run in rooms],
+        "rooms": [run for rooms in _contexts.values() for run in rooms],
         "objects": [type(o).__name__ for o in gc.get_objects() if isinstance(o, OURS)],
     }
 
