@@ -154,9 +154,9 @@ def by_sigkill_of_its_client(client, verb, folder):
 ENDS = [
     by_itself,
     by_ctrl_c,
-    by_ctrl_c_twice,
+    pytest.param(by_ctrl_c_twice, marks=pytest.mark.slow),
     by_a_callback_that_raises,
-    by_bad_data,
+    pytest.param(by_bad_data, marks=pytest.mark.slow),
     by_sigkill_of_its_client,
 ]
 
