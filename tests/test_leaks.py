@@ -56,7 +56,7 @@ def held(dask_worker=None):
         "mappings": sorted(m for m in mapped if m.startswith(("/dev/shm", "/tmp", "/memfd"))),
         "scratch": sorted(os.listdir(dask_worker.local_directory)) if dask_worker else [],
         "plugins": sorted(dask_worker.plugins) if dask_worker else [],
-        "rooms": [run for rooms in _contexts.values() for run in rooms],
+        "contexts": [run for runs in _contexts.values() for run in runs],
         "objects": [type(o).__name__ for o in gc.get_objects() if isinstance(o, OURS)],
     }
 

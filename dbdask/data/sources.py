@@ -1,6 +1,6 @@
 """Sources: what was given as `data`, opened, whichever of the four routes leads to its values.
 
-The interface, as the rooms beside this one use it::
+The interface, as the other modules of the package use it::
 
     source = open_source(data)             # path, URL, Zarr store or Dataset; reads metadata only
     source.route                           # "store", "lazy", "dask" or "memory"
