@@ -26,6 +26,8 @@ from dbdask.metrics.scores import (
 )
 from dbdask.models.layout import as_layout
 from dbdask.prediction import Meaning, Predictor, TargetUnits, may_have_gaps, predict_array
+from dbdask.saving import Parts, save
+from dbdask.saving import load as load_parts
 from dbdask.schedule.portions import Portion
 from dbdask.status import Status
 from dbdask.storage.checkpoint import VectorReference
@@ -271,9 +273,8 @@ class Result:
 
     def save(self, path: Any, *, overwrite: bool = False) -> None:
         """Keep the result as a Zarr group: parameters, layers, the description of the examples."""
-        from dbdask.saving import save
-
-        save(self, path, overwrite=overwrite)
+        parts = Parts(self.model, self.examples, self._vector, self._history, self.status)
+        save(parts, path, overwrite=overwrite)
 
 
 def load(path: Any, *, model: Any = None) -> Result:
@@ -286,9 +287,8 @@ def load(path: Any, *, model: Any = None) -> Result:
     model
         The model, where it is not a `dbdask.Network`.
     """
-    from dbdask.saving import load as load_result
-
-    return load_result(path, model=model)
+    parts = load_parts(path, model=model)
+    return Result(parts.model, parts.examples, parts.parameters, parts.history, parts.status)
 
 
 def _lazy(reference: VectorReference, offset: int, shape: tuple[int, ...]) -> da.Array:

@@ -2,15 +2,13 @@
 
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dbdask.data.fills import fill_warnings
 from dbdask.data.measures import BlockCount, measure_block
+from dbdask.data.recipe import Recipe
 from dbdask.data.sweeps import sweep
 from dbdask.schedule.left_out import LeftOut
-
-if TYPE_CHECKING:
-    from dbdask.data.examples import Examples
 
 WORTH_A_WARNING = 0.01
 """Part of the examples that may be left out without a word."""
@@ -45,15 +43,16 @@ class Report:
     filled_chunks: dict[str, int] = field(default_factory=dict)
 
 
-def report(examples: "Examples", client: Any = None) -> Report:
+def report(recipe: Recipe, client: Any = None) -> Report:
     """Read every block; warn as training does where much is left out."""
-    counts: list[BlockCount] = list(sweep(examples, measure_block, client))
+    counts: list[BlockCount] = list(sweep(recipe, measure_block, client))
     rows, dropped = sum(c.rows for c in counts), sum(c.dropped for c in counts)
     missing = sum(c.missing for c in counts)
     found, kept = _sum(c.classes for c in counts), _sum(c.kept_classes for c in counts)
     lost = tuple(sorted(label for label in found if not kept.get(label)))
     place = next((c.place for c in counts if c.place), "")
-    labels = examples.output_classes
+    classes = recipe.classes
+    labels = None if classes is None else classes.of_outputs()
     named = tuple(label if labels is None else labels[label] for label in lost)
     message = drop_warning(rows, missing, place, named)
     fills = LeftOut()
@@ -64,7 +63,7 @@ def report(examples: "Examples", client: Any = None) -> Report:
     labelled = {label: kept[label] for label in sorted(kept)}
     filled = {name: len(one.chunks) for name, one in sorted(fills.fills.items())}
     return Report(
-        rows - dropped, dropped, place, labelled if examples.has_labels else None, lost, filled
+        rows - dropped, dropped, place, None if classes is None else labelled, lost, filled
     )
 
 

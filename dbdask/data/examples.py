@@ -19,7 +19,6 @@ from dbdask.data.moments import measured_means, scalings_of
 from dbdask.data.opening import Given, open_recipe
 from dbdask.data.pickling import pack, unpack
 from dbdask.data.recipe import Recipe
-from dbdask.data.routes import Lacking
 from dbdask.data.selection import Selection
 from dbdask.data.sources import Source, Variable, open_source
 from dbdask.data.splits import (
@@ -180,9 +179,7 @@ class Examples:
     def output_classes(self) -> list[Any] | None:
         """The label of each output, as the store writes it; None where not known or no labels."""
         classes = self.recipe.classes
-        if classes is None or (not classes.labels and classes.count is None):
-            return None
-        return list(range(classes.count or 0)) if classes.labels is None else list(classes.labels)
+        return None if classes is None else classes.of_outputs()
 
     @property
     def target_scaling(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -223,9 +220,7 @@ class Examples:
 
     def worker_side(self) -> "Examples":
         """Return what travels in a task."""
-        for variable in self.recipe.variables:
-            if isinstance(variable.origin, Lacking):
-                variable.open()
+        self.recipe.check_values_are_here()
         return Examples._of(None, self._with_means().recipe.worker_side())
 
     def reader(self, cache_bytes: int = CACHE_BYTES, prefetch: bool = True) -> Reader:
@@ -298,14 +293,14 @@ class Examples:
             raise ValueError(f"per must be one of 'variable', 'feature', got {per!r}")
         if targets is not None and not isinstance(targets, bool | np.bool_):
             raise TypeError(f"targets must be True, False or None, got {targets!r}")
-        return Examples._of(self.source, scalings_of(self, targets, per, client))
+        return Examples._of(self.source, scalings_of(self.recipe, targets, per, client))
 
     def _with_means(self) -> "Examples":
         """Know every input's mean, which stands for missing elements."""
         if self.recipe.missing != "mask" or self.recipe.inputs.scalings is not None:
             return self
         if "with_means" not in self.__dict__:
-            self.__dict__["with_means"] = Examples._of(self.source, measured_means(self))
+            self.__dict__["with_means"] = Examples._of(self.source, measured_means(self.recipe))
         found: Examples = self.__dict__["with_means"]
         return found
 
@@ -317,7 +312,7 @@ class Examples:
                 f"find_classes needs one label an example, target_shape is {self.target_shape}"
             )
         found: set[Any] = set()
-        for labels in sweep(self, measure_labels, client):
+        for labels in sweep(self.recipe, measure_labels, client):
             found.update(labels)
         return list(as_classes(_in_order(found, targets.names[0])).labels or ())
 
@@ -338,7 +333,7 @@ class Examples:
 
     def check(self, client: Any = None) -> Report:
         """Read everything once and report; raises DataError where training would."""
-        return report(self, client)
+        return report(self._with_means().recipe, client)
 
     def prepared_like(self, other: "Examples") -> "Examples":
         """Return these examples with the scaling and the classes of others, not their own."""

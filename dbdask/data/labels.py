@@ -37,6 +37,12 @@ class Classes:
     def _places(self) -> dict[Any, int]:
         return {label: place for place, label in enumerate(self.labels or ())}
 
+    def of_outputs(self) -> list[Any] | None:
+        """Return the label of each output, as the store writes it; None where not known."""
+        if not self.labels and self.count is None:
+            return None
+        return list(range(self.count or 0)) if self.labels is None else list(self.labels)
+
     @property
     def code_dtype(self) -> np.dtype:
         """The dtype that holds every class index."""

@@ -1,7 +1,7 @@
 """Moments of examples: one pass, and the recipe that scales by what it found."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,22 +13,18 @@ from dbdask.data.sweeps import sweep
 from dbdask.data.windows import NO_WINDOW
 from dbdask.errors import DataError
 
-if TYPE_CHECKING:
-    from dbdask.data.examples import Examples
 
-
-def scalings_of(examples: "Examples", targets: bool | None, per: str, client: Any) -> Recipe:
+def scalings_of(recipe: Recipe, targets: bool | None, per: str, client: Any) -> Recipe:
     """Return the recipe with inputs scaled, and targets as they are to be for the squared loss.
 
     Whether the targets' scaling is for the loss at hand is decided when that is known: before,
     whole numbers may be labels as well as values.
     """
-    recipe = examples.recipe
     if targets:
         recipe = _as_values(recipe)
     measured = _measures_targets(recipe, targets)
     roles = ("inputs", "targets") if measured else ("inputs",)
-    scalings = _measured(examples, roles, per, client)
+    scalings = _measured(recipe, roles, per, client)
     count = len(recipe.inputs.variables)
     scaled = replace(
         recipe, inputs=recipe.inputs.scaled(scalings[:count]), scales_targets=bool(targets)
@@ -38,10 +34,9 @@ def scalings_of(examples: "Examples", targets: bool | None, per: str, client: An
     return replace(scaled, targets=recipe.targets.scaled(scalings[count:] if measured else None))
 
 
-def measured_means(examples: "Examples") -> Recipe:
+def measured_means(recipe: Recipe) -> Recipe:
     """Return the recipe that knows every input's mean, unscaled."""
-    recipe = examples.recipe
-    means = _measured(examples, ("inputs",), "variable", None, applied=False)
+    means = _measured(recipe, ("inputs",), "variable", None, applied=False)
     return replace(recipe, inputs=recipe.inputs.scaled(means))
 
 
@@ -64,16 +59,15 @@ def _measures_targets(recipe: Recipe, wanted: bool | None) -> bool:
 
 
 def _measured(
-    examples: "Examples", roles: tuple[str, ...], per: str, client: Any, applied: bool = True
+    recipe: Recipe, roles: tuple[str, ...], per: str, client: Any, applied: bool = True
 ) -> list[Scaling]:
     """Return the scaling of every variable of the roles, found in one pass."""
-    recipe = examples.recipe
     measure = MeasureMoments(roles, per, recipe.selection.mask)
     variables = [
         (role, v) for role, features in measure.feature_sets(recipe) for v in features.variables
     ]
     found: list[list[Moments]] = [[] for _ in variables]
-    for moments in sweep(_bare(examples), measure, client):
+    for moments in sweep(_bare(recipe), measure, client):
         for mine, one in zip(found, moments, strict=True):
             if one is not None:
                 mine.append(one)
@@ -90,27 +84,26 @@ def _measured(
                 "correct them, or cut them out with .where"
             )
     if recipe.missing == "error" and any(moments.missing for moments in merged):
-        _refuse_missing(examples, client)
+        _refuse_missing(recipe, client)
     return [
         Scaling.of(moments, applied, rounding_of(variable.value_dtype))
         for (_, variable), moments in zip(variables, merged, strict=True)
     ]
 
 
-def _refuse_missing(examples: "Examples", client: Any) -> None:
+def _refuse_missing(recipe: Recipe, client: Any) -> None:
     """Raise as training does if a missing value is one that an example uses.
 
     Windows, cuts and groups decide that, so everything is read once more. The loss, which decides
     whether targets are labels, is not known yet: they are taken as values.
     """
-    for _ in sweep(examples.with_classes(None), read_as_training, client):
+    for _ in sweep(replace(recipe, classes=None), read_as_training, client):
         pass
 
 
-def _bare(examples: "Examples") -> "Examples":
+def _bare(recipe: Recipe) -> Recipe:
     """Return the examples without windows and mask: every selected position is read once."""
-    recipe = examples.recipe
-    bare = replace(
+    return replace(
         recipe,
         inputs=replace(recipe.inputs, window=NO_WINDOW),
         window=NO_WINDOW,
@@ -119,4 +112,3 @@ def _bare(examples: "Examples") -> "Examples":
         missing="drop",
         selection=replace(recipe.selection, mask=None),
     )
-    return examples._of(examples.source, bare)

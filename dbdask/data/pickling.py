@@ -12,23 +12,31 @@ from __future__ import annotations
 import pickle
 import uuid
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import cloudpickle
 
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Absent, Lacking
+from dbdask.data.sources import Source
 from dbdask.data.variables import Variable
-
-if TYPE_CHECKING:
-    from dbdask.data.examples import Examples
-    from dbdask.data.sources import Source
 
 CARRIED_BYTES = 4 * 2**20
 """Pickled bytes of a Dataset in memory, or of its Dask graph, that a pickle carries at most."""
 
-_living: WeakValueDictionary[str, Examples] = WeakValueDictionary()
+
+class Opened(Protocol):
+    """Examples, as this module sees them: where their data are, and which parts of it they are."""
+
+    @property
+    def source(self) -> Source | None: ...
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+
+_living: WeakValueDictionary[str, Opened] = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Parcel:
     reason: str = ""
 
 
-def pack(examples: Examples) -> Parcel:
+def pack(examples: Opened) -> Parcel:
     """Return what a pickle of examples with a source holds."""
     token = uuid.uuid4().hex
     _living[token] = examples
@@ -86,7 +94,7 @@ def unpack(parcel: Parcel) -> tuple[Source | None, Recipe]:
     return None, parcel.recipe
 
 
-def _memory_bytes(examples: Examples) -> int:
+def _memory_bytes(examples: Opened) -> int:
     """Return the bytes of the arrays in memory that a recipe reads."""
     return sum(
         variable.nbytes
@@ -99,7 +107,7 @@ def _too_large(size: int) -> str:
     return f"it takes {size / 2**20:.1f} MiB, and a pickle carries {CARRIED_BYTES >> 20} MiB"
 
 
-def _without_values(examples: Examples, token: str, reason: str) -> Parcel:
+def _without_values(examples: Opened, token: str, reason: str) -> Parcel:
     def marked(variable: Variable) -> Variable:
         if not isinstance(variable.origin, Absent):
             return variable

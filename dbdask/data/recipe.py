@@ -10,6 +10,7 @@ import numpy as np
 
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.labels import Classes
+from dbdask.data.routes import Lacking
 from dbdask.data.selection import CentreRuns, Selection, block_rows, centres
 from dbdask.data.sources import Variable
 from dbdask.data.windows import Window
@@ -167,6 +168,18 @@ class Recipe:
             yield variable, self.box(variable, within, role)
         if self.groups is not None:
             yield self.groups, self.box(self.groups, within, "groups")
+
+    def check_values_are_here(self) -> None:
+        """Raise where the values of a variable stayed in the process that pickled the examples.
+
+        Raises
+        ------
+        RuntimeError
+            It names the variable, why its values did not travel, and the remedy.
+        """
+        for variable in self.variables:
+            if isinstance(variable.origin, Lacking):
+                variable.open()
 
     def worker_side(self) -> "Recipe":
         """Return what travels in a task: small when pickled."""

@@ -9,14 +9,12 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dbdask.data.feed import Reader
+from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Blocks
 from dbdask.errors import WorkerError
-
-if TYPE_CHECKING:
-    from dbdask.data.examples import Examples
 
 BATCH_BYTES = 64 * 2**20
 """Stored bytes of the blocks that one task takes."""
@@ -24,25 +22,24 @@ BATCH_BYTES = 64 * 2**20
 Measure = Callable[[Reader, int, Blocks | None], Any]
 
 
-def sweep(examples: Examples, measure: Measure, client: Any = None) -> Iterator[Any]:
+def sweep(recipe: Recipe, measure: Measure, client: Any = None) -> Iterator[Any]:
     """Yield `measure(reader, block, blocks)` of every block that holds examples, in order."""
-    batches = _batches(examples)
+    batches = _batches(recipe)
     client = client if client is not None else _current_client()
     if client is not None and not hasattr(client, "submit"):
         raise TypeError(f"client must be a dask.distributed.Client, got {client!r}")
     if client is None:
-        with examples.reader(cache_bytes=0, prefetch=False) as reader:
+        with Reader(recipe, cache_bytes=0, prefetch=False) as reader:
             for batch in batches:
                 yield from (measure(reader, block, None) for block in batch)
     else:
         from dbdask.data.block_provider import beside_task
 
         with beside_task():
-            yield from _sweep_on(client, examples, measure, batches)
+            yield from _sweep_on(client, recipe, measure, batches)
 
 
-def _batches(examples: Examples) -> Iterator[tuple[int, ...]]:
-    recipe = examples.recipe
+def _batches(recipe: Recipe) -> Iterator[tuple[int, ...]]:
     batch: list[int] = []
     held = 0.0
     for block in map(int, recipe.block_rows.nonzero()[0]):
@@ -67,18 +64,19 @@ def _current_client() -> Any:
 
 
 def _sweep_on(
-    client: Any, examples: Examples, measure: Measure, batches: Iterable[tuple[int, ...]]
+    client: Any, recipe: Recipe, measure: Measure, batches: Iterable[tuple[int, ...]]
 ) -> Iterator[Any]:
     """Keep two batches for each worker under way; values that cannot be read there are brought."""
     from dbdask.data.block_provider import BlockProvider
 
-    supply = BlockProvider(examples, client)
-    small = examples.worker_side()
+    recipe.check_values_are_here()
+    provider = BlockProvider(recipe, client)
+    small = recipe.worker_side()
     ahead = 2 * max(1, len(client.nthreads()))
     under_way: deque[Any] = deque()
     try:
         for batch in batches:
-            pieces = supply.bring(batch)
+            pieces = provider.bring(batch)
             under_way.append(
                 client.submit(_measure_batch, small, measure, batch, *pieces, pure=False)
             )
@@ -88,7 +86,7 @@ def _sweep_on(
             yield from _first_of(under_way)
     finally:
         client.cancel(list(under_way))
-        supply.close()
+        provider.close()
 
 
 def _first_of(under_way: deque[Any]) -> Any:
@@ -110,10 +108,10 @@ def _first_of(under_way: deque[Any]) -> Any:
 
 
 def _measure_batch(
-    examples: Examples, measure: Measure, batch: tuple[int, ...], *pieces: Any
+    recipe: Recipe, measure: Measure, batch: tuple[int, ...], *pieces: Any
 ) -> list[Any]:
     from dbdask.data.block_provider import gather_blocks
 
     blocks = gather_blocks(pieces)
-    with examples.reader(cache_bytes=0, prefetch=False) as reader:
+    with Reader(recipe, cache_bytes=0, prefetch=False) as reader:
         return [measure(reader, block, blocks) for block in batch]
