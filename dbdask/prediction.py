@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
 from dask._task_spec import Task, TaskRef
+from dask.delayed import delayed
 from dask.highlevelgraph import HighLevelGraph
 
+from dbdask.arrays import Float32Array, Float64Array, FloatArray
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Index, Piece
 from dbdask.data.sources import Source, Variable
@@ -29,7 +30,7 @@ class Predictor:
 
     model: Any
     examples: Any  # as a worker sees them
-    parameters: np.ndarray | VectorReference
+    parameters: Float32Array | VectorReference
     _lock: Any = field(default=None, repr=False)
     _open: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -43,7 +44,7 @@ class Predictor:
         self.__dict__.update(state, _open={})
         self._lock = threading.Lock()
 
-    def opened(self) -> tuple[Any, np.ndarray]:
+    def opened(self) -> tuple[Any, Float32Array]:
         """Return a reader and the flat vector, opened once in this process."""
         with self._lock:
             if not self._open:
@@ -53,7 +54,7 @@ class Predictor:
                 self._open = {"reader": self.examples.reader(prefetch=False), "vector": vector}
             return self._open["reader"], self._open["vector"]
 
-    def outputs(self, number: int, pieces: list[Piece]) -> tuple[Any, np.ndarray]:
+    def outputs(self, number: int, pieces: list[Piece]) -> tuple[Any, FloatArray]:
         """Return where the examples of a block are, and the model's outputs for the valid ones."""
         from dbdask.data.block_provider import gather_blocks
 
@@ -74,7 +75,7 @@ class Meaning:
     name: str
     dtype: Any
     fill: Any
-    convert: Callable[[np.ndarray], np.ndarray]  # outputs (examples, outputs) -> (examples, *extra)
+    convert: Callable[[FloatArray], np.ndarray]  # outputs (examples, outputs) -> (examples, *extra)
     dims: tuple[str, ...] = ()
     shape: tuple[int, ...] = ()
     coords: dict[str, Any] = field(default_factory=dict)
@@ -96,8 +97,8 @@ def predict_array(
 ) -> xr.DataArray:
     """Return the lazy prediction over the whole grid of a recipe's data, which `source` shows."""
     unique = uuid.uuid4().hex
-    shared = dask.delayed(predictor, name=f"dbdask-model-{unique}", traverse=False)
-    shown = dask.delayed(meaning, name=f"dbdask-meaning-{unique}", traverse=False)
+    shared = delayed(predictor, name=f"dbdask-model-{unique}", traverse=False)
+    shown = delayed(meaning, name=f"dbdask-meaning-{unique}", traverse=False)
     name = f"dbdask-predict-{unique}"
     brought = [v for v in recipe.variables if v.needs_blocks]
     needed: list[Any] = [shared, shown, *(a for v in brought if (a := _dask_array(v)) is not None)]
@@ -287,7 +288,7 @@ class TargetUnits:
     """
 
     shapes: tuple[tuple[int, ...], ...]
-    scaling: tuple[np.ndarray, np.ndarray] | None
+    scaling: tuple[Float64Array, Float64Array] | None
 
     def dtype(self, number: int, stored: np.dtype) -> np.dtype:
         """Return the dtype that holds one target variable's values.
@@ -301,7 +302,7 @@ class TargetUnits:
         coarse = np.abs(mean) * np.finfo(np.float32).eps > 1e-3 * deviation
         return np.dtype(np.float64 if wide or coarse.any() else np.float32)
 
-    def values(self, outputs: np.ndarray, number: int) -> np.ndarray:
+    def values(self, outputs: FloatArray, number: int) -> FloatArray:
         """Return one target variable's values: shape (examples, *its shape)."""
         values = outputs.reshape(len(outputs), -1)
         if self.scaling is not None:
@@ -309,7 +310,7 @@ class TargetUnits:
             values = values.astype(np.float64) * deviation.ravel() + mean.ravel()
         return self.part(values, number)
 
-    def part(self, values: np.ndarray, number: int) -> np.ndarray:
+    def part(self, values: FloatArray, number: int) -> FloatArray:
         """Return one target variable's part of values of all targets."""
         count, shape = len(values), self.shapes[number]
         values = values.reshape(count, -1)

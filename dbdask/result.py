@@ -5,11 +5,12 @@ import math
 from itertools import pairwise
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.delayed import delayed
 
+from dbdask.arrays import Float32Array, Float64Array, FloatArray
 from dbdask.data.decoding import exact_array
 from dbdask.data.examples import Examples
 from dbdask.data.feature_sets import FeatureSet
@@ -54,7 +55,7 @@ class Result:
         self,
         model: Any,
         examples: Examples,
-        parameters: np.ndarray | VectorReference,
+        parameters: Float32Array | VectorReference,
         history: History,
         status: Status,
     ) -> None:
@@ -95,7 +96,7 @@ class Result:
             variables[parameter.name] = (parameter.dims, values)
         return xr.Dataset(variables)
 
-    def vector(self) -> np.ndarray:
+    def vector(self) -> Float32Array:
         """Return the flat float32 vector of all parameters."""
         return self._vector.read() if isinstance(self._vector, VectorReference) else self._vector
 
@@ -302,13 +303,14 @@ def _lazy(reference: VectorReference, offset: int, shape: tuple[int, ...]) -> da
     cuts = [*range(0, rows, step), rows]
     pieces = [
         da.from_delayed(
-            dask.delayed(reference.read)(offset + first * width, offset + last * width),
+            delayed(reference.read)(offset + first * width, offset + last * width),
             ((last - first) * width,),
             np.float32,
         ).reshape((last - first, *shape[1:]) if shape else ())
         for first, last in pairwise(cuts)
     ]
-    return da.concatenate(pieces) if shape else pieces[0]
+    whole: da.Array = da.concatenate(pieces) if shape else pieces[0]
+    return whole
 
 
 class _Decode:
@@ -317,7 +319,7 @@ class _Decode:
     def __init__(self, labels: np.ndarray, loss: Any) -> None:
         self.labels, self.loss = labels, loss
 
-    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+    def __call__(self, outputs: FloatArray) -> np.ndarray:
         return self.labels[chosen_classes(outputs, self.loss)]
 
 
@@ -327,14 +329,14 @@ class _Probabilities:
     def __init__(self, loss: Any) -> None:
         self.loss = loss
 
-    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+    def __call__(self, outputs: FloatArray) -> FloatArray:
         return class_probabilities(outputs, self.loss)
 
 
 class _Raw:
     """Outputs as the model gives them."""
 
-    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+    def __call__(self, outputs: FloatArray) -> FloatArray:
         return outputs.reshape(len(outputs), -1)
 
 
@@ -350,7 +352,7 @@ class _InUnits:
     def __init__(self, units: TargetUnits, number: int) -> None:
         self.units, self.number = units, number
 
-    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+    def __call__(self, outputs: FloatArray) -> np.ndarray:
         return self.units.values(outputs, self.number)
 
 
@@ -358,7 +360,7 @@ def _score(
     predictor: Predictor,
     reader: Any,
     portion: Portion,
-    deviation: np.ndarray | float,
+    deviation: Float64Array | float,
     determination: Determination,
 ) -> Score:
     vector = predictor.parameters

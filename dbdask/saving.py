@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import zarr
 
+from dbdask.arrays import Float32Array
 from dbdask.data.examples import Examples
 from dbdask.errors import ResultError
 from dbdask.metrics.history import History
@@ -32,7 +32,7 @@ CHUNK = 2**22  # floats
 class SavedVector(VectorReference):
     """The parameters of a saved result."""
 
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+    def read(self, start: int = 0, stop: int | None = None) -> Float32Array:
         """Read a slice, or the whole vector, float32."""
         with _reading(str(self.path)):
             return self._read(start, stop)
@@ -58,7 +58,7 @@ class Parts:
 
     model: Model
     examples: Examples
-    parameters: np.ndarray | VectorReference
+    parameters: Float32Array | VectorReference
     history: History
     status: Status
 

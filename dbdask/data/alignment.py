@@ -1,7 +1,8 @@
 """Alignment: positions of two arrays are matched by their labels, where both have some."""
 
-import numpy as np
 import pandas as pd
+
+from dbdask.arrays import BoolArray
 
 
 def first_difference(labels: pd.Index, others: pd.Index) -> int | None:
@@ -34,7 +35,7 @@ def same_labels(labels: pd.Index, others: pd.Index) -> bool:
     return len(labels) == len(others) and first_difference(labels, others) is None
 
 
-def put_in_place(values: np.ndarray, axis: int, own: pd.Index, labels: pd.Index) -> np.ndarray:
+def put_in_place(values: BoolArray, axis: int, own: pd.Index, labels: pd.Index) -> BoolArray:
     """Return truth values at `labels` along an axis that has its `own`; False where it lacks one.
 
     Examples
@@ -45,4 +46,5 @@ def put_in_place(values: np.ndarray, axis: int, own: pd.Index, labels: pd.Index)
     found = own.get_indexer(labels)
     shape = [1] * values.ndim
     shape[axis] = -1
-    return values.take(found, axis=axis) & (found >= 0).reshape(shape)
+    moved: BoolArray = values.take(found, axis=axis) & (found >= 0).reshape(shape)
+    return moved

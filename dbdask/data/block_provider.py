@@ -81,7 +81,7 @@ class _Group:
     """The futures of one shuffle group, shared by the portions that are cut from it."""
 
     holders: set[tuple[int, int]]
-    brought: Promise[list[Future]] = field(default_factory=Promise)
+    brought: Promise[list[Future[Piece]]] = field(default_factory=Promise)
 
     def has(self, *states: str) -> bool:
         """Say whether a value is in one of the states; what is under way is in none."""
@@ -112,7 +112,9 @@ class BlockProvider:
         self._lock = Lock()
         self._building = Lock()
 
-    def futures(self, portion: Portion, workers: Sequence[str] | None = None) -> list[Future]:
+    def futures(
+        self, portion: Portion, workers: Sequence[str] | None = None
+    ) -> list[Future[Piece]]:
         """Return the futures that the portion's task takes; none where workers can read.
 
         Asking again for a portion brings its values afresh: a lost worker loses nothing.
@@ -151,7 +153,9 @@ class BlockProvider:
             self._groups.clear()
             self._graphs.clear()
 
-    def bring(self, blocks: Iterable[int], workers: Sequence[str] | None = None) -> list[Future]:
+    def bring(
+        self, blocks: Iterable[int], workers: Sequence[str] | None = None
+    ) -> list[Future[Piece]]:
         """Return futures of what these blocks of the grid need; the caller holds them."""
         held: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Piece] = {}
         wanted: dict[_Graph, dict[tuple[int, ...], None]] = {}
@@ -187,7 +191,7 @@ class BlockProvider:
             self._graphs.clear()
             self._renamed = True
 
-    def _scatter(self, pieces: list[Piece], workers: Sequence[str] | None) -> list[Future]:
+    def _scatter(self, pieces: list[Piece], workers: Sequence[str] | None) -> list[Future[Piece]]:
         if not pieces:
             return []
         # Fresh names: a future of the same values whose worker died must not be found again.
@@ -199,7 +203,7 @@ class BlockProvider:
 
     def _compute(
         self, graph: _Graph, places: list[tuple[int, ...]], workers: Sequence[str] | None
-    ) -> list[Future]:
+    ) -> list[Future[Piece]]:
         tasks, names = graph.tasks(places)
         # The workers are a wish: were they a rule, the death of one would leave its tasks waiting.
         return list(

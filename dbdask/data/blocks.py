@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
 from dbdask.data.gathering import Block, Part
 from dbdask.data.groups import GroupLedger, known_groups, run_starts
 from dbdask.data.missing import MissingValueCheck
@@ -79,7 +80,7 @@ def _within_groups(
     return (*within[:axis], narrowed, *within[axis + 1 :])
 
 
-def _kept(recipe: Recipe, within: tuple[CentreRuns, ...]) -> np.ndarray | None:
+def _kept(recipe: Recipe, within: tuple[CentreRuns, ...]) -> Int64Array | None:
     mask = recipe.selection.mask
     if mask is None:
         return None

@@ -10,7 +10,6 @@ from typing import Any
 
 import numcodecs
 import numpy as np
-import zarr
 from zarr.abc.codec import ArrayBytesCodec, BytesBytesCodec, Codec
 from zarr.codecs import ShardingCodec, VLenBytesCodec, VLenUTF8Codec
 from zarr.core.array_spec import ArraySpec
@@ -18,6 +17,7 @@ from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 
 from dbdask.data.decompression import Oversized, inflate
+from dbdask.data.zarr_arrays import ZarrArray
 
 try:
     from zarr.codecs._v2 import V2Codec
@@ -37,7 +37,7 @@ _UNSAFE = ("pickle", "cloudpickle", "dill")
 _COUNTED = ("vlen-utf8", "vlen-bytes", "vlen-array")
 
 
-def unsafe_codec(array: zarr.Array) -> str:
+def unsafe_codec(array: ZarrArray) -> str:
     """Return the name of a codec of the array that runs code of the store; empty if none does."""
     metadata: Any = array.metadata
     if metadata.zarr_format == 2:
@@ -49,7 +49,7 @@ def unsafe_codec(array: zarr.Array) -> str:
     return next((name for name in names if name.split(".")[-1] in _UNSAFE), "")
 
 
-def bound(array: zarr.Array) -> None:
+def bound(array: ZarrArray) -> None:
     """Let an array that was opened here refuse chunks that hold more than is declared.
 
     Another pipeline than Zarr's own is left as it is.
@@ -65,7 +65,7 @@ def bound(array: zarr.Array) -> None:
     object.__setattr__(inner, "codec_pipeline", BatchedCodecPipeline.from_codecs(bounded))
 
 
-def most_stored_bytes(array: zarr.Array) -> int:
+def most_stored_bytes(array: ZarrArray) -> int:
     """Return the bytes that the stored form of one chunk, or shard, takes at most."""
     shape = array.shards or array.chunks
     declared = chunk_bytes(shape, array.dtype)
@@ -105,7 +105,7 @@ def _numcodec_name(codec: Any) -> str:
     return str(getattr(codec, "codec_id", "")) if codec is not None else ""
 
 
-def _bounded_format_2(codec: Any, array: zarr.Array) -> Codec:
+def _bounded_format_2(codec: Any, array: ZarrArray) -> Codec:
     declared = chunk_bytes(array.chunks, array.dtype)
     if declared is None:
         limit = _text_limit(array.chunks)
@@ -114,7 +114,8 @@ def _bounded_format_2(codec: Any, array: zarr.Array) -> Codec:
     count = math.prod(array.chunks)
     filters = codec.filters and tuple(_Bounded(f, limit, count) for f in codec.filters)
     compressor = codec.compressor and _Bounded(codec.compressor, limit, count)
-    return replace(codec, filters=filters, compressor=compressor)
+    bounded: Codec = replace(codec, filters=filters, compressor=compressor)
+    return bounded
 
 
 @dataclass(frozen=True)

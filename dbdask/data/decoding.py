@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from dbdask.arrays import BoolArray
+
 TEXT = np.dtype("<U1")
 """The dtype that stands for text of any length."""
 
@@ -69,7 +71,7 @@ class Decoding:
         with np.errstate(all="ignore"):
             return self.apply(np.zeros(1, stored))[0].dtype
 
-    def apply(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def apply(self, stored: np.ndarray) -> tuple[np.ndarray, BoolArray | None]:
         """Return the values and the mask of missing ones (None: nothing is missing)."""
         values = self.as_shown(stored)
         self._check_doubtful(stored, values)
@@ -118,7 +120,7 @@ class Decoding:
             return np.where(np.isin(stored, np.array(self.gaps, stored.dtype)), absent, shown)
         return shown
 
-    def _declared(self, values: np.ndarray) -> np.ndarray | None:
+    def _declared(self, values: np.ndarray) -> BoolArray | None:
         if not self.missing:
             return None
         if values.dtype.kind in "iubmM":
@@ -134,7 +136,7 @@ def objects_dtype(values: np.ndarray) -> np.dtype:
     return of_objects(values)[0].dtype if kind in _NUMBERS else OTHER
 
 
-def of_objects(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def of_objects(values: np.ndarray) -> tuple[np.ndarray, BoolArray | None]:
     """Return Python objects as numbers or text where all are, and the mask of missing ones.
 
     Examples
@@ -157,7 +159,7 @@ def of_objects(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 _NUMBERS = ("integer", "boolean", "floating", "mixed-integer-float", "decimal")
 
 
-def _numbers(values: np.ndarray, absent: np.ndarray | None) -> np.ndarray:
+def _numbers(values: np.ndarray, absent: BoolArray | None) -> np.ndarray:
     """Return numbers in the dtype that holds them exactly; objects where there is none."""
     present = values.ravel() if absent is None else values[~absent]
     exact = exact_array(present.tolist())
@@ -199,7 +201,7 @@ def is_exact(integers: np.ndarray) -> bool:
     return not integers.size or (int(integers.max()) <= EXACT and int(integers.min()) >= -EXACT)
 
 
-def _text(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def _text(stored: np.ndarray) -> tuple[np.ndarray, BoolArray | None]:
     """Return text as Python strings: an array of fixed width would cut zeros off at the end."""
     if stored.dtype.kind == "S":
         return np.char.decode(stored, "utf-8").astype(object), None
@@ -210,13 +212,13 @@ def _text(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return _with_none(text, absent), _any(absent)
 
 
-def _with_none(values: np.ndarray, absent: np.ndarray) -> np.ndarray:
+def _with_none(values: np.ndarray, absent: BoolArray) -> np.ndarray:
     found = values.copy()
     found[absent] = None
     return found
 
 
-def _each(values: np.ndarray, absent: np.ndarray | None) -> Any:
+def _each(values: np.ndarray, absent: BoolArray | None) -> Any:
     gaps = np.zeros(values.size, bool) if absent is None else absent.ravel()
     return zip(values.ravel(), gaps, strict=True)
 
@@ -227,11 +229,11 @@ def _as_objects(found: list[Any], shape: tuple[int, ...]) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _either(mask: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+def _either(mask: BoolArray | None, other: BoolArray | None) -> BoolArray | None:
     if mask is None or other is None:
         return other if mask is None else mask
     return mask | other
 
 
-def _any(mask: np.ndarray) -> np.ndarray | None:
+def _any(mask: BoolArray) -> BoolArray | None:
     return mask if mask.any() else None

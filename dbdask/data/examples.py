@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dbdask.arrays import Float64Array
 from dbdask.data.checks import Report, report
 from dbdask.data.description import describe, inputs_on, prepared_like, rebuild
 from dbdask.data.feed import CACHE_BYTES, Reader
@@ -182,7 +183,7 @@ class Examples:
         return None if classes is None else classes.of_outputs()
 
     @property
-    def target_scaling(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def target_scaling(self) -> tuple[Float64Array, Float64Array] | None:
         """Mean and deviation of the targets, of `target_shape`; None where they are not scaled."""
         targets = self.recipe.targets
         return None if targets is None or self.has_labels else targets.flat_scaling

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Float32Array, Float64Array
 from dbdask.data.sources import Variable
 from dbdask.data.standardization import FLOAT32_MAX, Scaling, as_float32
 from dbdask.data.windows import NO_WINDOW, Window
@@ -95,7 +96,7 @@ class FeatureSet:
         return replace(self, scalings=None if scalings is None else tuple(scalings))
 
     @property
-    def flat_scaling(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def flat_scaling(self) -> tuple[Float64Array, Float64Array] | None:
         """Mean and deviation of every element of an example, of `shape`; None: not scaled."""
         if self.scalings is None or not all(scaling.applied for scaling in self.scalings):
             return None
@@ -105,7 +106,7 @@ class FeatureSet:
             return means[0][0], deviations[0][0]
         return self._together(means)[0], self._together(deviations)[0]
 
-    def _spread(self, number: int, numbers: Sequence[float]) -> np.ndarray:
+    def _spread(self, number: int, numbers: Sequence[float]) -> Float64Array:
         shape = self.shapes[number]
         features = shape[len(self.window.shape) :]
         flat = np.broadcast_to(np.array(numbers), math.prod(features)).reshape(features)
@@ -117,7 +118,7 @@ class FeatureSet:
 
     def assemble(
         self, stored: Sequence[np.ndarray], masked: bool = False
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> tuple[Float32Array, BoolArray | None]:
         """Turn gathered stored values into one float32 array of examples.
 
         Parameters
@@ -149,7 +150,7 @@ class FeatureSet:
 
     def _values(
         self, number: int, stored: np.ndarray, masked: bool
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> tuple[Float32Array, BoolArray | None]:
         values, missing = self.variables[number].decode(stored)
         if values.dtype.kind == "O":  # none at all, or numbers that no dtype of NumPy's holds
             values = np.where(missing, np.nan, values) if missing is not None else values
@@ -162,14 +163,14 @@ class FeatureSet:
         values = np.where(missing, scaling.fill if scaling is not None else 0, values)
         return values.astype(np.float32, copy=False).reshape(shape), missing.reshape(shape)
 
-    def limit(self, number: int) -> np.ndarray:
+    def limit(self, number: int) -> Float64Array:
         """Return the magnitude up to which a variable's values can be shown to a model."""
         if self.scalings is None:
             return np.array(FLOAT32_MAX)
         return self.scalings[number].limit
 
 
-def _rounded(values: np.ndarray, scaling: Scaling | None) -> np.ndarray:
+def _rounded(values: np.ndarray, scaling: Scaling | None) -> Float32Array:
     """Return numbers as float32: scaled first, where they are to be."""
     if scaling is None:
         return as_float32(values)

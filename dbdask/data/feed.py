@@ -8,6 +8,7 @@ from threading import Lock
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Float32Array, Int64Array
 from dbdask.data.blocks import read_block
 from dbdask.data.fills import fills_of
 from dbdask.data.first_look import first_look
@@ -42,9 +43,9 @@ class Minibatch:
     """
 
     step: int
-    inputs: np.ndarray
+    inputs: Float32Array
     targets: np.ndarray | None
-    weights: np.ndarray | None
+    weights: Float32Array | None
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class BlockExamples:
         Those that could, in the same order.
     """
 
-    positions: tuple[np.ndarray, ...]
-    valid: np.ndarray
+    positions: tuple[Int64Array, ...]
+    valid: BoolArray
     minibatch: Minibatch
 
 
@@ -149,7 +150,7 @@ class Reader:
         """Return how many examples of a portion are not left out as missing."""
         return len(self._rows(portion, self._gather(portion.blocks, blocks)))
 
-    def _rows(self, portion: Portion, gathered: BlockGroup) -> np.ndarray:
+    def _rows(self, portion: Portion, gathered: BlockGroup) -> Int64Array:
         """Return the portion's rows of its group, in their order, without those left out."""
         if portion.seed:
             order = self._permutation(portion, gathered.rows)
@@ -195,7 +196,7 @@ class Reader:
         """Return a block as it was read."""
         return self._block(block, blocks)
 
-    def _minibatch(self, gathered: BlockGroup, rows: np.ndarray, step: int) -> Minibatch:
+    def _minibatch(self, gathered: BlockGroup, rows: Int64Array, step: int) -> Minibatch:
         recipe = self.recipe
         located = gathered.locate(rows)
         taken = [gathered.take(number, located) for number in range(len(recipe.roles))]
@@ -207,7 +208,7 @@ class Reader:
         if recipe.targets is None:
             return Minibatch(step, inputs, None, weights)
         if recipe.classes is not None:
-            targets = taken[count][:, 0, 0].astype(np.int64)
+            targets: np.ndarray = taken[count][:, 0, 0].astype(np.int64)
             gap = targets == MISSING if gathered.gaps else None
             targets = targets if gap is None else np.where(gap, 0, targets)
         else:
@@ -298,12 +299,12 @@ def _total_bytes(recipe: Recipe) -> int:
     return sum(variable.nbytes for variable in recipe.variables)
 
 
-def _weights(values: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+def _weights(values: np.ndarray, missing: BoolArray | None) -> Float32Array:
     weights = values.astype(np.float32)
     return weights if missing is None else np.where(missing, np.float32(0), weights)
 
 
-def _masked(weights: np.ndarray | None, gap: np.ndarray | None) -> np.ndarray | None:
+def _masked(weights: Float32Array | None, gap: BoolArray | None) -> Float32Array | None:
     """Give missing target elements the weight 0."""
     if gap is None or not gap.any():
         return weights

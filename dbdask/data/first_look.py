@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dbdask.arrays import Float64Array
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.gathering import Block
 from dbdask.data.recipe import Recipe
@@ -29,7 +30,7 @@ def _is_scaled(features: FeatureSet) -> bool:
     return features.scalings is not None and all(scaling.applied for scaling in features.scalings)
 
 
-def _sample(variable: Variable, stored: np.ndarray) -> np.ndarray:
+def _sample(variable: Variable, stored: np.ndarray) -> Float64Array:
     """Return some of the values, from all over the block, in float64."""
     rows = max(1, MOST_VALUES // max(1, stored.shape[1]))
     stored = stored[:: max(1, len(stored) // rows)]

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.missing import missing_group
 from dbdask.data.spans import PIECE, Spans
 from dbdask.data.variables import Variable
 from dbdask.errors import DataError
 
 
-def run_starts(values: np.ndarray) -> np.ndarray:
+def run_starts(values: np.ndarray) -> Int64Array:
     """Return where runs of equal neighbours start.
 
     Examples
@@ -40,7 +41,7 @@ def known_groups(variable: Variable, stored: np.ndarray, begin: int) -> np.ndarr
     return values
 
 
-def starts_of_groups(variable: Variable, selected: Spans) -> np.ndarray:
+def starts_of_groups(variable: Variable, selected: Spans) -> Int64Array:
     """Return the ranks, among selected positions, at which groups start.
 
     The values are read some chunks at a time; of each group one is kept.
@@ -82,7 +83,7 @@ def _selected_groups(variable: Variable, selected: Spans) -> Iterator[tuple[int,
             yield first, _groups_at(variable, stored, chosen.positions())
 
 
-def _groups_at(variable: Variable, stored: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _groups_at(variable: Variable, stored: np.ndarray, positions: Int64Array) -> np.ndarray:
     """Return the groups at some positions; those between them may be missing."""
     chosen = stored[positions - positions[0]]
     values, missing = variable.decode(chosen)
@@ -94,7 +95,7 @@ def _groups_at(variable: Variable, stored: np.ndarray, positions: np.ndarray) ->
 class _Table:
     """The extents of groups, which share no position: by value, and by position."""
 
-    def __init__(self, values: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
+    def __init__(self, values: np.ndarray, first: Int64Array, last: Int64Array) -> None:
         order = np.argsort(first)
         self.first, self.last = first[order], last[order]
         by_value = np.argsort(values[order], kind="stable")
@@ -103,13 +104,13 @@ class _Table:
     def __len__(self) -> int:
         return len(self.values)
 
-    def find(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def find(self, values: np.ndarray) -> tuple[BoolArray, Int64Array]:
         """Return which values are here, and the places of those by position."""
         at = np.minimum(np.searchsorted(self.values, values), len(self) - 1)
         held = self.values[at] == values
         return held, self.place[at[held]]
 
-    def overlapping(self, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def overlapping(self, first: Int64Array, last: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return the first place, and that after the last, that share a position with extents."""
         begin = np.searchsorted(self.last, first, side="left")
         return begin, np.searchsorted(self.first, last, side="right")
@@ -189,7 +190,7 @@ class GroupLedger:
             at = int(order[twice[order[twice + 1].argmin()]])
             raise self._returned(values[at], values[at + 1])
 
-    def _extend(self, values: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
+    def _extend(self, values: np.ndarray, first: Int64Array, last: Int64Array) -> None:
         """Add runs to the extents of their groups."""
         held = [table.find(values) for table in self._tables]
         is_new = np.ones(len(values), bool)
@@ -210,7 +211,7 @@ class GroupLedger:
             self._insert(_Table(values[is_new], begin[is_new], end[is_new]))
 
     def _check_apart(
-        self, table: _Table, known: np.ndarray, values: np.ndarray, begin: Any, end: Any
+        self, table: _Table, known: BoolArray, values: np.ndarray, begin: Any, end: Any
     ) -> None:
         """Raise if an extent shares a position with that of another group."""
         low, high = table.overlapping(begin, end)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.alignment import put_in_place, same_labels
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Mask, Selection, Spans
@@ -52,7 +53,7 @@ def _dim_of(recipe: Recipe, name: str) -> str:
 
 def _found(
     recipe: Recipe, dim: str, wanted: dict[str, Any], method: str | None, tolerance: Any
-) -> np.ndarray:
+) -> Int64Array:
     """Return the positions, among those selected, that xarray finds for labels."""
     selected = recipe.selection.along(dim)
     coordinate = recipe.coordinates[dim]
@@ -92,7 +93,7 @@ def where_selection(recipe: Recipe, mask: xr.DataArray) -> Selection:
     return recipe.selection.masked(Mask.of(dims, _spread(recipe, mask, dims)))
 
 
-def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> np.ndarray:
+def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> BoolArray:
     """Return the mask over whole dimensions: put in place by label, else by position."""
     values = mask.to_numpy()
     for axis, dim in enumerate(dims):
@@ -116,8 +117,8 @@ def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> np.nda
 
 
 def _by_label(
-    recipe: Recipe, mask: xr.DataArray, dim: str, values: np.ndarray, axis: int
-) -> np.ndarray:
+    recipe: Recipe, mask: xr.DataArray, dim: str, values: BoolArray, axis: int
+) -> BoolArray:
     own, labels = mask.indexes[dim], recipe.coordinates[dim].label_index()
     if same_labels(own, labels):
         return values
@@ -156,7 +157,7 @@ def _taken(dim: str, spans: Spans, indexer: Any) -> Spans:
     return spans.take(ranks)
 
 
-def _ranks(dim: str, given: Any, count: int) -> np.ndarray:
+def _ranks(dim: str, given: Any, count: int) -> Int64Array:
     """Return positions as whole numbers from 0, of numbers that may count from the end or flags."""
     indexer = np.asarray(given)
     if indexer.size and indexer.dtype.kind not in "iub":

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dbdask.arrays import BoolArray, Int64Array
+
 MISSING = -1
 UNKNOWN = -2
 
@@ -49,7 +51,7 @@ class Classes:
         is_known = self.labels is not None or self.count is not None
         return np.dtype(np.int32 if is_known else np.int64)
 
-    def encode(self, values: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+    def encode(self, values: np.ndarray, missing: BoolArray | None) -> Int64Array:
         """Return class indices; `MISSING` and `UNKNOWN` where there is none.
 
         Examples
@@ -64,7 +66,7 @@ class Classes:
             codes = self._look_up(values)
         return codes if missing is None else np.where(missing, MISSING, codes)
 
-    def _indices(self, values: np.ndarray) -> np.ndarray:
+    def _indices(self, values: np.ndarray) -> Int64Array:
         top = 2**63 if self.count is None else self.count
         codes = np.full(values.shape, UNKNOWN, np.int64)
         if values.dtype.kind == "f":
@@ -76,14 +78,15 @@ class Classes:
         codes[good] = values[good].astype(np.int64)
         return codes
 
-    def _look_up(self, values: np.ndarray) -> np.ndarray:
+    def _look_up(self, values: np.ndarray) -> Int64Array:
         """Look the different values up as Python objects, which compare without rounding."""
         text = values.dtype.kind in "UST"
         flat = values.astype(object).ravel() if text else values.ravel()
         numbers, different = pd.factorize(flat)
         places = [self._place(value) for value in different.tolist()]
         # Number -1 is what `factorize` gives a missing value: the last place.
-        return np.array([*places, UNKNOWN], np.int64)[numbers].reshape(values.shape)
+        codes: Int64Array = np.array([*places, UNKNOWN], np.int64)[numbers]
+        return codes.reshape(values.shape)
 
     def _place(self, value: Any) -> int:
         if self.labels is not None:
@@ -162,10 +165,10 @@ def _check_labels(labels: tuple[Any, ...]) -> None:
         seen.add(label)
 
 
-def _missing(values: np.ndarray, missing: np.ndarray | None) -> np.ndarray | None:
+def _missing(values: np.ndarray, missing: BoolArray | None) -> BoolArray | None:
     if values.dtype.kind != "f":
         return missing
-    absent = np.isnan(values)
+    absent: BoolArray = np.isnan(values)
     return absent if missing is None else missing | absent
 
 

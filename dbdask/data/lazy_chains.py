@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 from xarray.core import indexing
+
+from dbdask.arrays import BoolArray
+from dbdask.data.zarr_arrays import ZarrArray
 
 Index = tuple[slice, ...]
 Step = Callable[[np.ndarray], np.ndarray]
@@ -36,7 +38,7 @@ class Chain:
         Whether xarray shows zeros as missing because a v2 array is filled with 0 by default.
     """
 
-    array: zarr.Array
+    array: ZarrArray
     start: tuple[int, ...]
     steps: tuple[Step, ...]
     masks_zeros: bool
@@ -114,11 +116,11 @@ def _part(key: Any, shape: tuple[int, ...]) -> Index | None:
     return tuple(slice(*cut.indices(size)[:2]) for cut, size in cuts)
 
 
-def _as_bool(values: np.ndarray) -> np.ndarray:
+def _as_bool(values: np.ndarray) -> BoolArray:
     return values.astype(bool)
 
 
-def _masks_zeros(array: zarr.Array, steps: list[Step]) -> bool:
+def _masks_zeros(array: ZarrArray, steps: list[Step]) -> bool:
     fill = array.fill_value
     if array.metadata.zarr_format != 2 or fill is None or fill:
         return False

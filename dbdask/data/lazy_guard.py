@@ -6,10 +6,10 @@ import copy
 from typing import Any
 
 import xarray as xr
-import zarr
 
 from dbdask.data.lazy_chains import without_cache
 from dbdask.data.locations import Location, locate
+from dbdask.data.zarr_arrays import ZarrArray
 
 
 class ReopenedArray:
@@ -23,7 +23,7 @@ class ReopenedArray:
 
     def __init__(self, location: Location, path: str) -> None:
         self._location, self._path = location, path
-        self._opened: list[zarr.Array] = []
+        self._opened: list[ZarrArray] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ReopenedArray, (self._location, self._path)
@@ -36,7 +36,7 @@ class ReopenedArray:
     def __getitem__(self, key: Any) -> Any:
         return self.opened()[key]
 
-    def opened(self) -> zarr.Array:
+    def opened(self) -> ZarrArray:
         """Return the array."""
         if not self._opened:
             self._opened.append(self._location.open_array(self._path))

@@ -11,6 +11,7 @@ from zarr.core.sync import sync
 
 from dbdask.data.bounded_codecs import unsafe_codec
 from dbdask.data.locations import Location, unsafe_error
+from dbdask.data.zarr_arrays import ZarrArray
 
 LONGEST = 2**63 - 1
 """Positions of a dimension that an index can count."""
@@ -18,7 +19,7 @@ LONGEST = 2**63 - 1
 
 def list_arrays(
     location: Location, group: zarr.Group
-) -> tuple[dict[str, zarr.Array], dict[str, str]]:
+) -> tuple[dict[str, ZarrArray], dict[str, str]]:
     """Return the arrays of a group, and why the others of its arrays cannot be used.
 
     Raises
@@ -43,7 +44,7 @@ def list_arrays(
     return found, refused
 
 
-def _fault(array: zarr.Array, name: str, store: str) -> str:
+def _fault(array: ZarrArray, name: str, store: str) -> str:
     unsafe = unsafe_codec(array)
     if unsafe:
         return unsafe_error(name, store, unsafe)
@@ -57,9 +58,9 @@ def _fault(array: zarr.Array, name: str, store: str) -> str:
 
 def _one_by_one(
     location: Location, group: zarr.Group
-) -> tuple[dict[str, zarr.Array], dict[str, str]]:
+) -> tuple[dict[str, ZarrArray], dict[str, str]]:
     """Open every member by itself, so that one whose metadata are wrong is known by its name."""
-    found: dict[str, zarr.Array] = {}
+    found: dict[str, ZarrArray] = {}
     refused: dict[str, str] = {}
     for name in sync(_names(group.store, group.path)):
         try:

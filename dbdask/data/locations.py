@@ -17,6 +17,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from dbdask.data.bounded_codecs import bound, most_stored_bytes, unsafe_codec
 from dbdask.data.stores import RegularStore, WatchedStore
+from dbdask.data.zarr_arrays import ZarrArray
 from dbdask.errors import DataError
 from dbdask.storage.sealed import local_path
 
@@ -84,7 +85,7 @@ class Location:
                 f"data: {self} cannot be read as a Zarr group: {type(error).__name__}: {error}"
             ) from error
 
-    def open_array(self, path: str) -> zarr.Array:
+    def open_array(self, path: str) -> ZarrArray:
         """Return one array of the store, to read from; `path` is relative to the store's root.
 
         It refuses chunks that hold more than is declared, and notes which are not there.
@@ -120,7 +121,7 @@ def locate(data: str | os.PathLike[str] | Store) -> Location:
     return Location(url=text) if path is None else Location(path=os.path.abspath(path))
 
 
-def _guarded(array: zarr.Array, location: Location) -> zarr.Array:
+def _guarded(array: ZarrArray, location: Location) -> ZarrArray:
     unsafe = unsafe_codec(array)
     if unsafe:
         raise DataError(unsafe_error(array.path, str(location), unsafe))

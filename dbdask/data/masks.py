@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.spans import Spans
 
 TILE = 1 << 18
@@ -24,7 +25,7 @@ class _Tiles:
     packed: tuple[bytes, ...]
 
     @classmethod
-    def of(cls, dims: Sequence[str], values: np.ndarray) -> "_Tiles":
+    def of(cls, dims: Sequence[str], values: BoolArray) -> "_Tiles":
         empty = cls(tuple(dims), values.shape, _tile_of(values.shape), ())
         packed = [_pack(values[box]) for box in empty._boxes()]
         return replace(empty, packed=tuple(packed))
@@ -40,7 +41,7 @@ class _Tiles:
         sides = zip(place, self.tile, self.shape, strict=True)
         return tuple(slice(at * size, min((at + 1) * size, n)) for at, size, n in sides)
 
-    def read(self, box: Sequence[slice]) -> np.ndarray:
+    def read(self, box: Sequence[slice]) -> BoolArray:
         """Return the values in a box."""
         found = np.empty([cut.stop - cut.start for cut in box], bool)
         sides = zip(box, self.tile, strict=True)
@@ -69,7 +70,7 @@ class Mask:
     arrays: tuple[_Tiles, ...]
 
     @classmethod
-    def of(cls, dims: Sequence[str], values: np.ndarray) -> "Mask":
+    def of(cls, dims: Sequence[str], values: BoolArray) -> "Mask":
         """Pack truth values."""
         return cls((_Tiles.of(dims, values),))
 
@@ -86,7 +87,7 @@ class Mask:
             arrays[array.dims] = array if known is None else known.both(array)
         return Mask(tuple(arrays.values()))
 
-    def over(self, dims: Sequence[str], positions: Sequence[np.ndarray]) -> np.ndarray:
+    def over(self, dims: Sequence[str], positions: Sequence[Int64Array]) -> BoolArray:
         """Truth values at the product of `positions`; length 1 along dims that it lacks.
 
         Parameters
@@ -101,7 +102,7 @@ class Mask:
             held &= _over(array, dims, known)
         return held
 
-    def any_over(self, own: Mapping[str, np.ndarray], spared: Mapping[str, Spans]) -> np.ndarray:
+    def any_over(self, own: Mapping[str, Int64Array], spared: Mapping[str, Spans]) -> BoolArray:
         """Say which of the product of `own` positions it holds for any of the `spared` ones.
 
         Parameters
@@ -122,7 +123,7 @@ class Mask:
         return np.broadcast_to(found, [len(at) for at in own.values()])
 
 
-def _over(array: _Tiles, dims: Sequence[str], known: Mapping[str, np.ndarray]) -> np.ndarray:
+def _over(array: _Tiles, dims: Sequence[str], known: Mapping[str, Int64Array]) -> BoolArray:
     """Return an array's values at the product of positions, with an axis for each of `dims`."""
     own = [known[dim] for dim in array.dims]
     order = [array.dims.index(dim) for dim in dims if dim in array.dims]
@@ -144,11 +145,11 @@ def _tile_of(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(tile)
 
 
-def _pack(values: np.ndarray) -> bytes:
+def _pack(values: BoolArray) -> bytes:
     return zlib.compress(np.packbits(values).tobytes(), 1)
 
 
-def _unpack(packed: bytes, shape: Sequence[int]) -> np.ndarray:
+def _unpack(packed: bytes, shape: Sequence[int]) -> BoolArray:
     bits = np.frombuffer(zlib.decompress(packed), np.uint8)
     count = int(np.prod(shape, dtype=np.int64))
     return np.unpackbits(bits, count=count).view(bool).reshape(shape)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.feed import Reader
 from dbdask.data.fills import fills_of
@@ -72,8 +73,8 @@ def _is_first(selected: Spans, cut: slice) -> bool:
 
 
 def _held(
-    recipe: Recipe, mask: Mask | None, own: list[str], positions: dict[str, np.ndarray]
-) -> np.ndarray | None:
+    recipe: Recipe, mask: Mask | None, own: list[str], positions: dict[str, Int64Array]
+) -> BoolArray | None:
     """Return which of the variable's positions the mask keeps for any example."""
     if mask is None:
         return None
@@ -84,8 +85,8 @@ def _held(
 def _moments(
     variable: Variable,
     values: np.ndarray,
-    wanted: tuple[np.ndarray, ...],
-    held: np.ndarray | None,
+    wanted: tuple[Int64Array, ...],
+    held: BoolArray | None,
     per: str,
 ) -> Moments:
     """Measure slab by slab along the first axis."""

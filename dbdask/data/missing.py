@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Float64Array
 from dbdask.data.gathering import Block, BlockGroup
 from dbdask.data.labels import MISSING, UNKNOWN
 from dbdask.data.recipe import Recipe
@@ -69,13 +70,13 @@ class MissingValueCheck:
         left_out = bad if self.block.cut is None else bad | self.block.cut
         self.block.valid = None if not left_out.any() else ~left_out
 
-    def _note_place(self, number: int, missing: np.ndarray) -> None:
+    def _note_place(self, number: int, missing: BoolArray) -> None:
         if self.block.bad_place:
             return
         remedy = zeros_remedy(self.recipe.roles[number][1])
         self.block.bad_place = self._name_first(number, missing)[0] + remedy
 
-    def _cut_windows(self) -> np.ndarray | None:
+    def _cut_windows(self) -> BoolArray | None:
         """Say of each row whether its window leaves its group; None where none is dropped."""
         recipe = self.recipe
         if recipe.edges != "drop" or recipe.groups is None or not recipe.window.spans:
@@ -87,7 +88,7 @@ class MissingValueCheck:
 
     def _inspect(
         self, number: int, role: str, variable: Variable
-    ) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+    ) -> tuple[BoolArray | None, BoolArray | None, str]:
         """Return which positions are missing, which are wrong, and the rule they break."""
         values = self.block.parts[number].values
         if role == "targets" and self.recipe.classes is not None:
@@ -100,7 +101,7 @@ class MissingValueCheck:
         limit = self._limit(number, role)
         return (*_scan(variable, values, limit, signed=role != "weights"), rule)
 
-    def _limit(self, number: int, role: str) -> np.ndarray:
+    def _limit(self, number: int, role: str) -> Float64Array:
         """Return the magnitude up to which a variable's values can be shown to a model."""
         recipe = self.recipe
         if role == "inputs":
@@ -109,7 +110,7 @@ class MissingValueCheck:
             return recipe.targets.limit(number - len(recipe.inputs.variables))
         return np.array(FLOAT32_MAX)
 
-    def _rows_using(self, number: int, flags: np.ndarray) -> np.ndarray:
+    def _rows_using(self, number: int, flags: BoolArray) -> BoolArray:
         """Say of each row that is not cut whether it uses a flagged position."""
         alone = self._alone
         using = np.zeros(alone.rows, bool)
@@ -118,13 +119,13 @@ class MissingValueCheck:
             using[rows] = flags[alone.index(number, alone.locate(rows))].any(axis=1)
         return using if self.block.cut is None else using & ~self.block.cut
 
-    def _refuse(self, number: int, flags: np.ndarray, rule: str) -> None:
+    def _refuse(self, number: int, flags: BoolArray, rule: str) -> None:
         """Raise if a row uses a flagged position; name the first."""
         place, label = self._name_first(number, flags)
         if place:
             raise DataError(f"{place}{label} {rule}")
 
-    def _name_first(self, number: int, flags: np.ndarray) -> tuple[str, str]:
+    def _name_first(self, number: int, flags: BoolArray) -> tuple[str, str]:
         """Name argument, variable and coordinates of the first flagged position in use.
 
         What a message says of the label there is apart; both are empty where there is none.
@@ -178,8 +179,8 @@ def missing_group(groups: Variable, position: int) -> DataError:
 
 
 def _scan(
-    variable: Variable, values: np.ndarray, limit: np.ndarray, signed: bool
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+    variable: Variable, values: np.ndarray, limit: Float64Array, signed: bool
+) -> tuple[BoolArray | None, BoolArray | None]:
     """Decode slab by slab; return positions with missing, and with wrong, values."""
     missing, wrong = np.zeros((2, len(values)), bool)
     step = max(1, SLAB_VALUES // max(values.shape[1], 1))
@@ -197,14 +198,15 @@ def _scan(
     return _any(missing), _any(wrong)
 
 
-def _too_large(values: np.ndarray, limit: np.ndarray) -> np.ndarray | None:
+def _too_large(values: np.ndarray, limit: Float64Array) -> BoolArray | None:
     """Say which values are infinite as float32, scaled where they are to be; None: none is."""
     bound = limit.min()
     if -bound <= values.min() and values.max() <= bound:  # neither, where there are NaN
         return None
     with np.errstate(invalid="ignore"):
-        return np.abs(values) > limit
+        large: BoolArray = np.abs(values) > limit
+        return large
 
 
-def _any(flags: np.ndarray) -> np.ndarray | None:
+def _any(flags: BoolArray) -> BoolArray | None:
     return flags if flags.any() else None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.extensions import ExtensionDtype
 
 from dbdask.data.decoding import is_exact
 
@@ -30,11 +31,12 @@ def numpy_dtype(array: Any) -> np.dtype:
     if isinstance(array, pd.Categorical):
         categories = np.asarray(to_numpy(array.categories.array))
         return _beside(categories.dtype, categories, bool((array.codes < 0).any()))
-    dtype: Any = array.dtype
+    dtype: np.dtype | ExtensionDtype = array.dtype
     if isinstance(dtype, np.dtype):
         return dtype
     if isinstance(dtype, pd.SparseDtype):
-        return np.dtype(dtype.subtype)
+        held: np.dtype = np.dtype(dtype.subtype)
+        return held
     plain = getattr(dtype, "numpy_dtype", None)
     if not isinstance(plain, np.dtype) or plain.kind not in "iufb":
         return OBJECT

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-
+from dbdask.arrays import Int64Array
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.labels import Classes
 from dbdask.data.routes import Lacking
@@ -111,7 +110,7 @@ class Recipe:
         return centres(self.selection, self.window, self.edges)
 
     @cached_property
-    def block_rows(self) -> np.ndarray:
+    def block_rows(self) -> Int64Array:
         """Examples in every block, before any is left out for its values."""
         return block_rows(self.grid, self.centres, self.selection.mask)
 

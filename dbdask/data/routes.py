@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import xarray as xr
-import zarr
 from pandas.api.extensions import ExtensionArray
 from xarray.core import indexing
 
@@ -24,6 +23,7 @@ from dbdask.data.locations import Location
 from dbdask.data.pandas_arrays import OBJECT, numpy_dtype, to_numpy
 from dbdask.data.read_errors import read_error
 from dbdask.data.stores import Vanished, WatchedStore
+from dbdask.data.zarr_arrays import ZarrArray
 from dbdask.errors import DataError
 
 Index = tuple[slice, ...]
@@ -56,7 +56,7 @@ class Stored:
     path: str
     start: tuple[int, ...] = ()
     route: str = "store"
-    _opened: list[zarr.Array] = field(default_factory=list, repr=False, compare=False)
+    _opened: list[ZarrArray] = field(default_factory=list, repr=False, compare=False)
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self.location, self.path, self.start, self.route
@@ -66,7 +66,7 @@ class Stored:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_opened", [])
 
-    def array(self) -> zarr.Array:
+    def array(self) -> ZarrArray:
         # Two threads that come at once open it twice, which harms nothing.
         if not self._opened:
             self._opened.append(self.location.open_array(self.path))

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
 from dbdask.data.masks import Mask
 from dbdask.data.spans import PIECE, Spans, joined
 from dbdask.data.windows import Window
@@ -51,9 +52,9 @@ class Selection:
 class Centres:
     """Centres of windows along one dimension, and the positions that each may see."""
 
-    positions: np.ndarray
-    low: np.ndarray  # first position that it may see
-    high: np.ndarray  # position after the last
+    positions: Int64Array
+    low: Int64Array  # first position that it may see
+    high: Int64Array  # position after the last
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +62,8 @@ class CentreRuns:
     """The centres of windows along one dimension as runs, and what those of each run may see."""
 
     runs: Spans
-    low: np.ndarray
-    high: np.ndarray
+    low: Int64Array
+    high: Int64Array
 
     @property
     def count(self) -> int:
@@ -70,7 +71,7 @@ class CentreRuns:
         return self.runs.count
 
     @cached_property
-    def positions(self) -> np.ndarray:
+    def positions(self) -> Int64Array:
         """Every centre's position: for the centres of one block."""
         return self.runs.positions()
 
@@ -80,7 +81,7 @@ class CentreRuns:
         spans, runs = self.runs.part_with_runs(first, last)
         return CentreRuns(spans, self.low[runs], self.high[runs])
 
-    def at(self, ranks: np.ndarray) -> Centres:
+    def at(self, ranks: Int64Array) -> Centres:
         """Return the centres at ranks."""
         run = self.runs.run_at(ranks)
         return Centres(self.runs.inside(run, ranks), self.low[run], self.high[run])
@@ -92,7 +93,7 @@ class CentreRuns:
         begin, end = np.clip(at, self.low[ends], self.high[ends] - 1).tolist()
         return begin, end + 1
 
-    def kept_within(self, starts: np.ndarray, low: np.ndarray, high: np.ndarray) -> "CentreRuns":
+    def kept_within(self, starts: Int64Array, low: Int64Array, high: Int64Array) -> "CentreRuns":
         """Narrow what centres may see to groups.
 
         Parameters
@@ -136,12 +137,12 @@ def centres(selection: Selection, window: Window, edges: str) -> tuple[CentreRun
     return tuple(found)
 
 
-def bounds_of_blocks(grid: Grid, along: Sequence[CentreRuns]) -> list[np.ndarray]:
+def bounds_of_blocks(grid: Grid, along: Sequence[CentreRuns]) -> list[Int64Array]:
     """Return, per dimension, the rank of the first centre of every block, and their number."""
     return [c.runs.rank(n.edges) for c, n in zip(along, grid.lengths, strict=True)]
 
 
-def block_rows(grid: Grid, along: Sequence[CentreRuns], mask: Mask | None) -> np.ndarray:
+def block_rows(grid: Grid, along: Sequence[CentreRuns], mask: Mask | None) -> Int64Array:
     """Return the number of examples in every block of the grid."""
     bounds = bounds_of_blocks(grid, along)
     counts = [np.diff(bound) for bound in bounds]
@@ -157,8 +158,8 @@ def block_rows(grid: Grid, along: Sequence[CentreRuns], mask: Mask | None) -> np
 
 
 def _kept_rows(
-    grid: Grid, along: Sequence[CentreRuns], mask: Mask, bounds: Sequence[np.ndarray]
-) -> np.ndarray:
+    grid: Grid, along: Sequence[CentreRuns], mask: Mask, bounds: Sequence[Int64Array]
+) -> Int64Array:
     """Count what the mask keeps in every block of its own dimensions, some blocks at a time."""
     dims = [axis for axis, dim in enumerate(grid.dims) if dim in mask.dims]
     shape = [n if axis in dims else 1 for axis, n in enumerate(grid.shape)]
@@ -189,7 +190,7 @@ def _batches(grid: Grid, dims: Sequence[int]) -> Iterator[tuple[slice, ...]]:
     return itertools.product(*cuts)
 
 
-def _outer(counts: Sequence[np.ndarray]) -> np.ndarray:
+def _outer(counts: Sequence[Int64Array]) -> Int64Array:
     product = np.ones((), np.int64)
     for count in counts:
         product = np.multiply.outer(product, count)

@@ -45,7 +45,6 @@ from typing import Any, Literal
 
 import pandas as pd
 import xarray as xr
-import zarr
 from zarr.abc.store import Store
 
 from dbdask.data.alignment import first_difference
@@ -53,6 +52,7 @@ from dbdask.data.listing import list_arrays
 from dbdask.data.locations import Location, locate
 from dbdask.data.routes import Blocks, Piece
 from dbdask.data.variables import Variable, variable_of_array, variable_of_zarr
+from dbdask.data.zarr_arrays import ZarrArray
 
 __all__ = ["Blocks", "Piece", "Source", "Variable", "open_source"]
 
@@ -146,12 +146,13 @@ class Source:
             raise RuntimeError("the Dataset stayed with the client; only its variables travel")
         group = self._location.open_group()
         consolidated = group.metadata.consolidated_metadata is not None
-        return xr.open_zarr(
+        opened: xr.Dataset = xr.open_zarr(
             group.store,
             chunks=None,
             consolidated=consolidated,
             drop_variables=sorted({*self._unnamed, *self._refused}),
         )
+        return opened
 
     def coordinates(self) -> xr.Dataset:
         """Return the coordinates alone: as xarray opens them, or as this source reads them.
@@ -291,7 +292,7 @@ def _labels(dataset: xr.Dataset, name: Any) -> xr.Coordinates:
     return xr.Coordinates({other: dataset.variables[other] for other in names}, indexes)
 
 
-def _dims(array: zarr.Array) -> tuple[str, ...] | None:
+def _dims(array: ZarrArray) -> tuple[str, ...] | None:
     """Return the dimension names of an array; None where it has not one for each axis."""
     if array.metadata.zarr_format == 3:
         names: Any = array.metadata.dimension_names

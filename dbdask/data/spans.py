@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Int64Array
+
 PIECE = 1 << 20
 """Positions that are looked at together, where all of them have to be."""
 
@@ -31,9 +33,9 @@ class Spans:
     Spans([(3, 4), (10, 12)])
     """
 
-    starts: np.ndarray
-    stops: np.ndarray
-    steps: np.ndarray
+    starts: Int64Array
+    stops: Int64Array
+    steps: Int64Array
 
     @classmethod
     def of(cls, runs: Iterable[tuple[int, int]]) -> "Spans":
@@ -64,16 +66,16 @@ class Spans:
         ]
         return f"Spans({shown}{f' and {len(self) - 4} more' if len(self) > 4 else ''})"
 
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _arrays(self) -> tuple[Int64Array, Int64Array, Int64Array]:
         return self.starts, self.stops, self.steps
 
     @cached_property
-    def ends(self) -> np.ndarray:
+    def ends(self) -> Int64Array:
         """Rank after the last position of every run."""
         return np.cumsum((self.stops - self.starts - 1) // self.steps + 1)
 
     @cached_property
-    def offsets(self) -> np.ndarray:
+    def offsets(self) -> Int64Array:
         """Rank of the first position of every run."""
         return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])[: len(self)]
 
@@ -82,28 +84,28 @@ class Spans:
         """Positions in all."""
         return int(self.ends[-1]) if len(self) else 0
 
-    def run_at(self, ranks: np.ndarray) -> np.ndarray:
+    def run_at(self, ranks: Int64Array) -> Int64Array:
         """Return the run that holds each rank."""
         return np.searchsorted(self.ends, ranks, side="right")
 
-    def at(self, ranks: np.ndarray) -> np.ndarray:
+    def at(self, ranks: Int64Array) -> Int64Array:
         """Return the positions at ranks."""
         return self.inside(self.run_at(ranks), ranks)
 
-    def inside(self, run: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    def inside(self, run: Int64Array, ranks: Int64Array) -> Int64Array:
         """Return the positions at ranks, of which the runs are known."""
         return self.starts[run] + self.steps[run] * (ranks - self.offsets[run])
 
-    def positions(self, first: int = 0, last: int | None = None) -> np.ndarray:
+    def positions(self, first: int = 0, last: int | None = None) -> Int64Array:
         """Return the positions at the ranks from `first` to before `last`."""
         return self.at(np.arange(first, self.count if last is None else last))
 
-    def pieces(self, size: int = PIECE) -> Iterator[tuple[int, np.ndarray]]:
+    def pieces(self, size: int = PIECE) -> Iterator[tuple[int, Int64Array]]:
         """Yield all positions, a piece at a time, each with the rank of its first."""
         for first in range(0, self.count, size):
             yield first, self.positions(first, min(first + size, self.count))
 
-    def rank(self, positions: Any) -> np.ndarray:
+    def rank(self, positions: Any) -> Int64Array:
         """Return how many positions of the spans are before each of `positions`."""
         given = np.asarray(positions, np.int64)
         if not len(self):
@@ -145,7 +147,7 @@ class Spans:
         starts, stops, steps = starts[held], cut.stops[held], steps[held]
         return Spans(starts, starts + (stops - starts - 1) // steps * steps + 1, steps)
 
-    def cut_at(self, ranks: np.ndarray) -> tuple["Spans", np.ndarray]:
+    def cut_at(self, ranks: Int64Array) -> tuple["Spans", Int64Array]:
         """Return the same positions in runs that end at ranks too, and the run each was part of."""
         if not len(self):
             return self, np.zeros(0, np.int64)
@@ -154,14 +156,14 @@ class Spans:
         starts = self.inside(run, edges[:-1])
         return Spans(starts, self.inside(run, edges[1:] - 1) + 1, self.steps[run]), run
 
-    def pick(self, first: np.ndarray, last: np.ndarray) -> "Spans":
+    def pick(self, first: Int64Array, last: Int64Array) -> "Spans":
         """Return the positions whose ranks are in any of the slices, which ascend."""
         whole, _ = self.cut_at(np.concatenate([first, last]))
         begun, ended = (np.searchsorted(at, whole.offsets, side="right") for at in (first, last))
         held = begun > ended
         return Spans(*(array[held] for array in whole._arrays()))
 
-    def take(self, ranks: np.ndarray) -> "Spans":
+    def take(self, ranks: Int64Array) -> "Spans":
         """Return the positions at ranks, which ascend; what was cut apart stays so."""
         if not len(ranks):
             return Spans.of([])
@@ -180,6 +182,7 @@ def joined(several: Iterable[Spans]) -> Spans:
     return Spans(starts, stops, steps)
 
 
-def distinct(ascending: np.ndarray) -> np.ndarray:
+def distinct(ascending: Int64Array) -> Int64Array:
     """Return each of some numbers once; NumPy's own `unique` is far slower than this."""
-    return ascending[np.diff(ascending, prepend=ascending[:1] - 1) != 0]
+    is_new: BoolArray = np.diff(ascending, prepend=ascending[:1] - 1) != 0
+    return ascending[is_new]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.groups import starts_of_groups
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection, Spans
@@ -81,7 +82,7 @@ def drawn_parts(recipe: Recipe, fractions: Sequence[float], seed: int) -> list[S
     return [recipe.selection.with_spans(dim, part) for part in parts]
 
 
-def _owned(selected: Spans, pieces: np.ndarray, owned: np.ndarray) -> Spans:
+def _owned(selected: Spans, pieces: Int64Array, owned: BoolArray) -> Spans:
     """Return the pieces that a part owns; neighbours are not cut apart."""
     changes = np.flatnonzero(np.diff(np.concatenate([[False], owned, [False]]).astype(np.int8)))
     return selected.pick(pieces[changes[::2]], pieces[changes[1::2]])
@@ -100,7 +101,7 @@ def recipe_of_part(recipe: Recipe, selection: Selection, fraction: float) -> Rec
     return part
 
 
-def _piece_starts(recipe: Recipe, dim: str, selected: Spans) -> np.ndarray:
+def _piece_starts(recipe: Recipe, dim: str, selected: Spans) -> Int64Array:
     """Return where, in the selected positions, whole chunks or their pieces start."""
     edges = recipe.grid.lengths[recipe.along.index(dim)].edges
     parts = -(-LEAST_PIECES // (len(edges) - 1))
@@ -109,7 +110,7 @@ def _piece_starts(recipe: Recipe, dim: str, selected: Spans) -> np.ndarray:
     return starts[starts < selected.count]
 
 
-def _draw(rows: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
+def _draw(rows: Int64Array, fractions: Sequence[float], seed: int) -> Int64Array:
     """Deal pieces out in a drawn order; -1 where a piece is in no part."""
     order = np.random.default_rng(seed).permutation(len(rows))
     middles = np.cumsum(rows[order]) - rows[order] / 2

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Float32Array, Float64Array, Int64Array
+
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 NEGLIGIBLE = 3e-8
@@ -39,9 +41,9 @@ class Moments:
     (3.0, 14.0)
     """
 
-    count: np.ndarray
-    mean: np.ndarray
-    squares: np.ndarray
+    count: Int64Array
+    mean: Float64Array
+    squares: Float64Array
     missing: int = 0
 
     @classmethod
@@ -70,7 +72,7 @@ class Moments:
         return Moments(count, self.mean + step * part, squares, self.missing + other.missing)
 
 
-def _first(values: np.ndarray, good: np.ndarray, axis: int | None) -> np.ndarray:
+def _first(values: Float64Array, good: BoolArray, axis: int | None) -> Float64Array:
     """Return the first value that is not missing, of all or of each column; 0 where none is."""
     if not values.size:
         return np.zeros(() if axis is None else values.shape[1:])
@@ -119,11 +121,11 @@ class Scaling:
         return cls(tuple(mean.tolist()), tuple(deviation.tolist()), applied)
 
     @cached_property
-    def _exact(self) -> tuple[np.ndarray, np.ndarray]:
+    def _exact(self) -> tuple[Float64Array, Float64Array]:
         return np.array(self.mean), 1 / np.array(self.deviation)
 
     @cached_property
-    def _single(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray] | None:
+    def _single(self) -> tuple[Float32Array, Float32Array | None, Float32Array] | None:
         """Mean, what float32 rounds off of it if that counts, and factor; None: float32 fails."""
         mean, factor = self._exact
         with np.errstate(over="ignore", under="ignore"):
@@ -137,19 +139,21 @@ class Scaling:
         return near, rest.astype(np.float32) if counts else None, times
 
     @property
-    def fill(self) -> np.ndarray:
+    def fill(self) -> Float32Array:
         """What stands for a missing element: the mean, scaled where the values are."""
         return np.zeros(len(self.mean), np.float32) if self.applied else as_float32(self._exact[0])
 
     @cached_property
-    def limit(self) -> np.ndarray:
+    def limit(self) -> Float64Array:
         """The magnitude up to which a value, scaled, is a float32 value."""
         if not self.applied:
             return np.array(FLOAT32_MAX)
         with np.errstate(over="ignore"):
-            return FLOAT32_MAX * np.array(self.deviation) - np.abs(np.array(self.mean))
+            largest: Float64Array = FLOAT32_MAX * np.array(self.deviation)
+            largest = largest - np.abs(np.array(self.mean))
+        return largest
 
-    def apply(self, values: np.ndarray, fresh: bool = False) -> np.ndarray:
+    def apply(self, values: np.ndarray, fresh: bool = False) -> Float32Array:
         """Return numbers, whose last axis is the features, scaled and rounded to float32.
 
         The mean is taken off before anything is rounded. Float32 values that are `fresh` are
@@ -168,12 +172,13 @@ class Scaling:
             np.subtract(out, rest, out=out)
         return np.multiply(out, factor, out=out)
 
-    def _apply_exactly(self, values: np.ndarray) -> np.ndarray:
+    def _apply_exactly(self, values: np.ndarray) -> Float32Array:
         mean, factor = self._exact
         with np.errstate(over="ignore", invalid="ignore"):
             shifted = np.subtract(values, mean, dtype=np.float64)
             out = np.empty(values.shape, np.float32)
-            return np.multiply(shifted, factor, out=out, casting="same_kind")
+            np.multiply(shifted, factor, out=out, casting="same_kind")
+        return out
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -189,7 +194,7 @@ class Scaling:
         return cls(tuple(table["mean"]), tuple(table["deviation"]), table["applied"])
 
 
-def as_float32(values: np.ndarray) -> np.ndarray:
+def as_float32(values: np.ndarray) -> Float32Array:
     """Return numbers as float32, rounded; infinite where they are too large."""
     with np.errstate(over="ignore"):
         return values.astype(np.float32, copy=False)

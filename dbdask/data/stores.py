@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
@@ -20,6 +19,8 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore, WrapperStore
+
+from dbdask.data.zarr_arrays import ZarrArray
 
 METADATA_BYTES = 128 * 2**20
 """Bytes of a file that is no chunk: metadata of 100,000 variables fit."""
@@ -119,7 +120,7 @@ class WatchedStore(WrapperStore[Store]):
         self._seen = np.zeros(0, np.uint8)
         self._last_seen = ""
 
-    def watch(self, array: zarr.Array) -> None:
+    def watch(self, array: ZarrArray) -> None:
         """Note the chunks of this array from now on."""
         shape = array.shards or array.chunks
         grid = tuple(-(-n // c) for n, c in zip(array.shape, shape, strict=True))

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-import zarr
 
+from dbdask.arrays import BoolArray
 from dbdask.data.declared import decode_declared
 from dbdask.data.decoding import OTHER, TEXT, Decoding, Undecided, objects_dtype
 from dbdask.data.lazy_chains import Chain, proven_chain, shows_zeros_as_missing
@@ -33,6 +33,7 @@ from dbdask.data.routes import (
     assemble,
     origin_of,
 )
+from dbdask.data.zarr_arrays import ZarrArray
 from dbdask.errors import DataError
 from dbdask.schedule.lengths import Lengths
 
@@ -167,7 +168,7 @@ class Variable:
         except MemoryError as error:
             raise DataError(too_large(self.name, nbytes, self.lengths, str(error))) from error
 
-    def decode(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def decode(self, stored: np.ndarray) -> tuple[np.ndarray, BoolArray | None]:
         """Return values and the mask of missing ones (None: nothing is missing).
 
         Values come in the dtype that holds them exactly: numbers as xarray shows them, but that
@@ -226,7 +227,7 @@ class Variable:
 
 
 def variable_of_zarr(
-    location: Location, array: zarr.Array, dims: tuple[str, ...], name: str
+    location: Location, array: ZarrArray, dims: tuple[str, ...], name: str
 ) -> Variable:
     """Return the variable that a Zarr array is: what the store declares of it."""
     attrs = dict(array.attrs)

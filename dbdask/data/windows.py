@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
+
 
 @dataclass(frozen=True)
 class Window:
@@ -40,7 +42,7 @@ class Window:
         """First and last offset along a dimension; (0, 0) where there is no window."""
         return next(((first, last) for name, first, last in self.spans if name == dim), (0, 0))
 
-    def offsets(self, dim: str) -> np.ndarray:
+    def offsets(self, dim: str) -> Int64Array:
         """Offset along `dim` of every position of the flattened window."""
         axis = self.dims.index(dim)
         first, last = self.reach(dim)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dbdask.arrays import Float64Array
 from dbdask.schedule.left_out import LeftOut
 
 COORDINATES = ("seconds", "epoch", "step", "examples")
@@ -169,7 +170,7 @@ def _pack(records: list[Record]) -> dict[str, Any]:
     return {"names": list(NAMES), "kinds": "".join(kinds), "data": data}
 
 
-def _known(column: np.ndarray) -> np.ndarray:
+def _known(column: np.ndarray) -> Float64Array:
     return np.where(np.isfinite(column), column, np.nan).astype("<f8")
 
 

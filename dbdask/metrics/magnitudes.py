@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dbdask.arrays import Float64Array
+
 LARGE = 25.0
 """Inputs whose root mean square is above this hinder training: Kelvin and pixels up to 255 do,
 logarithms of energies and standard scores do not."""
@@ -49,7 +51,7 @@ class Magnitude:
     rounding: float
 
     @classmethod
-    def of(cls, role: str, name: str, values: np.ndarray) -> "Magnitude":
+    def of(cls, role: str, name: str, values: Float64Array) -> "Magnitude":
         """Measure float64 values, of which those that are not finite do not count."""
         good = values[np.isfinite(values)]
         if not good.size:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import Float32Array, Float64Array, FloatArray, Int64Array
 from dbdask.errors import DataError
 from dbdask.models.evaluation import loss_of_minibatch
 from dbdask.users_code import UsersCode
@@ -63,7 +64,7 @@ class Determination:
         self.spread: Any = 0.0  # weighted sum of squared deviations from the centre
         self.squared_error: Any = 0.0
 
-    def add(self, errors: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+    def add(self, errors: Float64Array, targets: Float64Array, weights: Float64Array) -> None:
         """Add examples, all arrays (examples, elements): Chan, Golub and LeVeque (1983)."""
         weight = weights.sum(axis=0)
         total = self.weight + weight
@@ -92,7 +93,7 @@ def means_classes(loss: Any, outputs: int) -> bool:
     return loss in CLASS_LOSSES or (loss != "squared" and outputs > 1)
 
 
-def class_probabilities(outputs: np.ndarray, loss: Any) -> np.ndarray:
+def class_probabilities(outputs: FloatArray, loss: Any) -> FloatArray:
     """Return (examples, classes): the outputs; a single logistic one is that of the second class.
 
     Examples
@@ -109,17 +110,18 @@ def class_probabilities(outputs: np.ndarray, loss: Any) -> np.ndarray:
     return np.concatenate([1 - flat, flat], axis=1) if two else flat
 
 
-def chosen_classes(outputs: np.ndarray, loss: Any) -> np.ndarray:
+def chosen_classes(outputs: FloatArray, loss: Any) -> Int64Array:
     """Return the class that is most probable for each example."""
-    return class_probabilities(outputs, loss).argmax(axis=1)
+    chosen: Int64Array = class_probabilities(outputs, loss).argmax(axis=1)
+    return chosen
 
 
 def score_minibatch(
     model: Any,
-    parameters: np.ndarray,
+    parameters: Float32Array,
     batch: Any,
-    scratch: np.ndarray,
-    deviation: float | np.ndarray = 1.0,
+    scratch: Float32Array,
+    deviation: float | Float64Array = 1.0,
     determination: Determination | None = None,
 ) -> Score:
     """Score one minibatch.

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
+
 BLOCK = 65_536  # numbers that are drawn at once
 
 Stream = tuple[int, ...]
 """What tells the numbers of one parameter from those of all others: the seed, and its place."""
 
-Draw = Callable[[Stream, int, int], np.ndarray]
+Draw = Callable[[Stream, int, int], Float32Array]
 """Returns elements `start` to `stop` of a parameter, shape (stop - start,), for a stream."""
 
 
@@ -27,7 +29,7 @@ class Constant:
 
     value: float = 0.0
 
-    def __call__(self, stream: Stream, start: int, stop: int) -> np.ndarray:
+    def __call__(self, stream: Stream, start: int, stop: int) -> Float32Array:
         return np.full(stop - start, self.value, np.float32)
 
 
@@ -44,7 +46,7 @@ class Uniform:
 
     limit: float
 
-    def __call__(self, stream: Stream, start: int, stop: int) -> np.ndarray:
+    def __call__(self, stream: Stream, start: int, stop: int) -> Float32Array:
         numbers = _in_blocks(lambda rng: rng.random(BLOCK, np.float32), stream, start, stop)
         return (2 * numbers - 1) * np.float32(self.limit)
 
@@ -55,7 +57,7 @@ class Normal:
 
     deviation: float
 
-    def __call__(self, stream: Stream, start: int, stop: int) -> np.ndarray:
+    def __call__(self, stream: Stream, start: int, stop: int) -> Float32Array:
         numbers = _in_blocks(
             lambda rng: rng.standard_normal(BLOCK, np.float32), stream, start, stop
         )
@@ -63,8 +65,8 @@ class Normal:
 
 
 def _in_blocks(
-    draw: Callable[[np.random.Generator], np.ndarray], stream: Stream, start: int, stop: int
-) -> np.ndarray:
+    draw: Callable[[np.random.Generator], Float32Array], stream: Stream, start: int, stop: int
+) -> Float32Array:
     """Elements `start` to `stop` of a stream of numbers, float32, which is drawn in blocks."""
     values = np.empty(stop - start, np.float32)
     for block in range(start // BLOCK, math.ceil(stop / BLOCK)):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.errors import ModelError
 from dbdask.models.layout import Layout, as_layout
 from dbdask.models.model import as_loss
@@ -34,7 +35,7 @@ class Evaluator:
         self._is_first = True
 
     def evaluate(
-        self, parameters: np.ndarray, batch: Any, *, seed: int, gradient: np.ndarray
+        self, parameters: Float32Array, batch: Any, *, seed: int, gradient: Float32Array
     ) -> float:
         """Return the summed loss of a minibatch; `gradient` takes its summed gradient.
 
@@ -73,7 +74,7 @@ class Evaluator:
 
 
 def loss_of_minibatch(
-    model: Any, parameters: np.ndarray, batch: Any, *, scratch: np.ndarray
+    model: Any, parameters: Float32Array, batch: Any, *, scratch: Float32Array
 ) -> float:
     """Return the summed loss of a minibatch, without a gradient if the model can do that.
 
@@ -93,7 +94,7 @@ def loss_of_minibatch(
     return as_loss(loss)
 
 
-def mark_unwritten(gradient: np.ndarray) -> None:
+def mark_unwritten(gradient: Float32Array) -> None:
     """Fill a float32 vector with the NaN that tells what was not written since."""
     gradient.view(np.uint32).fill(UNWRITTEN)
 
@@ -105,7 +106,7 @@ def buffer_ranges(layout: Layout) -> list[slice]:
     return [slice(start, stop) for start, stop in pairs if start < stop]
 
 
-def unwritten_parameters(gradient: np.ndarray, layout: Layout) -> list[str]:
+def unwritten_parameters(gradient: Float32Array, layout: Layout) -> list[str]:
     """Return the names of the trained parameters of which an element was not written."""
     bits = gradient.view(np.uint32)
     return [
@@ -123,7 +124,7 @@ def _is_marked(bits: np.ndarray) -> bool:
     )
 
 
-def check_written(gradient: np.ndarray, layout: Layout) -> None:
+def check_written(gradient: Float32Array, layout: Layout) -> None:
     """Raise ModelError if a trained parameter's gradient was not overwritten."""
     if gradient.shape != (layout.size,):
         raise ModelError(

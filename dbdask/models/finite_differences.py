@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Function = Callable[[np.ndarray], float]
+from dbdask.arrays import Float32Array, Float64Array
+
+Function = Callable[[Float32Array], float]
 
 RATIO = math.sqrt(10)
 LENGTHS = tuple(RATIO**-n for n in range(13))
@@ -42,7 +44,7 @@ class Probe:
     agrees: bool
 
 
-def noise_of(function: Function, point: np.ndarray) -> float:
+def noise_of(function: Function, point: Float32Array) -> float:
     """Estimate the rounding of a function near a point (float32, (n,)).
 
     The spread of differences of the fourth order over steps so short that the function itself
@@ -61,10 +63,10 @@ def noise_of(function: Function, point: np.ndarray) -> float:
 
 def probe(
     function: Function,
-    gradient: np.ndarray,
-    point: np.ndarray,
+    gradient: Float32Array,
+    point: Float32Array,
     part: slice,
-    direction: np.ndarray,
+    direction: Float64Array,
     noise: float,
 ) -> Probe | None:
     """Compare a gradient with differences along a direction; None if nothing can be told.
@@ -118,7 +120,9 @@ def probe(
     return wrong
 
 
-def _moved(point: np.ndarray, part: slice, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moved(
+    point: Float32Array, part: slice, step: Float64Array
+) -> tuple[Float32Array, Float32Array]:
     """Return the point a step ahead and a step behind, in float32."""
     ahead, behind = point.copy(), point.copy()
     ahead[part] = point[part] + step
@@ -126,7 +130,7 @@ def _moved(point: np.ndarray, part: slice, step: np.ndarray) -> tuple[np.ndarray
     return ahead, behind
 
 
-def directions(gradient: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+def directions(gradient: Float32Array, rng: np.random.Generator) -> list[Float64Array]:
     """Return directions of length 1 in which an array's gradient, shape (n,), is tried.
 
     The gradient's own and a random one, in which every component counts, and two single

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.models.drawing import Constant, Draw, Uniform
 from dbdask.models.layout import Parameter
 from dbdask.models.losses import sigmoid
@@ -14,7 +15,7 @@ from dbdask.models.losses import sigmoid
 ACTIVATIONS = ("linear", "sigmoid", "tanh", "relu")
 
 Shape = tuple[int, ...]
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Float32Array]
 
 
 @runtime_checkable
@@ -72,8 +73,8 @@ class Layer(Protocol):
         ...
 
     def forward(
-        self, parameters: Arrays, inputs: np.ndarray
-    ) -> tuple[np.ndarray, tuple[np.ndarray | None, ...]]:
+        self, parameters: Arrays, inputs: Float32Array
+    ) -> tuple[Float32Array, tuple[Float32Array | None, ...]]:
         """Return the outputs, and a tuple of what `backward` will need.
 
         Parameters
@@ -95,11 +96,11 @@ class Layer(Protocol):
     def backward(
         self,
         parameters: Arrays,
-        kept: tuple[np.ndarray | None, ...],
-        gradient: np.ndarray,
+        kept: tuple[Float32Array | None, ...],
+        gradient: Float32Array,
         into: Arrays,
         is_first: bool,
-    ) -> np.ndarray | None:
+    ) -> Float32Array | None:
         """Fill the parameters' gradients, and return the gradient at the inputs.
 
         Parameters
@@ -169,8 +170,8 @@ class Dense:
         return {"weights": Uniform(limit), "bias": Constant(0.0)}
 
     def forward(
-        self, parameters: Arrays, inputs: np.ndarray
-    ) -> tuple[np.ndarray, tuple[np.ndarray | None, ...]]:
+        self, parameters: Arrays, inputs: Float32Array
+    ) -> tuple[Float32Array, tuple[Float32Array | None, ...]]:
         """Return the activations, (examples, units), and what the gradient needs of them."""
         outputs = as_rows(inputs) @ parameters["weights"].T
         outputs += parameters["bias"]
@@ -182,11 +183,11 @@ class Dense:
     def backward(
         self,
         parameters: Arrays,
-        kept: tuple[np.ndarray | None, ...],
-        gradient: np.ndarray,
+        kept: tuple[Float32Array | None, ...],
+        gradient: Float32Array,
         into: Arrays,
         is_first: bool,
-    ) -> np.ndarray | None:
+    ) -> Float32Array | None:
         """Fill the gradients of weights and bias; the outputs and `gradient` are used up."""
         inputs, outputs = kept
         assert inputs is not None
@@ -204,14 +205,14 @@ class Dense:
         return {"units": int(self.units), "activation": self.activation}
 
 
-def as_rows(values: np.ndarray) -> np.ndarray:
+def as_rows(values: Float32Array) -> Float32Array:
     """Return an array over examples as (examples, elements), a view if it can be one."""
     if values.ndim == 2:
         return values
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
-def activate(activation: str, values: np.ndarray) -> None:
+def activate(activation: str, values: Float32Array) -> None:
     """Overwrite values with their activation."""
     if activation == "sigmoid":
         sigmoid(values)
@@ -221,7 +222,7 @@ def activate(activation: str, values: np.ndarray) -> None:
         np.maximum(values, 0, out=values)
 
 
-def multiply_by_slope(activation: str, activations: np.ndarray, gradient: np.ndarray) -> None:
+def multiply_by_slope(activation: str, activations: Float32Array, gradient: Float32Array) -> None:
     """Multiply a gradient, in place, by the activation's slope; the activations are used up."""
     if activation == "sigmoid":
         gradient *= activations

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
-import numpy as np
+from dbdask.arrays import FloatArray
 
 Kind = Literal["trained", "buffer"]
 
@@ -99,7 +99,7 @@ class Layout:
                 ranges.append((start, stop))
         return tuple(ranges)
 
-    def views(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+    def views(self, vector: FloatArray) -> dict[str, FloatArray]:
         """Return each parameter as a reshaped view of a flat vector."""
         if vector.shape != (self.size,):
             raise ValueError(f"the vector must have shape ({self.size},), got {vector.shape}")

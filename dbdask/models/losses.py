@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dbdask.arrays import Float64Array, FloatArray
 from dbdask.errors import DataError
 
-Loss = Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
+Loss = Callable[[FloatArray, np.ndarray, FloatArray | None], float]
 
 
-def softmax(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> float:
+def softmax(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None) -> float:
     """Cross entropy of a softmax over labels, natural log; `outputs` becomes its gradient.
 
     Parameters
@@ -49,7 +50,7 @@ def softmax(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
     return float(losses @ weights[:, 0].astype(np.float64))
 
 
-def logistic(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> float:
+def logistic(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None) -> float:
     """One-vs-all cross entropy, summed over outputs; `outputs` becomes its gradient.
 
     `targets` are labels, (examples,), or 0/1 for every output, (examples, outputs). Where there is
@@ -63,7 +64,7 @@ def logistic(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | Non
     return _weigh(losses, outputs, weights)
 
 
-def squared(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> float:
+def squared(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None) -> float:
     """Half the squared error, summed over outputs; `outputs` becomes its gradient."""
     outputs -= _shaped_targets(targets, outputs)
     losses = np.square(outputs, dtype=np.float64)
@@ -71,7 +72,7 @@ def squared(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
     return _weigh(losses, outputs, weights)
 
 
-def _weigh(losses: np.ndarray, gradient: np.ndarray, weights: np.ndarray | None) -> float:
+def _weigh(losses: Float64Array, gradient: FloatArray, weights: FloatArray | None) -> float:
     """Sum elementwise losses by their weights, and weigh the gradient in place."""
     if weights is not None:
         weights = _shaped_weights(weights, losses.shape)
@@ -84,7 +85,7 @@ def _weigh(losses: np.ndarray, gradient: np.ndarray, weights: np.ndarray | None)
     return float(losses.sum())
 
 
-def _shaped_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _shaped_weights(weights: FloatArray, shape: tuple[int, ...]) -> FloatArray:
     """Weights as (examples, 1) or (examples, outputs)."""
     weights = np.asarray(weights)
     per_example = weights.shape == shape[:1]
@@ -96,7 +97,7 @@ def _shaped_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return weights[:, np.newaxis] if per_example else weights.reshape(shape)
 
 
-def _wanted(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+def _wanted(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None) -> FloatArray:
     """The 0/1 of every output."""
     if outputs.shape[1] > 1 and targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
         wanted = np.zeros_like(outputs)
@@ -114,7 +115,7 @@ def _wanted(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
     return wanted
 
 
-def _shaped_targets(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+def _shaped_targets(targets: np.ndarray, outputs: FloatArray) -> FloatArray:
     """Targets in the shape and the dtype of the outputs, or raise where they do not fit."""
     if targets.shape[:1] != outputs.shape[:1] or targets.size != outputs.size:
         raise ValueError(
@@ -124,7 +125,7 @@ def _shaped_targets(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     return targets.reshape(outputs.shape).astype(outputs.dtype, copy=False)
 
 
-def checked_labels(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+def checked_labels(targets: np.ndarray, outputs: FloatArray) -> np.ndarray:
     """Return labels as they are, or raise where they do not fit the outputs."""
     if targets.shape != outputs.shape[:1] or not np.issubdtype(targets.dtype, np.integer):
         raise ValueError(
@@ -140,7 +141,7 @@ def checked_labels(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     return targets
 
 
-def sigmoid(values: np.ndarray) -> None:
+def sigmoid(values: FloatArray) -> None:
     """Overwrite values with their logistic function, without overflow."""
     values *= 0.5
     np.tanh(values, out=values)
@@ -148,7 +149,7 @@ def sigmoid(values: np.ndarray) -> None:
     values *= 0.5
 
 
-def probabilities(loss: str, outputs: np.ndarray) -> np.ndarray:
+def probabilities(loss: str, outputs: FloatArray) -> FloatArray:
     """Turn a network's outputs, in place, into what it predicts under a loss."""
     if loss == "softmax":
         outputs -= outputs.max(axis=1, keepdims=True)

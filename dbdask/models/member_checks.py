@@ -7,6 +7,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.errors import ModelError
 from dbdask.models.layout import Layout, as_layout, check_dims
 from dbdask.models.model import check_members
@@ -99,7 +100,7 @@ def _slice_faults(values: np.ndarray, start: int, stop: int) -> Iterator[str]:
 
 def checked_initial(
     values: Any, layout: Layout, start: int, stop: int, *, finite: bool = True
-) -> np.ndarray:
+) -> Float32Array:
     """Return a slice of a model's initial vector as float32 of its own.
 
     Parameters
@@ -132,7 +133,7 @@ def checked_initial(
     return vector
 
 
-def _not_finite(vector: np.ndarray, layout: Layout, start: int) -> str:
+def _not_finite(vector: Float32Array, layout: Layout, start: int) -> str:
     """Return the first trained parameter that has an element in a slice that is not finite."""
     stop = start + vector.size
     for parameter, offset in zip(layout.parameters, layout.offsets, strict=True):
@@ -143,7 +144,7 @@ def _not_finite(vector: np.ndarray, layout: Layout, start: int) -> str:
     return ""
 
 
-def starting_point(model: Any, layout: Layout, seed: int) -> np.ndarray:
+def starting_point(model: Any, layout: Layout, seed: int) -> Float32Array:
     """Return a point near the initial one, where no trained parameter is zero: float32, (size,)."""
     point = np.zeros(layout.size, np.float32)
     try:

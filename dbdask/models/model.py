@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dbdask.arrays import Float32Array, FloatArray
 from dbdask.errors import ModelError
 
 MEMBERS = ("layout", "initial_parameters", "loss_and_gradient", "predict")
@@ -84,7 +85,7 @@ class Model(Protocol):
     @property
     def layout(self) -> Any: ...
 
-    def initial_parameters(self, seed: int, start: int, stop: int) -> np.ndarray:
+    def initial_parameters(self, seed: int, start: int, stop: int) -> Float32Array:
         """Return elements `start` to `stop` of the initial vector, shape (stop - start,).
 
         The numbers depend on the seed and their place alone: the same whatever the cut, because
@@ -94,13 +95,13 @@ class Model(Protocol):
 
     def loss_and_gradient(
         self,
-        parameters: np.ndarray,
-        inputs: np.ndarray,
+        parameters: Float32Array,
+        inputs: Float32Array,
         targets: np.ndarray,
         *,
-        weights: np.ndarray | None,
+        weights: Float32Array | None,
         seed: int,
-        gradient: np.ndarray,
+        gradient: Float32Array,
     ) -> float:
         """Return the weighted sum of the examples' losses; overwrite `gradient` with its gradient.
 
@@ -127,7 +128,7 @@ class Model(Protocol):
         """
         ...
 
-    def predict(self, parameters: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    def predict(self, parameters: Float32Array, inputs: Float32Array) -> FloatArray:
         """Return the outputs of each example, shape (examples, outputs).
 
         Probabilities if targets are classes: of each class, or with a "logistic" loss and one

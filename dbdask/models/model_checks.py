@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.errors import ModelError
 from dbdask.models.finite_differences import Probe, directions, noise_of, probe
 from dbdask.models.layout import Layout, Parameter
@@ -227,7 +228,7 @@ def _check_weights(trial: Trial) -> None:
         _check_weights_like(trial, np.ones(trial.batch.targets.shape, np.float32))
 
 
-def _check_weights_like(trial: Trial, ones: np.ndarray) -> None:
+def _check_weights_like(trial: Trial, ones: Float32Array) -> None:
     base = trial.base
     shape = f"weights of shape {ones.shape}"
     plain = trial.evaluate(trial.batch.weighted(ones))
@@ -245,7 +246,7 @@ def _check_weights_like(trial: Trial, ones: np.ndarray) -> None:
         _check_zero_weights(trial, ones, shape)
 
 
-def _check_zero_weights(trial: Trial, ones: np.ndarray, shape: str) -> None:
+def _check_zero_weights(trial: Trial, ones: Float32Array, shape: str) -> None:
     """Give half of the examples the weight 0, and other targets: nothing of them may count."""
     half = ones.copy()
     half[len(half) // 2 :] = 0
@@ -273,7 +274,7 @@ def _check_gradient(trial: Trial) -> list[Probe]:
 
     scratch = np.empty(trial.layout.size, np.float32)
 
-    def loss(point: np.ndarray) -> float:
+    def loss(point: Float32Array) -> float:
         return trial.loss_at(point, scratch)
 
     noise, rng = noise_of(loss, trial.parameters), np.random.default_rng(trial.seed)

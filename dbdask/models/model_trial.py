@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.errors import ModelError
 from dbdask.models.evaluation import (
     buffer_ranges,
@@ -26,9 +27,9 @@ class Faulty(Exception):
 class ExampleBatch:
     """A few examples, as a minibatch has them."""
 
-    inputs: np.ndarray
+    inputs: Float32Array
     targets: np.ndarray
-    weights: np.ndarray | None
+    weights: Float32Array | None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -38,7 +39,7 @@ class ExampleBatch:
         weights = None if self.weights is None else self.weights[rows]
         return ExampleBatch(self.inputs[rows], self.targets[rows], weights)
 
-    def weighted(self, weights: np.ndarray | None) -> "ExampleBatch":
+    def weighted(self, weights: Float32Array | None) -> "ExampleBatch":
         """Return the examples with other weights."""
         return ExampleBatch(self.inputs, self.targets, weights)
 
@@ -48,7 +49,7 @@ class Evaluated:
     """What a call returned: the loss, and the gradient, None if it was not overwritten."""
 
     loss: float
-    gradient: np.ndarray | None
+    gradient: Float32Array | None
 
     def is_close(self, other: "Evaluated", factor: float = 1.0) -> bool:
         """Whether this is `factor` times another, as far as float32 can tell."""
@@ -89,7 +90,7 @@ class Trial:
     model: Any
     layout: Layout
     batch: ExampleBatch
-    parameters: np.ndarray
+    parameters: Float32Array
     seed: int
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -118,7 +119,7 @@ class Trial:
         batch: ExampleBatch | None = None,
         *,
         seed: int | None = None,
-    ) -> tuple[float, np.ndarray | None, dict[str, np.ndarray]]:
+    ) -> tuple[float, Float32Array | None, dict[str, np.ndarray]]:
         """Return what `evaluate` does, and the very arrays that the model was given."""
         arrays = {"parameters": self.parameters.copy()}
         arrays |= self._arrays(self.batch if batch is None else batch)
@@ -133,7 +134,7 @@ class Trial:
         known = None if names else gradient.copy()
         return loss, known, arrays | {"gradient": gradient}
 
-    def loss_at(self, point: np.ndarray, gradient: np.ndarray) -> float:
+    def loss_at(self, point: Float32Array, gradient: Float32Array) -> float:
         """Return the loss at another point; both vectors are given to the model as they are."""
         arrays = self._arrays(self.batch)
         with _as_fault("loss_and_gradient", arrays):
@@ -161,7 +162,7 @@ class Trial:
         method: str,
         arrays: dict[str, np.ndarray],
         seed: int | None = None,
-        **more: np.ndarray,
+        **more: Float32Array,
     ) -> float:
         before = {name: array.copy() for name, array in arrays.items()}
         seed = self.seed if seed is None else seed
@@ -177,7 +178,7 @@ class Trial:
             self._note_written(method, before, arrays)
             return as_loss(value, method)
 
-    def predict(self, inputs: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+    def predict(self, inputs: Float32Array) -> tuple[Any, dict[str, np.ndarray]]:
         """Call `predict`; returns the very outputs, and the arrays that it was given."""
         arrays = {"parameters": self.parameters.copy(), "inputs": inputs.copy()}
         before = {name: array.copy() for name, array in arrays.items()}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dbdask.arrays import Float32Array, FloatArray
 from dbdask.errors import ModelError
 from dbdask.models.layers import Arrays, Dense, Layer, Shape, as_rows
 from dbdask.models.layout import Layout, Parameter, as_parameter
@@ -95,7 +96,7 @@ class Network:
         """Shape of one example's output."""
         return self._stages[-1].output_shape
 
-    def initial_parameters(self, seed: int, start: int, stop: int) -> np.ndarray:
+    def initial_parameters(self, seed: int, start: int, stop: int) -> Float32Array:
         """Return a slice of the initial vector, float32, as the layers' `initial` says.
 
         Every parameter has a stream of numbers of its own, so any cut of the vector gets the same.
@@ -121,13 +122,13 @@ class Network:
 
     def loss_and_gradient(
         self,
-        parameters: np.ndarray,
-        inputs: np.ndarray,
+        parameters: Float32Array,
+        inputs: Float32Array,
         targets: np.ndarray,
         *,
-        weights: np.ndarray | None = None,
+        weights: Float32Array | None = None,
         seed: int = 0,
-        gradient: np.ndarray,
+        gradient: Float32Array,
     ) -> float:
         """Return the weighted sum of losses, and overwrite `gradient` (see `dbdask.Model`)."""
         views, into = self._views(parameters), self._views(gradient)
@@ -144,11 +145,11 @@ class Network:
 
     def loss_only(
         self,
-        parameters: np.ndarray,
-        inputs: np.ndarray,
+        parameters: Float32Array,
+        inputs: Float32Array,
         targets: np.ndarray,
         *,
-        weights: np.ndarray | None = None,
+        weights: Float32Array | None = None,
         seed: int = 0,
     ) -> float:
         """Return the weighted sum of losses, without the work of a gradient."""
@@ -156,23 +157,23 @@ class Network:
         outputs, _ = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
         return self._loss(outputs, targets, weights)[0]
 
-    def predict(self, parameters: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    def predict(self, parameters: Float32Array, inputs: Float32Array) -> FloatArray:
         """Return (examples, outputs): probabilities for softmax and logistic, else values."""
         views = self._views(parameters)
         outputs, _ = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
         return probabilities(self.loss, as_rows(outputs))
 
     def _loss(
-        self, outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
-    ) -> tuple[float, np.ndarray]:
+        self, outputs: Float32Array, targets: np.ndarray, weights: Float32Array | None
+    ) -> tuple[float, Float32Array]:
         """Return the loss, and its gradient at the outputs, which is made of them."""
         rows = as_rows(outputs)
         loss = LOSSES[self.loss](rows, np.asarray(targets), weights)
         return loss, rows.reshape(outputs.shape)
 
     def _forward(
-        self, views: list[Arrays], inputs: np.ndarray
-    ) -> tuple[np.ndarray, list[tuple[np.ndarray | None, ...]]]:
+        self, views: list[Arrays], inputs: Float32Array
+    ) -> tuple[Float32Array, list[tuple[Float32Array | None, ...]]]:
         """Return outputs that may be overwritten, and what each layer keeps for its gradient."""
         below = outputs = inputs
         everything = []
@@ -186,7 +187,7 @@ class Network:
             outputs = outputs.copy()
         return outputs, everything
 
-    def _views(self, vector: np.ndarray) -> list[Arrays]:
+    def _views(self, vector: Float32Array) -> list[Arrays]:
         """Return each layer's parameters by name, as views of a flat vector."""
         if vector.shape != (self._layout.size,):
             raise ValueError(
@@ -202,7 +203,7 @@ class Network:
             for stage in self._stages
         ]
 
-    def _checked_inputs(self, inputs: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    def _checked_inputs(self, inputs: np.ndarray, dtype: np.dtype) -> Float32Array:
         inputs = np.asarray(inputs)
         if inputs.shape[1:] != self.input_shape:
             raise ValueError(
@@ -282,8 +283,8 @@ def _check_initial(layer: Layer, input_shape: Shape, parameters: list[Parameter]
 
 
 def _of_shape(
-    array: np.ndarray | None, examples: int, shape: Shape, name: str, method: str
-) -> np.ndarray:
+    array: Float32Array | None, examples: int, shape: Shape, name: str, method: str
+) -> Float32Array:
     """Return what a layer made, if it has the shape that the layer said."""
     if array is None or array.shape != (examples, *shape):
         found = "None" if array is None else f"shape {array.shape}"
@@ -324,13 +325,14 @@ def _checked_shape(shape: Any) -> Shape:
 def _checked_layers(layers: Any) -> tuple[Layer, ...]:
     if not isinstance(layers, Iterable):
         raise TypeError(f"layers must be a list of layers, got {layers!r}")
-    layers = tuple(layers)
-    if not layers:
-        raise ValueError("layers must hold at least one layer, got none")
+    found: list[Layer] = []
     for layer in layers:
         if isinstance(layer, type) or not isinstance(layer, Layer):
             raise TypeError(
                 f"layers must hold layers such as dbdask.Dense, got {layer!r}: an object with "
                 "output_shape, parameters, initial, forward and backward is one"
             )
-    return layers
+        found.append(layer)
+    if not found:
+        raise ValueError("layers must hold at least one layer, got none")
+    return tuple(found)

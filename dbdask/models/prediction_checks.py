@@ -17,7 +17,7 @@ def check_predict(trial: Trial, outputs: int | None) -> int:
             f"model.predict must return numbers of shape (examples, outputs), ({count}, "
             f"{outputs or 'n'}), got {values.dtype} {values.shape}"
         )
-    size = values[0].size
+    size = int(values[0].size)
     if outputs is not None and size != outputs:
         raise Faulty(
             f"model.predict must return {outputs} outputs an example, shape ({count}, {outputs}), "

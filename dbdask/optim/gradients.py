@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
+
 BLOCK = 65_536  # floats: a block stays in the cache between the division and the sum
 
 
-def divide_and_measure(gradient: np.ndarray, weight: float) -> float:
+def divide_and_measure(gradient: Float32Array, weight: float) -> float:
     """Divide a summed gradient by the sum of weights, in place; return its Euclidean norm.
 
     The norm is infinite or NaN exactly when a component of the result is, or when the squares
@@ -28,13 +30,13 @@ def is_good(loss: float, norm: float) -> bool:
     return math.isfinite(loss) and math.isfinite(norm)
 
 
-def clip(gradient: np.ndarray, norm: float, clip_norm: float | None) -> None:
+def clip(gradient: Float32Array, norm: float, clip_norm: float | None) -> None:
     """Scale a gradient in place so that its norm is at most `clip_norm`."""
     if clip_norm is not None and norm > clip_norm:
         np.multiply(gradient, np.float32(clip_norm / norm), out=gradient)
 
 
-def first_bad_parameter(gradient: np.ndarray, names: list[str], offsets: list[int]) -> str:
+def first_bad_parameter(gradient: Float32Array, names: list[str], offsets: list[int]) -> str:
     """Name the parameter that holds the first component that is not finite."""
     bad = np.flatnonzero(~np.isfinite(gradient))
     if not bad.size:
@@ -48,7 +50,7 @@ def minibatch_seed(seed: int, epoch: int, portion: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, epoch, portion, step)).generate_state(1)[0])
 
 
-def weight_of(weights: np.ndarray | None, examples: int) -> float:
+def weight_of(weights: Float32Array | None, examples: int) -> float:
     """Return the sum of a minibatch's weights: of the examples, also where elements are masked."""
     if weights is None:
         return float(examples)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import Float64Array
 from dbdask.optim.line_search import Trial, strong_wolfe
 from dbdask.optim.vectors import Add, Combine, Command, Copy, Dot, Gram, Largest
 
@@ -81,7 +82,7 @@ class State:
         """An inner product, whichever way round it is kept."""
         return self.products[" ".join(sorted((left, right)))]
 
-    def keep(self, rows: Sequence[str], columns: Sequence[str], gram: np.ndarray) -> None:
+    def keep(self, rows: Sequence[str], columns: Sequence[str], gram: Float64Array) -> None:
         """Note the answer of a `Gram` command."""
         for i, row in enumerate(rows):
             for j, column in enumerate(columns):

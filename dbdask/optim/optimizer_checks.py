@@ -7,11 +7,12 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.optim.optimizers import Optimizer, Slots, UpdateRule, is_own
 
 RESERVED = ("parameters", "best", "commit")  # a snapshot has these beside the slots
 
-Update = Callable[[np.ndarray, np.ndarray, Slots], None]
+Update = Callable[[Float32Array, Float32Array, Slots], None]
 
 
 def checked_optimizer(given: Any) -> Optimizer:
@@ -25,7 +26,7 @@ def checked_optimizer(given: Any) -> Optimizer:
         It is none: it lacks `slots` or `update`, cannot be pickled, changes nothing, or returns
         what it should have changed in place. An error of its own comes out with a note.
     """
-    if not is_own(given):
+    if isinstance(given, UpdateRule) and not is_own(given):
         return given
     if isinstance(given, type) or not isinstance(given, Optimizer) or not callable(given.update):
         raise TypeError(
@@ -98,7 +99,7 @@ def _try(rule: Optimizer) -> None:
         )
 
 
-def _still_moves_nothing(rule: Optimizer, parameters: np.ndarray, slots: Slots) -> bool:
+def _still_moves_nothing(rule: Optimizer, parameters: Float32Array, slots: Slots) -> bool:
     """Look at a late step: a rule may begin with a rate of zero."""
     before = [vector.copy() for vector in (parameters, *slots.values())]
     try:
@@ -108,7 +109,7 @@ def _still_moves_nothing(rule: Optimizer, parameters: np.ndarray, slots: Slots) 
     return _is_unchanged(before, parameters, slots)
 
 
-def _is_unchanged(before: list[np.ndarray], parameters: np.ndarray, slots: Slots) -> bool:
+def _is_unchanged(before: list[Float32Array], parameters: Float32Array, slots: Slots) -> bool:
     now = (parameters, *slots.values())
     return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, now, strict=True))
 
@@ -117,7 +118,7 @@ def _brief(value: Any) -> str:
     return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else repr(value)
 
 
-def _read_only(vector: np.ndarray) -> np.ndarray:
+def _read_only(vector: Float32Array) -> Float32Array:
     view = vector[:]
     view.flags.writeable = False
     return view

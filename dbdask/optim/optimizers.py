@@ -12,10 +12,12 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
+
 BLOCK = 32_768  # floats
 
 Rate = float | Callable[[int], float]
-Slots = dict[str, np.ndarray]
+Slots = dict[str, Float32Array]
 
 
 @runtime_checkable
@@ -48,7 +50,9 @@ class Optimizer(Protocol):
     @property
     def slots(self) -> Sequence[str]: ...
 
-    def update(self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int) -> None:
+    def update(
+        self, parameters: Float32Array, gradient: Float32Array, slots: Slots, step: int
+    ) -> None:
         """Apply one update in place; the gradient is read-only.
 
         What can fail (a schedule, a check) must come before the first change: an update that
@@ -98,7 +102,7 @@ class UpdateRule:
         _check(name, value, **limits)
         object.__setattr__(self, name, float(value))
 
-    def initial_slot(self, name: str, size: int) -> np.ndarray:
+    def initial_slot(self, name: str, size: int) -> Float32Array:
         """Return a slot's first content, float32 of `size` elements."""
         return np.zeros(size, np.float32)
 
@@ -121,12 +125,14 @@ class UpdateRule:
             raise ValueError(f"learning_rate({step}) must be finite and at least 0, got {rate}")
         return rate
 
-    def update(self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int) -> None:
+    def update(
+        self, parameters: Float32Array, gradient: Float32Array, slots: Slots, step: int
+    ) -> None:
         """Apply one update in place, as `Optimizer.update` says."""
         self.apply(parameters, gradient, slots, step, self.rate(step))
 
     def apply(
-        self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int, rate: float
+        self, parameters: Float32Array, gradient: Float32Array, slots: Slots, step: int, rate: float
     ) -> None:
         """Apply one update with a rate that is known: then nothing here can fail half way."""
         held = [slots[name] for name in self.slots]
@@ -144,12 +150,12 @@ class UpdateRule:
 
     def _update_block(
         self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: list[np.ndarray],
+        parameters: Float32Array,
+        gradient: Float32Array,
+        slots: list[Float32Array],
         rate: float,
         step: int,
-        spare: np.ndarray,
+        spare: Float32Array,
     ) -> None:
         """Update a block in place; `spare` has its shape, and arbitrary content."""
         raise NotImplementedError
@@ -201,12 +207,12 @@ class Sgd(UpdateRule):
 
     def _update_block(
         self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: list[np.ndarray],
+        parameters: Float32Array,
+        gradient: Float32Array,
+        slots: list[Float32Array],
         rate: float,
         step: int,
-        spare: np.ndarray,
+        spare: Float32Array,
     ) -> None:
         np.multiply(gradient, rate, out=spare)
         parameters -= spare
@@ -233,12 +239,12 @@ class Momentum(UpdateRule):
 
     def _update_block(
         self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: list[np.ndarray],
+        parameters: Float32Array,
+        gradient: Float32Array,
+        slots: list[Float32Array],
         rate: float,
         step: int,
-        spare: np.ndarray,
+        spare: Float32Array,
     ) -> None:
         (velocity,) = slots
         velocity *= self.momentum
@@ -271,12 +277,12 @@ class Nesterov(UpdateRule):
 
     def _update_block(
         self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: list[np.ndarray],
+        parameters: Float32Array,
+        gradient: Float32Array,
+        slots: list[Float32Array],
         rate: float,
         step: int,
-        spare: np.ndarray,
+        spare: Float32Array,
     ) -> None:
         (velocity,) = slots
         velocity *= self.momentum
@@ -286,7 +292,11 @@ class Nesterov(UpdateRule):
 
 
 def _look_ahead(
-    velocity: np.ndarray, gradient: np.ndarray, momentum: float, rate: float, spare: np.ndarray
+    velocity: Float32Array,
+    gradient: Float32Array,
+    momentum: float,
+    rate: float,
+    spare: Float32Array,
 ) -> None:
     """Write `rate * (gradient + momentum * velocity)` into `spare`."""
     np.multiply(velocity, momentum, out=spare)
@@ -314,18 +324,18 @@ class Adagrad(UpdateRule):
         self._set_number("epsilon", above=0.0)
         self._set_number("initial_accumulator", least=0.0)
 
-    def initial_slot(self, name: str, size: int) -> np.ndarray:
+    def initial_slot(self, name: str, size: int) -> Float32Array:
         """Return the first sums of squares, float32 of `size` elements."""
         return np.full(size, self.initial_accumulator, np.float32)
 
     def _update_block(
         self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: list[np.ndarray],
+        parameters: Float32Array,
+        gradient: Float32Array,
+        slots: list[Float32Array],
         rate: float,
         step: int,
-        spare: np.ndarray,
+        spare: Float32Array,
     ) -> None:
         (accumulator,) = slots
         np.multiply(gradient, gradient, out=spare)
@@ -361,12 +371,12 @@ class Adam(UpdateRule):
 
     def _update_block(
         self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: list[np.ndarray],
+        parameters: Float32Array,
+        gradient: Float32Array,
+        slots: list[Float32Array],
         rate: float,
         step: int,
-        spare: np.ndarray,
+        spare: Float32Array,
     ) -> None:
         mean, square = slots
         np.multiply(gradient, 1 - self.beta1, out=spare)

@@ -5,18 +5,19 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import FloatArray
 from dbdask.optim.lbfgs import Accepted, Evaluate, Round, Settings, State, minimise
 from dbdask.optim.vectors import Vectors, carry_out
 
-Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
+Objective = Callable[[FloatArray], tuple[float, FloatArray]]
 
 
 def minimise_array(
     objective: Objective,
-    start: np.ndarray,
+    start: FloatArray,
     settings: Settings | None = None,
     state: State | None = None,
-) -> tuple[np.ndarray, State, str]:
+) -> tuple[FloatArray, State, str]:
     """Minimise a function of one array; returns the point, the method's state, and the reason.
 
     Parameters

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dbdask.arrays import Float64Array, FloatArray
+
 BLOCK = 16_384  # elements: a float64 block of a few vectors stays in the cache
 
-Vectors = dict[str, np.ndarray]
+Vectors = dict[str, FloatArray]
 
 
 class Command(Protocol):
@@ -136,7 +138,7 @@ class Gram:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
 
-    def __call__(self, vectors: Vectors) -> np.ndarray:
+    def __call__(self, vectors: Vectors) -> Float64Array:
         names = list(dict.fromkeys(self.rows + self.columns))
         at = {name: position for position, name in enumerate(names)}
         rows, columns = [at[n] for n in self.rows], [at[n] for n in self.columns]
@@ -149,9 +151,10 @@ class Gram:
             products += part[rows] @ part[columns].T
         return products
 
-    def merge(self, answers: Sequence[np.ndarray]) -> np.ndarray:
+    def merge(self, answers: Sequence[Float64Array]) -> Float64Array:
         """Return the sum over slices."""
-        return np.sum(np.stack(answers), axis=0)
+        total: Float64Array = np.sum(np.stack(answers), axis=0)
+        return total
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def _blocks(size: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, size, BLOCK))
 
 
-def _made(vectors: Vectors, name: str, like: str) -> np.ndarray:
+def _made(vectors: Vectors, name: str, like: str) -> FloatArray:
     if name not in vectors:
         vectors[name] = np.empty_like(vectors[like])
     return vectors[name]

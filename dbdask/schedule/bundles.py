@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
 from dbdask.schedule.portions import Portion
 
 SHARE = 0.35  # of its fair part of what is left, that a worker is given at once
@@ -214,7 +215,7 @@ class Assignment:
             theirs = [self._pending.pop(name) for name in gone]
             self._pending[None] = np.sort(np.concatenate([self._pending[None], *theirs]))
 
-    def _next_run(self, worker: str, length: int, workers: Sequence[str]) -> np.ndarray:
+    def _next_run(self, worker: str, length: int, workers: Sequence[str]) -> Int64Array:
         """Take the worker's next portions out of what is pending."""
         mine, free = self._pending.get(worker, NONE), self._pending[None]
         if len(mine):  # in its memory, whether neighbours or not
@@ -235,7 +236,7 @@ class Assignment:
 NONE = np.zeros(0, np.int64)
 
 
-def _by_owner(count: int, owners: Mapping[int, str]) -> dict[str | None, np.ndarray]:
+def _by_owner(count: int, owners: Mapping[int, str]) -> dict[str | None, Int64Array]:
     """Return the numbers below `count`, ascending, by the worker that owns them."""
     found: dict[str | None, list[int]] = {}
     for number, owner in owners.items():
@@ -254,7 +255,7 @@ def _part_of(count: int, worker: str, workers: Sequence[str]) -> int:
     return count * place // max(len(workers), 1)
 
 
-def _consecutive(numbers: np.ndarray) -> np.ndarray:
+def _consecutive(numbers: Int64Array) -> Int64Array:
     """The longest beginning of numbers that are neighbours."""
     breaks = np.flatnonzero(np.abs(np.diff(numbers)) != 1)
     return numbers[: breaks[0] + 1] if len(breaks) else numbers

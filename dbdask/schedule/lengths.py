@@ -5,6 +5,8 @@ from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
+
 
 class Lengths(Sequence[int]):
     """The lengths of the blocks along one dimension: reads as a tuple of them does.
@@ -17,10 +19,10 @@ class Lengths(Sequence[int]):
     ((4, 4, 2), True, array([ 0,  3,  8, 10]))
     """
 
-    def __init__(self, lengths: Sequence[int] | np.ndarray) -> None:
+    def __init__(self, lengths: Sequence[int] | Int64Array) -> None:
         given = np.asarray(lengths, np.int64)
         self._count = len(given)
-        self._irregular: np.ndarray | None = None  # edges
+        self._irregular: Int64Array | None = None  # edges
         self._chunk = max(1, int(given[0])) if len(given) else 1
         self.size = int(given.sum())
         if (given[:-1] != self._chunk).any() or not 0 < int(given[-1:].sum()) <= self._chunk:
@@ -74,7 +76,7 @@ class Lengths(Sequence[int]):
         return min(place * self._chunk, self.size)
 
     @property
-    def edges(self) -> np.ndarray:
+    def edges(self) -> Int64Array:
         """Where every block begins, and where the last one ends."""
         if self._irregular is not None:
             return self._irregular

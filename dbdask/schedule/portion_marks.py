@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
+
 LEAST = 1024  # portions that a table has room for
 
 
@@ -69,7 +71,7 @@ class PortionTable:
     """
 
     def __init__(self) -> None:
-        self._epochs: dict[int, np.ndarray] = {}  # -1 where nothing is known
+        self._epochs: dict[int, Int64Array] = {}  # -1 where nothing is known
 
     def get(self, epoch: int, portion: int) -> tuple[int, int] | None:
         """Return the numbers of a portion; None where there are none."""
@@ -85,7 +87,7 @@ class PortionTable:
             table = self._grown(epoch, portion + count)
         table[portion : portion + count] = first, second
 
-    def _grown(self, epoch: int, size: int) -> np.ndarray:
+    def _grown(self, epoch: int, size: int) -> Int64Array:
         old = self._epochs.get(epoch, np.empty((0, 2), np.int64))
         new = np.full((max(LEAST, size, 2 * len(old)), 2), -1, np.int64)
         new[: len(old)] = old
@@ -127,11 +129,11 @@ class PortionTable:
             table.put(epoch, portion, first, second, *count)
         return table
 
-    def steps(self, epoch: int, size: int) -> np.ndarray:
+    def steps(self, epoch: int, size: int) -> Int64Array:
         """Return the first numbers of the portions of an epoch, up to `size`; -1 for none."""
         return self._columns(epoch, size)[:, 0]
 
-    def _columns(self, epoch: int, size: int) -> np.ndarray:
+    def _columns(self, epoch: int, size: int) -> Int64Array:
         held = self._epochs.get(epoch, np.empty((0, 2), np.int64))[:size]
         rest = np.full((size - len(held), 2), -1, np.int64)
         return np.concatenate([held, rest])

@@ -13,6 +13,7 @@ from typing import overload
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
 from dbdask.schedule.lengths import Lengths, as_lengths
 
 MIX_BYTES = 64 * 2**20
@@ -162,9 +163,9 @@ class Portions(Sequence[Portion]):
     def __init__(
         self,
         epoch: int,
-        blocks: np.ndarray,
-        first_block: np.ndarray,
-        rows: np.ndarray,
+        blocks: Int64Array,
+        first_block: Int64Array,
+        rows: Int64Array,
         portion_rows: int,
         seed: int | None,
     ) -> None:
@@ -232,8 +233,8 @@ class Cut:
         Stored bytes that a shuffle group collects.
     """
 
-    block_rows: np.ndarray
-    block_bytes: np.ndarray
+    block_rows: Int64Array
+    block_bytes: Int64Array
     portion_rows: int
     mix_bytes: int = MIX_BYTES
 
@@ -262,7 +263,7 @@ class Cut:
         drawn = self._draw(np.random.default_rng((seed, epoch)))
         return self._cut(epoch, drawn, self._collect(drawn, self.mix_bytes), seed)
 
-    def _draw(self, rng: np.random.Generator) -> np.ndarray:
+    def _draw(self, rng: np.random.Generator) -> Int64Array:
         """Return the blocks in an order of which every run of a group's length spans the store.
 
         Neighbours in the store are alike (labels may be sorted, weather lasts), so each group
@@ -290,7 +291,7 @@ class Cut:
         filled = np.flatnonzero(self.block_rows)
         return self._cut(0, filled, self._collect(filled, 0), None)
 
-    def _collect(self, blocks: np.ndarray, mix_bytes: int) -> np.ndarray:
+    def _collect(self, blocks: Int64Array, mix_bytes: int) -> Int64Array:
         """Return where groups begin: of at least a portion, and of `mix_bytes` while they fit."""
         if not blocks.size:
             return np.zeros(0, np.int64)
@@ -310,14 +311,14 @@ class Cut:
         return np.array(begins, np.int64)
 
     def _cut(
-        self, epoch: int, blocks: np.ndarray, begins: np.ndarray, seed: int | None
+        self, epoch: int, blocks: Int64Array, begins: Int64Array, seed: int | None
     ) -> Portions:
         held = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.block_rows[blocks])])
         rows = np.diff(held[np.append(begins, len(blocks))])
         return Portions(epoch, blocks, begins, rows, self.portion_rows, seed)
 
 
-def _as_text(numbers: np.ndarray) -> Iterator[str]:
+def _as_text(numbers: Int64Array) -> Iterator[str]:
     """Yield the text of a tuple of the numbers, piece by piece."""
     yield "("
     for start in range(0, len(numbers), 1 << 16):
