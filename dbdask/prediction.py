@@ -2,10 +2,10 @@
 
 import itertools
 import math
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import dask.array as da
@@ -16,9 +16,12 @@ from dask.delayed import delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from dbdask.arrays import Float32Array, Float64Array, FloatArray
+from dbdask.data.examples import Examples
+from dbdask.data.feed import BlockExamples, Reader
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Index, Piece
 from dbdask.data.sources import Source, Variable
+from dbdask.models.model import Model
 from dbdask.storage.checkpoint import VectorReference
 
 ROWS = 1024  # examples that go through the model at once
@@ -28,33 +31,29 @@ ROWS = 1024  # examples that go through the model at once
 class Predictor:
     """What every task of a prediction shares: it travels to a worker once."""
 
-    model: Any
-    examples: Any  # as a worker sees them
+    model: Model
+    examples: Examples  # as a worker sees them
     parameters: Float32Array | VectorReference
-    _lock: Any = field(default=None, repr=False)
-    _open: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
+    _lock: Lock = field(default_factory=Lock, repr=False)
+    _open: tuple[Reader, Float32Array] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("model", "examples", "parameters")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _open={})
-        self._lock = threading.Lock()
+        self.__dict__.update(state, _open=None, _lock=Lock())
 
-    def opened(self) -> tuple[Any, Float32Array]:
+    def opened(self) -> tuple[Reader, Float32Array]:
         """Return a reader and the flat vector, opened once in this process."""
         with self._lock:
-            if not self._open:
+            if self._open is None:
                 vector = self.parameters
                 if isinstance(vector, VectorReference):
                     vector = vector.read()
-                self._open = {"reader": self.examples.reader(prefetch=False), "vector": vector}
-            return self._open["reader"], self._open["vector"]
+                self._open = self.examples.reader(prefetch=False), vector
+            return self._open
 
-    def outputs(self, number: int, pieces: list[Piece]) -> tuple[Any, FloatArray]:
+    def outputs(self, number: int, pieces: list[Piece]) -> tuple[BlockExamples, FloatArray]:
         """Return where the examples of a block are, and the model's outputs for the valid ones."""
         from dbdask.data.block_provider import gather_blocks
 

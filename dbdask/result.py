@@ -14,6 +14,7 @@ from dbdask.arrays import Float32Array, Float64Array, FloatArray
 from dbdask.data.decoding import exact_array
 from dbdask.data.examples import Examples
 from dbdask.data.feature_sets import FeatureSet
+from dbdask.data.feed import Reader
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Source
 from dbdask.metrics.history import History
@@ -26,6 +27,7 @@ from dbdask.metrics.scores import (
     score_minibatch,
 )
 from dbdask.models.layout import as_layout
+from dbdask.models.model import Model
 from dbdask.prediction import Meaning, Predictor, TargetUnits, may_have_gaps, predict_array
 from dbdask.saving import Parts, save
 from dbdask.saving import load as load_parts
@@ -53,7 +55,7 @@ class Result:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         examples: Examples,
         parameters: Float32Array | VectorReference,
         history: History,
@@ -197,7 +199,7 @@ class Result:
         return targets
 
     @property
-    def _loss(self) -> Any:
+    def _loss(self) -> str | None:
         return getattr(self.model, "loss", None)
 
     @property
@@ -278,7 +280,7 @@ class Result:
         save(parts, path, overwrite=overwrite)
 
 
-def load(path: Any, *, model: Any = None) -> Result:
+def load(path: Any, *, model: Model | None = None) -> Result:
     """Load what `Result.save` kept. It is data only: nothing in it is executed.
 
     Parameters
@@ -316,7 +318,7 @@ def _lazy(reference: VectorReference, offset: int, shape: tuple[int, ...]) -> da
 class _Decode:
     """Outputs as the label of the class that is most probable."""
 
-    def __init__(self, labels: np.ndarray, loss: Any) -> None:
+    def __init__(self, labels: np.ndarray, loss: str | None) -> None:
         self.labels, self.loss = labels, loss
 
     def __call__(self, outputs: FloatArray) -> np.ndarray:
@@ -326,7 +328,7 @@ class _Decode:
 class _Probabilities:
     """Outputs as the probability of each class."""
 
-    def __init__(self, loss: Any) -> None:
+    def __init__(self, loss: str | None) -> None:
         self.loss = loss
 
     def __call__(self, outputs: FloatArray) -> FloatArray:
@@ -358,7 +360,7 @@ class _InUnits:
 
 def _score(
     predictor: Predictor,
-    reader: Any,
+    reader: Reader,
     portion: Portion,
     deviation: Float64Array | float,
     determination: Determination,

@@ -2,13 +2,16 @@
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dbdask.data.fills import fill_warnings
 from dbdask.data.measures import BlockCount, measure_block
 from dbdask.data.recipe import Recipe
 from dbdask.data.sweeps import sweep
 from dbdask.schedule.left_out import LeftOut
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 WORTH_A_WARNING = 0.01
 """Part of the examples that may be left out without a word."""
@@ -43,7 +46,7 @@ class Report:
     filled_chunks: dict[str, int] = field(default_factory=dict)
 
 
-def report(recipe: Recipe, client: Any = None) -> Report:
+def report(recipe: Recipe, client: "Client | None" = None) -> Report:
     """Read every block; warn as training does where much is left out."""
     counts: list[BlockCount] = list(sweep(recipe, measure_block, client))
     rows, dropped = sum(c.rows for c in counts), sum(c.dropped for c in counts)

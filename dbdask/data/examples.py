@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -32,6 +32,9 @@ from dbdask.data.splits import (
 from dbdask.data.sweeps import sweep
 from dbdask.errors import DataError
 from dbdask.schedule.portions import MIX_BYTES, Cut, Grid
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 class Examples:
@@ -275,7 +278,7 @@ class Examples:
         return Examples._of(self.source, replace(self.recipe, selection=selection))
 
     def standardize(
-        self, *, targets: bool | None = None, per: str = "variable", client: Any = None
+        self, *, targets: bool | None = None, per: str = "variable", client: "Client | None" = None
     ) -> "Examples":
         """Scale every input to mean 0 and deviation 1, measured in one pass over these examples.
 
@@ -305,7 +308,7 @@ class Examples:
         found: Examples = self.__dict__["with_means"]
         return found
 
-    def find_classes(self, client: Any = None) -> list[Any]:
+    def find_classes(self, client: "Client | None" = None) -> list[Any]:
         """Return the labels that occur, sorted, found in one pass: give them as `classes=`."""
         targets = self.recipe.targets
         if targets is None or targets.shape != ():
@@ -332,7 +335,7 @@ class Examples:
         """
         return Examples._of(self.source, targets_for_loss(self.recipe, loss, outputs))
 
-    def check(self, client: Any = None) -> Report:
+    def check(self, client: "Client | None" = None) -> Report:
         """Read everything once and report; raises DataError where training would."""
         return report(self._with_means().recipe, client)
 

@@ -1,7 +1,7 @@
 """Moments of examples: one pass, and the recipe that scales by what it found."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,8 +13,11 @@ from dbdask.data.sweeps import sweep
 from dbdask.data.windows import NO_WINDOW
 from dbdask.errors import DataError
 
+if TYPE_CHECKING:
+    from distributed import Client
 
-def scalings_of(recipe: Recipe, targets: bool | None, per: str, client: Any) -> Recipe:
+
+def scalings_of(recipe: Recipe, targets: bool | None, per: str, client: "Client | None") -> Recipe:
     """Return the recipe with inputs scaled, and targets as they are to be for the squared loss.
 
     Whether the targets' scaling is for the loss at hand is decided when that is known: before,
@@ -59,7 +62,7 @@ def _measures_targets(recipe: Recipe, wanted: bool | None) -> bool:
 
 
 def _measured(
-    recipe: Recipe, roles: tuple[str, ...], per: str, client: Any, applied: bool = True
+    recipe: Recipe, roles: tuple[str, ...], per: str, client: "Client | None", applied: bool = True
 ) -> list[Scaling]:
     """Return the scaling of every variable of the roles, found in one pass."""
     measure = MeasureMoments(roles, per, recipe.selection.mask)
@@ -91,7 +94,7 @@ def _measured(
     ]
 
 
-def _refuse_missing(recipe: Recipe, client: Any) -> None:
+def _refuse_missing(recipe: Recipe, client: "Client | None") -> None:
     """Raise as training does if a missing value is one that an example uses.
 
     Windows, cuts and groups decide that, so everything is read once more. The loss, which decides

@@ -9,12 +9,15 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dbdask.data.feed import Reader
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Blocks
 from dbdask.errors import WorkerError
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 BATCH_BYTES = 64 * 2**20
 """Stored bytes of the blocks that one task takes."""
@@ -22,7 +25,7 @@ BATCH_BYTES = 64 * 2**20
 Measure = Callable[[Reader, int, Blocks | None], Any]
 
 
-def sweep(recipe: Recipe, measure: Measure, client: Any = None) -> Iterator[Any]:
+def sweep(recipe: Recipe, measure: Measure, client: Client | None = None) -> Iterator[Any]:
     """Yield `measure(reader, block, blocks)` of every block that holds examples, in order."""
     batches = _batches(recipe)
     client = client if client is not None else _current_client()
@@ -52,19 +55,20 @@ def _batches(recipe: Recipe) -> Iterator[tuple[int, ...]]:
         yield tuple(batch)
 
 
-def _current_client() -> Any:
+def _current_client() -> Client | None:
     """Return the current client; there is none where nothing has imported distributed."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
     try:
-        return distributed.default_client()
+        current: Client = distributed.default_client()
+        return current
     except ValueError:
         return None
 
 
 def _sweep_on(
-    client: Any, recipe: Recipe, measure: Measure, batches: Iterable[tuple[int, ...]]
+    client: Client, recipe: Recipe, measure: Measure, batches: Iterable[tuple[int, ...]]
 ) -> Iterator[Any]:
     """Keep two batches for each worker under way; values that cannot be read there are brought."""
     from dbdask.data.block_provider import BlockProvider

@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import astuple, dataclass
-from typing import Any
 
 import numpy as np
 
 from dbdask.arrays import Float32Array, Float64Array, FloatArray, Int64Array
 from dbdask.errors import DataError
-from dbdask.models.evaluation import loss_of_minibatch
+from dbdask.models.evaluation import Batch, loss_of_minibatch
+from dbdask.models.model import Model
 from dbdask.users_code import UsersCode
 
 NOTHING = (
@@ -59,10 +59,12 @@ class Determination:
     """
 
     def __init__(self) -> None:
-        self.weight: Any = 0.0
-        self.centre: Any = 0.0
-        self.spread: Any = 0.0  # weighted sum of squared deviations from the centre
-        self.squared_error: Any = 0.0
+        self.weight: float | Float64Array = 0.0
+        self.centre: float | Float64Array = 0.0
+        self.spread: float | Float64Array = (
+            0.0  # weighted sum of squared deviations from the centre
+        )
+        self.squared_error: float | Float64Array = 0.0
 
     def add(self, errors: Float64Array, targets: Float64Array, weights: Float64Array) -> None:
         """Add examples, all arrays (examples, elements): Chan, Golub and LeVeque (1983)."""
@@ -84,7 +86,7 @@ class Determination:
         return float(np.mean(1 - error[varies] / spread[varies])) if varies.any() else math.nan
 
 
-def means_classes(loss: Any, outputs: int) -> bool:
+def means_classes(loss: str | None, outputs: int) -> bool:
     """Say whether a model's outputs for one label an example are those of classes.
 
     "softmax" and "logistic" say so themselves. For another loss, or none that has a name, several
@@ -93,7 +95,7 @@ def means_classes(loss: Any, outputs: int) -> bool:
     return loss in CLASS_LOSSES or (loss != "squared" and outputs > 1)
 
 
-def class_probabilities(outputs: FloatArray, loss: Any) -> FloatArray:
+def class_probabilities(outputs: FloatArray, loss: str | None) -> FloatArray:
     """Return (examples, classes): the outputs; a single logistic one is that of the second class.
 
     Examples
@@ -110,16 +112,16 @@ def class_probabilities(outputs: FloatArray, loss: Any) -> FloatArray:
     return np.concatenate([1 - flat, flat], axis=1) if two else flat
 
 
-def chosen_classes(outputs: FloatArray, loss: Any) -> Int64Array:
+def chosen_classes(outputs: FloatArray, loss: str | None) -> Int64Array:
     """Return the class that is most probable for each example."""
     chosen: Int64Array = class_probabilities(outputs, loss).argmax(axis=1)
     return chosen
 
 
 def score_minibatch(
-    model: Any,
+    model: Model,
     parameters: Float32Array,
-    batch: Any,
+    batch: Batch,
     scratch: Float32Array,
     deviation: float | Float64Array = 1.0,
     determination: Determination | None = None,
@@ -136,6 +138,7 @@ def score_minibatch(
         Takes in the errors of values, where r2 is wanted: it has a number for each element.
     """
     loss = loss_of_minibatch(model, parameters, batch, scratch=scratch)
+    assert batch.targets is not None
     count = len(batch.inputs)
     weights = np.ones(count) if batch.weights is None else np.asarray(batch.weights, np.float64)
     by_example = weights if weights.ndim == 1 else weights.reshape(count, -1).mean(axis=1)

@@ -6,18 +6,34 @@ one certain NaN, which no arithmetic makes anew: what still holds it was not wri
 two passes over one vector a portion or bundle, which is at least sixteen minibatches.
 """
 
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from dbdask.arrays import Float32Array
 from dbdask.errors import ModelError
 from dbdask.models.layout import Layout, as_layout
-from dbdask.models.model import as_loss
+from dbdask.models.model import Model, as_loss
 from dbdask.users_code import UsersCode
 
 UNWRITTEN = np.uint32(0x7FC0DBDA)  # a quiet NaN with a payload of our own
 BLOCK = 65_536  # floats
+
+
+class Batch(Protocol):
+    """The examples of one minibatch, as a model is given them."""
+
+    @property
+    def inputs(self) -> Float32Array:
+        """Shape (examples, *input_shape)."""
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        """int64 labels, (examples,), or float32 values, (examples, *target_shape)."""
+
+    @property
+    def weights(self) -> Float32Array | None:
+        """One an example or one a target element; None: all are 1."""
 
 
 class Evaluator:
@@ -29,13 +45,13 @@ class Evaluator:
         Keeps the `dbdask.Model` contract.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         self.model, self.layout = model, as_layout(model.layout)
         self._buffers = buffer_ranges(self.layout)
         self._is_first = True
 
     def evaluate(
-        self, parameters: Float32Array, batch: Any, *, seed: int, gradient: Float32Array
+        self, parameters: Float32Array, batch: Batch, *, seed: int, gradient: Float32Array
     ) -> float:
         """Return the summed loss of a minibatch; `gradient` takes its summed gradient.
 
@@ -54,6 +70,7 @@ class Evaluator:
         ModelError
             The loss is no number; or the gradient was not overwritten, in the first minibatch.
         """
+        assert batch.targets is not None  # a run refuses examples without targets
         if self._is_first:
             mark_unwritten(gradient)
         for part in self._buffers:
@@ -74,13 +91,14 @@ class Evaluator:
 
 
 def loss_of_minibatch(
-    model: Any, parameters: Float32Array, batch: Any, *, scratch: Float32Array
+    model: Model, parameters: Float32Array, batch: Batch, *, scratch: Float32Array
 ) -> float:
     """Return the summed loss of a minibatch, without a gradient if the model can do that.
 
     `scratch`, a float32 vector of the model's size, takes the gradient that it has to compute
     else.
     """
+    assert batch.targets is not None
     if hasattr(model, "loss_only"):
         with UsersCode("model.loss_only"):
             loss = model.loss_only(

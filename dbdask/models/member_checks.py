@@ -10,7 +10,7 @@ import numpy as np
 from dbdask.arrays import Float32Array
 from dbdask.errors import ModelError
 from dbdask.models.layout import Layout, as_layout, check_dims
-from dbdask.models.model import check_members
+from dbdask.models.model import Model, check_members
 
 
 def listed_faults(faults: list[str]) -> str:
@@ -20,7 +20,7 @@ def listed_faults(faults: list[str]) -> str:
     return f"the model does not keep the dbdask.Model contract, {count}:\n{numbered}"
 
 
-def checked_layout(model: Any) -> Layout:
+def checked_layout(model: Model) -> Layout:
     """Return a model's layout; raises ModelError if it has none, or lacks a member."""
     try:
         check_members(model)
@@ -33,7 +33,7 @@ def checked_layout(model: Any) -> Layout:
     return layout
 
 
-def travelled(model: Any, layout: Layout, faults: list[str]) -> Any:
+def travelled(model: Model, layout: Layout, faults: list[str]) -> Model:
     """Return the copy of a model that a worker would get; what is wrong with it goes to `faults`.
 
     Raises
@@ -42,7 +42,7 @@ def travelled(model: Any, layout: Layout, faults: list[str]) -> Any:
         It cannot be pickled.
     """
     try:
-        copy = cloudpickle.loads(cloudpickle.dumps(model))
+        copy: Model = cloudpickle.loads(cloudpickle.dumps(model))
         again = as_layout(copy.layout)
     except Exception as error:
         faults.append(f"model cannot be pickled, and travels to every worker so: {error!r}")
@@ -54,7 +54,7 @@ def travelled(model: Any, layout: Layout, faults: list[str]) -> Any:
     return copy
 
 
-def initial_faults(model: Any, layout: Layout, seed: int) -> list[str]:
+def initial_faults(model: Model, layout: Layout, seed: int) -> list[str]:
     """Compare slices of the initial vector with the whole one."""
     size = layout.size
     try:
@@ -72,7 +72,7 @@ def initial_faults(model: Any, layout: Layout, seed: int) -> list[str]:
     return [wrong] if wrong else []
 
 
-def _cut_fault(model: Any, layout: Layout, seed: int, whole: np.ndarray) -> str | None:
+def _cut_fault(model: Model, layout: Layout, seed: int, whole: np.ndarray) -> str | None:
     """Ask for slices, as shards do."""
     size = layout.size
     edges = sorted({0, 1, size // 3, size - 1, size, *layout.offsets[:8]})
@@ -144,7 +144,7 @@ def _not_finite(vector: Float32Array, layout: Layout, start: int) -> str:
     return ""
 
 
-def starting_point(model: Any, layout: Layout, seed: int) -> Float32Array:
+def starting_point(model: Model, layout: Layout, seed: int) -> Float32Array:
     """Return a point near the initial one, where no trained parameter is zero: float32, (size,)."""
     point = np.zeros(layout.size, np.float32)
     try:

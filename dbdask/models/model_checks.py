@@ -7,7 +7,6 @@ that needs what an earlier one found faulty is left out, so that one mistake is 
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from dbdask.models.member_checks import (
     starting_point,
     travelled,
 )
+from dbdask.models.model import Model
 from dbdask.models.model_trial import Evaluated, ExampleBatch, Faulty, Trial, is_close
 from dbdask.models.prediction_checks import check_predict
 
@@ -68,7 +68,7 @@ class ModelReport:
 
 
 def check_on_batch(
-    model: Any, batch: ExampleBatch, *, outputs: int | None = None, seed: int = 0
+    model: Model, batch: ExampleBatch, *, outputs: int | None = None, seed: int = 0
 ) -> ModelReport:
     """Try a model on a few examples; the model itself is left as it is.
 

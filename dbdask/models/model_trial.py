@@ -16,7 +16,7 @@ from dbdask.models.evaluation import (
     unwritten_parameters,
 )
 from dbdask.models.layout import Layout
-from dbdask.models.model import as_loss
+from dbdask.models.model import Model, as_loss
 
 
 class Faulty(Exception):
@@ -87,7 +87,7 @@ class Trial:
         Given to the model.
     """
 
-    model: Any
+    model: Model
     layout: Layout
     batch: ExampleBatch
     parameters: Float32Array
