@@ -2,13 +2,16 @@
 
 import io
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def learning_curve(history: xr.Dataset) -> Any:
+
+def learning_curve(history: xr.Dataset) -> "Figure":
     """Draw loss, and the validation's scores, over the examples; returns the figure.
 
     Raises
@@ -39,7 +42,7 @@ def learning_curve(history: xr.Dataset) -> Any:
     return figure
 
 
-def _new_figure(**options: Any) -> Any:
+def _new_figure(**options: Any) -> "Figure":
     """Return a figure that shows itself once in a notebook, and needs no display elsewhere."""
     try:
         from matplotlib.figure import Figure

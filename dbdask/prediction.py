@@ -14,6 +14,7 @@ import xarray as xr
 from dask._task_spec import Task, TaskRef
 from dask.delayed import delayed
 from dask.highlevelgraph import HighLevelGraph
+from dask.typing import Key
 
 from dbdask.arrays import Float32Array, Float64Array, FloatArray
 from dbdask.data.examples import Examples
@@ -72,7 +73,7 @@ class Meaning:
     """What a model's outputs become: an array of a dtype, with extra dimensions and a gap value."""
 
     name: str
-    dtype: Any
+    dtype: np.dtype | type
     fill: Any
     convert: Callable[[FloatArray], np.ndarray]  # outputs (examples, outputs) -> (examples, *extra)
     dims: tuple[str, ...] = ()
@@ -101,12 +102,12 @@ def predict_array(
     name = f"dbdask-predict-{unique}"
     brought = [v for v in recipe.variables if v.needs_blocks]
     needed: list[Any] = [shared, shown, *(a for v in brought if (a := _dask_array(v)) is not None)]
-    layer: dict[Any, Task] = {}
+    layer: dict[Key, Task] = {}
     references = TaskRef(shared.key), TaskRef(shown.key)
     features = (0,) * len(meaning.shape)
     for number, place in enumerate(itertools.product(*map(range, recipe.grid.shape))):
         pieces = _pieces(recipe, number, f"{name}-piece", layer) if brought else ()
-        key = (name, *place, *features)
+        key = _key(name, *place, *features)
         layer[key] = Task(key, _predict_block, *references, number, *pieces)
     graph = HighLevelGraph.from_collections(name, layer, dependencies=needed)
     chunks = (*recipe.grid.lengths, *((size,) for size in meaning.shape))
@@ -143,7 +144,7 @@ def _dask_array(variable: Variable) -> da.Array | None:
 
 
 def _pieces(
-    recipe: Recipe, number: int, name: str, layer: dict[Any, Task]
+    recipe: Recipe, number: int, name: str, layer: dict[Key, Task]
 ) -> list[Piece | TaskRef]:
     """Return the values that a block's task cannot read for itself.
 
@@ -166,7 +167,7 @@ def _pieces(
     return pieces
 
 
-def _key(*parts: Any) -> Any:
+def _key(*parts: str | int) -> Key:
     return parts
 
 
@@ -192,7 +193,7 @@ def _overlapping(
         yield place, tuple(start for _, start, _, _ in spanned), within
 
 
-def _cut_piece(key: str, starts: tuple[int, ...], chunk: Any, within: Index) -> Piece:
+def _cut_piece(key: str, starts: tuple[int, ...], chunk: object, within: Index) -> Piece:
     values = np.asarray(chunk)
     part = values[within]
     # A copy lets go of the rest of the chunk.
@@ -223,7 +224,7 @@ def _as_the_data(
     return array
 
 
-def _coordinates(source: Source, array: xr.DataArray, meaning: Meaning) -> Any:
+def _coordinates(source: Source, array: xr.DataArray, meaning: Meaning) -> xr.Coordinates:
     """Return the data's coordinates over the prediction's dimensions, ready to be written.
 
     How the data are stored says nothing of the prediction: no encoding comes along. A coordinate
@@ -257,7 +258,7 @@ def _writable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if value is not None}
 
 
-def _attribute(value: Any) -> Any:
+def _attribute(value: object) -> Any:
     if isinstance(value, bool | np.bool_):
         return int(value)
     if value is None or isinstance(value, str | int | float | np.integer | np.floating):

@@ -2,8 +2,9 @@
 
 import itertools
 import math
+import os
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
@@ -16,7 +17,7 @@ from dbdask.data.examples import Examples
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.feed import Reader
 from dbdask.data.recipe import Recipe
-from dbdask.data.sources import Source
+from dbdask.data.sources import Data, Source
 from dbdask.metrics.history import History
 from dbdask.metrics.scores import (
     Determination,
@@ -34,6 +35,9 @@ from dbdask.saving import load as load_parts
 from dbdask.schedule.portions import Portion
 from dbdask.status import Status
 from dbdask.storage.checkpoint import VectorReference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EAGER_BYTES = 64 * 2**20  # parameters up to this size are read at once
 BATCH_SIZE = 256
@@ -76,7 +80,7 @@ class Result:
         """The records of the run, over `record`."""
         return self._history.to_dataset()
 
-    def plot(self) -> Any:
+    def plot(self) -> "Figure":
         """Draw the learning curve with matplotlib; returns the figure, which notebooks show."""
         from dbdask.plotting import learning_curve
 
@@ -86,13 +90,13 @@ class Result:
     def parameters(self) -> xr.Dataset:
         """One variable for each named parameter; opened lazily where the model is large."""
         layout = as_layout(self.model.layout)
-        vector: Any = self._vector
+        vector = self._vector
         if isinstance(vector, VectorReference) and 4 * layout.size <= EAGER_BYTES:
             vector = vector.read()
         variables = {}
         for parameter, offset in zip(layout.parameters, layout.offsets, strict=True):
             if isinstance(vector, VectorReference):
-                values: Any = _lazy(vector, offset, parameter.shape)
+                values: da.Array | Float32Array = _lazy(vector, offset, parameter.shape)
             else:
                 values = vector[offset : offset + parameter.size].reshape(parameter.shape)
             variables[parameter.name] = (parameter.dims, values)
@@ -133,7 +137,7 @@ class Result:
         summary = score.summary()
         return summary | ({"r2": determination.mean()} if "rmse" in summary else {})
 
-    def predict(self, data: Any) -> xr.DataArray | xr.Dataset:
+    def predict(self, data: Data) -> xr.DataArray | xr.Dataset:
         """Predict lazily on data: a store or a Dataset with the inputs of the training data.
 
         Returns
@@ -158,7 +162,7 @@ class Result:
         arrays = {m.name: predict_array(predictor, recipe, source, m) for m in meanings}
         return next(iter(arrays.values())) if len(arrays) == 1 else xr.Dataset(arrays)
 
-    def predict_proba(self, data: Any) -> xr.DataArray:
+    def predict_proba(self, data: Data) -> xr.DataArray:
         """Predict the probability of every class lazily: as `predict`, with a `class` dimension.
 
         Of a model of your own these are its outputs, whatever they are.
@@ -186,7 +190,7 @@ class Result:
         )
         return predict_array(predictor, recipe, source, meaning)
 
-    def _on(self, data: Any) -> tuple[Recipe, Source, Predictor]:
+    def _on(self, data: Data) -> tuple[Recipe, Source, Predictor]:
         examples = self.examples.rebind(data)
         assert examples.source is not None
         predictor = Predictor(self.model, examples.worker_side(), self._vector)
@@ -274,13 +278,13 @@ class Result:
             attrs={name: variable.attrs[name] for name in known if name in variable.attrs},
         )
 
-    def save(self, path: Any, *, overwrite: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Keep the result as a Zarr group: parameters, layers, the description of the examples."""
         parts = Parts(self.model, self.examples, self._vector, self._history, self.status)
         save(parts, path, overwrite=overwrite)
 
 
-def load(path: Any, *, model: Model | None = None) -> Result:
+def load(path: str | os.PathLike[str], *, model: Model | None = None) -> Result:
     """Load what `Result.save` kept. It is data only: nothing in it is executed.
 
     Parameters
@@ -342,7 +346,7 @@ class _Raw:
         return outputs.reshape(len(outputs), -1)
 
 
-def _holds(dtype: Any, value: Any) -> bool:
+def _holds(dtype: np.dtype, value: Any) -> bool:
     """Whether an integer dtype has the value."""
     limits = np.iinfo(dtype) if dtype.kind in "iu" else None
     return limits is not None and limits.min <= value <= limits.max

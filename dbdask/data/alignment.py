@@ -10,7 +10,7 @@ def first_difference(labels: pd.Index, others: pd.Index) -> int | None:
 
     Examples
     --------
-    >>> first_difference(pd.Index([0.0, 1.5, np.nan]), pd.Index([0.0, 1.5, np.nan]))
+    >>> first_difference(pd.Index([0.0, 1.5, None]), pd.Index([0.0, 1.5, None]))
     >>> first_difference(pd.Index([0, 1, 2]), pd.Index([0, 2, 1]))
     1
     """

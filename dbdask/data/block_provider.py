@@ -23,15 +23,19 @@ from concurrent.futures import Future as Promise
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from dask._task_spec import Task, TaskRef, convert_legacy_graph
+from dask._task_spec import GraphNode, Task, TaskRef, convert_legacy_graph
+from dask.typing import Key
 from distributed import Client, Future, rejoin, secede
 
 from dbdask.data.routes import Blocked, Held, Piece
 from dbdask.data.variables import Variable
 from dbdask.schedule.portions import Portion
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 _Name = tuple[int, int, tuple[int, ...]]
 
@@ -229,7 +233,7 @@ class BlockProvider:
 class _Graph:
     """The task graph of one dask array, flattened once, from which blocks are taken by place."""
 
-    def __init__(self, key: str, array: Any, *, renamed: bool) -> None:
+    def __init__(self, key: str, array: da.Array, *, renamed: bool) -> None:
         self._key = key
         self._name = array.name
         self._prefix = f"dbdask-{uuid.uuid4().hex}" if renamed else ""
@@ -245,28 +249,35 @@ class _Graph:
             spans.append([at for at in range(first, last) if edges[at] < edges[at + 1]])
         return itertools.product(*spans)
 
-    def tasks(self, places: list[tuple[int, ...]]) -> tuple[dict[Any, Any], list[Any]]:
+    def tasks(self, places: list[tuple[int, ...]]) -> tuple[dict[Key, GraphNode], list[Key]]:
         """Return the part of the graph that makes these blocks, as pieces, and their names.
 
         Names are fresh each time: what failed once must not be found again.
         """
         fresh = f"dbdask-piece-{uuid.uuid4().hex}"
-        graph: dict[Any, Any] = {}
+        graph: dict[Key, GraphNode] = {}
         for place in places:
             self._collect((self._name, *place), graph)
-        new = {key: (self._prefix, *_parts(key)) if self._prefix else key for key in graph}
+        new: dict[Key, Key] = {
+            key: (self._prefix, *_parts(key)) if self._prefix else key for key in graph
+        }
         if self._prefix:
-            graph = {new[key]: node.substitute(new, key=new[key]) for key, node in graph.items()}
-        names = []
+            # A substitute may be a node or a name: here all are names.
+            names_or_nodes: dict[Key, Key | GraphNode] = {**new}
+            graph = {
+                new[key]: node.substitute(names_or_nodes, key=new[key])
+                for key, node in graph.items()
+            }
+        names: list[Key] = []
         for place in places:
-            block = (self._name, *place)
-            name = (fresh, *place)
+            block: Key = (self._name, *place)
+            name: Key = (fresh, *place)
             starts = tuple(int(edges[at]) for edges, at in zip(self._edges, place, strict=True))
             graph[name] = Task(name, _as_piece, self._key, starts, TaskRef(new.get(block, block)))
             names.append(name)
         return graph, names
 
-    def _collect(self, wanted: Any, graph: dict[Any, Any]) -> None:
+    def _collect(self, wanted: Key, graph: dict[Key, GraphNode]) -> None:
         waiting = [wanted]
         while waiting:
             key = waiting.pop()
@@ -288,7 +299,7 @@ def _name(portion: Portion) -> _Name:
     return portion.epoch, portion.group, portion.blocks
 
 
-def _parts(key: Any) -> tuple[Any, ...]:
+def _parts(key: Key) -> tuple[Any, ...]:
     return key if isinstance(key, tuple) else (key,)
 
 
@@ -300,5 +311,5 @@ def _piece(variable: Variable, box: Mapping[str, slice]) -> Piece:
     return Piece(variable.key, tuple(cut.start for cut in index), values)
 
 
-def _as_piece(key: str, starts: tuple[int, ...], block: Any) -> Piece:
+def _as_piece(key: str, starts: tuple[int, ...], block: object) -> Piece:
     return Piece(key, starts, np.asarray(block))

@@ -101,7 +101,7 @@ def _names(codec: Any) -> Iterable[str]:
         yield from _names(nested)
 
 
-def _numcodec_name(codec: Any) -> str:
+def _numcodec_name(codec: object) -> str:
     return str(getattr(codec, "codec_id", "")) if codec is not None else ""
 
 
@@ -126,7 +126,7 @@ class _Bounded:
     limit: int
     values: int
 
-    def decode(self, stored: Any) -> Any:
+    def decode(self, stored: object) -> Any:
         name = _numcodec_name(self.codec)
         if name in _COUNTED:
             check_count(_raw(stored), self.values)
@@ -134,7 +134,7 @@ class _Bounded:
         return self.codec.decode(stored) if found is None else found
 
 
-def _raw(stored: Any) -> memoryview:
+def _raw(stored: object) -> memoryview:
     return memoryview(numcodecs.compat.ensure_contiguous_ndarray(stored)).cast("B")
 
 

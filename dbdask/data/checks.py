@@ -1,8 +1,9 @@
 """Checks: everything is read once, as training would, and reported."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dbdask.data.fills import fill_warnings
 from dbdask.data.measures import BlockCount, measure_block
@@ -70,7 +71,7 @@ def report(recipe: Recipe, client: "Client | None" = None) -> Report:
     )
 
 
-def drop_warning(rows: int, missing: int, place: str, lost: tuple[Any, ...] = ()) -> str:
+def drop_warning(rows: int, missing: int, place: str, lost: tuple[object, ...] = ()) -> str:
     """Return what to say about examples left out as missing; empty where it is not worth a word.
 
     Examples
@@ -88,7 +89,7 @@ def drop_warning(rows: int, missing: int, place: str, lost: tuple[Any, ...] = ()
     return f"{missing} of {rows} examples ({part:.1f} %) are left out as missing{first}{classes}"
 
 
-def _sum(counts: Any) -> dict[int, int]:
+def _sum(counts: Iterable[dict[int, int]]) -> dict[int, int]:
     total: dict[int, int] = {}
     for one in counts:
         for label, count in one.items():

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from xarray.backends.zarr import FillValueCoder
 
-from dbdask.data.decoding import Decoding, Undecided
+from dbdask.data.decoding import Attributes, Decoding, Undecided
 
 _FILLS = ("_FillValue", "missing_value")
 _CONVERSION = ("units", "calendar", "dtype")
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([uU]?[b
 
 
 def decode_declared(
-    dtype: np.dtype, attributes: Mapping[str, Any], zarr_format: int, fill_value: Any
+    dtype: np.dtype, attributes: Attributes, zarr_format: int, fill_value: object
 ) -> Decoding:
     """Return the decoding of a Zarr array's own values."""
     if dtype.kind in "cV":
@@ -42,7 +42,7 @@ def decode_declared(
     return Decoding(missing=tuple(fill for fill in fills if isinstance(fill, np.generic)))
 
 
-def number(value: Any) -> int | float | None:
+def number(value: object) -> int | float | None:
     """Return a number that an attribute holds: alone in an array, or as text; None: it is none.
 
     Examples
@@ -69,7 +69,7 @@ def _number_of_text(text: str) -> int | float | None:
 
 
 def _fills(
-    dtype: np.dtype, attributes: Mapping[str, Any], zarr_format: int, fill_value: Any
+    dtype: np.dtype, attributes: Attributes, zarr_format: int, fill_value: object
 ) -> list[Any]:
     """Return every value that is declared as missing, in whatever type it is declared."""
     found: list[Any] = []
@@ -83,7 +83,7 @@ def _fills(
     return found
 
 
-def _listed(value: Any) -> Iterable[Any]:
+def _listed(value: object) -> Iterable[Any]:
     value = value.tolist() if isinstance(value, np.ndarray) else value
     if value is None:
         return ()
@@ -101,7 +101,7 @@ def _uncoded(value: str, dtype: np.dtype) -> Any:
     return found.decode() if isinstance(found, bytes) else found
 
 
-def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -> Decoding:
+def _numbers(dtype: np.dtype, attributes: Attributes, fills: list[Any]) -> Decoding:
     signs = _signs(dtype, attributes)
     shown = signs or dtype
     packing = _packing(attributes)
@@ -134,7 +134,7 @@ def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -
     return Decoding(attributes=kept, signs=signs, gaps=tuple(missing[1:]), doubtful=doubtful)
 
 
-def _signs(dtype: np.dtype, attributes: Mapping[str, Any]) -> np.dtype | None:
+def _signs(dtype: np.dtype, attributes: Attributes) -> np.dtype | None:
     """Return the dtype of the other sign, where `_Unsigned` asks for it."""
     declared = attributes.get("_Unsigned")
     if dtype.kind == "f" or declared is None or dtype.kind == _kind_of(declared):
@@ -147,7 +147,7 @@ def _signs(dtype: np.dtype, attributes: Mapping[str, Any]) -> np.dtype | None:
     return np.dtype(f"{_kind_of(declared)}{dtype.itemsize}")
 
 
-def _kind_of(declared: Any) -> str:
+def _kind_of(declared: object) -> str:
     return "u" if str(declared).strip().lower() in ("true", "1") else "i"
 
 
@@ -213,7 +213,7 @@ def _whole(fill: int, shown: np.dtype, stored: np.dtype) -> int | None:
     return fill if np.iinfo(shown).min <= fill <= np.iinfo(shown).max else None
 
 
-def _packing(attributes: Mapping[str, Any]) -> dict[str, int | float]:
+def _packing(attributes: Attributes) -> dict[str, int | float]:
     """Return scale and offset as numbers."""
     found: dict[str, int | float] = {}
     for name in ("scale_factor", "add_offset"):

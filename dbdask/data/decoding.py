@@ -6,7 +6,7 @@ opened lazily, and values that are shown as they are held.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,10 @@ OTHER = np.dtype("V")
 
 EXACT = 2**53
 """Whole numbers up to this one are float64 values."""
+
+
+Attributes = Mapping[str, Any]
+"""The attributes of a variable, of whatever types their author has written."""
 
 
 class Undecided(ValueError):
@@ -218,7 +222,7 @@ def _with_none(values: np.ndarray, absent: BoolArray) -> np.ndarray:
     return found
 
 
-def _each(values: np.ndarray, absent: BoolArray | None) -> Any:
+def _each(values: np.ndarray, absent: BoolArray | None) -> Iterator[tuple[Any, bool]]:
     gaps = np.zeros(values.size, bool) if absent is None else absent.ravel()
     return zip(values.ravel(), gaps, strict=True)
 

@@ -1,6 +1,6 @@
 """Description: examples as plain data, and put back on the same data or on other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +15,10 @@ from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Absent
 from dbdask.data.sources import Source, Variable
 from dbdask.data.standardization import Scaling
+from dbdask.json_types import JsonObject
 
 
-def describe(recipe: Recipe) -> dict[str, Any]:
+def describe(recipe: Recipe) -> JsonObject:
     """Return everything but the values and the selection."""
     targets = recipe.targets
     return {
@@ -38,7 +39,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def rebuild(description: Mapping[str, Any]) -> Recipe:
+def rebuild(description: JsonObject) -> Recipe:
     """Return the recipe of a description, with variables that have no values."""
     variables = [_detached(described) for described in description["variables"]]
     # By number: DataArrays may have one name.
@@ -151,7 +152,7 @@ def _bundle_like(argument: str, features: FeatureSet, other: FeatureSet) -> Feat
 
 
 def _open(
-    described: Mapping[str, Any],
+    described: JsonObject,
     source: Source,
     inputs: Sequence[str | Variable],
     to_predict: bool = False,
@@ -177,15 +178,15 @@ def _dims_json(features: FeatureSet) -> list[list[str]]:
     return [list(dims) for dims in features.feature_dims]
 
 
-def _scalings_json(features: FeatureSet) -> list[dict[str, Any]] | None:
+def _scalings_json(features: FeatureSet) -> list[JsonObject] | None:
     return None if features.scalings is None else [s.to_json() for s in features.scalings]
 
 
-def _with_scalings(features: FeatureSet, tables: list[dict[str, Any]] | None) -> FeatureSet:
+def _with_scalings(features: FeatureSet, tables: list[JsonObject] | None) -> FeatureSet:
     return features.scaled(None if tables is None else [Scaling.from_json(t) for t in tables])
 
 
-def _variable_json(variable: Variable) -> dict[str, Any]:
+def _variable_json(variable: Variable) -> JsonObject:
     kept = {name: _plain(value) for name, value in variable.attrs.items()}
     return {
         "name": variable.name,
@@ -205,7 +206,7 @@ def _number_dtype(variable: Variable) -> str | None:
     return dtype.str if isinstance(dtype, np.dtype) and dtype.kind in "iufb" else None
 
 
-def _detached(described: Mapping[str, Any]) -> Variable:
+def _detached(described: JsonObject) -> Variable:
     """Return a variable of which only the metadata are known."""
     dtype = np.dtype(described["dtype"])
     return Variable(
@@ -224,7 +225,7 @@ def _detached(described: Mapping[str, Any]) -> Variable:
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return an attribute as text, a number or a list of them; None where it is something else."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (list, tuple)):

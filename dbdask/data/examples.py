@@ -1,6 +1,5 @@
 """Examples: which parts of a dataset are examples, and how they are shown to a network."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from dbdask.data.checks import Report, report
 from dbdask.data.description import describe, inputs_on, prepared_like, rebuild
 from dbdask.data.feed import CACHE_BYTES, Reader
 from dbdask.data.indexing import isel_selection, sel_indexers, where_selection
-from dbdask.data.labels import Classes, as_classes
+from dbdask.data.labels import Classes, Label, as_classes
 from dbdask.data.losses import targets_for_loss
 from dbdask.data.measures import measure_labels
 from dbdask.data.moments import measured_means, scalings_of
@@ -21,7 +20,7 @@ from dbdask.data.opening import Given, open_recipe
 from dbdask.data.pickling import pack, unpack
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection
-from dbdask.data.sources import Source, Variable, open_source
+from dbdask.data.sources import Data, Source, Variable, open_source
 from dbdask.data.splits import (
     check_fractions,
     check_seed,
@@ -31,6 +30,7 @@ from dbdask.data.splits import (
 )
 from dbdask.data.sweeps import sweep
 from dbdask.errors import DataError
+from dbdask.json_types import JsonObject
 from dbdask.schedule.portions import MIX_BYTES, Cut, Grid
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Examples:
 
     def __init__(
         self,
-        data: str | os.PathLike[str] | Any | xr.Dataset,
+        data: Data,
         *,
         inputs: Given | Sequence[Given],
         targets: Given | Sequence[Given] | None = None,
@@ -98,7 +98,7 @@ class Examples:
         edges: str = "repeat",
         groups: Given | None = None,
         weights: Given | None = None,
-        classes: Sequence[Any] | None = None,
+        classes: Sequence[object] | None = None,
         missing: str = "error",
     ) -> None:
         source = open_source(data)
@@ -126,13 +126,13 @@ class Examples:
         _check_not_empty(recipe)
         self.__dict__.update(source=source, recipe=recipe)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Examples cannot be changed: {name!r} is set when it is made")
 
     def __copy__(self) -> "Examples":
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Examples":
+    def __deepcopy__(self, memo: dict[int, object]) -> "Examples":
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Examples:
         return targets is not None and targets.variables[0].value_dtype.kind in "US"
 
     @property
-    def output_classes(self) -> list[Any] | None:
+    def output_classes(self) -> list[Label] | None:
         """The label of each output, as the store writes it; None where not known or no labels."""
         classes = self.recipe.classes
         return None if classes is None else classes.of_outputs()
@@ -231,7 +231,7 @@ class Examples:
         """Return a reader, which opens the stores when it first reads."""
         return Reader(self.recipe, cache_bytes, prefetch)
 
-    def isel(self, indexers: Mapping[str, Any] | None = None, **more: Any) -> "Examples":
+    def isel(self, indexers: Mapping[str, Any] | None = None, **more: object) -> "Examples":
         """Cut by position along sample dimensions, as xarray does; windows end at the cuts."""
         return self._selected(isel_selection(self.recipe, {**(indexers or {}), **more}))
 
@@ -239,8 +239,8 @@ class Examples:
         self,
         indexers: Mapping[str, Any] | None = None,
         method: str | None = None,
-        tolerance: Any = None,
-        **more: Any,
+        tolerance: object = None,
+        **more: object,
     ) -> "Examples":
         """Cut by coordinate along sample dimensions, as xarray does."""
         wanted = {**(indexers or {}), **more}
@@ -308,19 +308,19 @@ class Examples:
         found: Examples = self.__dict__["with_means"]
         return found
 
-    def find_classes(self, client: "Client | None" = None) -> list[Any]:
+    def find_classes(self, client: "Client | None" = None) -> list[Label]:
         """Return the labels that occur, sorted, found in one pass: give them as `classes=`."""
         targets = self.recipe.targets
         if targets is None or targets.shape != ():
             raise ValueError(
                 f"find_classes needs one label an example, target_shape is {self.target_shape}"
             )
-        found: set[Any] = set()
+        found: set[Label] = set()
         for labels in sweep(self.recipe, measure_labels, client):
             found.update(labels)
         return list(as_classes(_in_order(found, targets.names[0])).labels or ())
 
-    def with_classes(self, classes: Sequence[Any] | Classes | None) -> "Examples":
+    def with_classes(self, classes: Sequence[object] | Classes | None) -> "Examples":
         """Return the examples with other classes; None: the targets are values, not labels."""
         labels = classes if isinstance(classes, Classes) or classes is None else as_classes(classes)
         return Examples._of(self.source, replace(self.recipe, classes=labels))
@@ -343,7 +343,7 @@ class Examples:
         """Return these examples with the scaling and the classes of others, not their own."""
         return Examples._of(self.source, prepared_like(self.recipe, other._with_means().recipe))
 
-    def rebind(self, data: Any) -> "Examples":
+    def rebind(self, data: Data) -> "Examples":
         """Return the same inputs on other data, to predict from; targets need not be there.
 
         What was given as a DataArray is found by its name in other data; one that lacks a sample
@@ -353,18 +353,18 @@ class Examples:
         source = open_source(data)
         return Examples._of(source, inputs_on(self._with_means().recipe, source, self.source))
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> JsonObject:
         """Return everything but the data and the selection, as plain data."""
         return describe(self._with_means().recipe)
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any], data: Any = None) -> "Examples":
+    def from_description(cls, description: JsonObject, data: Data | None = None) -> "Examples":
         """Return what `description` told of: on `data`, or knowing only the metadata."""
         detached = cls._of(None, rebuild(description))
         return detached if data is None else detached.rebind(data)
 
 
-def _in_order(labels: set[Any], name: str) -> list[Any]:
+def _in_order(labels: set[Label], name: str) -> list[Label]:
     try:
         return sorted(labels)
     except TypeError as error:

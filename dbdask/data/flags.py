@@ -1,18 +1,18 @@
 """Flags: the classes that a variable's attributes declare, as the world writes them."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from dbdask.data.declared import number
+from dbdask.data.decoding import Attributes
 from dbdask.data.labels import Classes, as_classes
 
 _RULE = "give the labels with classes=, as they are shown"
 
 
 def declared_classes(
-    attrs: Mapping[str, Any], dtype: np.dtype | None, is_text: bool = False
+    attrs: Attributes, dtype: np.dtype | None, is_text: bool = False
 ) -> Classes | None:
     """Return the classes that `flag_values` and `flag_meanings` declare, if they do.
 
@@ -47,18 +47,18 @@ def declared_classes(
     return as_classes(labels, meanings if len(meanings) == len(labels) else None)
 
 
-def _unknown(name: str, given: Any, why: str) -> Classes:
+def _unknown(name: str, given: object, why: str) -> Classes:
     given = given.tolist() if hasattr(given, "tolist") else given
     return Classes((), unknown=f"the attribute {name}={given!r} {why}; {_RULE}")
 
 
-def _listed(given: Any) -> list[Any]:
+def _listed(given: object) -> list[Any]:
     if isinstance(given, str):
         return given.replace(",", " ").split()
     return list(np.atleast_1d(np.asarray(given)).ravel())
 
 
-def _meanings(given: Any) -> list[str]:
+def _meanings(given: object) -> list[str]:
     if isinstance(given, str):
         return given.split()
     return [str(one) for one in given] if isinstance(given, (list, tuple, np.ndarray)) else []

@@ -211,7 +211,12 @@ class GroupLedger:
             self._insert(_Table(values[is_new], begin[is_new], end[is_new]))
 
     def _check_apart(
-        self, table: _Table, known: BoolArray, values: np.ndarray, begin: Any, end: Any
+        self,
+        table: _Table,
+        known: BoolArray,
+        values: np.ndarray,
+        begin: Int64Array,
+        end: Int64Array,
     ) -> None:
         """Raise if an extent shares a position with that of another group."""
         low, high = table.overlapping(begin, end)
@@ -240,7 +245,7 @@ class GroupLedger:
         )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """Return a group as a message shows it; a date as a date."""
     if isinstance(value, (np.datetime64, np.timedelta64)):
         return str(value)

@@ -28,7 +28,7 @@ def isel_selection(recipe: Recipe, indexers: Mapping[str, Any]) -> Selection:
 
 
 def sel_indexers(
-    recipe: Recipe, indexers: Mapping[str, Any], method: str | None, tolerance: Any
+    recipe: Recipe, indexers: Mapping[str, Any], method: str | None, tolerance: object
 ) -> dict[str, Any]:
     """Return positions for labels, found in the indexes as xarray finds them."""
     wanted: dict[str, dict[str, Any]] = {}
@@ -138,11 +138,11 @@ def _check_dim(recipe: Recipe, argument: str, dim: str) -> None:
         )
 
 
-def _has_steps(indexer: Any) -> bool:
+def _has_steps(indexer: object) -> bool:
     return isinstance(indexer, slice) and indexer.step not in (None, 1)
 
 
-def _taken(dim: str, spans: Spans, indexer: Any) -> Spans:
+def _taken(dim: str, spans: Spans, indexer: object) -> Spans:
     """Return the part of the spans at positions that count within them."""
     if isinstance(indexer, xr.DataArray):
         indexer = indexer.to_numpy()
@@ -157,7 +157,7 @@ def _taken(dim: str, spans: Spans, indexer: Any) -> Spans:
     return spans.take(ranks)
 
 
-def _ranks(dim: str, given: Any, count: int) -> Int64Array:
+def _ranks(dim: str, given: object, count: int) -> Int64Array:
     """Return positions as whole numbers from 0, of numbers that may count from the end or flags."""
     indexer = np.asarray(given)
     if indexer.size and indexer.dtype.kind not in "iub":

@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 
 from dbdask.arrays import BoolArray, Int64Array
+from dbdask.json_types import JsonObject
+
+Label = str | int | float
 
 MISSING = -1
 UNKNOWN = -2
@@ -30,16 +33,16 @@ class Classes:
         Why the labels are not known, where `labels` is empty.
     """
 
-    labels: tuple[Any, ...] | None = None
+    labels: tuple[Label, ...] | None = None
     count: int | None = None
     meanings: tuple[str, ...] | None = None
     unknown: str = ""
 
     @cached_property
-    def _places(self) -> dict[Any, int]:
+    def _places(self) -> dict[Label, int]:
         return {label: place for place, label in enumerate(self.labels or ())}
 
-    def of_outputs(self) -> list[Any] | None:
+    def of_outputs(self) -> list[Label] | None:
         """Return the label of each output, as the store writes it; None where not known."""
         if not self.labels and self.count is None:
             return None
@@ -106,7 +109,7 @@ class Classes:
             return "a whole number from 0 up (integers mean classes; values are floats)"
         return f"a whole number from 0 to {self.count - 1}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain data."""
         return {
             "labels": None if self.labels is None else list(self.labels),
@@ -115,7 +118,7 @@ class Classes:
         }
 
     @classmethod
-    def from_json(cls, table: Mapping[str, Any]) -> "Classes":
+    def from_json(cls, table: JsonObject) -> "Classes":
         """Return what `to_json` described."""
         labels, meanings = table["labels"], table["meanings"]
         return cls(
@@ -125,7 +128,7 @@ class Classes:
         )
 
 
-def as_classes(given: Iterable[Any], meanings: Sequence[str] | None = None) -> Classes:
+def as_classes(given: Iterable[object], meanings: Sequence[str] | None = None) -> Classes:
     """Check what a user gave as `classes=`.
 
     Raises
@@ -151,8 +154,8 @@ def as_classes(given: Iterable[Any], meanings: Sequence[str] | None = None) -> C
     return Classes(labels, len(labels), None if meanings is None else tuple(meanings))
 
 
-def _check_labels(labels: tuple[Any, ...]) -> None:
-    seen: set[Any] = set()
+def _check_labels(labels: tuple[Label, ...]) -> None:
+    seen: set[Label] = set()
     for label in labels:
         if not isinstance(label, (str, int, float)) or label != label:
             raise ValueError(f"classes must hold numbers or text, got {label!r}")
@@ -176,7 +179,7 @@ def _largest(dtype: np.dtype) -> int:
     return 1 if dtype.kind == "b" else min(int(np.iinfo(dtype).max), 2**63 - 1)
 
 
-def _plain(label: Any) -> Any:
+def _plain(label: object) -> Any:
     """Return a label as a Python object: text, or a number, which is an int if it is whole."""
     label = label.item() if isinstance(label, (np.generic, np.ndarray)) else label
     if isinstance(label, bytes):

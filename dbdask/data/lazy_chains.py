@@ -84,7 +84,7 @@ def shows_zeros_as_missing(variable: xr.Variable) -> bool:
     return of_zarr and "serializer" not in encoding and is_zero
 
 
-def is_behind_wrappers(data: Any) -> bool:
+def is_behind_wrappers(data: object) -> bool:
     """Say whether lazy wrappers show an array in memory, as of a Dataset decoded or changed."""
     while isinstance(data, indexing.ExplicitlyIndexed) and hasattr(data, "array"):
         data = data.array
@@ -99,13 +99,13 @@ def without_cache(variable: xr.Variable) -> xr.Variable:
     return xr.Variable(variable.dims, data, fastpath=True)
 
 
-def _is_xarrays(data: Any, *names: str) -> bool:
+def _is_xarrays(data: object, *names: str) -> bool:
     """Say whether it is one of xarray's own classes, and none that is derived from it."""
     kind = type(data)
     return kind.__name__ in names and kind.__module__.startswith("xarray.")
 
 
-def _part(key: Any, shape: tuple[int, ...]) -> Index | None:
+def _part(key: object, shape: tuple[int, ...]) -> Index | None:
     if not isinstance(key, (indexing.BasicIndexer, indexing.OuterIndexer)):
         return None
     if len(key.tuple) != len(shape):

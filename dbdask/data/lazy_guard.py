@@ -25,7 +25,7 @@ class ReopenedArray:
         self._location, self._path = location, path
         self._opened: list[ZarrArray] = []
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return ReopenedArray, (self._location, self._path)
 
     def __getattr__(self, name: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 import zarr
 from zarr.abc.store import Store
@@ -89,7 +88,7 @@ def _check_listing(location: Location, group: zarr.Group) -> None:
 
 
 async def _names(store: Store, path: str) -> list[str]:
-    listed: AsyncIterator[Any] = store.list_dir(path)
+    listed: AsyncIterator[str] = store.list_dir(path)
     try:
         return sorted([name async for name in listed])
     except (NotImplementedError, OSError):

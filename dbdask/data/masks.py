@@ -4,7 +4,6 @@ import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -155,6 +154,6 @@ def _unpack(packed: bytes, shape: Sequence[int]) -> BoolArray:
     return np.unpackbits(bits, count=count).view(bool).reshape(shape)
 
 
-def _shifted(box: Sequence[slice], by: Sequence[slice]) -> tuple[Any, ...]:
+def _shifted(box: Sequence[slice], by: Sequence[slice]) -> tuple[slice, ...]:
     moves = zip(box, by, strict=True)
     return tuple(slice(cut.start - to.start, cut.stop - to.start) for cut, to in moves)

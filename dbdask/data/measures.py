@@ -1,7 +1,6 @@
 """Measures: what one block tells about moments, classes and missing values."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +9,7 @@ from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.feed import Reader
 from dbdask.data.fills import fills_of
+from dbdask.data.labels import Label
 from dbdask.data.leaving_out import class_counts
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Mask, Spans
@@ -122,7 +122,7 @@ def _checked(variable: Variable, stored: np.ndarray) -> np.ndarray:
     return np.where(missing, np.nan, decoded.astype(np.float64))
 
 
-def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[Any]:
+def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[Label]:
     """Return the labels that occur at the examples of a block."""
     recipe = reader.recipe
     assert recipe.targets is not None
@@ -141,7 +141,7 @@ def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[An
     held = _held(recipe, recipe.selection.mask, own, here)
     if held is not None:
         keep &= held
-    found: list[Any] = pd.unique(labels[keep]).tolist()
+    found: list[Label] = pd.unique(labels[keep]).tolist()
     return found
 
 

@@ -70,8 +70,8 @@ def _measured(
         (role, v) for role, features in measure.feature_sets(recipe) for v in features.variables
     ]
     found: list[list[Moments]] = [[] for _ in variables]
-    for moments in sweep(_bare(recipe), measure, client):
-        for mine, one in zip(found, moments, strict=True):
+    for found_here in sweep(_bare(recipe), measure, client):
+        for mine, one in zip(found, found_here, strict=True):
             if one is not None:
                 mine.append(one)
     merged = [merge(mine) for mine in found]

@@ -28,7 +28,7 @@ def open_recipe(
     edges: str,
     groups: Known | None,
     weights: Known | None,
-    classes: Sequence[Any] | Classes | None,
+    classes: Sequence[object] | Classes | None,
     missing: str,
     to_predict: bool = False,
 ) -> Recipe:
@@ -82,7 +82,7 @@ def _lengths_in(source: Source, dim: str) -> Lengths:
     return max(having, key=lambda variable: variable.nbytes).lengths[dim]
 
 
-def _one_of(argument: str, value: Any, allowed: Sequence[str]) -> None:
+def _one_of(argument: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(
             f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
@@ -108,7 +108,7 @@ def _along(along: str | Sequence[str], source: Source) -> tuple[str, ...]:
     return dims
 
 
-def _variables(argument: str, given: Any, source: Source) -> tuple[Variable, ...]:
+def _variables(argument: str, given: object, source: Source) -> tuple[Variable, ...]:
     if isinstance(given, (str, xr.DataArray, Variable)):
         return (_variable(argument, given, source),)
     several = as_list(argument, given, "a variable's name, a DataArray")
@@ -132,7 +132,7 @@ def _variables(argument: str, given: Any, source: Source) -> tuple[Variable, ...
     return found
 
 
-def as_list(argument: str, given: Any, one: str) -> tuple[Any, ...]:
+def as_list(argument: str, given: object, one: str) -> tuple[Any, ...]:
     """Return what was given as several, or raise where it is neither one nor several."""
     if isinstance(given, (Mapping, xr.Dataset)) or not isinstance(given, Iterable):
         raise TypeError(f"{argument} must be {one} or a list of them, got {given!r}")
@@ -190,7 +190,7 @@ def _targets(
     found: tuple[Variable, ...] | None,
     along: tuple[str, ...],
     sizes: Mapping[str, int],
-    classes: Sequence[Any] | Classes | None,
+    classes: Sequence[object] | Classes | None,
 ) -> tuple[FeatureSet | None, Classes | None]:
     if found is None:
         if classes is not None:
@@ -217,7 +217,7 @@ def _check_target(variable: Variable, is_single: bool) -> None:
     )
 
 
-def _classes(features: FeatureSet, given: Sequence[Any] | Classes | None) -> Classes | None:
+def _classes(features: FeatureSet, given: Sequence[object] | Classes | None) -> Classes | None:
     """Say whether the targets are labels, and which there are."""
     variable = features.variables[0]
     kind = variable.value_dtype.kind

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ from dbdask.data.read_errors import read_error
 from dbdask.data.stores import Vanished, WatchedStore
 from dbdask.data.zarr_arrays import ZarrArray
 from dbdask.errors import DataError
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 Index = tuple[slice, ...]
 
@@ -58,10 +61,10 @@ class Stored:
     route: str = "store"
     _opened: list[ZarrArray] = field(default_factory=list, repr=False, compare=False)
 
-    def __getstate__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> tuple[object, ...]:
         return self.location, self.path, self.start, self.route
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: tuple[object, ...]) -> None:
         for name, value in zip(("location", "path", "start", "route"), state, strict=True):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_opened", [])
@@ -206,7 +209,7 @@ class HeldBehind(Held):
 class Blocked:
     """A dask array, which only the client holds: a worker is given its blocks."""
 
-    array: Any
+    array: da.Array
     route: str = "dask"
 
     def open(self) -> None:

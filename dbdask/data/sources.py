@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import pandas as pd
@@ -48,13 +48,17 @@ import xarray as xr
 from zarr.abc.store import Store
 
 from dbdask.data.alignment import first_difference
+from dbdask.data.decoding import Attributes
 from dbdask.data.listing import list_arrays
 from dbdask.data.locations import Location, locate
 from dbdask.data.routes import Blocks, Piece
 from dbdask.data.variables import Variable, variable_of_array, variable_of_zarr
 from dbdask.data.zarr_arrays import ZarrArray
 
-__all__ = ["Blocks", "Piece", "Source", "Variable", "open_source"]
+__all__ = ["Blocks", "Data", "Piece", "Source", "Variable", "open_source"]
+
+Data = str | os.PathLike[str] | Store | xr.Dataset
+"""What a user gives as data."""
 
 Route = Literal["store", "lazy", "dask", "memory"]
 
@@ -66,7 +70,7 @@ class Source:
         self,
         variables: Mapping[str, Variable],
         coords: frozenset[str],
-        attrs: Mapping[str, Any],
+        attrs: Attributes,
         *,
         description: str,
         unnamed: frozenset[str] = frozenset(),
@@ -212,7 +216,7 @@ class Source:
             )
 
 
-def open_source(data: str | os.PathLike[str] | Store | xr.Dataset | Source) -> Source:
+def open_source(data: Data | Source) -> Source:
     """Open a Zarr store (path, URL, store object) or an xarray Dataset; metadata only.
 
     Paths are made absolute. Zarr v2, v3 and sharded arrays are read.
@@ -285,7 +289,7 @@ def _source_of_dataset(dataset: xr.Dataset) -> Source:
     )
 
 
-def _labels(dataset: xr.Dataset, name: Any) -> xr.Coordinates:
+def _labels(dataset: xr.Dataset, name: object) -> xr.Coordinates:
     """Return the index that a coordinate is a part of, with all the coordinates that it has."""
     names = dataset.xindexes.get_all_coords(name)
     indexes = {other: dataset.xindexes[other] for other in names}
@@ -304,7 +308,7 @@ def _dims(array: ZarrArray) -> tuple[str, ...] | None:
     return tuple(names) if complete and len(set(names)) == len(names) else None
 
 
-def _sizes(variables: Any) -> dict[str, int]:
+def _sizes(variables: Iterable[Variable]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for variable in variables:
         for dim, size in variable.sizes.items():

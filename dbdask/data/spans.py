@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dbdask.arrays import BoolArray, Int64Array
 
@@ -43,7 +43,7 @@ class Spans:
         pairs = np.array([run for run in runs if run[1] > run[0]], np.int64).reshape(-1, 2)
         return cls(pairs[:, 0], pairs[:, 1], np.ones(len(pairs), np.int64))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Int64Array]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __eq__(self, other: object) -> bool:
@@ -105,7 +105,7 @@ class Spans:
         for first in range(0, self.count, size):
             yield first, self.positions(first, min(first + size, self.count))
 
-    def rank(self, positions: Any) -> Int64Array:
+    def rank(self, positions: npt.ArrayLike) -> Int64Array:
         """Return how many positions of the spans are before each of `positions`."""
         given = np.asarray(positions, np.int64)
         if not len(self):

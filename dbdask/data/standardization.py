@@ -1,13 +1,13 @@
 """Standardisation: mean and deviation of every variable, merged over chunks in float64."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from dbdask.arrays import BoolArray, Float32Array, Float64Array, Int64Array
+from dbdask.json_types import JsonObject
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -180,7 +180,7 @@ class Scaling:
             np.multiply(shifted, factor, out=out, casting="same_kind")
         return out
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain data."""
         return {
             "mean": list(self.mean),
@@ -189,7 +189,7 @@ class Scaling:
         }
 
     @classmethod
-    def from_json(cls, table: Mapping[str, Any]) -> "Scaling":
+    def from_json(cls, table: JsonObject) -> "Scaling":
         """Return what `to_json` described."""
         return cls(tuple(table["mean"]), tuple(table["deviation"]), table["applied"])
 

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 from zarr.abc.store import (
@@ -73,7 +73,7 @@ def _read(path: Path, byte_range: ByteRequest | None, most_bytes: int) -> bytes:
         return _read_bytes(file, stop - start)
 
 
-def _read_bytes(file: Any, size: int) -> bytes:
+def _read_bytes(file: BinaryIO, size: int) -> bytes:
     """Read as many bytes, in as many calls as the system takes for them."""
     found: bytes = file.read(size)
     while len(found) < size:

@@ -9,23 +9,25 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from dbdask.data.feed import Reader
 from dbdask.data.recipe import Recipe
-from dbdask.data.sources import Blocks
+from dbdask.data.sources import Blocks, Piece
 from dbdask.errors import WorkerError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 BATCH_BYTES = 64 * 2**20
 """Stored bytes of the blocks that one task takes."""
 
-Measure = Callable[[Reader, int, Blocks | None], Any]
+T = TypeVar("T")
+
+Measure = Callable[[Reader, int, Blocks | None], T]
 
 
-def sweep(recipe: Recipe, measure: Measure, client: Client | None = None) -> Iterator[Any]:
+def sweep(recipe: Recipe, measure: Measure[T], client: Client | None = None) -> Iterator[T]:
     """Yield `measure(reader, block, blocks)` of every block that holds examples, in order."""
     batches = _batches(recipe)
     client = client if client is not None else _current_client()
@@ -68,8 +70,8 @@ def _current_client() -> Client | None:
 
 
 def _sweep_on(
-    client: Client, recipe: Recipe, measure: Measure, batches: Iterable[tuple[int, ...]]
-) -> Iterator[Any]:
+    client: Client, recipe: Recipe, measure: Measure[T], batches: Iterable[tuple[int, ...]]
+) -> Iterator[T]:
     """Keep two batches for each worker under way; values that cannot be read there are brought."""
     from dbdask.data.block_provider import BlockProvider
 
@@ -77,7 +79,7 @@ def _sweep_on(
     provider = BlockProvider(recipe, client)
     small = recipe.worker_side()
     ahead = 2 * max(1, len(client.nthreads()))
-    under_way: deque[Any] = deque()
+    under_way: deque[Future[list[T]]] = deque()
     try:
         for batch in batches:
             pieces = provider.bring(batch)
@@ -93,7 +95,7 @@ def _sweep_on(
         provider.close()
 
 
-def _first_of(under_way: deque[Any]) -> Any:
+def _first_of(under_way: deque[Future[list[T]]]) -> list[T]:
     """Take the first result; a future that failed stays, to be cancelled with the others.
 
     Raises
@@ -104,7 +106,7 @@ def _first_of(under_way: deque[Any]) -> Any:
     from dbdask.data.block_provider import why_cancelled
 
     try:
-        result = under_way[0].result()
+        result: list[T] = under_way[0].result()
     except CancelledError as error:
         raise WorkerError(f"a pass over the data failed, because {why_cancelled(error)}") from error
     under_way.popleft()
@@ -112,8 +114,8 @@ def _first_of(under_way: deque[Any]) -> Any:
 
 
 def _measure_batch(
-    recipe: Recipe, measure: Measure, batch: tuple[int, ...], *pieces: Any
-) -> list[Any]:
+    recipe: Recipe, measure: Measure[T], batch: tuple[int, ...], *pieces: Piece
+) -> list[T]:
     from dbdask.data.block_provider import gather_blocks
 
     blocks = gather_blocks(pieces)

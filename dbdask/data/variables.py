@@ -307,13 +307,13 @@ def _of_chain(name: str, key: str, variable: xr.Variable, chain: Chain) -> Varia
     )
 
 
-def _native(dtype: Any) -> np.dtype:
+def _native(dtype: object) -> np.dtype:
     if not isinstance(dtype, np.dtype):
         return np.dtype(object)
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
-def _of_vlen(dtype: Any) -> np.dtype | None:
+def _of_vlen(dtype: object) -> np.dtype | None:
     """Return `TEXT` for objects that a store declares to be text."""
     metadata = getattr(dtype, "metadata", None) or {}
     return TEXT if dtype == np.dtype(object) and metadata.get("element_type") is str else None

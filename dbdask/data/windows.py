@@ -123,5 +123,5 @@ def _offsets(dim: str, given: Any) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from dbdask.arrays import Float64Array
+from dbdask.json_types import JsonObject
 from dbdask.schedule.left_out import LeftOut
 
 COORDINATES = ("seconds", "epoch", "step", "examples")
@@ -103,7 +104,7 @@ class History:
     def __init__(self, records: list[Record] | None = None) -> None:
         self.records = list(records or [])
         self.left_out = LeftOut()
-        self._packed: list[dict[str, Any]] = []  # of the first records: they never change
+        self._packed: list[JsonObject] = []  # of the first records: they never change
         self.first_loss = math.nan  # of the first minibatch, where one is known
         self.ends_refused = False  # whether the last gradients were refused as not finite
 
@@ -156,7 +157,7 @@ class History:
         return cls([*records, *rest])
 
 
-def _pack(records: list[Record]) -> dict[str, Any]:
+def _pack(records: list[Record]) -> JsonObject:
     """Return records as text: every column as 64-bit numbers, whole ones as differences."""
     columns = [np.array([getattr(record, name) for record in records]) for name in NAMES]
     kinds = ["i" if column.dtype.kind in "iub" else "f" for column in columns]
@@ -174,7 +175,7 @@ def _known(column: np.ndarray) -> Float64Array:
     return np.where(np.isfinite(column), column, np.nan).astype("<f8")
 
 
-def _unpack(block: dict[str, Any]) -> list[Record]:
+def _unpack(block: JsonObject) -> list[Record]:
     names, kinds = block["names"], block["kinds"]
     raw = np.frombuffer(zlib.decompress(base64.b85decode(block["data"])), np.uint8)
     table = np.ascontiguousarray(raw.reshape(len(names), 8, -1).transpose(0, 2, 1))
@@ -192,5 +193,5 @@ def _as_json(value: float) -> float | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _from_json(row: dict[str, Any]) -> dict[str, Any]:
+def _from_json(row: JsonObject) -> JsonObject:
     return {name: math.nan if value is None else value for name, value in row.items()}

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from dbdask.arrays import Float32Array
+from dbdask.json_types import JsonObject
 from dbdask.models.drawing import Constant, Draw, Uniform
 from dbdask.models.layout import Parameter
 from dbdask.models.losses import sigmoid
@@ -200,7 +201,7 @@ class Dense:
         below = gradient @ parameters["weights"]
         return below if inputs.ndim == 2 else below.reshape(inputs.shape)
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> JsonObject:
         """Return the layer's numbers as JSON."""
         return {"units": int(self.units), "activation": self.activation}
 

@@ -5,9 +5,10 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Literal
 
 from dbdask.arrays import FloatArray
+from dbdask.json_types import JsonObject
 
 Kind = Literal["trained", "buffer"]
 
@@ -108,7 +109,7 @@ class Layout:
             for p, offset in zip(self.parameters, self.offsets, strict=True)
         }
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[JsonObject]:
         """Return the layout as JSON: what a checkpoint keeps."""
         return [
             {
@@ -122,7 +123,7 @@ class Layout:
         ]
 
     @classmethod
-    def from_table(cls, table: list[dict[str, Any]]) -> "Layout":
+    def from_table(cls, table: list[JsonObject]) -> "Layout":
         """Rebuild a layout from `table()`."""
         return cls(
             tuple(
@@ -132,7 +133,7 @@ class Layout:
         )
 
 
-def as_layout(value: Any) -> Layout:
+def as_layout(value: object) -> Layout:
     """Return a `Layout` from one, or from an iterable of parameters.
 
     An item may be a `Parameter`, an object with `name`, `shape` and `dims`, or a tuple
@@ -147,7 +148,7 @@ def as_layout(value: Any) -> Layout:
     return Layout(tuple(as_parameter(item) for item in value))
 
 
-def as_parameter(item: Any) -> Parameter:
+def as_parameter(item: object) -> Parameter:
     """Return a `Parameter` from one, from a likeness, or from (name, shape[, dims[, kind]])."""
     if isinstance(item, Parameter):
         return item
@@ -164,11 +165,11 @@ def as_parameter(item: Any) -> Parameter:
     return Parameter(name, shape, dims, rest[1] if len(rest) > 1 else "trained")
 
 
-def _default_dims(name: str, shape: Any) -> tuple[str, ...]:
+def _default_dims(name: str, shape: object) -> tuple[str, ...]:
     return tuple(f"{name}_{axis}" for axis in range(len(_as_shape(shape))))
 
 
-def _as_shape(shape: Any) -> tuple[int, ...]:
+def _as_shape(shape: object) -> tuple[int, ...]:
     lengths = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     try:
         return tuple(operator.index(length) for length in lengths)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -99,7 +98,7 @@ def _slice_faults(values: np.ndarray, start: int, stop: int) -> Iterator[str]:
 
 
 def checked_initial(
-    values: Any, layout: Layout, start: int, stop: int, *, finite: bool = True
+    values: object, layout: Layout, start: int, stop: int, *, finite: bool = True
 ) -> Float32Array:
     """Return a slice of a model's initial vector as float32 of its own.
 

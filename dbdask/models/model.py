@@ -138,7 +138,7 @@ class Model(Protocol):
         ...
 
 
-def check_members(model: Any) -> None:
+def check_members(model: object) -> None:
     """Raise if a model lacks a member, or one cannot be called as this library calls it.
 
     Raises
@@ -159,7 +159,7 @@ def check_members(model: Any) -> None:
             _check_call(model, name)
 
 
-def _check_call(model: Any, name: str) -> None:
+def _check_call(model: object, name: str) -> None:
     method = getattr(model, name)
     given, named = _CALLS[name]
     if not callable(method):
@@ -173,7 +173,7 @@ def _check_call(model: Any, name: str) -> None:
         raise TypeError(f"model.{name} must take ({stars}): {error}") from error
 
 
-def as_loss(value: Any, method: str = "loss_and_gradient") -> float:
+def as_loss(value: object, method: str = "loss_and_gradient") -> float:
     """Return a loss as a number.
 
     Raises
@@ -192,6 +192,6 @@ def as_loss(value: Any, method: str = "loss_and_gradient") -> float:
     return float(number)
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     shape = getattr(value, "shape", ())
     return f"an array of shape {tuple(shape)}" if shape else repr(value)[:80]

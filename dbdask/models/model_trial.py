@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.arrays import Float32Array
+from dbdask.arrays import Float32Array, Int64Array
 from dbdask.errors import ModelError
 from dbdask.models.evaluation import (
     buffer_ranges,
@@ -34,7 +34,7 @@ class ExampleBatch:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def take(self, rows: Any) -> "ExampleBatch":
+    def take(self, rows: slice | Int64Array) -> "ExampleBatch":
         """Return some of the examples, or all of them several times over."""
         weights = None if self.weights is None else self.weights[rows]
         return ExampleBatch(self.inputs[rows], self.targets[rows], weights)
@@ -62,7 +62,7 @@ class Evaluated:
         return is_close(self.gradient, factor * other.gradient)
 
 
-def is_close(value: Any, wanted: Any) -> bool:
+def is_close(value: object, wanted: object) -> bool:
     """Whether numbers, or arrays as a whole, differ by no more than float32 arithmetic explains."""
     value, wanted = np.asarray(value, np.float64), np.asarray(wanted, np.float64)
     scale = max(float(np.linalg.norm(value)), float(np.linalg.norm(wanted)))

@@ -4,12 +4,13 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dbdask.arrays import Float32Array, FloatArray
 from dbdask.errors import ModelError
+from dbdask.json_types import JsonObject
 from dbdask.models.layers import Arrays, Dense, Layer, Shape, as_rows
 from dbdask.models.layout import Layout, Parameter, as_parameter
 from dbdask.models.losses import LOSSES, probabilities
@@ -212,7 +213,7 @@ class Network:
             )
         return np.ascontiguousarray(inputs, dtype)
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> JsonObject:
         """Return the network as JSON; of a layer of one's own, its name and what it says."""
         rows = [_row(layer) for layer in self.layers]
         return {
@@ -223,7 +224,7 @@ class Network:
         }
 
     @classmethod
-    def from_description(cls, description: dict[str, Any]) -> "Network":
+    def from_description(cls, description: JsonObject) -> "Network":
         """Rebuild a network from `description()`.
 
         Raises
@@ -295,7 +296,7 @@ def _of_shape(
     return array
 
 
-def _row(layer: Any) -> dict[str, Any]:
+def _row(layer: object) -> JsonObject:
     """Describe a layer; one that is not this library's is marked as its author's own."""
     describe = getattr(layer, "description", None)
     described = describe() if callable(describe) else {}
@@ -305,7 +306,7 @@ def _row(layer: Any) -> dict[str, Any]:
     return {"layer": name, "own": described}
 
 
-def what_is_own(description: Any) -> str:
+def what_is_own(description: object) -> str:
     """Say what of a model its description cannot rebuild; empty if it is all this library's."""
     if not isinstance(description, dict) or "network" not in description:
         return "a model of yours"
@@ -313,7 +314,7 @@ def what_is_own(description: Any) -> str:
     return f"layers of yours ({', '.join(names)})" if names else ""
 
 
-def _checked_shape(shape: Any) -> Shape:
+def _checked_shape(shape: object) -> Shape:
     lengths = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     if not all(hasattr(length, "__index__") for length in lengths):
         raise TypeError(f"input_shape must hold whole numbers, got {shape!r}")
@@ -322,7 +323,7 @@ def _checked_shape(shape: Any) -> Shape:
     return tuple(operator.index(length) for length in lengths)
 
 
-def _checked_layers(layers: Any) -> tuple[Layer, ...]:
+def _checked_layers(layers: object) -> tuple[Layer, ...]:
     if not isinstance(layers, Iterable):
         raise TypeError(f"layers must be a list of layers, got {layers!r}")
     found: list[Layer] = []

@@ -1,7 +1,5 @@
 """What a model predicts: the shape, the meaning, and that it depends on the example alone."""
 
-from typing import Any
-
 import numpy as np
 
 from dbdask.models.model_trial import Faulty, Trial, is_close
@@ -48,7 +46,7 @@ def _check_probabilities(trial: Trial, values: np.ndarray) -> None:
 
 
 def _check_predict_again(
-    trial: Trial, values: np.ndarray, given: Any, arrays: dict[str, np.ndarray]
+    trial: Trial, values: np.ndarray, given: object, arrays: dict[str, np.ndarray]
 ) -> None:
     """Predict again, and one example alone; and change the arrays of the first call."""
     for array in arrays.values():

@@ -48,6 +48,9 @@ class Accepted:
 
 Request = Round | Evaluate | Accepted
 
+Answer = Any
+"""What a request is answered with: answers of commands, a loss beside them, or a truth value."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -100,7 +103,7 @@ def names_of(state: State) -> list[str]:
     return [X, GRADIENT, *pairs] if state.started else [X]
 
 
-def minimise(state: State, settings: Settings) -> Generator[Request, Any, str]:
+def minimise(state: State, settings: Settings) -> Generator[Request, Answer, str]:
     """Minimise from `parameters`, or go on from a state; returns why it stopped.
 
     The reasons are `tolerance`, `iterations`, `precision` (the search failed where the predicted
@@ -130,7 +133,7 @@ def minimise(state: State, settings: Settings) -> Generator[Request, Any, str]:
             return "stopped"
 
 
-def _first_point(state: State, settings: Settings) -> Generator[Request, Any, None]:
+def _first_point(state: State, settings: Settings) -> Generator[Request, Answer, None]:
     after = (
         Add(GRADIENT, settings.l2, X),
         Dot(X, X),
@@ -146,7 +149,7 @@ def _first_point(state: State, settings: Settings) -> Generator[Request, Any, No
 
 def _iterate(
     state: State, settings: Settings
-) -> Generator[Request, Any, tuple[Trial | None, float]]:
+) -> Generator[Request, Answer, tuple[Trial | None, float]]:
     """One iteration; returns the accepted trial, if any, and the decrease that was predicted."""
     coefficients = direction_coefficients(state)
     slope = sum(factor * state.product(name, GRADIENT) for name, factor in coefficients.items())
@@ -176,7 +179,7 @@ def _iterate(
 
 def _try(
     state: State, settings: Settings, step: float
-) -> Generator[Request, Any, tuple[float, float, float, float]]:
+) -> Generator[Request, Answer, tuple[float, float, float, float]]:
     """Evaluate at a step along the direction: value, slope, largest component, squared norm."""
     before = (Combine(TRIAL, {X: 1.0, DIRECTION: step}),)
     after = (
@@ -192,7 +195,7 @@ def _try(
     return loss + 0.5 * settings.l2 * norm, slope, largest, squared
 
 
-def _move(state: State, settings: Settings) -> Generator[Request, Any, None]:
+def _move(state: State, settings: Settings) -> Generator[Request, Answer, None]:
     """Make the trial the point, and its step and change of gradient the newest pair."""
     slot = _free_slot(state, settings.history_length)
     s, y = f"s{slot}", f"y{slot}"

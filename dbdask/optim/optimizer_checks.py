@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from inspect import signature
-from typing import Any
 
 import cloudpickle
 import numpy as np
 
 from dbdask.arrays import Float32Array
+from dbdask.json_types import JsonObject
 from dbdask.optim.optimizers import Optimizer, Slots, UpdateRule, is_own
 
 RESERVED = ("parameters", "best", "commit")  # a snapshot has these beside the slots
@@ -15,7 +15,7 @@ RESERVED = ("parameters", "best", "commit")  # a snapshot has these beside the s
 Update = Callable[[Float32Array, Float32Array, Slots], None]
 
 
-def checked_optimizer(given: Any) -> Optimizer:
+def checked_optimizer(given: object) -> Optimizer:
     """Return an update rule that may be given to a run.
 
     A rule that is not one of this library's is tried on a few numbers, in a pickled copy.
@@ -40,9 +40,12 @@ def checked_optimizer(given: Any) -> Optimizer:
     return given
 
 
-def _check_slots(slots: Any) -> None:
-    is_listed = isinstance(slots, Sequence) and not isinstance(slots, (str, bytes))
-    if not is_listed or not all(isinstance(name, str) for name in slots):
+def _check_slots(slots: object) -> None:
+    if (
+        not isinstance(slots, Sequence)
+        or isinstance(slots, (str, bytes))
+        or not all(isinstance(name, str) for name in slots)
+    ):
         raise TypeError(f"optimizer.slots must be a tuple of names, got {slots!r}")
     wrong = [name for name in slots if name in RESERVED or not name.isidentifier()]
     if wrong or len(set(slots)) < len(slots):
@@ -78,7 +81,7 @@ def _try(rule: Optimizer) -> None:
     """Let a rule make some updates of eight parameters."""
     parameters = np.array([0, 1, -1, 2, 0, 0.5, -3, 1], np.float32)
     gradient = np.array([1, -1, 0.5, 2, -2, 1, 1, -0.25], np.float32)
-    update: Callable[..., Any] = rule.update
+    update: Callable[..., object] = rule.update
     try:
         slots = initial_slots(rule, parameters.size)
         before = [vector.copy() for vector in (parameters, *slots.values())]
@@ -114,7 +117,7 @@ def _is_unchanged(before: list[Float32Array], parameters: Float32Array, slots: S
     return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, now, strict=True))
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else repr(value)
 
 
@@ -160,7 +163,7 @@ def prepared_update(optimizer: Optimizer, step: int) -> Update:
     )
 
 
-def kept_of(optimizer: Optimizer) -> str | dict[str, Any]:
+def kept_of(optimizer: Optimizer) -> str | JsonObject:
     """Return what a checkpoint keeps of a rule: its name, or an own one's class and slots.
 
     The numbers are not kept: the rule is given again when a run resumes.

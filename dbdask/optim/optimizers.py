@@ -8,11 +8,12 @@ vector.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from dbdask.arrays import Float32Array
+from dbdask.json_types import JsonObject
 
 BLOCK = 32_768  # floats
 
@@ -160,7 +161,7 @@ class UpdateRule:
         """Update a block in place; `spare` has its shape, and arbitrary content."""
         raise NotImplementedError
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> JsonObject:
         """Return the rule as JSON; a schedule is named, not kept."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         rate = self.learning_rate
@@ -175,7 +176,7 @@ def _schedule_name(schedule: Callable[[int], float]) -> str:
 
 def _check(
     name: str,
-    value: Any,
+    value: object,
     *,
     above: float | None = None,
     least: float | None = None,

@@ -1,12 +1,11 @@
 """Batch methods on NumPy arrays: the same generator that a parameter server drives."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from dbdask.arrays import FloatArray
-from dbdask.optim.lbfgs import Accepted, Evaluate, Round, Settings, State, minimise
+from dbdask.optim.lbfgs import Accepted, Answer, Evaluate, Round, Settings, State, minimise
 from dbdask.optim.vectors import Vectors, carry_out
 
 Objective = Callable[[FloatArray], tuple[float, FloatArray]]
@@ -37,7 +36,7 @@ def minimise_array(
     state = state or State()
     vectors: Vectors = {"parameters": np.array(start)}
     method = minimise(state, settings)
-    answer: Any = None
+    answer: Answer = None
     while True:
         try:
             request = method.send(answer)

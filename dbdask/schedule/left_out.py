@@ -1,7 +1,6 @@
 """What is left out: examples with a missing value, by the block of data that holds them."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass
@@ -55,7 +54,7 @@ class LeftOut:
     missing: dict[int, int] = field(default_factory=dict)
     places: dict[int, str] = field(default_factory=dict)
     kept: int = 0
-    lost: dict[int, Any] = field(default_factory=dict)
+    lost: dict[int, object] = field(default_factory=dict)
     fills: dict[str, Fills] = field(default_factory=dict)
 
     def add(self, other: "LeftOut") -> None:
@@ -88,7 +87,7 @@ class LeftOut:
         return self.places[min(self.places)] if self.places else ""
 
     @property
-    def lost_classes(self) -> tuple[Any, ...]:
+    def lost_classes(self) -> tuple[object, ...]:
         """Labels of which no example is left; none before every block was read."""
         if self.rows_read < self.total:
             return ()

@@ -1,7 +1,7 @@
 """Lengths of blocks along one dimension: two numbers where they are regular, else their edges."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, SupportsIndex, overload
+from typing import SupportsIndex, overload
 
 import numpy as np
 
@@ -105,6 +105,6 @@ class Lengths(Sequence[int]):
         return self._count if position >= self.size else position // self._chunk
 
 
-def as_lengths(given: Any) -> Lengths:
+def as_lengths(given: Sequence[int]) -> Lengths:
     """Return lengths as they are, or those of a sequence."""
     return given if isinstance(given, Lengths) else Lengths(given)
