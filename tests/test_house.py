@@ -16,6 +16,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 LEVELS = {
     "errors": 0,
     "arrays": 0,
+    "json_types": 0,
     "users_code": 0,
     "schedule": 1,
     "optim": 1,

@@ -1,4 +1,4 @@
-"""Codecs of an array that decode no more than its chunks are declared to hold, and run no code."""
+"""Codecs that decode at most the bytes that a chunk is declared to hold, and run no code."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ except ImportError:  # a version that reads format 2 otherwise
     V2Codec = None  # type: ignore[assignment,misc]
 
 TEXT_BYTES = 64 * 2**10
-"""Bytes that one value of a length of its own may take, all values of a chunk on average."""
+"""Bytes that a value of variable length may take, as the mean of a chunk."""
 
 LEAST_TEXT = 64 * 2**20
-"""Bytes that all such values of a chunk may take in any case."""
+"""Bytes that all values of variable length in a chunk may take in any case."""
 
 FILTERED = 8
 """How many times wider than the array's dtype a filter may store a value."""
@@ -38,7 +38,7 @@ _COUNTED = ("vlen-utf8", "vlen-bytes", "vlen-array")
 
 
 def unsafe_codec(array: ZarrArray) -> str:
-    """Return the name of a codec of the array that runs code of the store; empty if none does."""
+    """Return the name of a codec that runs code which the store holds; empty if there is none."""
     metadata: Any = array.metadata
     if metadata.zarr_format == 2:
         names = [
@@ -50,9 +50,9 @@ def unsafe_codec(array: ZarrArray) -> str:
 
 
 def bound(array: ZarrArray) -> None:
-    """Let an array that was opened here refuse chunks that hold more than is declared.
+    """Make an array that was opened here refuse chunks that hold more than is declared.
 
-    Another pipeline than Zarr's own is left as it is.
+    A pipeline that is not Zarr's own is left as it is.
     """
     inner = array.async_array
     if type(inner.codec_pipeline) is not BatchedCodecPipeline:
@@ -76,12 +76,12 @@ def most_stored_bytes(array: ZarrArray) -> int:
 
 
 def chunk_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int | None:
-    """Return the bytes of a decoded chunk; None where values have lengths of their own."""
+    """Return the bytes of a decoded chunk; None if its values have variable lengths."""
     return None if dtype.kind in "OT" else math.prod(shape) * dtype.itemsize
 
 
 def with_slack(size: int) -> int:
-    """Allow for checksums, headers, and a compressor that gains nothing."""
+    """Return `size` with slack for checksums, headers, and a compressor that gains nothing."""
     return size + size // 8 + 2**16
 
 
@@ -90,7 +90,7 @@ def _text_limit(shape: tuple[int, ...]) -> int:
 
 
 def _index_bytes(shape: tuple[int, ...], inner: tuple[int, ...]) -> int:
-    """Return what a shard holds beside its values: 16 bytes a chunk, and each chunk's header."""
+    """Return the bytes of a shard beside its values: an index, and a header for each chunk."""
     count = math.prod(-(-size // max(part, 1)) for size, part in zip(shape, inner, strict=True))
     return 256 * count
 
@@ -139,7 +139,7 @@ def _raw(stored: object) -> memoryview:
 
 
 def check_count(stored: memoryview, values: int) -> None:
-    """Raise where the header of texts counts more of them than the chunk has values."""
+    """Raise Oversized if the header counts more texts than the chunk has values."""
     found = int.from_bytes(stored[:4], "little")
     if found > values:
         raise Oversized(values, f"{found:,} values")
@@ -162,7 +162,7 @@ def _bounded(codecs: Iterable[Codec], beside: int = 0) -> tuple[Codec, ...]:
 
 @dataclass(frozen=True)
 class CountedTexts(ArrayBytesCodec):
-    """A codec of texts that looks at their number first."""
+    """A codec of texts that checks their number before it decodes them."""
 
     codec: Any
     is_fixed_size = False

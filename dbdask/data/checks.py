@@ -1,4 +1,4 @@
-"""Checks: everything is read once, as training would, and reported."""
+"""The report of `Examples.check`, for which everything is read once as training would."""
 
 import warnings
 from collections.abc import Iterable
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from distributed import Client
 
 WORTH_A_WARNING = 0.01
-"""Part of the examples that may be left out without a word."""
+"""The share of the examples that may be left out without a warning."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """The result of `Examples.check`.
 
     Parameters
     ----------
@@ -29,14 +29,14 @@ class Report:
     dropped
         Examples left out: a value is missing, or the window leaves its group.
     first_dropped
-        Where the first missing value is; empty where there is none.
+        Where the first missing value is; empty if there is none.
     class_counts
         Examples of each class index; None where the targets are no labels.
     lost_classes
-        Classes all of whose examples are left out.
+        Indices of the classes of which every example is left out.
     filled_chunks
-        How many chunks of a variable are not in the store, and were read as its fill value; for
-        variables that have some.
+        How many chunks of a variable are not in the store and were read as its fill value;
+        variables without such chunks are not in it.
     """
 
     examples: int
@@ -48,7 +48,7 @@ class Report:
 
 
 def report(recipe: Recipe, client: "Client | None" = None) -> Report:
-    """Read every block; warn as training does where much is left out."""
+    """Return the report of every block; warn, as training does, if much is left out."""
     counts: list[BlockCount] = list(sweep(recipe, measure_block, client))
     rows, dropped = sum(c.rows for c in counts), sum(c.dropped for c in counts)
     missing = sum(c.missing for c in counts)
@@ -72,7 +72,7 @@ def report(recipe: Recipe, client: "Client | None" = None) -> Report:
 
 
 def drop_warning(rows: int, missing: int, place: str, lost: tuple[object, ...] = ()) -> str:
-    """Return what to say about examples left out as missing; empty where it is not worth a word.
+    """Return the warning about examples that are left out as missing; empty if they are few.
 
     Examples
     --------

@@ -21,7 +21,7 @@ SMALL_BYTES = 256 * 2**20
 
 
 class NoRoom(Exception):
-    """A chunk, or a box, that this process cannot hold."""
+    """A chunk or a box is larger than the memory that this process may use."""
 
 
 def read_array(array: ZarrArray, index: tuple[slice, ...]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Description: examples as plain data, and put back on the same data or on other."""
+"""Descriptions: a recipe as plain data, and that recipe again on the same or on other data."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ from dbdask.json_types import JsonObject
 
 
 def describe(recipe: Recipe) -> JsonObject:
-    """Return everything but the values and the selection."""
+    """Return a recipe as JSON: all but the values and the selection."""
     targets = recipe.targets
     return {
         "inputs": list(recipe.inputs.names),
@@ -40,7 +40,7 @@ def describe(recipe: Recipe) -> JsonObject:
 
 
 def rebuild(description: JsonObject) -> Recipe:
-    """Return the recipe of a description, with variables that have no values."""
+    """Return the recipe that a description describes; its variables have no values."""
     variables = [_detached(described) for described in description["variables"]]
     # By number: DataArrays may have one name.
     numbered = {str(number): variable for number, variable in enumerate(variables)}
@@ -64,10 +64,10 @@ def rebuild(description: JsonObject) -> Recipe:
 
 
 def inputs_on(recipe: Recipe, source: Source, own: Source | None) -> Recipe:
-    """Return the recipe for the inputs alone, on another source: what predicting reads.
+    """Return the recipe that prediction reads: the inputs alone, on another source.
 
-    Examples with missing values are left out, whatever the rule was in training. `own` is the
-    source of the recipe, where it is known.
+    Examples with missing values are left out, unless training masked them. `own` is the source
+    of the recipe, if it is known.
     """
     described = describe(recipe) | {"targets": None, "weights": None, "missing": "drop"}
     if recipe.missing == "mask":
@@ -90,9 +90,14 @@ def _found_on(
 ) -> str | Variable:
     """Return the name under which a source has a variable, or the DataArray that still fits it.
 
-    A DataArray that was given beside the data fits the data that it was given with, and data that
-    have the same labels along its sample dimensions, unless it has all of them, as what was
-    derived from the data themselves has.
+    A DataArray that was given beside the data fits those data. It also fits other data with the
+    same labels along its sample dimensions, if it lacks one sample dimension. One that has them
+    all was derived from the first data, and fits no other.
+
+    Raises
+    ------
+    ValueError
+        The source has no such variable, and the DataArray does not fit it.
     """
     if variable.is_beside and is_own:
         return variable
@@ -117,13 +122,19 @@ def _is_labelled_alike(recipe: Recipe, source: Source, dim: str) -> bool:
 
 
 def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
-    """Return a recipe with another's scalings, classes and order of dimensions, not its own."""
+    """Return a recipe with the scalings, classes and order of dimensions of another one.
+
+    Raises
+    ------
+    ValueError
+        The two differ in window, or in the names or shapes of inputs or targets.
+    """
     if recipe.window != other.window:
         raise ValueError(
             f"examples have the window {recipe.window.to_json() or None}, the training examples "
             f"{other.window.to_json() or None}; give the same window"
         )
-    recipe = replace(recipe, inputs=_bundle_like("inputs", recipe.inputs, other.inputs))
+    recipe = replace(recipe, inputs=_features_like("inputs", recipe.inputs, other.inputs))
     if recipe.inputs.shape != other.inputs.shape:
         raise ValueError(
             f"examples have input_shape {recipe.inputs.shape}, the training examples "
@@ -131,7 +142,7 @@ def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
         )
     if recipe.targets is None or other.targets is None:
         return recipe
-    recipe = replace(recipe, targets=_bundle_like("targets", recipe.targets, other.targets))
+    recipe = replace(recipe, targets=_features_like("targets", recipe.targets, other.targets))
     assert recipe.targets is not None
     if recipe.targets.shape != other.targets.shape:
         raise ValueError(
@@ -141,8 +152,8 @@ def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
     return replace(recipe, classes=other.classes)
 
 
-def _bundle_like(argument: str, features: FeatureSet, other: FeatureSet) -> FeatureSet:
-    """Return a feature set in the order and with the scalings of the one that was trained on."""
+def _features_like(argument: str, features: FeatureSet, other: FeatureSet) -> FeatureSet:
+    """Return a feature set with the order and the scalings of the one that was trained on."""
     if features.names != other.names and set(features.names) == set(other.names):
         raise ValueError(
             f"{argument} are {', '.join(features.names)}, the training examples' are "
@@ -201,7 +212,7 @@ def _variable_json(variable: Variable) -> JsonObject:
 
 
 def _number_dtype(variable: Variable) -> str | None:
-    """Return the dtype in which numbers are stored; None for anything else."""
+    """Return the dtype in which numbers are stored; None if they are no numbers."""
     dtype = variable.stored_dtype
     return dtype.str if isinstance(dtype, np.dtype) and dtype.kind in "iufb" else None
 
@@ -226,7 +237,7 @@ def _detached(described: JsonObject) -> Variable:
 
 
 def _plain(value: object) -> Any:
-    """Return an attribute as text, a number or a list of them; None where it is something else."""
+    """Return an attribute as text, a number or a list of them; None if it is something else."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]

@@ -1,4 +1,4 @@
-"""Examples: which parts of a dataset are examples, and how they are shown to a network."""
+"""Examples: the parts of a dataset that a network is trained on, and how it is shown them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 
 class Examples:
-    """Which parts of a dataset are examples: lazy, immutable, small when pickled.
+    """The parts of a dataset that are examples: lazy, immutable, small when pickled.
 
     A copy is the same object. A pickle carries the place of a store, or up to 4 MiB of a Dataset in
-    memory or of a Dask graph; a larger one is found again in the process that pickled it, and is
-    lacking elsewhere, which the first use says.
+    memory or of a Dask graph. A larger Dataset is found again in the process that pickled it; in
+    another process the first use of its values raises an error.
 
     Parameters
     ----------
@@ -66,14 +66,15 @@ class Examples:
         The labels in the order of the outputs; None takes `flag_values`, or whole numbers from 0.
     missing
         ``"error"`` names the first missing value; ``"drop"`` leaves out the examples that need
-        one. ``"mask"`` keeps them: a missing target element gets weight zero, and a missing input
-        element becomes its variable's mean over these examples, 0 after `standardize`.
+        a missing value. ``"mask"`` keeps them: a missing target element gets weight zero, and a
+        missing input element becomes its variable's mean over these examples, 0 after
+        `standardize`.
 
     Raises
     ------
     ValueError, TypeError
-        For what the metadata shows to be wrong; nothing is read but, where DataArrays are given,
-        coordinates.
+        An argument does not fit the metadata. No values are read, but for coordinates if
+        DataArrays are given.
 
     Examples
     --------
@@ -147,7 +148,7 @@ class Examples:
         self.__dict__.update(state)
 
     def __len__(self) -> int:
-        """Examples, before any is left out for its values."""
+        """Return the number of examples, before any is left out for its values."""
         return self.recipe.rows
 
     def __repr__(self) -> str:
@@ -181,13 +182,13 @@ class Examples:
 
     @property
     def output_classes(self) -> list[Label] | None:
-        """The label of each output, as the store writes it; None where not known or no labels."""
+        """The label of each output, as the store has it; None if not known, or no labels."""
         classes = self.recipe.classes
         return None if classes is None else classes.of_outputs()
 
     @property
     def target_scaling(self) -> tuple[Float64Array, Float64Array] | None:
-        """Mean and deviation of the targets, of `target_shape`; None where they are not scaled."""
+        """Mean and deviation of the targets, float64 of `target_shape`; None if not scaled."""
         targets = self.recipe.targets
         return None if targets is None or self.has_labels else targets.flat_scaling
 
@@ -202,7 +203,13 @@ class Examples:
         return max(1, round(self.recipe.row_bytes))
 
     def cut(self, portion_rows: int, batch_size: int) -> Cut:
-        """Return the cut into portions of `portion_rows`, a multiple of `batch_size`."""
+        """Return the cut into portions of `portion_rows` examples.
+
+        Raises
+        ------
+        ValueError
+            `portion_rows` is no multiple of `batch_size`, or below 1.
+        """
         if portion_rows % batch_size or portion_rows < 1:
             raise ValueError(
                 f"portion_rows must be a multiple of batch_size={batch_size}, got {portion_rows}"
@@ -219,11 +226,11 @@ class Examples:
         return Cut(recipe.block_rows, held, portion_rows, MIX_BYTES)
 
     def reads(self, block: int) -> list[tuple[Variable, dict[str, slice]]]:
-        """Return every (variable, box) that serving a block reads."""
+        """Return every (variable, box) that a worker reads to serve a block."""
         return list(self.recipe.reads(block))
 
     def worker_side(self) -> "Examples":
-        """Return what travels in a task."""
+        """Return the examples that travel in a task: without values, small when pickled."""
         self.recipe.check_values_are_here()
         return Examples._of(None, self._with_means().recipe.worker_side())
 
@@ -232,7 +239,15 @@ class Examples:
         return Reader(self.recipe, cache_bytes, prefetch)
 
     def isel(self, indexers: Mapping[str, Any] | None = None, **more: object) -> "Examples":
-        """Cut by position along sample dimensions, as xarray does; windows end at the cuts."""
+        """Return the examples at positions along sample dimensions, as xarray's `isel` does.
+
+        Windows end at the cuts.
+
+        Raises
+        ------
+        ValueError, TypeError, IndexError
+            A dimension is not in `along`, or positions do not ascend or are out of bounds.
+        """
         return self._selected(isel_selection(self.recipe, {**(indexers or {}), **more}))
 
     def sel(
@@ -242,15 +257,27 @@ class Examples:
         tolerance: object = None,
         **more: object,
     ) -> "Examples":
-        """Cut by coordinate along sample dimensions, as xarray does."""
+        """Return the examples at labels along sample dimensions, as xarray's `sel` does.
+
+        Raises
+        ------
+        ValueError, KeyError
+            A dimension is not in `along` or has no coordinate, or a label is not there.
+        """
         wanted = {**(indexers or {}), **more}
         return self.isel(sel_indexers(self.recipe, wanted, method, tolerance))
 
     def where(self, mask: xr.DataArray) -> "Examples":
-        """Keep the examples where `mask`, over some of the sample dimensions, is True.
+        """Return the examples at which `mask`, over some of the sample dimensions, is True.
 
-        As xarray does, the mask is matched by its index coordinates: in whatever order it has
-        them, and what it has no label for is left out. Where it or the data have none, by position.
+        As in xarray, the mask is matched by its index coordinates, in any order; a position whose
+        label the mask lacks is left out. Without index coordinates it is matched by position.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `mask` is no DataArray of dtype bool, has a dimension that is not in `along`, or fits
+            neither the data nor these examples.
         """
         return self._selected(where_selection(self.recipe, mask))
 
@@ -263,6 +290,13 @@ class Examples:
             Each above 0 and below 1; together at most 1.
         seed
             None: contiguous in store order. Else whole groups, or whole chunks, are drawn.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The fractions are not as above, or a part gets no example.
+        DataError
+            A group is missing, or returns after another one.
         """
         wanted = check_fractions(fractions)
         if seed is None:
@@ -282,7 +316,7 @@ class Examples:
     ) -> "Examples":
         """Scale every input to mean 0 and deviation 1, measured in one pass over these examples.
 
-        With `missing="error"`, a missing value that an example uses raises DataError.
+        The moments are measured in float64 and merged over chunks (Chan, Golub and LeVeque, 1983).
 
         Parameters
         ----------
@@ -291,7 +325,13 @@ class Examples:
         per
             ``"variable"``, or ``"feature"`` for each element of a variable on its own.
         client
-            Where the pass runs; None: the current client, else here.
+            Runs the pass; None: the current client, else this process.
+
+        Raises
+        ------
+        DataError
+            With `missing="error"`, an example uses a missing value; or a variable has no values,
+            or an infinite one.
         """
         if per not in ("variable", "feature"):
             raise ValueError(f"per must be one of 'variable', 'feature', got {per!r}")
@@ -300,7 +340,7 @@ class Examples:
         return Examples._of(self.source, scalings_of(self.recipe, targets, per, client))
 
     def _with_means(self) -> "Examples":
-        """Know every input's mean, which stands for missing elements."""
+        """Return examples that know the mean of every input, which stands for missing elements."""
         if self.recipe.missing != "mask" or self.recipe.inputs.scalings is not None:
             return self
         if "with_means" not in self.__dict__:
@@ -309,7 +349,15 @@ class Examples:
         return found
 
     def find_classes(self, client: "Client | None" = None) -> list[Label]:
-        """Return the labels that occur, sorted, found in one pass: give them as `classes=`."""
+        """Return the labels that occur, sorted, found in one pass: give them as `classes=`.
+
+        Raises
+        ------
+        ValueError
+            The targets are not one label an example.
+        DataError
+            The labels are of kinds that cannot be sorted together.
+        """
         targets = self.recipe.targets
         if targets is None or targets.shape != ():
             raise ValueError(
@@ -328,38 +376,64 @@ class Examples:
     def for_loss(self, loss: str | None, outputs: int | None) -> "Examples":
         """Return the examples with targets as a loss takes them.
 
-        Labels (whole numbers 0 to `outputs` - 1 unless classes are known) for "softmax", and for
-        "logistic" with one target each, where one output tells two classes apart; float32 values
-        for "squared". Where `standardize` was not told whether to scale the targets, only
-        "squared" has them scaled.
+        "softmax" takes labels (whole numbers 0 to `outputs` - 1 unless classes are known), and so
+        does "logistic" with one target each: one output then stands for two classes. "squared"
+        takes float32 values. If `standardize` had `targets=None`, only "squared" has them scaled.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The loss cannot take the targets, or their number does not fit the outputs.
         """
         return Examples._of(self.source, targets_for_loss(self.recipe, loss, outputs))
 
     def check(self, client: "Client | None" = None) -> Report:
-        """Read everything once and report; raises DataError where training would."""
+        """Read everything once, as training would, and report what is left out and why.
+
+        Parameters
+        ----------
+        client
+            Runs the pass; None: the current client, else this process.
+
+        Raises
+        ------
+        DataError
+            Training would raise it, too.
+        """
         return report(self._with_means().recipe, client)
 
     def prepared_like(self, other: "Examples") -> "Examples":
-        """Return these examples with the scaling and the classes of others, not their own."""
+        """Return these examples with the scaling and the classes of other ones.
+
+        Raises
+        ------
+        ValueError
+            The others have other inputs, targets or windows.
+        """
         return Examples._of(self.source, prepared_like(self.recipe, other._with_means().recipe))
 
     def rebind(self, data: Data) -> "Examples":
         """Return the same inputs on other data, to predict from; targets need not be there.
 
-        What was given as a DataArray is found by its name in other data; one that lacks a sample
-        dimension, such as an orography, is taken as it was where the labels along those that it
+        A DataArray that was given beside the data is found by its name in other data. One that
+        lacks a sample dimension, such as an orography, is kept if the labels along those that it
         has are the same.
+
+        Raises
+        ------
+        ValueError, TypeError
+            `data` lacks an input, or has it in another shape.
         """
         source = open_source(data)
         return Examples._of(source, inputs_on(self._with_means().recipe, source, self.source))
 
     def description(self) -> JsonObject:
-        """Return everything but the data and the selection, as plain data."""
+        """Return everything but the data and the selection, as JSON."""
         return describe(self._with_means().recipe)
 
     @classmethod
     def from_description(cls, description: JsonObject, data: Data | None = None) -> "Examples":
-        """Return what `description` told of: on `data`, or knowing only the metadata."""
+        """Return the examples that `description` describes: on `data`, or without values."""
         detached = cls._of(None, rebuild(description))
         return detached if data is None else detached.rebind(data)
 

@@ -1,4 +1,4 @@
-"""Flags: the classes that a variable's attributes declare, as the world writes them."""
+"""Flags: the classes that a variable's attributes declare, in all the forms in use."""
 
 from typing import Any
 
@@ -14,7 +14,9 @@ _RULE = "give the labels with classes=, as they are shown"
 def declared_classes(
     attrs: Attributes, dtype: np.dtype | None, is_text: bool = False
 ) -> Classes | None:
-    """Return the classes that `flag_values` and `flag_meanings` declare, if they do.
+    """Return the classes that `flag_values` and `flag_meanings` declare; None if they do not.
+
+    Attributes that cannot be understood give classes without labels, whose `unknown` says why.
 
     Parameters
     ----------
@@ -65,7 +67,7 @@ def _meanings(given: object) -> list[str]:
 
 
 def _as_shown(value: int | float, dtype: np.dtype | None) -> int | float:
-    """Return a flag as the values show it: of the other sign, it is the same bytes."""
+    """Return a flag as the values show it; one of the other sign is read from the same bytes."""
     if dtype is None or value != int(value):
         return value
     limits, whole = np.iinfo(dtype), int(value)

@@ -1,4 +1,4 @@
-"""Gathering: rows of a group of blocks by NumPy indexing, windows made on the fly."""
+"""Blocks in memory, and minibatches gathered from a group of them by NumPy indexing."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Part:
 
 @dataclass
 class Block:
-    """A block that was read: its centres, and the values that they need."""
+    """A block that was read: the centres of its windows, and the values that these need."""
 
     number: int
     centres: tuple[CentreRuns, ...]
@@ -59,7 +59,7 @@ class Block:
 
 @dataclass
 class Located:
-    """Rows, as blocks and centres."""
+    """Rows of a group: the block of each, int64 (rows,), and its centre in every dimension."""
 
     block: Int64Array
     centres: tuple[Centres, ...]
@@ -124,7 +124,7 @@ class BlockGroup:
         self._strides.append(strides)
 
     def locate(self, rows: Int64Array) -> Located:
-        """Return the block and the centre of each row."""
+        """Return the block and the centre of each row: `rows` is int64, (rows,)."""
         block = np.searchsorted(self.ends, rows, side="right")
         local = rows - self._starts[block]
         if self._kept is not None:
@@ -136,7 +136,7 @@ class BlockGroup:
         return Located(block, tuple(reversed(found)))
 
     def index(self, number: int, located: Located) -> Int64Array:
-        """Return where a variable's values are: (rows, window positions)."""
+        """Return the places of a variable's values: int64, (rows, window positions)."""
         role, _ = self._recipe.roles[number]
         window = self._recipe.window
         windowed = role == "inputs" and bool(window.spans)
@@ -155,5 +155,5 @@ class BlockGroup:
         return index
 
     def take(self, number: int, located: Located) -> np.ndarray:
-        """Return a variable's stored values for the rows: (rows, window positions, features)."""
+        """Return stored values of a variable for rows: (rows, window positions, features)."""
         return self._values[number].take(self.index(number, located), axis=0)

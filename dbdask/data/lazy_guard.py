@@ -1,4 +1,4 @@
-"""Arrays of Zarr stores that xarray reads on demand, opened again with the checks of a reader."""
+"""Arrays of Zarr stores that xarray reads on demand, opened again with this library's checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dbdask.data.zarr_arrays import ZarrArray
 
 
 class ReopenedArray:
-    """A Zarr array that is opened where it is read; what travels is its place.
+    """A Zarr array that is opened where it is read; a pickle carries only its place.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class ReopenedArray:
 
     @property
     def place(self) -> str:
-        """The store, in words."""
+        """The store, as a message names it."""
         return str(self._location)
 
 
@@ -57,7 +57,7 @@ def guarded(variable: xr.Variable) -> tuple[xr.Variable, ReopenedArray | None]:
     """Return a lazy variable whose Zarr array is opened again, and that array.
 
     A variable of another kind of file, or behind wrappers that are not xarray's own, is returned
-    as it is, without what it has cached.
+    as it is, but without its cache.
     """
     plain = without_cache(variable)
     data, array = _replaced(plain._data)

@@ -11,12 +11,12 @@ from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.spans import Spans
 
 TILE = 1 << 18
-"""Truth values that are packed together."""
+"""Truth values of one tile at most."""
 
 
 @dataclass(frozen=True)
 class _Tiles:
-    """The values of one array, packed tile by tile: a box is read from the tiles it touches."""
+    """The values of one array, packed in tiles; a box is read from the tiles that it touches."""
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
@@ -41,7 +41,7 @@ class _Tiles:
         return tuple(slice(at * size, min((at + 1) * size, n)) for at, size, n in sides)
 
     def read(self, box: Sequence[slice]) -> BoolArray:
-        """Return the values in a box."""
+        """Return the values in a box: bool, of the box's shape."""
         found = np.empty([cut.stop - cut.start for cut in box], bool)
         sides = zip(box, self.tile, strict=True)
         touched = [range(cut.start // size, -(-cut.stop // size)) for cut, size in sides]
@@ -57,14 +57,14 @@ class _Tiles:
         return found
 
     def both(self, other: "_Tiles") -> "_Tiles":
-        """Return what both hold, which are over the same dimensions in the same order."""
+        """Return where both are True; they have the same dimensions in the same order."""
         packed = [_pack(self.read(box) & other.read(box)) for box in self._boxes()]
         return replace(self, packed=tuple(packed))
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A truth value for every position along `dims`: those that all its arrays hold."""
+    """A truth value for every position along `dims`: True where all its arrays are."""
 
     arrays: tuple[_Tiles, ...]
 
@@ -75,7 +75,7 @@ class Mask:
 
     @property
     def dims(self) -> tuple[str, ...]:
-        """The dimensions that any of the arrays has."""
+        """The dimensions of all arrays."""
         return tuple(dict.fromkeys(dim for array in self.arrays for dim in array.dims))
 
     def __and__(self, other: "Mask") -> "Mask":
@@ -87,12 +87,12 @@ class Mask:
         return Mask(tuple(arrays.values()))
 
     def over(self, dims: Sequence[str], positions: Sequence[Int64Array]) -> BoolArray:
-        """Truth values at the product of `positions`; length 1 along dims that it lacks.
+        """Return truth values at the product of `positions`; length 1 along dims that it lacks.
 
         Parameters
         ----------
         positions
-            Along each of `dims`, ascending; those of dims that the mask lacks are not looked at.
+            Along each of `dims`, ascending; those of dims that the mask lacks are ignored.
         """
         known = dict(zip(dims, positions, strict=True))
         shape = [len(known[dim]) if dim in self.dims else 1 for dim in dims]
@@ -102,12 +102,16 @@ class Mask:
         return held
 
     def any_over(self, own: Mapping[str, Int64Array], spared: Mapping[str, Spans]) -> BoolArray:
-        """Say which of the product of `own` positions it holds for any of the `spared` ones.
+        """Return where the mask is True at `own` positions for any of the `spared` positions.
 
         Parameters
         ----------
         own, spared
-            Positions along dimensions; together they have all of the mask's.
+            Positions along dimensions; together they have all dimensions of the mask.
+
+        Returns
+        -------
+        bool, of the lengths of `own`
         """
         dims = (*own, *spared)
         found = np.zeros([len(at) if dim in self.dims else 1 for dim, at in own.items()], bool)
@@ -136,7 +140,7 @@ def _over(array: _Tiles, dims: Sequence[str], known: Mapping[str, Int64Array]) -
 
 
 def _tile_of(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of a tile: the longest sides are halved until it is small enough."""
+    """Return the shape of a tile: the longest side is halved until the tile is small enough."""
     tile = [max(size, 1) for size in shape]
     while np.prod(tile, dtype=object) > TILE:
         longest = int(np.argmax(tile))

@@ -1,4 +1,4 @@
-"""Measures: what one block tells about moments, classes and missing values."""
+"""Measures: the moments, the labels and the missing values of one block."""
 
 from dataclasses import dataclass
 
@@ -19,12 +19,12 @@ from dbdask.errors import DataError
 from dbdask.schedule.left_out import Fills
 
 SLAB_BYTES = 16 * 2**20
-"""Bytes of float64 that measuring takes at a time."""
+"""Bytes of float64 that are measured at a time."""
 
 
 @dataclass(frozen=True)
 class MeasureMoments:
-    """Measures the moments of variables in a block: each position once, whatever the windows."""
+    """Measures the moments of variables in a block: each position once, also under windows."""
 
     roles: tuple[str, ...]
     per: str
@@ -75,7 +75,7 @@ def _is_first(selected: Spans, cut: slice) -> bool:
 def _held(
     recipe: Recipe, mask: Mask | None, own: list[str], positions: dict[str, Int64Array]
 ) -> BoolArray | None:
-    """Return which of the variable's positions the mask keeps for any example."""
+    """Return which of the variable's positions the mask keeps for some example: their product."""
     if mask is None:
         return None
     spared = {dim: recipe.selection.along(dim) for dim in mask.dims if dim not in own}
@@ -89,7 +89,19 @@ def _moments(
     held: BoolArray | None,
     per: str,
 ) -> Moments:
-    """Measure slab by slab along the first axis."""
+    """Return the moments of values at `wanted` positions, measured in slabs of the first axis.
+
+    Parameters
+    ----------
+    values
+        As stored: the sample dimensions first, then the features.
+    wanted
+        Along each sample dimension, the positions that count.
+    held
+        Which of the product of `wanted` count; None: all.
+    per
+        "variable" or "feature".
+    """
     width = int(np.prod(values.shape[len(wanted) :], dtype=np.int64))
     first = wanted[0] if wanted else np.zeros(1, np.int64)
     values = values if wanted else values[None]
@@ -147,7 +159,7 @@ def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[La
 
 @dataclass(frozen=True)
 class BlockCount:
-    """What one block holds."""
+    """Counts of one block: its examples, and those that are left out of it."""
 
     block: int
     rows: int

@@ -1,4 +1,4 @@
-"""Moments of examples: one pass, and the recipe that scales by what it found."""
+"""The scaling of examples: moments that one pass measures, and the recipe that uses them."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,10 +18,18 @@ if TYPE_CHECKING:
 
 
 def scalings_of(recipe: Recipe, targets: bool | None, per: str, client: "Client | None") -> Recipe:
-    """Return the recipe with inputs scaled, and targets as they are to be for the squared loss.
+    """Return the recipe with scaled inputs, and with targets scaled for the squared loss.
 
-    Whether the targets' scaling is for the loss at hand is decided when that is known: before,
-    whole numbers may be labels as well as values.
+    Only the squared loss uses the scaling of the targets. Before the loss is known, targets that
+    are whole numbers may be labels or values, and are measured as values.
+
+    Raises
+    ------
+    ValueError
+        `targets` is True, and there are no targets or they are labels.
+    DataError
+        A variable has no value that is not missing, or values too far apart; or, with
+        `missing="error"`, an example uses a missing value.
     """
     if targets:
         recipe = _as_values(recipe)
@@ -38,13 +46,13 @@ def scalings_of(recipe: Recipe, targets: bool | None, per: str, client: "Client 
 
 
 def measured_means(recipe: Recipe) -> Recipe:
-    """Return the recipe that knows every input's mean, unscaled."""
+    """Return the recipe that knows the mean of every input, and does not scale by it."""
     means = _measured(recipe, ("inputs",), "variable", None, applied=False)
     return replace(recipe, inputs=recipe.inputs.scaled(means))
 
 
 def _as_values(recipe: Recipe) -> Recipe:
-    """Return the recipe with targets that are no labels; raise where they can be nothing else."""
+    """Return the recipe with targets as values; raise ValueError if they can only be labels."""
     if recipe.targets is None:
         raise ValueError("targets=True needs targets to scale, the examples have none")
     if recipe.classes is not None and recipe.classes.labels is not None:
@@ -95,10 +103,10 @@ def _measured(
 
 
 def _refuse_missing(recipe: Recipe, client: "Client | None") -> None:
-    """Raise as training does if a missing value is one that an example uses.
+    """Raise DataError, as training does, if an example uses a missing value.
 
-    Windows, cuts and groups decide that, so everything is read once more. The loss, which decides
-    whether targets are labels, is not known yet: they are taken as values.
+    Windows, cuts and groups decide that, so everything is read once more. The targets are read
+    as values, because the loss, which decides whether they are labels, is not known yet.
     """
     for _ in sweep(replace(recipe, classes=None), read_as_training, client):
         pass

@@ -1,8 +1,8 @@
 """Arrays of pandas' own dtypes as NumPy arrays: the same values, missing where they are missing.
 
-Categories become their values, nullable numbers plain ones. Numbers beside missing ones become
-float64 with NaN where that is exact. All else, such as periods or times of a zone, stays what it
-is, as Python objects, with None where it is missing.
+Categories become their values, and nullable numbers plain ones. Numbers with missing ones among
+them become float64 with NaN if float64 holds them exactly. All else, such as periods or times of
+a zone, becomes Python objects, with None for a missing one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def numpy_dtype(array: Any) -> np.dtype:
 
 
 def to_numpy(array: Any, dtype: np.dtype | None = None) -> np.ndarray:
-    """Return an extension array, or a part of one, as a NumPy array of a dtype."""
+    """Return an extension array, or a part of one, as a NumPy array of a dtype: (length,)."""
     dtype = numpy_dtype(array) if dtype is None else dtype
     if isinstance(array, pd.Categorical):
         return _of_categories(array, dtype)
@@ -74,7 +74,7 @@ def _of_categories(array: pd.Categorical, dtype: np.dtype) -> np.ndarray:
 
 
 def _beside(dtype: np.dtype, present: np.ndarray, has_missing: bool) -> np.dtype:
-    """Return the dtype that holds numbers of another one, and missing ones where there are any."""
+    """Return the dtype that holds some numbers, and NaN beside them if any is missing."""
     if not has_missing or dtype.kind in "fO":
         return dtype
     exact = dtype.kind == "b" or (dtype.kind in "iu" and is_exact(present))

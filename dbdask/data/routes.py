@@ -1,4 +1,4 @@
-"""The four ways to the stored values of one variable, each by the same `read(index)`.
+"""The four routes to the stored values of one variable, each with the same `read(index)`.
 
 An index is a tuple of slices with step 1, one per dimension, cut to the shape.
 """
@@ -35,20 +35,20 @@ INLINE_BYTES = 16 * 2**10
 
 
 class Origin(Protocol):
-    """What a variable reads from."""
+    """The place that a variable reads its values from."""
 
     @property
     def route(self) -> str:
         """ "store", "lazy", "dask" or "memory"."""
 
     def open(self) -> None:
-        """Make sure that reading can start in this process; raise naming what is wrong."""
+        """Make sure that this process can read; raise an error that says why it cannot."""
 
     def read(self, index: Index) -> np.ndarray:
-        """Return the stored values at the index."""
+        """Return the stored values at the index, of the index's shape."""
 
     def worker_side(self) -> Origin:
-        """Return what travels to a worker: small when pickled."""
+        """Return the origin that travels to a worker: small when pickled."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Stored:
         try:
             return read_array(array, index)
         except MemoryError:
-            raise  # that says nothing of the chunk
+            raise  # the chunk may be sound
         except Oversized as error:
             chunk = oversized_chunk(array, index)
             raise read_error(error, self.path, index, str(self.location), chunk) from error
@@ -101,7 +101,7 @@ class Stored:
         return {n for n in chunk_numbers(self.array(), self._moved(index)) if n in known}
 
     def chunk_count(self, index: Index) -> int:
-        """Return how many chunks, or shards, share a value with a box."""
+        """Return how many chunks, or shards, overlap a box."""
         return chunk_count(self.array(), self._moved(index))
 
     def _watched(self) -> WatchedStore:
@@ -110,7 +110,7 @@ class Stored:
         return store
 
     def _moved(self, index: Index) -> Index:
-        """Return a box of the array's own positions."""
+        """Return a box in positions of the whole array."""
         if not self.start:
             return index
         shifts = zip(index, self.start, strict=True)
@@ -130,7 +130,7 @@ class Lazy:
 
     @classmethod
     def of(cls, variable: xr.Variable) -> Lazy:
-        """Return the way to a lazy variable; its Zarr array, if it has one, is opened again."""
+        """Return the origin of a lazy variable; its Zarr array, if any, is opened again."""
         found, array = guarded(variable)
         return cls(found, array=array)
 
@@ -178,7 +178,7 @@ class Held:
 
 @dataclass(frozen=True)
 class HeldByPandas(Held):
-    """Values of a dtype of pandas' own, in one dimension; NumPy's `dtype` holds them."""
+    """Values of a dtype of pandas, in one dimension; `dtype` is NumPy's dtype that holds them."""
 
     values: Any
     dtype: np.dtype = OBJECT
@@ -194,7 +194,7 @@ class HeldByPandas(Held):
 
 @dataclass(frozen=True)
 class HeldBehind(Held):
-    """Values in memory behind wrappers of xarray's: made of them when they are wanted."""
+    """Values in memory behind wrappers of xarray, which are applied when a part is read."""
 
     values: Any
 
@@ -207,7 +207,7 @@ class HeldBehind(Held):
 
 @dataclass(frozen=True)
 class Blocked:
-    """A dask array, which only the client holds: a worker is given its blocks."""
+    """A dask array, which only the client holds: its blocks travel to workers with the tasks."""
 
     array: da.Array
     route: str = "dask"
@@ -224,7 +224,7 @@ class Blocked:
 
 @dataclass(frozen=True)
 class Absent:
-    """A variable whose values come with the task."""
+    """The origin of values that come with the task."""
 
     route: str
 
@@ -240,7 +240,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Lacking(Absent):
-    """A variable whose values stayed in another process when its examples were pickled."""
+    """The origin of values that stayed in the process that pickled the examples."""
 
     name: str
     reason: str
@@ -276,7 +276,15 @@ Blocks = Mapping[str, Sequence[Piece]]
 
 
 def assemble(pieces: Iterable[Piece], index: Index) -> np.ndarray:
-    """Return the values at the index; one piece that holds them all gives a view, not a copy."""
+    """Return the values at the index, put together from pieces: of the index's shape.
+
+    One piece that holds them all gives a view, not a copy.
+
+    Raises
+    ------
+    RuntimeError
+        The pieces do not cover the index.
+    """
     shape = tuple(cut.stop - cut.start for cut in index)
     if 0 in shape:
         return _empty(pieces, shape)
@@ -297,7 +305,7 @@ def assemble(pieces: Iterable[Piece], index: Index) -> np.ndarray:
 
 
 def origin_of(variable: xr.Variable) -> Origin:
-    """Return the way to the values of a variable of a Dataset, as they are shown."""
+    """Return the origin of a variable of a Dataset: of its values as they are shown."""
     data: Any = variable._data
     if type(data).__module__.partition(".")[0] == "dask":
         return Blocked(data)

@@ -1,6 +1,6 @@
-"""Sweeps: one pass over all blocks, by a client's workers where there are some, else here.
+"""Sweeps: one pass over all blocks, on the workers of a client if there is one, else here.
 
-Results come back in the order of the blocks, and are the same wherever they were computed.
+Results come in the order of the blocks, and are the same wherever they are computed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 BATCH_BYTES = 64 * 2**20
-"""Stored bytes of the blocks that one task takes."""
+"""Stored bytes of the blocks of one task."""
 
 T = TypeVar("T")
 
@@ -28,7 +28,24 @@ Measure = Callable[[Reader, int, Blocks | None], T]
 
 
 def sweep(recipe: Recipe, measure: Measure[T], client: Client | None = None) -> Iterator[T]:
-    """Yield `measure(reader, block, blocks)` of every block that holds examples, in order."""
+    """Yield `measure(reader, block, blocks)` of every block that holds examples, in order.
+
+    Parameters
+    ----------
+    recipe
+        The recipe of the examples, as the client holds it.
+    measure
+        Travels pickled to the workers. `blocks` has the values that they cannot read themselves.
+    client
+        None: the current client, else this process.
+
+    Raises
+    ------
+    TypeError
+        `client` is no Dask client.
+    WorkerError
+        Dask has cancelled a task of the pass.
+    """
     batches = _batches(recipe)
     client = client if client is not None else _current_client()
     if client is not None and not hasattr(client, "submit"):
@@ -58,7 +75,7 @@ def _batches(recipe: Recipe) -> Iterator[tuple[int, ...]]:
 
 
 def _current_client() -> Client | None:
-    """Return the current client; there is none where nothing has imported distributed."""
+    """Return the current client; None if there is none, or distributed was never imported."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
@@ -72,7 +89,7 @@ def _current_client() -> Client | None:
 def _sweep_on(
     client: Client, recipe: Recipe, measure: Measure[T], batches: Iterable[tuple[int, ...]]
 ) -> Iterator[T]:
-    """Keep two batches for each worker under way; values that cannot be read there are brought."""
+    """Keep two batches for each worker under way, with the values that it cannot read itself."""
     from dbdask.data.block_provider import BlockProvider
 
     recipe.check_values_are_here()
@@ -96,7 +113,7 @@ def _sweep_on(
 
 
 def _first_of(under_way: deque[Future[list[T]]]) -> list[T]:
-    """Take the first result; a future that failed stays, to be cancelled with the others.
+    """Remove and return the first result; a failed future stays, and is cancelled later.
 
     Raises
     ------

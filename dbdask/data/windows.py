@@ -39,11 +39,11 @@ class Window:
         return math.prod(self.shape)
 
     def reach(self, dim: str) -> tuple[int, int]:
-        """First and last offset along a dimension; (0, 0) where there is no window."""
+        """Return the first and last offset along a dimension; (0, 0) if it has no window."""
         return next(((first, last) for name, first, last in self.spans if name == dim), (0, 0))
 
     def offsets(self, dim: str) -> Int64Array:
-        """Offset along `dim` of every position of the flattened window."""
+        """Return the offset along `dim` of every position of the flattened window: (size,)."""
         axis = self.dims.index(dim)
         first, last = self.reach(dim)
         shape = [1] * len(self.spans)
