@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def learning_curve(history: xr.Dataset) -> "Figure":
-    """Draw loss, and the validation's scores, over the examples; returns the figure.
+    """Draw the loss and the scores of validation over the examples; return the figure.
 
     Raises
     ------
     ImportError
-        matplotlib is not installed: names the extra that brings it.
+        matplotlib is not installed: names the extra that installs it.
     """
     figure = _new_figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -50,7 +50,7 @@ def _new_figure(**options: Any) -> "Figure":
         raise ImportError("plotting needs matplotlib: pip install 'dbdask[plot]'") from error
 
     class Curve(Figure):
-        """A figure that a notebook shows, whether or not matplotlib was set up there."""
+        """A figure that a notebook shows, also if matplotlib was not set up there."""
 
         def _ipython_display_(self) -> None:
             from IPython.display import Image, display
@@ -59,7 +59,7 @@ def _new_figure(**options: Any) -> "Figure":
             self.savefig(buffer, format="png")
             display(Image(buffer.getvalue()))
             if "matplotlib.pyplot" in sys.modules:
-                # The backend shows after each cell what is open still: not a second time.
+                # The backend shows all open figures after a cell, and must not show this again.
                 sys.modules["matplotlib.pyplot"].close(self)
 
     if not _is_inline():

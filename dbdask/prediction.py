@@ -1,4 +1,4 @@
-"""Predictions: lazy arrays on the data's own grid, block by block."""
+"""Predictions: lazy arrays on the data's own grid, computed block by block."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ ROWS = 1024  # examples that go through the model at once
 
 @dataclass
 class Predictor:
-    """What every task of a prediction shares: it travels to a worker once."""
+    """The model, the examples and the parameters of a prediction, sent to a worker once."""
 
     model: Model
     examples: Examples  # as a worker sees them
@@ -55,7 +55,7 @@ class Predictor:
             return self._open
 
     def outputs(self, number: int, pieces: list[Piece]) -> tuple[BlockExamples, FloatArray]:
-        """Return where the examples of a block are, and the model's outputs for the valid ones."""
+        """Return the examples of a block, and the model's outputs for the valid ones: (n, ...)."""
         from dbdask.data.block_provider import gather_blocks
 
         reader, vector = self.opened()
@@ -70,7 +70,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a model's outputs become: an array of a dtype, with extra dimensions and a gap value."""
+    """The array that outputs become: its dtype, extra dimensions, and the value of gaps."""
 
     name: str
     dtype: np.dtype | type
@@ -84,7 +84,7 @@ class Meaning:
 
 
 def may_have_gaps(recipe: Recipe) -> bool:
-    """Say whether there may be positions of a recipe's data where no example can be formed."""
+    """Return whether the data may have positions at which no example can be formed."""
     if recipe.edges == "drop" and recipe.window.spans:
         return True
     return recipe.missing == "drop" and any(
@@ -95,7 +95,7 @@ def may_have_gaps(recipe: Recipe) -> bool:
 def predict_array(
     predictor: Predictor, recipe: Recipe, source: Source, meaning: Meaning
 ) -> xr.DataArray:
-    """Return the lazy prediction over the whole grid of a recipe's data, which `source` shows."""
+    """Return the lazy prediction over the whole grid of a recipe's data, those of `source`."""
     unique = uuid.uuid4().hex
     shared = delayed(predictor, name=f"dbdask-model-{unique}", traverse=False)
     shown = delayed(meaning, name=f"dbdask-meaning-{unique}", traverse=False)
@@ -120,7 +120,7 @@ def predict_array(
 def _predict_block(
     predictor: Predictor, meaning: Meaning, number: int, *pieces: Piece
 ) -> np.ndarray:
-    """Return the prediction of one block of the grid; what it needs is derived where it runs."""
+    """Return the prediction of one block of the grid, of the block's shape and extra dimensions."""
     recipe: Recipe = predictor.examples.recipe
     box = recipe.grid.box(number)
     shape = tuple(cut.stop - cut.start for cut in box)
@@ -138,7 +138,7 @@ def _predict_block(
 
 
 def _dask_array(variable: Variable) -> da.Array | None:
-    """Return the dask array that holds a variable's values; None where memory holds them."""
+    """Return the dask array that holds a variable's values; None if memory holds them."""
     array = getattr(variable.origin, "array", None)
     return array if isinstance(array, da.Array) else None
 
@@ -146,10 +146,10 @@ def _dask_array(variable: Variable) -> da.Array | None:
 def _pieces(
     recipe: Recipe, number: int, name: str, layer: dict[Key, Task]
 ) -> list[Piece | TaskRef]:
-    """Return the values that a block's task cannot read for itself.
+    """Return the values that the task of a block cannot read for itself.
 
-    A part of a dask array is cut out of each chunk by a task of its own, which joins `layer`:
-    only the part travels to the worker that predicts.
+    Tasks that are added to `layer` cut the parts that are needed out of the chunks of a dask array,
+    so that only these travel to the worker that predicts.
     """
     pieces: list[Piece | TaskRef] = []
     for variable, box in recipe.reads(number):
@@ -174,7 +174,7 @@ def _key(*parts: str | int) -> Key:
 def _overlapping(
     array: da.Array, index: Index
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Index]]:
-    """Yield the chunks that share values with a box: place, start of the share, share in it."""
+    """Yield the chunks that overlap a box: place, start of the overlap, overlap in the chunk."""
     spans = []
     for cut, sizes in zip(index, array.chunks, strict=True):
         edges = np.concatenate([[0], np.cumsum(sizes)])
@@ -196,7 +196,7 @@ def _overlapping(
 def _cut_piece(key: str, starts: tuple[int, ...], chunk: object, within: Index) -> Piece:
     values = np.asarray(chunk)
     part = values[within]
-    # A copy lets go of the rest of the chunk.
+    # A copy does not hold the rest of the chunk in memory.
     return Piece(key, starts, values if part.shape == values.shape else part.copy())
 
 
@@ -227,8 +227,8 @@ def _as_the_data(
 def _coordinates(source: Source, array: xr.DataArray, meaning: Meaning) -> xr.Coordinates:
     """Return the data's coordinates over the prediction's dimensions, ready to be written.
 
-    How the data are stored says nothing of the prediction: no encoding comes along. A coordinate
-    that has the prediction's own name, or that of a dimension which it adds, stays behind.
+    They have no encoding, for the prediction is stored in its own way. A coordinate with the name
+    of the prediction, or of a dimension that it adds, is left out.
     """
     coords = source.coordinates().drop_encoding()
     sizes = {dim: size for dim, size in array.sizes.items() if dim not in meaning.coords}
@@ -247,7 +247,7 @@ def _coordinates(source: Source, array: xr.DataArray, meaning: Meaning) -> xr.Co
 
 
 def _writable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return attributes as both netCDF and Zarr take them: text, numbers, lists of them.
+    """Return attributes in types that both netCDF and Zarr can write: text, numbers, lists.
 
     Examples
     --------
@@ -277,14 +277,14 @@ def _attribute(value: object) -> Any:
 
 @dataclass(frozen=True)
 class TargetUnits:
-    """How a model's outputs become the target variables' values, in their own units.
+    """The conversion of a model's outputs to the target variables' values, in their own units.
 
     Parameters
     ----------
     shapes
         Shape of each target variable's part of one example.
     scaling
-        Mean and deviation of all targets together; None where they were not scaled.
+        Mean and deviation of all targets together, float64; None if they were not scaled.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -293,7 +293,7 @@ class TargetUnits:
     def dtype(self, number: int, stored: np.dtype) -> np.dtype:
         """Return the dtype that holds one target variable's values.
 
-        What is trained on scaled may lie so far from zero that float32 cannot tell it apart.
+        The values of a scaled target may be so far from zero that float32 cannot distinguish them.
         """
         if self.scaling is None:
             return np.dtype(np.float32)
@@ -303,7 +303,7 @@ class TargetUnits:
         return np.dtype(np.float64 if wide or coarse.any() else np.float32)
 
     def values(self, outputs: FloatArray, number: int) -> FloatArray:
-        """Return one target variable's values: shape (examples, *its shape)."""
+        """Return one target variable's values, (examples, *its shape), of (examples, outputs)."""
         values = outputs.reshape(len(outputs), -1)
         if self.scaling is not None:
             mean, deviation = self.scaling
@@ -311,7 +311,7 @@ class TargetUnits:
         return self.part(values, number)
 
     def part(self, values: FloatArray, number: int) -> FloatArray:
-        """Return one target variable's part of values of all targets."""
+        """Return one target's part, (examples, *its shape), of values of all targets."""
         count, shape = len(values), self.shapes[number]
         values = values.reshape(count, -1)
         if len(set(self.shapes)) == 1:

@@ -1,4 +1,4 @@
-"""Alignment: positions of two arrays are matched by their labels, where both have some."""
+"""Alignment: positions of two arrays are matched by their labels."""
 
 import pandas as pd
 
@@ -6,7 +6,7 @@ from dbdask.arrays import BoolArray
 
 
 def first_difference(labels: pd.Index, others: pd.Index) -> int | None:
-    """Return the first position whose labels differ; None where all are equal.
+    """Return the first position whose labels differ; None if all are equal.
 
     Examples
     --------
@@ -31,12 +31,14 @@ def _is_missing(label: object) -> bool:
 
 
 def same_labels(labels: pd.Index, others: pd.Index) -> bool:
-    """Say whether two dimensions have the same labels in the same order."""
+    """Return whether two dimensions have the same labels in the same order."""
     return len(labels) == len(others) and first_difference(labels, others) is None
 
 
 def put_in_place(values: BoolArray, axis: int, own: pd.Index, labels: pd.Index) -> BoolArray:
-    """Return truth values at `labels` along an axis that has its `own`; False where it lacks one.
+    """Return truth values at `labels`, along an axis whose labels are `own`.
+
+    A label that the axis lacks gives False.
 
     Examples
     --------

@@ -1,14 +1,14 @@
 """BlockProvider: the values that workers cannot read for themselves, brought to them by Dask.
 
-Workers read stores on their own. The blocks of a dask-backed Dataset are computed by Dask, where
-they are needed; what is in the client's memory is scattered to the workers, past the scheduler.
-Either way they are futures, which the task that needs them takes as arguments::
+Workers read stores on their own. The blocks of a dask-backed Dataset are computed by Dask on the
+workers that need them; values in the client's memory are scattered to the workers, past the
+scheduler. Both are futures, which the task that needs them takes as arguments::
 
-    supply = BlockProvider(examples, client)
-    futures = supply.futures(portion, workers=[address])
+    provider = BlockProvider(examples, client)
+    futures = provider.futures(portion, workers=[address])
     client.submit(train, portion, futures, workers=[address])
     ...
-    supply.release(portion)
+    provider.release(portion)
 
     def train(portion, pieces):            # on the worker
         reader.minibatches(portion, batch_size, blocks=gather_blocks(pieces))
@@ -41,7 +41,7 @@ _Name = tuple[int, int, tuple[int, ...]]
 
 
 def why_cancelled(error: BaseException) -> str:
-    """Say why Dask has cancelled a task, in words that name the remedy where there is one."""
+    """Return why Dask has cancelled a task, with the remedy if there is one."""
     reason = getattr(error, "reason", "unknown")
     if reason != "lost dependencies":
         return f"Dask cancelled its task (reason: {reason})"
@@ -53,9 +53,9 @@ def why_cancelled(error: BaseException) -> str:
 
 @contextmanager
 def beside_task() -> Iterator[None]:
-    """Leave a worker's thread to other tasks, where this runs inside a Dask task.
+    """Give a worker's thread to other tasks while this waits, if it runs inside a Dask task.
 
-    What the task waits for needs a thread too, and this may be the only one.
+    The results that it waits for need a thread, too, and this may be the only one.
     """
     has_left = _leave_thread()
     try:
@@ -66,7 +66,7 @@ def beside_task() -> Iterator[None]:
 
 
 def _leave_thread() -> bool:
-    """Leave the thread of the task that this runs in; False if it is in none, or has left it."""
+    """Leave the thread of the running task; return False if there is none, or it has left."""
     try:
         secede()
     except (ValueError, KeyError, AttributeError):
@@ -75,7 +75,7 @@ def _leave_thread() -> bool:
 
 
 class Readable(Protocol):
-    """What supply asks of examples: every read that serving a block of the grid makes."""
+    """Examples, as a provider uses them: every read that serving a block of the grid makes."""
 
     def reads(self, block: int) -> Iterable[tuple[Variable, Mapping[str, slice]]]: ...
 
@@ -88,7 +88,7 @@ class _Group:
     brought: Promise[list[Future[Piece]]] = field(default_factory=Promise)
 
     def has(self, *states: str) -> bool:
-        """Say whether a value is in one of the states; what is under way is in none."""
+        """Return whether a value is in one of the states; one under way is in none."""
         if not self.brought.done():
             return False
         if self.brought.exception() is not None:
@@ -97,7 +97,7 @@ class _Group:
 
 
 class BlockProvider:
-    """Futures of what portions need, made when asked for and dropped when released.
+    """Makes the futures of the values that portions need, and drops them when released.
 
     Parameters
     ----------
@@ -119,9 +119,9 @@ class BlockProvider:
     def futures(
         self, portion: Portion, workers: Sequence[str] | None = None
     ) -> list[Future[Piece]]:
-        """Return the futures that the portion's task takes; none where workers can read.
+        """Return the futures that the portion's task takes; none if workers can read all.
 
-        Asking again for a portion brings its values afresh: a lost worker loses nothing.
+        A second call for a portion brings its values again, so a lost worker loses nothing.
         """
         holder = (portion.epoch, portion.number)
         with self._lock:
@@ -135,12 +135,12 @@ class BlockProvider:
                 group.brought.set_exception(error)
                 raise
         with self._lock:
-            if self._is_closed:  # while values travelled: nobody takes them any more
+            if self._is_closed:  # while values travelled: they are not needed any more
                 self._groups.clear()
         return list(group.brought.result())
 
     def release(self, portion: Portion) -> None:
-        """Drop what the portion held; the last of its group drops the values themselves."""
+        """Release a portion; the values are dropped with the last portion of the group."""
         with self._lock:
             group = self._groups.get(_name(portion))
             if group is None:
@@ -160,7 +160,7 @@ class BlockProvider:
     def bring(
         self, blocks: Iterable[int], workers: Sequence[str] | None = None
     ) -> list[Future[Piece]]:
-        """Return futures of what these blocks of the grid need; the caller holds them."""
+        """Return futures of the values that blocks of the grid need; the caller holds them."""
         held: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Piece] = {}
         wanted: dict[_Graph, dict[tuple[int, ...], None]] = {}
         for block in blocks:
@@ -190,7 +190,7 @@ class BlockProvider:
         return group, True
 
     def _note_failures(self, group: _Group) -> None:
-        """Give tasks new names: under the old ones what failed stays failed while it is held."""
+        """Give tasks new names after an error: under its old name a held task stays failed."""
         if group.has("error"):
             self._graphs.clear()
             self._renamed = True
@@ -209,7 +209,7 @@ class BlockProvider:
         self, graph: _Graph, places: list[tuple[int, ...]], workers: Sequence[str] | None
     ) -> list[Future[Piece]]:
         tasks, names = graph.tasks(places)
-        # The workers are a wish: were they a rule, the death of one would leave its tasks waiting.
+        # Other workers are allowed, else the death of one would leave its tasks waiting.
         return list(
             self._client.get(
                 tasks,
@@ -241,7 +241,7 @@ class _Graph:
         self._edges = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in array.chunks]
 
     def overlapping(self, index: tuple[slice, ...]) -> Iterator[tuple[int, ...]]:
-        """Return the places of the blocks that share a value with the box."""
+        """Return the places of the blocks that overlap the box."""
         spans = []
         for cut, edges in zip(index, self._edges, strict=True):
             first = int(np.searchsorted(edges, cut.start, side="right")) - 1
@@ -252,7 +252,7 @@ class _Graph:
     def tasks(self, places: list[tuple[int, ...]]) -> tuple[dict[Key, GraphNode], list[Key]]:
         """Return the part of the graph that makes these blocks, as pieces, and their names.
 
-        Names are fresh each time: what failed once must not be found again.
+        Names are new each time, so that a task that failed is not found again.
         """
         fresh = f"dbdask-piece-{uuid.uuid4().hex}"
         graph: dict[Key, GraphNode] = {}
@@ -281,7 +281,7 @@ class _Graph:
         waiting = [wanted]
         while waiting:
             key = waiting.pop()
-            # What was persisted is no node: the scheduler has it under its name.
+            # A persisted block is no node: the scheduler has it under its name.
             if key not in graph and key in self._nodes:
                 graph[key] = self._nodes[key]
                 waiting.extend(self._nodes[key].dependencies)

@@ -1,4 +1,4 @@
-"""Indexing: isel, sel and where, along sample dimensions."""
+"""Indexing: the selections of isel, sel and where, along sample dimensions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,14 @@ from dbdask.data.selection import Mask, Selection, Spans
 
 
 def isel_selection(recipe: Recipe, indexers: Mapping[str, Any]) -> Selection:
-    """Return the selection cut by positions; positions count within the present selection."""
+    """Return the selection cut by positions, which count within the present selection.
+
+    Raises
+    ------
+    ValueError, TypeError, IndexError
+        A dimension is not in `along`; positions do not ascend, or are out of bounds; or a windowed
+        dimension is cut with a step.
+    """
     selection = recipe.selection
     for dim, indexer in indexers.items():
         _check_dim(recipe, "isel", dim)
@@ -30,7 +37,13 @@ def isel_selection(recipe: Recipe, indexers: Mapping[str, Any]) -> Selection:
 def sel_indexers(
     recipe: Recipe, indexers: Mapping[str, Any], method: str | None, tolerance: object
 ) -> dict[str, Any]:
-    """Return positions for labels, found in the indexes as xarray finds them."""
+    """Return the positions of labels for each dimension, as xarray finds them.
+
+    Raises
+    ------
+    ValueError, KeyError
+        A dimension is not in `along` or has no coordinate, or a label is not there.
+    """
     wanted: dict[str, dict[str, Any]] = {}
     for name, label in indexers.items():
         wanted.setdefault(_dim_of(recipe, name), {})[name] = label
@@ -41,7 +54,7 @@ def sel_indexers(
 
 
 def _dim_of(recipe: Recipe, name: str) -> str:
-    """Return the sample dimension that a name, or a level of whose index, is meant."""
+    """Return the sample dimension with this name, or with a level of this name in its index."""
     for dim, coordinate in recipe.coordinates.items():
         if coordinate.labels is not None and name in coordinate.labels:
             return dim
@@ -54,7 +67,7 @@ def _dim_of(recipe: Recipe, name: str) -> str:
 def _found(
     recipe: Recipe, dim: str, wanted: dict[str, Any], method: str | None, tolerance: Any
 ) -> Int64Array:
-    """Return the positions, among those selected, that xarray finds for labels."""
+    """Return the positions, among those selected, that xarray finds for labels: int64."""
     selected = recipe.selection.along(dim)
     coordinate = recipe.coordinates[dim]
     coords = coordinate.labels
@@ -82,7 +95,14 @@ _POSITION = "dbdask position"
 
 
 def where_selection(recipe: Recipe, mask: xr.DataArray) -> Selection:
-    """Return the selection with a mask over some of the sample dimensions."""
+    """Return the selection with one more mask, over some of the sample dimensions.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `mask` is no DataArray of dtype bool, has a dimension that is not in `along`, or fits
+        neither the data nor the selection.
+    """
     if not isinstance(mask, xr.DataArray):
         raise TypeError(f"where: mask must be a DataArray, got {type(mask).__name__}")
     if mask.dtype != bool:
@@ -94,7 +114,7 @@ def where_selection(recipe: Recipe, mask: xr.DataArray) -> Selection:
 
 
 def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> BoolArray:
-    """Return the mask over whole dimensions: put in place by label, else by position."""
+    """Return the mask over whole dimensions, matched by label or else by position."""
     values = mask.to_numpy()
     for axis, dim in enumerate(dims):
         size, selected = recipe.sizes[dim], recipe.selection.along(dim)
@@ -143,7 +163,7 @@ def _has_steps(indexer: object) -> bool:
 
 
 def _taken(dim: str, spans: Spans, indexer: object) -> Spans:
-    """Return the part of the spans at positions that count within them."""
+    """Return the part of the spans at an indexer's positions, which count within the spans."""
     if isinstance(indexer, xr.DataArray):
         indexer = indexer.to_numpy()
     if isinstance(indexer, (int, np.integer)) and not isinstance(indexer, bool):
@@ -158,7 +178,7 @@ def _taken(dim: str, spans: Spans, indexer: object) -> Spans:
 
 
 def _ranks(dim: str, given: object, count: int) -> Int64Array:
-    """Return positions as whole numbers from 0, of numbers that may count from the end or flags."""
+    """Return positions from 0, int64, of flags or of numbers that may count from the end."""
     indexer = np.asarray(given)
     if indexer.size and indexer.dtype.kind not in "iub":
         raise TypeError(

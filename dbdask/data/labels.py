@@ -1,4 +1,4 @@
-"""Labels: whole numbers, text, and what compares exactly, as class indices."""
+"""Labels: whole numbers or text as class indices."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class Classes:
     count
         Outputs; None: not known yet.
     meanings
-        A word for each label, where the store declares them.
+        A word for each label, if the store declares them.
     unknown
-        Why the labels are not known, where `labels` is empty.
+        Why the labels are not known, if `labels` is empty.
     """
 
     labels: tuple[Label, ...] | None = None
@@ -43,7 +43,7 @@ class Classes:
         return {label: place for place, label in enumerate(self.labels or ())}
 
     def of_outputs(self) -> list[Label] | None:
-        """Return the label of each output, as the store writes it; None where not known."""
+        """Return the label of each output, as the store has it; None if not known."""
         if not self.labels and self.count is None:
             return None
         return list(range(self.count or 0)) if self.labels is None else list(self.labels)
@@ -55,7 +55,10 @@ class Classes:
         return np.dtype(np.int32 if is_known else np.int64)
 
     def encode(self, values: np.ndarray, missing: BoolArray | None) -> Int64Array:
-        """Return class indices; `MISSING` and `UNKNOWN` where there is none.
+        """Return class indices, int64 of the shape of `values`.
+
+        `MISSING` stands for a missing label, `UNKNOWN` for one of no class. `missing` is bool, of
+        the same shape, or None.
 
         Examples
         --------
@@ -82,7 +85,7 @@ class Classes:
         return codes
 
     def _look_up(self, values: np.ndarray) -> Int64Array:
-        """Look the different values up as Python objects, which compare without rounding."""
+        """Return indices found by comparing Python objects, which are not rounded."""
         text = values.dtype.kind in "UST"
         flat = values.astype(object).ravel() if text else values.ravel()
         numbers, different = pd.factorize(flat)
@@ -98,7 +101,7 @@ class Classes:
         return int(value) if is_index and (self.count is None or value < self.count) else UNKNOWN
 
     def rule(self) -> str:
-        """Return what a label must be, for a message."""
+        """Return the rule that a label must keep, for a message."""
         if self.labels is not None:
             shown = ", ".join(repr(label) for label in self.labels[:6])
             more = ", ..." if len(self.labels) > 6 else ""
@@ -110,7 +113,7 @@ class Classes:
         return f"a whole number from 0 to {self.count - 1}"
 
     def to_json(self) -> JsonObject:
-        """Return plain data."""
+        """Return the classes as JSON."""
         return {
             "labels": None if self.labels is None else list(self.labels),
             "count": self.count,
@@ -119,7 +122,7 @@ class Classes:
 
     @classmethod
     def from_json(cls, table: JsonObject) -> "Classes":
-        """Return what `to_json` described."""
+        """Return the classes of `to_json`."""
         labels, meanings = table["labels"], table["meanings"]
         return cls(
             None if labels is None else tuple(labels),
@@ -129,12 +132,14 @@ class Classes:
 
 
 def as_classes(given: Iterable[object], meanings: Sequence[str] | None = None) -> Classes:
-    """Check what a user gave as `classes=`.
+    """Return the classes that a user gave as `classes=`.
 
     Raises
     ------
+    TypeError
+        It is no list.
     ValueError
-        If it is empty or a label is there twice.
+        It is empty, a label is there twice, or labels are neither all numbers nor all text.
 
     Examples
     --------
@@ -145,7 +150,7 @@ def as_classes(given: Iterable[object], meanings: Sequence[str] | None = None) -
         raise TypeError(f"classes must be a list of labels, got the text {given!r}")
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         raise TypeError(f"classes must be a list of labels, got {given!r}")
-    # One by one: an array of all of them would round some, or make text of numbers.
+    # One by one, because an array of all would round some, or make text of numbers.
     listed = given.to_numpy() if hasattr(given, "to_numpy") else given
     labels = tuple(_plain(label) for label in listed)
     if not labels:
@@ -180,7 +185,7 @@ def _largest(dtype: np.dtype) -> int:
 
 
 def _plain(label: object) -> Any:
-    """Return a label as a Python object: text, or a number, which is an int if it is whole."""
+    """Return a label as a Python object: text or a number, and an int if that is whole."""
     label = label.item() if isinstance(label, (np.generic, np.ndarray)) else label
     if isinstance(label, bytes):
         return label.decode()

@@ -167,9 +167,8 @@ class Source:
         coordinate; then this source reads the coordinates.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", xr.SerializationWarning
-            )  # xarray gives one for every variable
+            # xarray warns of every variable.
+            warnings.simplefilter("ignore", xr.SerializationWarning)
             try:
                 return self.to_dataset().coords.to_dataset()
             except (TypeError, ValueError):

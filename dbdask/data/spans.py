@@ -1,4 +1,4 @@
-"""Spans: positions along one dimension as runs, which cost nothing for each position."""
+"""Spans: positions along one dimension as runs, in memory that does not grow with them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from dbdask.arrays import BoolArray, Int64Array
 
 PIECE = 1 << 20
-"""Positions that are looked at together, where all of them have to be."""
+"""Positions that are written out at a time, if all of them have to be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Spans:
     Parameters
     ----------
     starts, stops, steps
-        Of every run, as in `range`; a run stops right after its last position.
+        Of every run, as in `range`: int64, (runs,). A run stops right after its last position.
 
     Examples
     --------
@@ -85,28 +85,28 @@ class Spans:
         return int(self.ends[-1]) if len(self) else 0
 
     def run_at(self, ranks: Int64Array) -> Int64Array:
-        """Return the run that holds each rank."""
+        """Return the run that holds each rank: int64, of the shape of `ranks`."""
         return np.searchsorted(self.ends, ranks, side="right")
 
     def at(self, ranks: Int64Array) -> Int64Array:
-        """Return the positions at ranks."""
+        """Return the positions at ranks: int64, of the shape of `ranks`."""
         return self.inside(self.run_at(ranks), ranks)
 
     def inside(self, run: Int64Array, ranks: Int64Array) -> Int64Array:
-        """Return the positions at ranks, of which the runs are known."""
+        """Return the positions at ranks, given the run of each."""
         return self.starts[run] + self.steps[run] * (ranks - self.offsets[run])
 
     def positions(self, first: int = 0, last: int | None = None) -> Int64Array:
-        """Return the positions at the ranks from `first` to before `last`."""
+        """Return the positions at the ranks from `first` to before `last`: int64."""
         return self.at(np.arange(first, self.count if last is None else last))
 
     def pieces(self, size: int = PIECE) -> Iterator[tuple[int, Int64Array]]:
-        """Yield all positions, a piece at a time, each with the rank of its first."""
+        """Yield all positions in pieces, each with the rank of its first position."""
         for first in range(0, self.count, size):
             yield first, self.positions(first, min(first + size, self.count))
 
     def rank(self, positions: npt.ArrayLike) -> Int64Array:
-        """Return how many positions of the spans are before each of `positions`."""
+        """Return how many positions of the spans are before each of `positions`: int64."""
         given = np.asarray(positions, np.int64)
         if not len(self):
             return np.zeros(given.shape, np.int64)
@@ -120,7 +120,7 @@ class Spans:
         return self.part_with_runs(first, last)[0]
 
     def part_with_runs(self, first: int, last: int) -> tuple["Spans", slice]:
-        """Return a slice by rank, and which runs it was cut from."""
+        """Return the positions of a slice of ranks, and the runs that they were cut from."""
         if first >= last:
             return Spans.of([]), slice(0, 0)
         runs = slice(
@@ -132,7 +132,7 @@ class Spans:
         return Spans(starts, stops, steps), runs
 
     def between(self, start: int, stop: int) -> "Spans":
-        """Return the part in a slice of positions."""
+        """Return the positions from `start` to before `stop`."""
         first, last = self.rank([start, stop]).tolist()
         return self.part(first, last)
 
@@ -148,7 +148,7 @@ class Spans:
         return Spans(starts, starts + (stops - starts - 1) // steps * steps + 1, steps)
 
     def cut_at(self, ranks: Int64Array) -> tuple["Spans", Int64Array]:
-        """Return the same positions in runs that end at ranks too, and the run each was part of."""
+        """Return the positions in runs cut at ranks, too, and the run that each was part of."""
         if not len(self):
             return self, np.zeros(0, np.int64)
         edges = distinct(np.sort(np.concatenate([self.offsets, ranks, self.ends[-1:]])))
@@ -157,14 +157,14 @@ class Spans:
         return Spans(starts, self.inside(run, edges[1:] - 1) + 1, self.steps[run]), run
 
     def pick(self, first: Int64Array, last: Int64Array) -> "Spans":
-        """Return the positions whose ranks are in any of the slices, which ascend."""
+        """Return the positions whose ranks are in any of some ascending slices."""
         whole, _ = self.cut_at(np.concatenate([first, last]))
         begun, ended = (np.searchsorted(at, whole.offsets, side="right") for at in (first, last))
         held = begun > ended
         return Spans(*(array[held] for array in whole._arrays()))
 
     def take(self, ranks: Int64Array) -> "Spans":
-        """Return the positions at ranks, which ascend; what was cut apart stays so."""
+        """Return the positions at ascending ranks; runs that were apart stay apart."""
         if not len(ranks):
             return Spans.of([])
         run = self.run_at(ranks)
@@ -183,6 +183,6 @@ def joined(several: Iterable[Spans]) -> Spans:
 
 
 def distinct(ascending: Int64Array) -> Int64Array:
-    """Return each of some numbers once; NumPy's own `unique` is far slower than this."""
+    """Return each of some ascending numbers once, far faster than NumPy's `unique`."""
     is_new: BoolArray = np.diff(ascending, prepend=ascending[:1] - 1) != 0
     return ascending[is_new]

@@ -1,4 +1,4 @@
-"""Initial numbers of parameters: the same whatever the cut, because each block has its stream."""
+"""Initial numbers of parameters, drawn in blocks so that the cut into shards changes nothing."""
 
 import math
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from dbdask.arrays import Float32Array
 BLOCK = 65_536  # numbers that are drawn at once
 
 Stream = tuple[int, ...]
-"""What tells the numbers of one parameter from those of all others: the seed, and its place."""
+"""The entropy of one parameter's random numbers: the seed, and the parameter's place."""
 
 Draw = Callable[[Stream, int, int], Float32Array]
-"""Returns elements `start` to `stop` of a parameter, shape (stop - start,), for a stream."""
+"""Returns elements `start` to `stop` of a parameter: float32, (stop - start,), for a stream."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Numbers drawn evenly from `-limit` to `limit`.
+    """Elements are drawn uniformly from `-limit` to `limit`.
 
     Examples
     --------
@@ -53,7 +53,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Normal:
-    """Numbers of a normal distribution with mean 0 and this standard deviation."""
+    """Elements are drawn from a normal distribution with mean 0 and this standard deviation."""
 
     deviation: float
 
@@ -67,7 +67,10 @@ class Normal:
 def _in_blocks(
     draw: Callable[[np.random.Generator], Float32Array], stream: Stream, start: int, stop: int
 ) -> Float32Array:
-    """Elements `start` to `stop` of a stream of numbers, float32, which is drawn in blocks."""
+    """Return elements `start` to `stop` of a stream of numbers that is drawn in blocks.
+
+    `draw` returns one block, float32 of shape (BLOCK,), from a generator of its own.
+    """
     values = np.empty(stop - start, np.float32)
     for block in range(start // BLOCK, math.ceil(stop / BLOCK)):
         numbers = draw(np.random.default_rng((*stream, block)))

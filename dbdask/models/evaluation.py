@@ -1,9 +1,10 @@
-"""One minibatch through a model, and a look at whether the model filled the gradient it was given.
+"""One minibatch through a model, and the check that the model fills its gradient.
 
-A model that rebinds `gradient` (`gradient = ...`) instead of filling it leaves whatever the buffer
-held, and would train on that without a sign. So the first minibatch of every task gets a buffer of
-one certain NaN, which no arithmetic makes anew: what still holds it was not written. That costs
-two passes over one vector a portion or bundle, which is at least sixteen minibatches.
+A model that rebinds `gradient` (`gradient = ...`) instead of filling it leaves the buffer as it
+was, and would train on old numbers without an error. So the first minibatch of every task gets a
+buffer of one certain NaN, which no arithmetic produces: elements that still hold it were not
+written. That costs two passes over one vector in each portion or bundle, which has at least sixteen
+minibatches.
 """
 
 from typing import Protocol
@@ -58,17 +59,17 @@ class Evaluator:
         Parameters
         ----------
         parameters, gradient
-            Flat float32 vectors; `gradient` is overwritten, with 0 for buffers that the model
-            does not write.
+            Flat float32 vectors of the model's size. `gradient` is overwritten; its elements of
+            buffers are 0 if the model does not write them.
         batch
-            Has `inputs`, `targets` and `weights`.
+            The examples.
         seed
-            For what is random in the model.
+            For random numbers in the model.
 
         Raises
         ------
         ModelError
-            The loss is no number; or the gradient was not overwritten, in the first minibatch.
+            The loss is no number; or the first minibatch did not overwrite the gradient.
         """
         assert batch.targets is not None  # a run refuses examples without targets
         if self._is_first:
@@ -93,10 +94,14 @@ class Evaluator:
 def loss_of_minibatch(
     model: Model, parameters: Float32Array, batch: Batch, *, scratch: Float32Array
 ) -> float:
-    """Return the summed loss of a minibatch, without a gradient if the model can do that.
+    """Return the summed loss of a minibatch, from `loss_only` if the model has it.
 
-    `scratch`, a float32 vector of the model's size, takes the gradient that it has to compute
-    else.
+    Else `loss_and_gradient` writes a gradient into `scratch`, a float32 vector of the model's size.
+
+    Raises
+    ------
+    ModelError
+        The loss is no number.
     """
     assert batch.targets is not None
     if hasattr(model, "loss_only"):
@@ -113,7 +118,7 @@ def loss_of_minibatch(
 
 
 def mark_unwritten(gradient: Float32Array) -> None:
-    """Fill a float32 vector with the NaN that tells what was not written since."""
+    """Fill a float32 vector with the NaN that marks elements as not written."""
     gradient.view(np.uint32).fill(UNWRITTEN)
 
 
@@ -125,7 +130,7 @@ def buffer_ranges(layout: Layout) -> list[slice]:
 
 
 def unwritten_parameters(gradient: Float32Array, layout: Layout) -> list[str]:
-    """Return the names of the trained parameters of which an element was not written."""
+    """Return the names of trained parameters with an element that was not written."""
     bits = gradient.view(np.uint32)
     return [
         parameter.name
@@ -135,7 +140,7 @@ def unwritten_parameters(gradient: Float32Array, layout: Layout) -> list[str]:
 
 
 def _is_marked(bits: np.ndarray) -> bool:
-    """Whether an element holds the mark, looked for in blocks."""
+    """Whether an element, as uint32, is the mark; searched in blocks."""
     return any(
         bool((bits[start : start + BLOCK] == UNWRITTEN).any())
         for start in range(0, bits.size, BLOCK)
@@ -143,7 +148,7 @@ def _is_marked(bits: np.ndarray) -> bool:
 
 
 def check_written(gradient: Float32Array, layout: Layout) -> None:
-    """Raise ModelError if a trained parameter's gradient was not overwritten."""
+    """Raise ModelError if the gradient of a trained parameter was not overwritten."""
     if gradient.shape != (layout.size,):
         raise ModelError(
             f"model.loss_and_gradient changed the shape of gradient from ({layout.size},) to "
@@ -155,7 +160,7 @@ def check_written(gradient: Float32Array, layout: Layout) -> None:
 
 
 def unwritten_message(names: list[str], count: int) -> str:
-    """Say what a model left unwritten, and what to change."""
+    """Return the error text for parameters that a model did not write, with the remedy."""
     which = "gradient" if len(names) == count else f"the gradient of {_listed(names)}"
     return (
         f"model.loss_and_gradient did not overwrite {which}: fill the vector that is given in "

@@ -1,4 +1,4 @@
-"""Layers: each knows its parameters, its output, and the gradient through it."""
+"""Layers: each has parameters, outputs, and a gradient through it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,15 +21,15 @@ Arrays = Mapping[str, Float32Array]
 
 @runtime_checkable
 class Layer(Protocol):
-    """What `dbdask.Network` asks of a layer; any object that keeps this is one.
+    """The members that `dbdask.Network` needs of a layer; an object that has them is one.
 
-    A layer is pickled with its network, and called from several threads at once: what a call
-    needs again goes through `kept`, never into the layer. Arrays hold examples first, and are of
-    the parameters' dtype (float32 in training).
+    A layer is pickled with its network, and called from several threads at once: `forward` hands
+    arrays to `backward` through `kept`, never through the layer. Examples are the first axis of
+    arrays, whose dtype is that of the parameters (float32 in training).
 
-    Optional: `activation`, a name; what is not "linear" may not be the last layer of a "softmax"
-    or "logistic" network. `description()`, plain JSON that tells this layer from others of its
-    class: a checkpoint keeps it.
+    Optional: `activation`, a name; only a "linear" layer may be the last one of a "softmax" or
+    "logistic" network. `description()` returns JSON that distinguishes this layer from others of
+    its class; a checkpoint keeps it.
 
     Examples
     --------
@@ -65,18 +65,19 @@ class Layer(Protocol):
         ...
 
     def initial(self, input_shape: Shape) -> Mapping[str, Draw]:
-        """Return how each parameter begins, by name.
+        """Return the initial numbers of each parameter, by name.
 
-        A `dbdask.Constant`, `Uniform` or `Normal`, or any function (stream, start, stop) that
-        returns elements `start` to `stop`: the same numbers whatever the cut. `stream` is a tuple
-        of whole numbers that seeds this parameter, and no other.
+        They are a `dbdask.Constant`, `Uniform` or `Normal`, or any function (stream, start, stop)
+        that returns elements `start` to `stop`, of shape (stop - start,). Each element depends
+        only on the stream and its place. `stream` is a tuple of whole numbers that seeds this
+        parameter and no other.
         """
         ...
 
     def forward(
         self, parameters: Arrays, inputs: Float32Array
     ) -> tuple[Float32Array, tuple[Float32Array | None, ...]]:
-        """Return the outputs, and a tuple of what `backward` will need.
+        """Return the outputs, and a tuple of the arrays that `backward` will need.
 
         Parameters
         ----------
@@ -90,7 +91,7 @@ class Layer(Protocol):
         outputs
             A new array, (examples, *output_shape).
         kept
-            Handed to `backward`. If the outputs are needed again, they stand here themselves.
+            Handed to `backward`. If it needs the outputs, they stand here themselves, no copy.
         """
         ...
 
@@ -112,10 +113,14 @@ class Layer(Protocol):
         gradient
             The loss's gradient at the outputs, (examples, *output_shape); may be overwritten.
         into
-            Where the gradients of the parameters go, summed over the examples: arrays with
+            Takes the gradients of the parameters, summed over the examples: arrays with
             arbitrary content, which must be overwritten in place, `into["weights"][...] = ...`.
         is_first
-            Nobody needs the gradient at the inputs: None may be returned.
+            Whether this is the first layer: then None may be returned.
+
+        Returns
+        -------
+        A new array, (examples, *input_shape), or None.
         """
         ...
 
@@ -173,7 +178,7 @@ class Dense:
     def forward(
         self, parameters: Arrays, inputs: Float32Array
     ) -> tuple[Float32Array, tuple[Float32Array | None, ...]]:
-        """Return the activations, (examples, units), and what the gradient needs of them."""
+        """Return the activations, (examples, units), and the arrays that `backward` needs."""
         outputs = as_rows(inputs) @ parameters["weights"].T
         outputs += parameters["bias"]
         if self.activation == "linear":
@@ -189,7 +194,7 @@ class Dense:
         into: Arrays,
         is_first: bool,
     ) -> Float32Array | None:
-        """Fill the gradients of weights and bias; the outputs and `gradient` are used up."""
+        """Fill the gradients of weights and bias; overwrite the outputs and `gradient`."""
         inputs, outputs = kept
         assert inputs is not None
         if outputs is not None:
@@ -207,14 +212,14 @@ class Dense:
 
 
 def as_rows(values: Float32Array) -> Float32Array:
-    """Return an array over examples as (examples, elements), a view if it can be one."""
+    """Return an array as (examples, elements), a view if possible."""
     if values.ndim == 2:
         return values
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def activate(activation: str, values: Float32Array) -> None:
-    """Overwrite values with their activation."""
+    """Overwrite values, of any shape, with their activation."""
     if activation == "sigmoid":
         sigmoid(values)
     elif activation == "tanh":
@@ -224,7 +229,10 @@ def activate(activation: str, values: Float32Array) -> None:
 
 
 def multiply_by_slope(activation: str, activations: Float32Array, gradient: Float32Array) -> None:
-    """Multiply a gradient, in place, by the activation's slope; the activations are used up."""
+    """Multiply a gradient, in place, by the activation's slope; overwrite the activations.
+
+    Both have the same shape.
+    """
     if activation == "sigmoid":
         gradient *= activations
         np.subtract(1, activations, out=activations)

@@ -1,4 +1,4 @@
-"""Named arrays as views of one flat vector, and that vector's cut into shards."""
+"""Named arrays as views of one flat vector, and the cut of that vector into shards."""
 
 import math
 import operator
@@ -101,7 +101,13 @@ class Layout:
         return tuple(ranges)
 
     def views(self, vector: FloatArray) -> dict[str, FloatArray]:
-        """Return each parameter as a reshaped view of a flat vector."""
+        """Return each parameter, in its shape, as a view of a flat vector of shape (size,).
+
+        Raises
+        ------
+        ValueError
+            The vector has another shape.
+        """
         if vector.shape != (self.size,):
             raise ValueError(f"the vector must have shape ({self.size},), got {vector.shape}")
         return {
@@ -110,7 +116,7 @@ class Layout:
         }
 
     def table(self) -> list[JsonObject]:
-        """Return the layout as JSON: what a checkpoint keeps."""
+        """Return the layout as JSON, which a checkpoint keeps."""
         return [
             {
                 "name": p.name,
@@ -138,6 +144,11 @@ def as_layout(value: object) -> Layout:
 
     An item may be a `Parameter`, an object with `name`, `shape` and `dims`, or a tuple
     (name, shape, dims) with an optional kind.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An item is no parameter, or a name, a shape or dims are not allowed.
     """
     if isinstance(value, Layout):
         return value
@@ -178,9 +189,9 @@ def _as_shape(shape: object) -> tuple[int, ...]:
 
 
 def check_dims(layout: Layout) -> None:
-    """Raise where the parameters would be no `xarray.Dataset`.
+    """Raise ValueError if the parameters cannot be the variables of one `xarray.Dataset`.
 
-    A dimension has two lengths then, or the name of a parameter without dimensions.
+    Then a dimension has two lengths, or the name of a parameter without dimensions.
 
     Examples
     --------
@@ -208,9 +219,9 @@ def check_dims(layout: Layout) -> None:
 
 
 def cut(size: int, count: int) -> tuple[tuple[int, int], ...]:
-    """Cut a flat vector into contiguous slices of one length, the last one shorter.
+    """Return (start, stop) of contiguous slices of one length; the last may be shorter.
 
-    So that each slice is one chunk of a regular Zarr array. More slices than elements give fewer.
+    Each slice is then one chunk of a regular Zarr array. There are at most `size` slices.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a model is before it is called with data: its layout, its pickle, its initial parameters."""
+"""Checks of a model that need no data: its layout, its pickle, its initial parameters."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -20,7 +20,13 @@ def listed_faults(faults: list[str]) -> str:
 
 
 def checked_layout(model: Model) -> Layout:
-    """Return a model's layout; raises ModelError if it has none, or lacks a member."""
+    """Return a model's layout.
+
+    Raises
+    ------
+    ModelError
+        The model lacks a member, or its layout is wrong or changes.
+    """
     try:
         check_members(model)
         layout, again = as_layout(model.layout), as_layout(model.layout)
@@ -33,12 +39,9 @@ def checked_layout(model: Model) -> Layout:
 
 
 def travelled(model: Model, layout: Layout, faults: list[str]) -> Model:
-    """Return the copy of a model that a worker would get; what is wrong with it goes to `faults`.
+    """Return the copy of a model that a worker would get; add what is wrong with it to `faults`.
 
-    Raises
-    ------
-    ModelError
-        It cannot be pickled.
+    A model that cannot be pickled is returned as it is.
     """
     try:
         copy: Model = cloudpickle.loads(cloudpickle.dumps(model))
@@ -54,7 +57,7 @@ def travelled(model: Model, layout: Layout, faults: list[str]) -> Model:
 
 
 def initial_faults(model: Model, layout: Layout, seed: int) -> list[str]:
-    """Compare slices of the initial vector with the whole one."""
+    """Return what is wrong with the initial vector, whole and in slices: at most one fault."""
     size = layout.size
     try:
         whole = np.asarray(model.initial_parameters(seed, 0, size))
@@ -72,7 +75,7 @@ def initial_faults(model: Model, layout: Layout, seed: int) -> list[str]:
 
 
 def _cut_fault(model: Model, layout: Layout, seed: int, whole: np.ndarray) -> str | None:
-    """Ask for slices, as shards do."""
+    """Return the fault of a slice, asked for as shards do, that differs from the whole vector."""
     size = layout.size
     edges = sorted({0, 1, size // 3, size - 1, size, *layout.offsets[:8]})
     for start, stop in pairwise(edges):
@@ -100,23 +103,23 @@ def _slice_faults(values: np.ndarray, start: int, stop: int) -> Iterator[str]:
 def checked_initial(
     values: object, layout: Layout, start: int, stop: int, *, finite: bool = True
 ) -> Float32Array:
-    """Return a slice of a model's initial vector as float32 of its own.
+    """Return a slice of a model's initial vector as a new float32 array, (stop - start,).
 
     Parameters
     ----------
     values
-        What the model returned.
+        The slice that the model returned.
     layout
-        The model's.
+        The model's layout.
     start, stop
-        The slice that it was asked for.
+        The slice that the model was asked for.
     finite
         Whether its trained parameters must be finite numbers.
 
     Raises
     ------
     ModelError
-        It has another shape, holds no real numbers, or is not finite: names the parameter.
+        The slice has another shape, holds no real numbers, or is not finite: names the parameter.
     """
     given = np.asarray(values)
     if given.shape != (stop - start,) or given.dtype.kind not in "iuf":
@@ -133,7 +136,7 @@ def checked_initial(
 
 
 def _not_finite(vector: Float32Array, layout: Layout, start: int) -> str:
-    """Return the first trained parameter that has an element in a slice that is not finite."""
+    """Return the first trained parameter with an element that is not finite; "" if none has."""
     stop = start + vector.size
     for parameter, offset in zip(layout.parameters, layout.offsets, strict=True):
         first, last = max(offset, start), min(offset + parameter.size, stop)
@@ -149,7 +152,7 @@ def starting_point(model: Model, layout: Layout, seed: int) -> Float32Array:
     try:
         point[:] = model.initial_parameters(seed, 0, layout.size)
     except Exception:
-        point[:] = 0  # what is wrong there was noted; the rest is tried from here
+        point[:] = 0  # `initial_faults` has noted the error; other checks start from here
     np.nan_to_num(point, copy=False, posinf=0, neginf=0)
     rng = np.random.default_rng(seed)
     for start, stop in layout.trained:

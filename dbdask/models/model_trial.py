@@ -1,4 +1,4 @@
-"""A model that is tried: every call gets arrays of its own, and what becomes of them is noted."""
+"""Trials of a model: every call gets new arrays, and wrong changes of them are noted."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from dbdask.models.model import Model, as_loss
 
 
 class Faulty(Exception):
-    """A call that is a fault by itself; the text says what is wrong and what to change."""
+    """A check of a model failed; the text says what is wrong and what to change."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class ExampleBatch:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a call returned: the loss, and the gradient, None if it was not overwritten."""
+    """The result of a call: the loss, and the gradient, None if it was not overwritten."""
 
     loss: float
     gradient: Float32Array | None
 
     def is_close(self, other: "Evaluated", factor: float = 1.0) -> bool:
-        """Whether this is `factor` times another, as far as float32 can tell."""
+        """Whether this is `factor` times another one, within the precision of float32."""
         return is_close(self.loss, factor * other.loss) and self.has_gradient_of(other, factor)
 
     def has_gradient_of(self, other: "Evaluated", factor: float = 1.0) -> bool:
@@ -63,7 +63,7 @@ class Evaluated:
 
 
 def is_close(value: object, wanted: object) -> bool:
-    """Whether numbers, or arrays as a whole, differ by no more than float32 arithmetic explains."""
+    """Whether two numbers, or two arrays in norm, are equal within the precision of float32."""
     value, wanted = np.asarray(value, np.float64), np.asarray(wanted, np.float64)
     scale = max(float(np.linalg.norm(value)), float(np.linalg.norm(wanted)))
     return float(np.linalg.norm(value - wanted)) <= 1e-3 * scale + 1e-6
@@ -82,9 +82,9 @@ class Trial:
     batch
         The examples.
     parameters
-        Where it is tried: float32, of the layout's size.
+        The point at which it is tried: float32, of the layout's size.
     seed
-        Given to the model.
+        The seed that the model is given.
     """
 
     model: Model
@@ -110,7 +110,7 @@ class Trial:
         *,
         seed: int | None = None,
     ) -> Evaluated:
-        """Call `loss_and_gradient` with arrays that nobody else has; raises Faulty."""
+        """Return the result of `loss_and_gradient`, called with new arrays; raises Faulty."""
         loss, gradient, _ = self.evaluate_arrays(batch, seed=seed)
         return Evaluated(loss, gradient)
 
@@ -120,7 +120,7 @@ class Trial:
         *,
         seed: int | None = None,
     ) -> tuple[float, Float32Array | None, dict[str, np.ndarray]]:
-        """Return what `evaluate` does, and the very arrays that the model was given."""
+        """Return loss and gradient as `evaluate`, and the arrays that the model was given."""
         arrays = {"parameters": self.parameters.copy()}
         arrays |= self._arrays(self.batch if batch is None else batch)
         gradient = np.empty(self.layout.size, np.float32)
@@ -135,7 +135,7 @@ class Trial:
         return loss, known, arrays | {"gradient": gradient}
 
     def loss_at(self, point: Float32Array, gradient: Float32Array) -> float:
-        """Return the loss at another point; both vectors are given to the model as they are."""
+        """Return the loss at another point; the model gets both vectors themselves, no copies."""
         arrays = self._arrays(self.batch)
         with _as_fault("loss_and_gradient", arrays):
             value = self.model.loss_and_gradient(
@@ -179,7 +179,7 @@ class Trial:
             return as_loss(value, method)
 
     def predict(self, inputs: Float32Array) -> tuple[Any, dict[str, np.ndarray]]:
-        """Call `predict`; returns the very outputs, and the arrays that it was given."""
+        """Return the outputs of `predict`, uncopied, and the arrays that it was given."""
         arrays = {"parameters": self.parameters.copy(), "inputs": inputs.copy()}
         before = {name: array.copy() for name, array in arrays.items()}
         with _as_fault("predict", arrays):
@@ -199,7 +199,7 @@ class Trial:
                 )
 
     def run(self, check: Callable[["Trial"], None]) -> None:
-        """Make a check; what it raises as Faulty is a fault."""
+        """Make a check, and note as a fault what it raises as Faulty."""
         try:
             check(self)
         except Faulty as error:
@@ -208,7 +208,7 @@ class Trial:
 
 @contextmanager
 def _as_fault(method: str, arrays: dict[str, np.ndarray]) -> Iterator[None]:
-    """Turn what a call of the model raises into a fault that says how it was called."""
+    """Turn an error that the model raises into Faulty, which says how the model was called."""
     try:
         yield
     except ModelError as error:

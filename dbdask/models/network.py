@@ -98,9 +98,14 @@ class Network:
         return self._stages[-1].output_shape
 
     def initial_parameters(self, seed: int, start: int, stop: int) -> Float32Array:
-        """Return a slice of the initial vector, float32, as the layers' `initial` says.
+        """Return a slice of the initial vector: float32 of (stop - start,), from the layers.
 
-        Every parameter has a stream of numbers of its own, so any cut of the vector gets the same.
+        Every parameter has its own stream of random numbers, so the cut changes nothing.
+
+        Raises
+        ------
+        ModelError
+            `initial` of a layer returned another shape.
         """
         values = np.zeros(stop - start, np.float32)
         index = 0
@@ -153,7 +158,7 @@ class Network:
         weights: Float32Array | None = None,
         seed: int = 0,
     ) -> float:
-        """Return the weighted sum of losses, without the work of a gradient."""
+        """Return the weighted sum of losses, without computing a gradient."""
         views = self._views(parameters)
         outputs, _ = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
         return self._loss(outputs, targets, weights)[0]
@@ -167,7 +172,7 @@ class Network:
     def _loss(
         self, outputs: Float32Array, targets: np.ndarray, weights: Float32Array | None
     ) -> tuple[float, Float32Array]:
-        """Return the loss, and its gradient at the outputs, which is made of them."""
+        """Return the loss, and its gradient at the outputs, which overwrites them."""
         rows = as_rows(outputs)
         loss = LOSSES[self.loss](rows, np.asarray(targets), weights)
         return loss, rows.reshape(outputs.shape)
@@ -175,7 +180,7 @@ class Network:
     def _forward(
         self, views: list[Arrays], inputs: Float32Array
     ) -> tuple[Float32Array, list[tuple[Float32Array | None, ...]]]:
-        """Return outputs that may be overwritten, and what each layer keeps for its gradient."""
+        """Return outputs that may be overwritten, and the arrays that each layer keeps."""
         below = outputs = inputs
         everything = []
         for stage, parameters in zip(self._stages, views, strict=True):
@@ -214,7 +219,7 @@ class Network:
         return np.ascontiguousarray(inputs, dtype)
 
     def description(self) -> JsonObject:
-        """Return the network as JSON; of a layer of one's own, its name and what it says."""
+        """Return the network as JSON; of a user's layer, its name and its description."""
         rows = [_row(layer) for layer in self.layers]
         return {
             "network": "own layers" if any("own" in row for row in rows) else "dense",
@@ -230,7 +235,7 @@ class Network:
         Raises
         ------
         ValueError
-            It has layers that are not this library's.
+            A layer is not from this library.
         """
         names = {row["layer"] for row in description["layers"]}
         if description["network"] != "dense" or not names <= set(LAYERS):
@@ -248,7 +253,7 @@ class Network:
 
 
 def _stages(layers: Sequence[Layer], shape: Shape) -> tuple[tuple[Stage, ...], list[Parameter]]:
-    """Return the layers one after another, and all their parameters under the layers' names."""
+    """Return the stages of a network, and all parameters with the layers' names before theirs."""
     stages: list[Stage] = []
     everything: list[Parameter] = []
     end = 0
@@ -286,7 +291,7 @@ def _check_initial(layer: Layer, input_shape: Shape, parameters: list[Parameter]
 def _of_shape(
     array: Float32Array | None, examples: int, shape: Shape, name: str, method: str
 ) -> Float32Array:
-    """Return what a layer made, if it has the shape that the layer said."""
+    """Return an array that a layer made; raise ModelError if it has not the shape declared."""
     if array is None or array.shape != (examples, *shape):
         found = "None" if array is None else f"shape {array.shape}"
         what = "its outputs" if method == "forward" else "the gradient at its inputs"
@@ -297,7 +302,7 @@ def _of_shape(
 
 
 def _row(layer: object) -> JsonObject:
-    """Describe a layer; one that is not this library's is marked as its author's own."""
+    """Return the description of a layer; one of a user's class is marked as "own"."""
     describe = getattr(layer, "description", None)
     described = describe() if callable(describe) else {}
     name = type(layer).__qualname__
@@ -307,7 +312,7 @@ def _row(layer: object) -> JsonObject:
 
 
 def what_is_own(description: object) -> str:
-    """Say what of a model its description cannot rebuild; empty if it is all this library's."""
+    """Return the parts of a model that its description cannot rebuild, in words; "" if none."""
     if not isinstance(description, dict) or "network" not in description:
         return "a model of yours"
     names = sorted({row["layer"] for row in description["layers"] if "own" in row})

@@ -1,4 +1,4 @@
-"""What stands between a run and an update rule that a user wrote: checks, slots, one update."""
+"""Update rules of users: checks before a run, their slots, and one update."""
 
 from collections.abc import Callable, Sequence
 from inspect import signature
@@ -16,15 +16,15 @@ Update = Callable[[Float32Array, Float32Array, Slots], None]
 
 
 def checked_optimizer(given: object) -> Optimizer:
-    """Return an update rule that may be given to a run.
+    """Return an update rule that a run can use.
 
-    A rule that is not one of this library's is tried on a few numbers, in a pickled copy.
+    A rule of a user is tried on a few numbers, in a pickled copy.
 
     Raises
     ------
     TypeError, ValueError
-        It is none: it lacks `slots` or `update`, cannot be pickled, changes nothing, or returns
-        what it should have changed in place. An error of its own comes out with a note.
+        It lacks `slots` or `update`, cannot be pickled, changes nothing, or returns arrays
+        instead of changing its own in place. An error that the rule raises gets a note.
     """
     if isinstance(given, UpdateRule) and not is_own(given):
         return given
@@ -59,7 +59,7 @@ def _check_signature(rule: Optimizer) -> None:
     try:
         signature(rule.update).bind(None, None, None, None)
     except ValueError:
-        return  # it has no signature to look at, as what is compiled
+        return  # compiled functions have no signature to check
     except TypeError as error:
         raise TypeError(
             f"optimizer.update must take (parameters, gradient, slots, step): {error}"
@@ -78,7 +78,7 @@ def _travelled(rule: Optimizer) -> Optimizer:
 
 
 def _try(rule: Optimizer) -> None:
-    """Let a rule make some updates of eight parameters."""
+    """Apply some updates of a rule to eight parameters; raise if it is no update in place."""
     parameters = np.array([0, 1, -1, 2, 0, 0.5, -3, 1], np.float32)
     gradient = np.array([1, -1, 0.5, 2, -2, 1, 1, -0.25], np.float32)
     update: Callable[..., object] = rule.update
@@ -103,12 +103,12 @@ def _try(rule: Optimizer) -> None:
 
 
 def _still_moves_nothing(rule: Optimizer, parameters: Float32Array, slots: Slots) -> bool:
-    """Look at a late step: a rule may begin with a rate of zero."""
+    """Whether a late step changes nothing, too; a rule may begin with a rate of zero."""
     before = [vector.copy() for vector in (parameters, *slots.values())]
     try:
         rule.update(parameters, _read_only(np.ones_like(parameters)), slots, 1000)
     except Exception:
-        return False  # a list of rates may end before: nothing is known
+        return False  # a list of rates may be shorter: nothing is known
     return _is_unchanged(before, parameters, slots)
 
 
@@ -164,9 +164,9 @@ def prepared_update(optimizer: Optimizer, step: int) -> Update:
 
 
 def kept_of(optimizer: Optimizer) -> str | JsonObject:
-    """Return what a checkpoint keeps of a rule: its name, or an own one's class and slots.
+    """Return what a checkpoint keeps of a rule: its name, or the class and slots of a user's.
 
-    The numbers are not kept: the rule is given again when a run resumes.
+    Its numbers are not kept, because the rule is given again when a run resumes.
     """
     if isinstance(optimizer, UpdateRule) and not is_own(optimizer):
         return optimizer.name

@@ -1,8 +1,8 @@
-"""Update rules: what a parameter shard does with a gradient.
+"""Update rules: how a parameter shard applies a gradient.
 
-A rule is any object with `slots` and `update` (see `Optimizer`). Those here work in blocks that
-stay in the processor's cache, and element by element: a slice gets the same bits as the whole
-vector.
+A rule is any object with `slots` and `update` (see `Optimizer`). The rules here work in blocks that
+stay in the processor's cache, and element by element, so that a slice gets the same bits as in
+the whole vector.
 """
 
 import math
@@ -23,12 +23,12 @@ Slots = dict[str, Float32Array]
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """What a parameter shard asks of an update rule; any object that keeps this is one.
+    """The members that a parameter shard needs of an update rule; an object with them is one.
 
     A rule travels pickled, and every shard has a copy of its own, which one thread at a time
     calls with the shard's slice of the vectors. A rule must work on any slice. All that it
-    remembers from one update to the next belongs into the slots: checkpoints keep slots, and
-    nothing of the object but its class's name.
+    remembers from one update to the next belongs into the slots: checkpoints keep slots, and of
+    the object only the name of its class.
 
     Optional: `initial_slot(name, size)` returns a slot's first content, float32 of shape
     (size,); without it slots start as zeros.
@@ -56,8 +56,8 @@ class Optimizer(Protocol):
     ) -> None:
         """Apply one update in place; the gradient is read-only.
 
-        What can fail (a schedule, a check) must come before the first change: an update that
-        raises counts as not applied.
+        Code that can fail (a schedule, a check) must come before the first change, because an
+        update that raises counts as not applied.
 
         Parameters
         ----------
@@ -104,7 +104,7 @@ class UpdateRule:
         object.__setattr__(self, name, float(value))
 
     def initial_slot(self, name: str, size: int) -> Float32Array:
-        """Return a slot's first content, float32 of `size` elements."""
+        """Return a slot's first content: float32, (size,)."""
         return np.zeros(size, np.float32)
 
     def rate(self, step: int) -> float:
@@ -135,7 +135,10 @@ class UpdateRule:
     def apply(
         self, parameters: Float32Array, gradient: Float32Array, slots: Slots, step: int, rate: float
     ) -> None:
-        """Apply one update with a rate that is known: then nothing here can fail half way."""
+        """Apply one update at a known rate, which cannot fail half way.
+
+        All vectors are float32 of one shape, (n,); the gradient is only read.
+        """
         held = [slots[name] for name in self.slots]
         shapes = {vector.shape for vector in (parameters, gradient, *held)}
         assert len(shapes) == 1, shapes
@@ -158,11 +161,11 @@ class UpdateRule:
         step: int,
         spare: Float32Array,
     ) -> None:
-        """Update a block in place; `spare` has its shape, and arbitrary content."""
+        """Update a block in place; `spare` has its shape, and content that may be overwritten."""
         raise NotImplementedError
 
     def description(self) -> JsonObject:
-        """Return the rule as JSON; a schedule is named, not kept."""
+        """Return the rule as JSON, with only the name of a schedule."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         rate = self.learning_rate
         values["learning_rate"] = _schedule_name(rate) if callable(rate) else float(rate)
@@ -170,7 +173,7 @@ class UpdateRule:
 
 
 def _schedule_name(schedule: Callable[[int], float]) -> str:
-    """Name a schedule without its address, so that a second process names it alike."""
+    """Return the name of a schedule, without its address, so that all processes agree on it."""
     return getattr(schedule, "__qualname__", type(schedule).__qualname__)
 
 
@@ -307,7 +310,7 @@ def _look_ahead(
 
 @dataclass(frozen=True)
 class Adagrad(UpdateRule):
-    """Adagrad as the paper has it: `a += gradient**2; parameters -= rate * gradient / sqrt(a)`.
+    """Adagrad as in the paper: `a += gradient**2; parameters -= rate * gradient / sqrt(a)`.
 
     `epsilon` is added to the root, and `initial_accumulator` is where every sum of squares
     starts. With the default, zero, as in the paper, the first step of every parameter is `rate`
@@ -326,7 +329,7 @@ class Adagrad(UpdateRule):
         self._set_number("initial_accumulator", least=0.0)
 
     def initial_slot(self, name: str, size: int) -> Float32Array:
-        """Return the first sums of squares, float32 of `size` elements."""
+        """Return the first sums of squares: float32, (size,)."""
         return np.full(size, self.initial_accumulator, np.float32)
 
     def _update_block(
@@ -403,5 +406,5 @@ RULES = {rule.name: rule for rule in (Sgd, Momentum, Nesterov, Adagrad, Adam)}
 
 
 def is_own(optimizer: Optimizer) -> bool:
-    """Whether a rule was written by a user; a subclass of one of ours is the user's."""
+    """Whether a user wrote the rule, also as a subclass of one of these."""
     return type(optimizer) not in RULES.values()

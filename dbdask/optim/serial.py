@@ -1,4 +1,4 @@
-"""Batch methods on NumPy arrays: the same generator that a parameter server drives."""
+"""Batch methods on NumPy arrays, by the generator that a parameter server runs, too."""
 
 from collections.abc import Callable
 
@@ -17,14 +17,18 @@ def minimise_array(
     settings: Settings | None = None,
     state: State | None = None,
 ) -> tuple[FloatArray, State, str]:
-    """Minimise a function of one array; returns the point, the method's state, and the reason.
+    """Minimise a function of one array; return the point, the method's state, and the reason.
 
     Parameters
     ----------
     objective
-        Returns the value and the gradient at a point.
+        Returns the value and the gradient at a point, (n,).
     start
-        Where to start; its dtype is that of all vectors.
+        The first point, float of (n,); its dtype is that of all vectors.
+    settings
+        None: the defaults, with the precision of `start`.
+    state
+        Continues from a state that was returned; None: begins anew.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """Commands on named vectors: the small set that a batch method needs (section 4.2).
 
-A command is data. A shard carries it out on its own slices, and so does a dictionary of NumPy
-arrays; what they answer (inner products, largest magnitudes) adds up over slices. So a method
-that is written on commands runs on one array or on a parameter server without a change.
+A command is data. A shard carries it out on its own slices, and a program on a dictionary of NumPy
+arrays; the answers (inner products, largest magnitudes) of several slices can be merged. So a
+method that is written in commands runs on one array or on a parameter server without a change.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ Vectors = dict[str, FloatArray]
 
 
 class Command(Protocol):
-    """One step on named vectors; `merge` brings the answers of all slices together."""
+    """One operation on named vectors, all of shape (n,); `merge` merges the answers of slices."""
 
     def __call__(self, vectors: Vectors) -> Any: ...
 
@@ -36,7 +36,7 @@ class _Silent:
 
 @dataclass(frozen=True)
 class Fill(_Silent):
-    """into = value; makes the vector where it is new, like `like`."""
+    """into = value; a new vector gets the dtype of `like`."""
 
     into: str
     value: float
@@ -173,12 +173,12 @@ class Largest:
 
 
 def carry_out(commands: Sequence[Command], vectors: Vectors) -> list[Any]:
-    """Do commands one after the other on the vectors of one slice; their answers come back."""
+    """Carry out commands in order on the vectors of one slice; return their answers."""
     return [command(vectors) for command in commands]
 
 
 def merge_answers(commands: Sequence[Command], slices: Sequence[Sequence[Any]]) -> list[Any]:
-    """Bring the answers of all slices together, command by command."""
+    """Return the merged answer of each command; `slices` are the answers of each slice."""
     return [command.merge([answers[i] for answers in slices]) for i, command in enumerate(commands)]
 
 

@@ -1,4 +1,4 @@
-"""Lengths of blocks along one dimension: two numbers where they are regular, else their edges."""
+"""Lengths of blocks along one dimension: two numbers if they are regular, else their edges."""
 
 from collections.abc import Iterator, Sequence
 from typing import SupportsIndex, overload
@@ -9,9 +9,9 @@ from dbdask.arrays import Int64Array
 
 
 class Lengths(Sequence[int]):
-    """The lengths of the blocks along one dimension: reads as a tuple of them does.
+    """The lengths of the blocks along one dimension, as a sequence that equals their tuple.
 
-    Regular blocks (all of one length, but for a shorter last one) take no memory for each.
+    Regular blocks (all of one length, but for a shorter last one) take no memory each.
 
     Examples
     --------
@@ -70,14 +70,14 @@ class Lengths(Sequence[int]):
         return repr(tuple(self)) if self._count <= 8 else f"({self[0]}, ..., {self[-1]})"
 
     def edge(self, place: int) -> int:
-        """Return where a block begins; for the number of blocks, where the last one ends."""
+        """Return the begin of a block, or the end of the last one for the number of blocks."""
         if self._irregular is not None:
             return int(self._irregular[place])
         return min(place * self._chunk, self.size)
 
     @property
     def edges(self) -> Int64Array:
-        """Where every block begins, and where the last one ends."""
+        """The begin of every block, and the end of the last one: int64, (blocks + 1,)."""
         if self._irregular is not None:
             return self._irregular
         return np.minimum(np.arange(self._count + 1) * self._chunk, self.size)
