@@ -42,6 +42,7 @@ def put_in_place(values: BoolArray, axis: int, own: pd.Index, labels: pd.Index) 
 
     Examples
     --------
+    >>> import numpy as np
     >>> put_in_place(np.array([True, False]), 0, pd.Index([7, 3]), pd.Index([3, 5, 7]))
     array([False, False,  True])
     """
