@@ -37,9 +37,9 @@ def test_a_worker_fetches_the_parameters_once_an_evaluation(
     tasks, fetches = Counter(), Counter()
     point = WorkerContext.point
 
-    def held(room, handle, evaluation, name):
-        tasks[room.worker.address, evaluation] += 1
-        return point(room, handle, evaluation, name)
+    def held(context, handle, evaluation, name):
+        tasks[context.worker.address, evaluation] += 1
+        return point(context, handle, evaluation, name)
 
     def counted(way, place, asked, sent, into):
         if asked.method == "fetch_vector":
@@ -61,11 +61,11 @@ def test_tasks_that_begin_at_once_share_one_fetch(store, monkeypatch, request):
     fetches, entered, both = [], [], threading.Event()
     point = WorkerContext.point
 
-    def held(room, handle, evaluation, name):
+    def held(context, handle, evaluation, name):
         entered.append(evaluation)
         if entered.count(0) == 2:
             both.set()
-        return point(room, handle, evaluation, name)
+        return point(context, handle, evaluation, name)
 
     def held_call(way, place, asked, sent, into):
         if asked.method == "fetch_vector":

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.rpc import shared_memory
 from dbdask.rpc.contact import MethodRaised
 from dbdask.rpc.deadlines import deadline
@@ -211,7 +212,7 @@ class _Served:
         lock: threading.Lock,
     ) -> None:
         self._answer, self._sockets, self._lock = answer, sockets, lock
-        self._mapped: dict[int, np.ndarray] = {}
+        self._mapped: dict[int, Float32Array] = {}
         self._room = bytearray(PACKET)
 
     def run(self, listener: socket.socket, directory: str) -> None:
@@ -252,14 +253,14 @@ class _Served:
             _close(descriptors)
         _send(connection, self._answered(Request(*request), self._vector(sent), self._vector(into)))
 
-    def _vector(self, place: Place | None) -> np.ndarray | None:
+    def _vector(self, place: Place | None) -> Float32Array | None:
         if place is None:
             return None
         number, start, stop = place
         return self._mapped[number][start:stop]
 
     def _answered(
-        self, request: Request, sent: np.ndarray | None, into: np.ndarray | None
+        self, request: Request, sent: Float32Array | None, into: Float32Array | None
     ) -> bytes:
         """Return the message with the answer, or with the error that there is instead."""
         try:
@@ -272,7 +273,8 @@ class _Served:
                 raise KeyError("the shard is not here any more")
             return pickle.dumps((answer(request, sent, into), None))
         except Exception as error:
-            return cloudpickle.dumps((None, portable(error)))
+            failure: bytes = cloudpickle.dumps((None, portable(error)))
+            return failure
 
 
 # The side of the caller
@@ -291,7 +293,7 @@ class Slice(NamedTuple):
         return self.memory.number, self.start, self.stop
 
 
-def shared_slice(vector: np.ndarray) -> Slice | None:
+def shared_slice(vector: Float32Array) -> Slice | None:
     """Return the slice of shared memory that a vector is; None for an ordinary one."""
     found = memory_of(vector)
     return None if found is None else Slice(found[0], found[1], found[1] + vector.size)
@@ -462,7 +464,7 @@ class SameHost:
             raise OSError("memory is not shared")
 
     def start(
-        self, request: Request, sent: np.ndarray | None = None, into: np.ndarray | None = None
+        self, request: Request, sent: Float32Array | None = None, into: Float32Array | None = None
     ) -> PendingCall:
         """Send the request over a connection of which nothing is under way."""
         slices = [None if vector is None else shared_slice(vector) for vector in (sent, into)]

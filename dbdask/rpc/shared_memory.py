@@ -11,6 +11,8 @@ import os
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
+
 try:
     import fcntl
 
@@ -32,7 +34,7 @@ class Memory(mmap.mmap):
         os.close(self.descriptor)
 
 
-def shared_vector(size: int) -> np.ndarray:
+def shared_vector(size: int) -> Float32Array:
     """Return a float32 vector of `size` elements in memory that can be shared.
 
     Its content is arbitrary. Where memory cannot be shared, the vector is an ordinary one.
@@ -70,7 +72,7 @@ def _sealed_memory(nbytes: int) -> int:
     return descriptor
 
 
-def memory_of(vector: np.ndarray) -> tuple[Memory, int] | None:
+def memory_of(vector: Float32Array) -> tuple[Memory, int] | None:
     """Return the shared memory of a contiguous vector and its offset there, in elements.
 
     None if the vector is an ordinary one. A slice of a shared vector is a shared vector.
@@ -83,12 +85,12 @@ def memory_of(vector: np.ndarray) -> tuple[Memory, int] | None:
     return whole.base, (_address(vector) - _address(whole)) // 4
 
 
-def _address(vector: np.ndarray) -> int:
+def _address(vector: Float32Array) -> int:
     address: int = vector.__array_interface__["data"][0]
     return address
 
 
-def map_vector(descriptor: int) -> np.ndarray:
+def map_vector(descriptor: int) -> Float32Array:
     """Map memory that another process shares, as a float32 vector; the descriptor is closed.
 
     Raises

@@ -18,6 +18,7 @@ import numpy as np
 from distributed import Worker
 from distributed.core import ConnectionPool
 
+from dbdask.arrays import Float32Array
 from dbdask.rpc.contact import ActorPlace, MethodRaised, ask_actor, held_actor, start_on
 
 LOOK_SECONDS = 0.05  # how often a wait for a lock looks whether it was cancelled
@@ -84,7 +85,7 @@ class Transport(Protocol):
         """Whether `start` does the work itself, so that it is to be called after others."""
 
     def start(
-        self, request: Request, sent: np.ndarray | None = None, into: np.ndarray | None = None
+        self, request: Request, sent: Float32Array | None = None, into: Float32Array | None = None
     ) -> PendingCall:
         """Start a call.
 
@@ -108,7 +109,7 @@ class Answering(Protocol):
     """Held while a request is answered; whoever holds it may call `answer`."""
 
     def answer(
-        self, request: Request, sent: np.ndarray | None = None, into: np.ndarray | None = None
+        self, request: Request, sent: Float32Array | None = None, into: Float32Array | None = None
     ) -> Any:
         """Do what is requested, on the calling thread, and return the answer."""
 
@@ -116,7 +117,7 @@ class Answering(Protocol):
 class DirectCall:
     """A call in the same process. It runs on the caller's thread, as soon as the lock is free."""
 
-    def __init__(self, actor: Answering, request: Request, *vectors: np.ndarray | None) -> None:
+    def __init__(self, actor: Answering, request: Request, *vectors: Float32Array | None) -> None:
         self._actor: Answering | None = actor
         self._request, self._vectors = request, vectors
         self._answer: Any = None
@@ -172,7 +173,7 @@ class InProcess:
         self._worker, self._key = worker, key
 
     def start(
-        self, request: Request, sent: np.ndarray | None = None, into: np.ndarray | None = None
+        self, request: Request, sent: Float32Array | None = None, into: Float32Array | None = None
     ) -> PendingCall:
         """Do the call at once if the shard is free, else when it is waited for.
 
@@ -190,7 +191,7 @@ class DaskCall:
     """A call over Dask's connections, carried out on the event loop of the caller's worker."""
 
     def __init__(
-        self, future: "concurrent.futures.Future[tuple[Any, Any]]", into: np.ndarray | None
+        self, future: "concurrent.futures.Future[tuple[Any, Any]]", into: Float32Array | None
     ) -> None:
         self._future, self._into = future, into
 
@@ -224,7 +225,7 @@ class DaskConnection:
         self._pool, self._loop, self._place = pool, loop, place
 
     def start(
-        self, request: Request, sent: np.ndarray | None = None, into: np.ndarray | None = None
+        self, request: Request, sent: Float32Array | None = None, into: Float32Array | None = None
     ) -> PendingCall:
         """Send the request from the event loop."""
         work: Coroutine[Any, Any, Any] = ask_actor(

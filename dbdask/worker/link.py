@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
-
+from dbdask.arrays import Float32Array
 from dbdask.errors import RECOVERABLE, RaisedInShard, ShardLost, Stale
 from dbdask.rpc.contact import LOST, ActorPlace, MethodRaised
 from dbdask.rpc.deadlines import BYTES_PER_SECOND, deadline
@@ -55,8 +54,8 @@ class Message(NamedTuple):
 
     place: ActorPlace
     request: Request
-    sent: np.ndarray | None = None
-    into: np.ndarray | None = None
+    sent: Float32Array | None = None
+    into: Float32Array | None = None
 
 
 class _Call:
@@ -117,16 +116,16 @@ class ServerLink:
         copies = (copy for shard in self.handle.shards for copy in shard.copies)
         return self.wait(self._start([Message(copy, request) for copy in copies], list))
 
-    def start_fetch(self, into: np.ndarray) -> Exchange[list[int]]:
+    def start_fetch(self, into: Float32Array) -> Exchange[list[int]]:
         """Start to fetch the parameters into a vector; the versions come back, a shard each."""
         return self._start(self._reads(self._request("fetch"), into), list)
 
     def start_push(
         self,
         identity: tuple[int, int, int],
-        gradient: np.ndarray,
+        gradient: Float32Array,
         fetched: Sequence[int],
-        into: np.ndarray | None = None,
+        into: Float32Array | None = None,
     ) -> Exchange[list[Acknowledgement]]:
         """Start to push a gradient to every shard under its identity (epoch, portion, step).
 
@@ -145,16 +144,16 @@ class ServerLink:
         left = iter(answers)
         return [together([next(left) for _ in shard.copies]) for shard in self.handle.shards]
 
-    def fetch_vector(self, name: str, into: np.ndarray) -> None:
+    def fetch_vector(self, name: str, into: Float32Array) -> None:
         """Fetch one named vector of batch shards."""
         self.wait(self._start(self._reads(self._request("fetch_vector", name), into), list))
 
-    def fetch_copy(self, number: int, into: np.ndarray) -> None:
+    def fetch_copy(self, number: int, into: Float32Array) -> None:
         """Fetch the parameters of a snapshot copy into a vector."""
         request = Request("fetch_copy", None, (number,))  # a copy outlasts its generation
         self.wait(self._start(self._reads(request, into), list))
 
-    def contribute(self, identity: tuple[int, int], gradient: np.ndarray) -> bool:
+    def contribute(self, identity: tuple[int, int], gradient: Float32Array) -> bool:
         """Add a gradient, under its identity (evaluation, bundle), to every batch shard.
 
         False where it was a repeat for one of them: for any copy of any shard.
@@ -170,7 +169,7 @@ class ServerLink:
     def _request(self, method: str, *arguments: Any) -> Request:
         return Request(method, self.handle.generation, arguments)
 
-    def _reads(self, request: Request, into: np.ndarray) -> list[Message]:
+    def _reads(self, request: Request, into: Float32Array) -> list[Message]:
         """Return messages that bring the slices of a vector from the first copies."""
         return [
             Message(shard.first, request, None, into[shard.start : shard.stop])
