@@ -262,15 +262,21 @@ class _Served:
     def _answered(
         self, request: Request, sent: Float32Array | None, into: Float32Array | None
     ) -> bytes:
-        """Return the message with the answer, or with the error that there is instead."""
+        """Return the message with the answer, or with the error that there is instead.
+
+        Raises
+        ------
+        EOFError
+            The shard is not here any more: the connection ends.
+        """
+        answer = self._answer()
+        if answer is None:
+            raise EOFError("the shard was dropped")
         try:
             if request == PROBE:
                 assert sent is not None and into is not None
                 np.copyto(into, sent)
                 return pickle.dumps((None, None))
-            answer = self._answer()
-            if answer is None:
-                raise KeyError("the shard is not here any more")
             return pickle.dumps((answer(request, sent, into), None))
         except Exception as error:
             failure: bytes = cloudpickle.dumps((None, portable(error)))
@@ -363,26 +369,32 @@ class SameHostCall:
                 return True
             self._is_waiting = True
         came = self._channel.wait(seconds)
+        answer, failure = self._received() if came else (None, None)
         with self._lock:
             self._is_waiting = False
             if self._has_ended:  # cancelled meanwhile
                 self._channel.connection.close()
             elif came:
-                self._take()
+                self._has_ended = True
+                self._answer, self._failure = answer, failure
+                self._let_go()
             return self._has_ended
 
-    def _take(self) -> None:
-        """Take the answer; a connection that is well is free for the next call."""
-        self._has_ended = True
+    def _received(self) -> tuple[Any, Exception | None]:
+        """Take what has come from the connection; `cancel` ends that, too."""
         try:
-            self._answer = self._channel.receive()
+            return self._channel.receive(), None
         except MethodRaised as raised:
-            self._failure = raised
+            return None, raised
         except Exception as error:  # what was cut short can be any pickle
-            self._failure = ConnectionResetError(f"the connection broke: {error!r}")
+            return None, ConnectionResetError(f"the connection broke: {error!r}")
+
+    def _let_go(self) -> None:
+        """Leave a connection that is well to the next call."""
+        if isinstance(self._failure, ConnectionResetError):
             self._channel.connection.close()
-            return
-        self._done(self._channel)
+        else:
+            self._done(self._channel)
 
     def result(self) -> Any:
         """Return the answer, or raise what came instead."""
