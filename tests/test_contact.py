@@ -18,6 +18,7 @@ from tornado.tcpclient import _Connector
 from dbdask.errors import ShardLost, WorkerError
 from dbdask.rpc import contact, tasks
 from dbdask.rpc.deadlines import DEFAULTS, deadline
+from dbdask.rpc.transport import WAYS, permitted
 
 
 class Counter:
@@ -137,6 +138,14 @@ def test_every_deadline_is_documented_and_can_be_set():
         with dask.config.set({f"dbdask.{name}": "1500ms"}):
             assert deadline(name) == 1.5
     assert deadline("answer", nbytes=20_000_000) == deadline("answer") + 1
+
+
+def test_deadlines_outlive_a_setting_that_was_made_before_them(monkeypatch):
+    """Where `dask.config.set` adds the first name under `dbdask.`, its end removes all of them."""
+    monkeypatch.delitem(dask.config.config, "dbdask")
+    with dask.config.set({"dbdask.ping": "3s"}):
+        assert deadline("ping") == 3
+    assert deadline("ping") == 10 and permitted() == WAYS
 
 
 def test_a_call_that_is_given_up_fails_without_a_word(client, monkeypatch, caplog):

@@ -32,5 +32,6 @@ BYTES_PER_SECOND = 20e6
 
 def deadline(name: str, nbytes: int = 0) -> float:
     """Seconds that the wait called `name` may take when `nbytes` travel with it."""
-    configured = dask.config.get(f"dbdask.{name}")
+    # A `dask.config.set` that was there before these defaults takes them along when it ends.
+    configured = dask.config.get(f"dbdask.{name}", DEFAULTS[name])
     return float(parse_timedelta(configured)) + nbytes / BYTES_PER_SECOND

@@ -26,8 +26,6 @@ LOOK_SECONDS = 0.05  # how often a wait for a lock looks whether it was cancelle
 WAYS = ("in-process", "same-host", "dask")
 """The transports by their names in `dask.config`; each is tried before Dask's connections."""
 
-dask.config.update_defaults({"dbdask": {"transport": "auto"}})
-
 
 def permitted() -> tuple[str, ...]:
     """Return the ways that `dbdask.transport` in `dask.config` permits, the fastest first.
@@ -37,7 +35,7 @@ def permitted() -> tuple[str, ...]:
     ValueError
         It is neither "auto" nor one of `WAYS`.
     """
-    name = dask.config.get("dbdask.transport")
+    name = dask.config.get("dbdask.transport", "auto")
     if name == "auto":
         return WAYS
     if name not in WAYS:

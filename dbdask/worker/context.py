@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from distributed import Worker
-from threadpoolctl import ThreadpoolController
 
 from dbdask.errors import Stale
 from dbdask.models.network import flops_of
@@ -24,6 +23,7 @@ from dbdask.rpc.contact import answers_ping, this_worker, worker_loop
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.shared_memory import memory_of, shared_vector
 from dbdask.schedule.policies import blas_threads, cache_bytes
+from dbdask.worker.blas_limit import blas_limit
 from dbdask.worker.link import ServerHandle, ServerLink
 from dbdask.worker.routes import Calls, WorkerRoutes
 
@@ -54,6 +54,7 @@ class WorkerContext:
         self.worker = worker
         self.run = run
         self.job = pickle.loads(job)
+        blas_limit.look_again()
         self.calls = Calls()
         self.routes = WorkerRoutes(worker, self.calls)
         self.handle: ServerHandle | None = None
@@ -68,7 +69,6 @@ class WorkerContext:
         self._left: tuple[Place, np.ndarray, list[int]] | None = None
         self._running = 0
         self._turn = threading.Condition()
-        self._threads = ThreadpoolController()
         worker_loop(worker).call_soon_threadsafe(self._begin_lease)
 
     def _begin_lease(self) -> None:
@@ -104,7 +104,7 @@ class WorkerContext:
             self._turn.wait_for(lambda: self._running < replicas or self.closed)
             self._running += 1
         try:
-            with self._threads.limit(limits=self._blas_threads(replicas)):
+            with blas_limit.at_most(self._blas_threads(replicas)):
                 yield
         finally:
             with self._turn:
