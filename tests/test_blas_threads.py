@@ -1,6 +1,7 @@
 """How many BLAS threads a replica gets: as many as its minibatches pay for."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import threadpoolctl
 from distributed import Client, LocalCluster
@@ -55,6 +56,22 @@ def test_the_threads_of_before_come_back_with_the_last_replica():
         assert threads() == {2}
         third.__exit__(None, None, None)
         assert threads() == {4}
+
+
+def test_every_thread_of_a_process_can_limit():
+    """Threads of a worker's pool live on after their task: threadpoolctl would heed the first."""
+    numpys, limit = threadpoolctl.ThreadpoolController().select(user_api="blas"), BlasLimit()
+    before, seen = [pool["num_threads"] for pool in numpys.info()], []
+
+    def task():
+        with limit.at_most(1):
+            seen.extend(pool["num_threads"] for pool in numpys.info())
+
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        for pool in (first, second, first):
+            pool.submit(task).result()
+    assert set(seen) == {1}
+    assert [pool["num_threads"] for pool in numpys.info()] == before
 
 
 def test_work_is_counted_where_it_is_known():

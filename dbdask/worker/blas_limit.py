@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from threadpoolctl import ThreadpoolController
+import threadpoolctl
 
 
 class BlasLimit:
@@ -18,13 +18,13 @@ class BlasLimit:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._wanted: list[int] = []
-        self._controller = ThreadpoolController()
+        self._controller = threadpoolctl.ThreadpoolController()
         self._first: Any = None  # knows the numbers of before
 
     def look_again(self) -> None:
         """Find the libraries that have been loaded since, with a model for instance."""
         with self._lock:
-            self._controller = ThreadpoolController()
+            self._controller = threadpoolctl.ThreadpoolController()
 
     @contextmanager
     def at_most(self, threads: int) -> Iterator[None]:
@@ -40,6 +40,7 @@ class BlasLimit:
                 self._set()
 
     def _set(self) -> None:
+        _let_this_thread_set()
         if not self._wanted:
             self._first.restore_original_limits()
             self._first = None
@@ -47,6 +48,18 @@ class BlasLimit:
             self._first = self._controller.limit(limits=self._wanted[0])
         else:
             self._controller.limit(limits=min(self._wanted))
+        _let_this_thread_set()  # and any other after it
+
+
+def _let_this_thread_set() -> None:
+    """Make threadpoolctl heed this thread.
+
+    From 3.8 on it heeds one thread of a process at a time, the first one to set a number, and
+    ignores what all others set, without a word.
+    """
+    clear = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", None)
+    if clear is not None:
+        clear(force=True)
 
 
 blas_limit = BlasLimit()
