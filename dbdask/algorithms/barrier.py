@@ -35,8 +35,7 @@ class Barrier:
         await run.server.order("pause", True)
         await self._empty(run)
         if run.workforce.abandoned:
-            async with run.validator.choice:
-                await run.server.advance()
+            await run.server.advance()
             run.workforce.abandoned = False
         while apart := await self._uneven(run):
             await self._even_out(run, apart)
@@ -53,8 +52,8 @@ class Barrier:
         return uneven(progresses, self.stream.epoch)
 
     async def _empty(self, run: Run) -> None:
-        """Take in until nothing is outstanding; trouble on the way comes out."""
-        while run.workforce.outstanding:
+        """Take in until no training is under way; trouble on the way is raised."""
+        while run.workforce.training:
             await run.take_in()
 
     async def _even_out(self, run: Run, apart: set[tuple[int, int]]) -> None:

@@ -209,7 +209,7 @@ def downpour(
             model=cloudpickle.dumps(model),
             size=layout.size,
             trained=layout.trained,
-            validation_cut=validation_cut(validation, batch_size, portion_rows),
+            validation_cut=validation_cut(validation, layout.size, batch_size),
             supply=BlockProvider(examples, connected),
             validation_supply=BlockProvider(validation, connected)
             if validation is not None

@@ -1,6 +1,7 @@
 """Downpour SGD as a run's coordinator sees it: Algorithm 1.1 of the paper."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from dbdask.algorithms.barrier import Barrier
@@ -126,9 +127,16 @@ class Downpour:
             warm if warm > 0 else None,
             complete_only,
         )
-        run.workforce.give(portion, train_portion, order, worker)
+        run.workforce.give(
+            portion,
+            train_portion,
+            order,
+            worker,
+            take=partial(self._take, run, portion, worker),
+            take_back=partial(self.stream.hand_back, portion),
+        )
 
-    def take(self, run: Run, portion: Portion, worker: str, report: PortionReport | None) -> None:
+    def _take(self, run: Run, portion: Portion, worker: str, report: PortionReport | None) -> str:
         """Count what a replica did, and finish its portion or hand it back."""
         report = report or PortionReport(portion.epoch, portion.number, worker)
         if report.pushes or report.finished:  # a step that no shard took is none
@@ -142,10 +150,7 @@ class Downpour:
             run.request_stop("bad_gradients")
         if self.target_loss is not None and run.tally.last_loss <= self.target_loss:
             run.request_stop("target")
-
-    def take_back(self, portion: Portion) -> None:
-        """Hand a portion out again that was given up."""
-        self.stream.hand_back(portion)
+        return report.trouble
 
     # Rests and snapshots
 

@@ -195,7 +195,7 @@ def sandblaster(
             model=cloudpickle.dumps(model),
             size=layout.size,
             trained=layout.trained,
-            validation_cut=validation_cut(validation, batch_size, batch_size),
+            validation_cut=validation_cut(validation, layout.size, batch_size),
             supply=BlockProvider(examples, connected),
             validation_supply=BlockProvider(validation, connected)
             if validation is not None

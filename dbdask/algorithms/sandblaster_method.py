@@ -160,16 +160,7 @@ class Sandblaster:
             The run was asked to stop, or shards have to move: then the pass is begun again.
         """
         await run.attend_shards()
-        work = GradientPass(
-            run.plan.run,
-            run.workforce,
-            run.server,
-            self.portions,
-            self.statistics,
-            request.point,
-            run.plan.replicas,
-            lambda: bool(run.stop_reason) or run.placement.due,
-        )
+        work = GradientPass(run, self.portions, self.statistics, request.point)
         await run.server.order("open_pass", work.number, request.before)
         await work.work()
         return work
@@ -222,12 +213,6 @@ class Sandblaster:
 
     async def go_on(self, run: Run) -> None:
         """Nothing was held up."""
-
-    def take(self, run: Run, work: Any, worker: str, report: Any) -> None:
-        """Leave alone what comes of a pass that was given up."""
-
-    def take_back(self, work: Any) -> None:
-        """Leave alone what was given up: its pass is begun again."""
 
     def vectors(self) -> list[str]:
         """The point, its gradient, and the pairs."""

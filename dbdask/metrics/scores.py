@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dbdask.errors import DataError
+from dbdask.errors import DataError, ModelError
 from dbdask.models.evaluation import loss_of_minibatch
 from dbdask.users_code import UsersCode
 
@@ -132,6 +132,11 @@ def score_minibatch(
         What one unit of a scaled target is in the target's own units.
     determination
         Takes in the errors of values, where r2 is wanted: it has a number for each element.
+
+    Raises
+    ------
+    ModelError
+        The loss is no number, or the outputs are not one row for each example.
     """
     loss = loss_of_minibatch(model, parameters, batch, scratch=scratch)
     count = len(batch.inputs)
@@ -140,6 +145,11 @@ def score_minibatch(
     total = float(by_example.sum())
     with UsersCode("model.predict"):
         outputs = np.asarray(model.predict(parameters, batch.inputs), np.float64)
+    if outputs.shape[:1] != (count,):
+        raise ModelError(
+            f"model.predict must return one row of outputs for each of the {count} examples, got "
+            f"shape {outputs.shape}; dbdask.check_model(model, examples) tries a model"
+        )
     outputs = outputs.reshape(count, -1)
     name = getattr(model, "loss", None)
     if np.issubdtype(batch.targets.dtype, np.integer):

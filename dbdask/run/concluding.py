@@ -75,6 +75,12 @@ def conclude(outcome: Outcome, setting: Setting) -> Outcome:
 
     The message of a status that is not ok says what to change; who interrupts a run knows why.
     """
+    if setting.keeps_best and not outcome.is_best:
+        warn_user(
+            'keep="best" found no best parameters, because no validation loss since the last '
+            "snapshot was finite: the result has the last ones; see that the validation examples, "
+            "and the model's losses on them, are finite"
+        )
     status = judged(outcome, setting)
     if status.ok:
         return outcome
@@ -89,7 +95,7 @@ def judged(outcome: Outcome, setting: Setting) -> Status:
     status, history = outcome.status, outcome.history
     if status.reason not in JUDGED or not history.records:
         return status
-    first, last = _first_and_last(history, setting)
+    first, last = _first_and_last(history, outcome.is_best)
     if history.ends_refused:
         refused = history.records[-1].refused
         message = f"{refused} gradients were refused as not finite, and the last ones among them"
@@ -102,7 +108,7 @@ def judged(outcome: Outcome, setting: Setting) -> Status:
     return status
 
 
-def _first_and_last(history: History, setting: Setting) -> tuple[float, float]:
+def _first_and_last(history: History, is_best: bool) -> tuple[float, float]:
     """Return the loss at the beginning, and that of the parameters that the result has."""
     losses = history.column("loss")
     losses = losses[~np.isnan(losses)]
@@ -111,7 +117,7 @@ def _first_and_last(history: History, setting: Setting) -> tuple[float, float]:
     first = losses[0] if math.isnan(history.first_loss) else history.first_loss
     validated = history.column("validation_loss")
     validated = validated[~np.isnan(validated)]
-    best = setting.keeps_best and len(validated) > 0
+    best = is_best and len(validated) > 0
     return float(first), float(validated.min() if best else losses[-1])
 
 

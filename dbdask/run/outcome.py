@@ -25,6 +25,8 @@ class Outcome:
     parameters: Any
     history: History
     status: Status
+    is_best: bool = False
+    """Whether the parameters are the best by validation, and not the last."""
 
 
 def resume_hint(path: str | None, last: Snapshot | None, *, twins_help: bool = True) -> str:

@@ -119,7 +119,7 @@ class Recovery:
         run, server = self.run, self.run.server
         await run.look_around()
         await run.snapshots.give_up()
-        await run.validator.give_up()
+        run.validator.give_up()
         await run.end_flight()
         await run.workforce.refresh(now=True)
         await run.placement.drop_lost()

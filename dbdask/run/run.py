@@ -17,6 +17,7 @@ from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.contact import has_scheduler, worker_answers
 from dbdask.rpc.deadlines import deadline
 from dbdask.run.arrivals import await_workers
+from dbdask.run.failures import TRAIN, VALIDATION
 from dbdask.run.outcome import brought_home
 from dbdask.run.parameter_server import Initial, ParameterServer
 from dbdask.run.plan import Plan
@@ -101,12 +102,6 @@ class Method(Protocol):
     async def go_on(self, run: "Run") -> None:
         """Go on after a rest, or after a recovery."""
 
-    def take(self, run: "Run", work: Any, worker: str, report: Any) -> None:
-        """Take in the report of work that `run.take_in` has found ended; None if it failed."""
-
-    def take_back(self, work: Any) -> None:
-        """Take back work that was given up, to hand it out again."""
-
     def vectors(self) -> list[str]:
         """Names of the vectors that a snapshot keeps, `parameters` first."""
 
@@ -139,7 +134,10 @@ class Run:
         self.tally = Tally(plan.last.state if plan.last else None, self.records.put)
         roster = Roster(client, plan.job, plan.path, plan.workers, plan.shard_workers)
         self.roster = roster
-        self.workforce = Workforce(client, plan.run, plan.job, plan.supply, roster)
+        providers = {TRAIN: plan.supply}
+        if plan.validation_supply is not None:
+            providers[VALIDATION] = plan.validation_supply
+        self.workforce = Workforce(client, plan.run, plan.job, providers, roster)
         self.server = ParameterServer(
             client,
             plan.run,
@@ -160,7 +158,6 @@ class Run:
             self.snapshots,
             self.tally,
             plan.shard_workers,
-            self.validator.choice,
         )
 
     def request_stop(self, reason: str) -> None:
@@ -225,46 +222,40 @@ class Run:
 
     # Work under way
 
-    async def take_in(self) -> None:
-        """Take in the work that has ended, and take back what is given up.
+    async def take_in(self, seconds: float = TURN_SECONDS) -> None:
+        """Do one turn: take in the work that has ended, and take back what is given up.
+
+        Parameters
+        ----------
+        seconds
+            How long to wait for some work to end.
 
         Raises
         ------
         ShardLost
             A task lost a shard, or a worker left that held one.
         """
-        trouble = await self._take_in()
+        self.validator.hand_out()
+        trouble = await self.workforce.turn(seconds)
         gone = set(self.server.workers) - set(self.roster.everyone)
         if gone and not trouble:
             trouble = f"worker {min(gone)} left, which held a shard"
         if trouble:
             raise ShardLost(trouble)
-
-    async def _take_in(self) -> str:
-        """Take in; returns why a task ended early, if one did."""
-        await self.workforce.refresh()
-        trouble = ""
-        for out, report in await self.workforce.ended(TURN_SECONDS):
-            self.method.take(self, out.work, out.worker, report)
-            trouble = trouble or (report.trouble if report else "")
-        for work in await self.workforce.watch_silence():
-            self.method.take_back(work)
-        return trouble
+        await self.validator.conclude()
 
     async def look_around(self) -> None:
-        """See who is there and answers now: no later step waits for a dead worker, or a silent."""
+        """See which workers are there and answer now, so that no later step waits for another."""
         await self.workforce.refresh(now=True)
-        for work in await self.workforce.look_around():
-            self.method.take_back(work)
+        await self.workforce.look_around()
 
     async def end_flight(self) -> None:
-        """End every call, wait for the tasks to come home, and take their work back."""
+        """End every call, wait for training's tasks to end, and take their work back."""
         await self.server.end_generation(self.roster.answering)
         until = time.monotonic() + deadline("portion-end")
-        while self.workforce.outstanding and time.monotonic() < until:
-            await self._take_in()
-        for work in self.workforce.give_up_all():
-            self.method.take_back(work)
+        while self.workforce.training and time.monotonic() < until:
+            await self.workforce.turn(TURN_SECONDS)
+        self.workforce.give_up_all(TRAIN)
 
     # What is due between two turns
 
@@ -287,17 +278,16 @@ class Run:
         """Move the shards of leaving workers and make missing copies, while nothing is applied."""
         if not self.placement.due:
             return
-        for work in self.workforce.abandon(self.roster.closing):
-            self.method.take_back(work)
+        self.workforce.abandon(self.roster.closing)
         await self.method.rest(self)
         generation = self.server.generation
-        if self.workforce.outstanding:  # the new shards need the workers' threads
+        self.validator.suspend()
+        if self.workforce.training:  # the new shards need the workers' threads
             await self.end_flight()
             generation += 1
         await self.placement.reconcile()
         if self.server.generation < generation:  # it was ended, and no shard has moved
-            async with self.validator.choice:
-                await self.server.advance()
+            await self.server.advance()
         await self.method.go_on(self)
 
     async def _rest_and_copy(self, validate: bool, write: bool) -> None:
@@ -307,23 +297,21 @@ class Run:
         """
         await self.method.rest(self)
         copied = write and self.has_room_for_copies
-        async with self.validator.choice:  # the best is the same one in every shard
-            if validate or copied:
-                users = int(validate) + int(copied)
-                number = await self.snapshots.copy(users=users, whole=copied)
-            if validate:
-                self.validator.start(number, self.method.epoch)
-            if copied:
-                self.snapshots.start_writing(number, *self._state())
+        if validate or copied:
+            users = int(validate) + int(copied)
+            number = await self.snapshots.copy(users=users, whole=copied)
+        if validate:
+            self.validator.start(number, self.method.epoch)
+        if copied:
+            self.snapshots.start_writing(number, *self._state())
         if write and not copied:
             await self._write_at_rest()
         await self.method.go_on(self)
 
     async def _write_at_rest(self) -> None:
         if self.method.snapshots_await_validation:
-            await self.validator.settle()
-        async with self.validator.choice:
-            await self.write()
+            await self._finish_validation()
+        await self.write()
 
     def _state(self) -> tuple[list[str], dict[str, Any]]:
         """The vectors and the state that a snapshot taken now holds."""
@@ -345,9 +333,13 @@ class Run:
         await self.snapshots.write_live(*self._state())
 
     async def check_background(self) -> None:
-        """Let an error of writing or validating come out; trouble leads to recovery anyway."""
+        """Raise the error of a snapshot that was written beside training."""
         await self.snapshots.check()
-        await self.validator.check()
+
+    async def _finish_validation(self) -> None:
+        """Return when no validation is under way."""
+        while self.validator.is_busy:
+            await self.take_in()
 
     # Conclusion
 
@@ -355,12 +347,12 @@ class Run:
         """Come to rest, validate for the last time, and bring the parameters home."""
         plan = self.plan
         await self.method.rest(self)
-        await self.validator.settle()
+        await self._finish_validation()
         await self.snapshots.settle()
         if plan.validation_cut is not None and self.validator.stale:
             number = await self.snapshots.copy(users=1, whole=False)
             self.validator.start(number, self.method.epoch)
-            await self.validator.settle()
+            await self._finish_validation()
         name = "best" if self.validator.has_best else "parameters"
         if plan.path is None:
             return await self.server.read(name)
@@ -377,7 +369,6 @@ class Run:
         error that has ended the run.
         """
         steps = (
-            self.validator.give_up,  # it looks who is there: that ends before the roster
             self.workforce.close,
             self.placement.end,
             self.snapshots.give_up,

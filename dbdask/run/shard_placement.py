@@ -90,9 +90,6 @@ class ShardPlacement:
         Is told how many copies there are.
     names
         The names of `shard_workers=`, or None.
-    choice
-        Held while shards change: a choice of the best parameters that comes between would be
-        half made.
     """
 
     def __init__(
@@ -103,11 +100,10 @@ class ShardPlacement:
         snapshots: Snapshots,
         tally: Tally,
         names: Sequence[str] | None,
-        choice: asyncio.Lock,
     ) -> None:
         self.client, self.server, self.workforce = client, server, workforce
         self.roster = workforce.roster
-        self.snapshots, self.tally, self.names, self.choice = snapshots, tally, names, choice
+        self.snapshots, self.tally, self.names = snapshots, tally, names
         self._asked: set[str] = set()  # to leave
         self._retiring: set[asyncio.Task[None]] = set()
         self._stop_listening: Callable[[], None] = lambda: None
@@ -225,9 +221,8 @@ class ShardPlacement:
         if self.must_move:
             await self._move()
         if self.lacks_copies:
-            async with self.choice:
-                await self.server.advance()  # replicas need a new handle
-                await self.add_copies()
+            await self.server.advance()  # replicas need a new handle
+            await self.add_copies()
 
     async def _move(self) -> None:
         """Move the shards of leaving workers, and let the workers go."""
@@ -236,8 +231,7 @@ class ShardPlacement:
             self._refuse()
             return
         logger.info("moving shards: %s leave", sorted(going))
-        async with self.choice:
-            await self.server.move(going, workers)
+        await self.server.move(going, workers)
         self._note_copies()
         asked, self._asked = self._asked, set()
         for worker in asked:

@@ -19,7 +19,7 @@ from dbdask.rpc.contact import workers_now
 from dbdask.run import arguments
 from dbdask.run.fitting import check_contract, layout_size
 from dbdask.run.outcome import Outcome
-from dbdask.schedule.portions import Cut
+from dbdask.schedule.portions import Cut, suggest_validation_rows
 
 
 def check_shared(given: dict[str, Any]) -> None:
@@ -72,9 +72,16 @@ def validation_interval(
     return None, arguments.duration("validate_every", value)
 
 
-def validation_cut(validation: Examples | None, batch_size: int, portion_rows: int) -> Cut | None:
-    """The cut of the validation examples, where there are some."""
-    return validation.cut(portion_rows, batch_size) if validation is not None else None
+def validation_cut(
+    validation: Examples | None, parameter_count: int, batch_size: int
+) -> Cut | None:
+    """Return the cut of the validation examples, or None if there are none."""
+    if validation is None:
+        return None
+    rows = suggest_validation_rows(
+        len(validation), validation.row_bytes, parameter_count, batch_size
+    )
+    return validation.cut(rows, batch_size)
 
 
 def check_what_was_left_out(outcome: Outcome) -> None:

@@ -72,7 +72,8 @@ async def _to_the_end(run: Run) -> Outcome:
             while not run.method.has_ended(run):
                 await run.method.advance(run)
             parameters = await run.conclude()
-            return Outcome(parameters, run.tally.history, run.method.end(run))
+            status = run.method.end(run)
+            return Outcome(parameters, run.tally.history, status, run.validator.has_best)
         except RunLost:
             raise
         except RECOVERABLE as error:
