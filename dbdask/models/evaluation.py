@@ -6,17 +6,57 @@ one certain NaN, which no arithmetic makes anew: what still holds it was not wri
 two passes over one vector a portion or bundle, which is at least sixteen minibatches.
 """
 
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from dbdask.errors import ModelError
 from dbdask.models.layout import Layout, as_layout
-from dbdask.models.model import as_loss
+from dbdask.models.model import Model, as_loss
+from dbdask.optim.gradients import (
+    divide_and_measure,
+    first_bad_parameter,
+    is_good,
+    minibatch_seed,
+    weight_of,
+)
 from dbdask.users_code import UsersCode
 
 UNWRITTEN = np.uint32(0x7FC0DBDA)  # a quiet NaN with a payload of our own
 BLOCK = 65_536  # floats
+
+
+class Examples(Protocol):
+    """The arrays of a minibatch, as a model is given them."""
+
+    @property
+    def inputs(self) -> np.ndarray: ...
+
+    @property
+    def targets(self) -> np.ndarray | None: ...
+
+    @property
+    def weights(self) -> np.ndarray | None: ...
+
+
+class Step(Examples, Protocol):
+    """A minibatch that knows its place in its portion."""
+
+    @property
+    def step(self) -> int: ...
+
+
+class Evaluated(NamedTuple):
+    """What a minibatch's evaluation says, beside the gradient."""
+
+    loss: float
+    """Summed over the examples."""
+    weight: float
+    """Sum of the examples' weights. If it is 0 the minibatch counts for nothing."""
+    norm: float
+    """Euclidean norm of the gradient."""
+    bad: str
+    """The parameter whose gradient is not finite, or "the loss"; '' if all is finite."""
 
 
 class Evaluator:
@@ -26,15 +66,56 @@ class Evaluator:
     ----------
     model
         Keeps the `dbdask.Model` contract.
+    seed
+        Of the run.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.layout = model, as_layout(model.layout)
+    def __init__(self, model: Model, seed: int = 0) -> None:
+        self.model, self.layout, self.seed = model, as_layout(model.layout), seed
         self._buffers = buffer_ranges(self.layout)
         self._is_first = True
 
+    def minibatch(
+        self,
+        parameters: np.ndarray,
+        batch: Step,
+        portion: tuple[int, int],
+        *,
+        gradient: np.ndarray,
+        as_mean: bool,
+    ) -> Evaluated:
+        """Evaluate a minibatch of a portion, and say whether the result may be used.
+
+        Parameters
+        ----------
+        parameters, gradient
+            Flat float32 vectors; `gradient` is overwritten.
+        batch
+            The minibatch.
+        portion
+            Epoch and number of the portion: with the step and the run's seed they decide on what
+            is random in the model.
+        as_mean
+            Whether the summed gradient is divided by the weight.
+
+        Raises
+        ------
+        ModelError
+            As `evaluate` does.
+        """
+        seed = minibatch_seed(self.seed, *portion, batch.step)
+        loss = self.evaluate(parameters, batch, seed=seed, gradient=gradient)
+        weight = weight_of(batch.weights, len(batch.inputs))
+        divisor = weight if as_mean else 1.0
+        norm = divide_and_measure(gradient, divisor) if weight > 0 else 0.0
+        return Evaluated(loss, weight, norm, "" if is_good(loss, norm) else self._bad(gradient))
+
+    def _bad(self, gradient: np.ndarray) -> str:
+        names = [parameter.name for parameter in self.layout.parameters]
+        return first_bad_parameter(gradient, names, list(self.layout.offsets))
+
     def evaluate(
-        self, parameters: np.ndarray, batch: Any, *, seed: int, gradient: np.ndarray
+        self, parameters: np.ndarray, batch: Examples, *, seed: int, gradient: np.ndarray
     ) -> float:
         """Return the summed loss of a minibatch; `gradient` takes its summed gradient.
 
@@ -57,6 +138,7 @@ class Evaluator:
             mark_unwritten(gradient)
         for part in self._buffers:
             gradient[part] = 0
+        assert batch.targets is not None
         with UsersCode("model.loss_and_gradient"):
             loss = self.model.loss_and_gradient(
                 parameters,
@@ -73,13 +155,14 @@ class Evaluator:
 
 
 def loss_of_minibatch(
-    model: Any, parameters: np.ndarray, batch: Any, *, scratch: np.ndarray
+    model: Model, parameters: np.ndarray, batch: Examples, *, scratch: np.ndarray
 ) -> float:
     """Return the summed loss of a minibatch, without a gradient if the model can do that.
 
     `scratch`, a float32 vector of the model's size, takes the gradient that it has to compute
     else.
     """
+    assert batch.targets is not None
     if hasattr(model, "loss_only"):
         with UsersCode("model.loss_only"):
             loss = model.loss_only(

@@ -14,14 +14,6 @@ from dbdask.data.block_provider import gather_blocks
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.models.evaluation import Evaluator
-from dbdask.models.layout import as_layout
-from dbdask.optim.gradients import (
-    divide_and_measure,
-    first_bad_parameter,
-    is_good,
-    minibatch_seed,
-    weight_of,
-)
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.bundles import Bundle
 from dbdask.schedule.left_out import LeftOut
@@ -123,7 +115,11 @@ def _add_up(
     that nothing can be said of this point but that it is not to be gone to.
     """
     job: SandblasterJob = context.job
-    reader, bundle, evaluator = context.reader("train"), order.bundle, Evaluator(job.model)
+    reader, bundle, evaluator = (
+        context.reader("train"),
+        order.bundle,
+        Evaluator(job.model, job.seed),
+    )
     is_first = True
     for portion, following in pairwise((*bundle.portions, None)):
         assert portion is not None
@@ -135,15 +131,16 @@ def _add_up(
                 return False
             target = accrued if is_first else gradient
             with _naming(portion):
-                seed = minibatch_seed(job.seed, 0, portion.number, batch.step)
-                loss = evaluator.evaluate(point, batch, seed=seed, gradient=target)
-            weight = weight_of(batch.weights, len(batch.inputs))
-            report.weight += weight
+                place = 0, portion.number
+                found = evaluator.minibatch(point, batch, place, gradient=target, as_mean=False)
+            report.weight += found.weight
             report.examples += len(batch.inputs)
-            if not is_good(loss, divide_and_measure(target, 1.0) if weight > 0 else 0.0):
-                _refuse(job, report, target, f"portion {portion.number}, step {batch.step}")
-            elif weight > 0:
-                report.loss += loss
+            if found.bad:
+                report.loss = math.inf
+                report.refused += 1
+                report.refusal = f"portion {portion.number}, step {batch.step}: {found.bad}"
+            elif found.weight > 0:
+                report.loss += found.loss
                 if not is_first:
                     np.add(accrued, gradient, out=accrued)
                 is_first = False
@@ -162,12 +159,3 @@ def _naming(portion: Portion) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"in portion {portion.number}")
         raise
-
-
-def _refuse(job: SandblasterJob, report: BundleReport, gradient: np.ndarray, where: str) -> None:
-    layout = as_layout(job.model.layout)
-    names = [parameter.name for parameter in layout.parameters]
-    parameter = first_bad_parameter(gradient, names, list(layout.offsets))
-    report.loss = math.inf
-    report.refused += 1
-    report.refusal = f"{where}: {parameter}"

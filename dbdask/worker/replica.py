@@ -11,15 +11,7 @@ from dbdask.data.block_provider import gather_blocks
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.models.evaluation import Evaluator
-from dbdask.models.layout import as_layout
-from dbdask.optim.gradients import (
-    clip,
-    divide_and_measure,
-    first_bad_parameter,
-    is_good,
-    minibatch_seed,
-    weight_of,
-)
+from dbdask.optim.gradients import clip
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.left_out import LeftOut
 from dbdask.schedule.portions import Portion
@@ -117,7 +109,7 @@ class _Replica:
     def __init__(self, context: WorkerContext, order: PortionOrder, report: PortionReport) -> None:
         self.context, self.order, self.report = context, order, report
         self.job: DownpourJob = context.job
-        self.evaluator = Evaluator(self.job.model)
+        self.evaluator = Evaluator(self.job.model, self.job.seed)
         self.link: ServerLink = context.link(order.handle)
         self.fetched: list[int] = []
         self.fetching: Any = None  # (future, vector) of a fetch beside the computation
@@ -217,18 +209,17 @@ class _Replica:
     def _step(self, batch: Any) -> None:
         """One minibatch: fetch when it is due, compute, judge, accrue, push when it is due."""
         self._fetch_if_due(batch.step)
-        weight = weight_of(batch.weights, len(batch.inputs))
         job, portion = self.job, self.order.portion
-        seed = minibatch_seed(job.seed, portion.epoch, portion.number, batch.step)
-        loss = self.evaluator.evaluate(self.local, batch, seed=seed, gradient=self.gradient)
-        norm = divide_and_measure(self.gradient, weight) if weight > 0 else 0.0
+        found = self.evaluator.minibatch(
+            self.local, batch, portion.identity, gradient=self.gradient, as_mean=True
+        )
         self.report.steps += 1
         self.report.examples += len(batch.inputs)
-        if not is_good(loss, norm):
-            self._refuse(batch.step)
-        elif weight > 0:
-            self._note(loss, weight, norm)
-            clip(self.gradient, norm, job.clip_norm)
+        if found.bad:
+            self.report.refused.append((batch.step, found.bad))
+        elif found.weight > 0:
+            self._note(found.loss, found.weight, found.norm)
+            clip(self.gradient, found.norm, job.clip_norm)
             self._accrue()
         if self.accrued_steps and (batch.step + 1) % job.n_push == 0:
             self._push(batch.step)
@@ -262,12 +253,6 @@ class _Replica:
         self.report.loss += loss
         self.report.weight += weight
         self.report.squared_norms += norm * norm
-
-    def _refuse(self, step: int) -> None:
-        layout = as_layout(self.job.model.layout)
-        names = [parameter.name for parameter in layout.parameters]
-        where = first_bad_parameter(self.gradient, names, list(layout.offsets))
-        self.report.refused.append((step, where))
 
     def _accrue(self) -> None:
         """Add the minibatch's mean gradient to the accrued one, and step the local copy."""
