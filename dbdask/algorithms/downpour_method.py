@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from dbdask.algorithms.barrier import Barrier
 from dbdask.algorithms.stream import PortionStream
 from dbdask.optim.optimizers import Optimizer
-from dbdask.run.plan import Plan
+from dbdask.run.plan import Plan, SavedState
 from dbdask.run.run import Memory, Reached, Run, ShardKind
 from dbdask.schedule import policies
 from dbdask.schedule.portions import Cut, Portion
@@ -62,7 +61,7 @@ class Downpour:
         self.kind = ShardKind(ParameterShard, optimizer)
         self.epochs, self.warmstart, self.target_loss = epochs, warmstart, target_loss
         self.max_refused, self.replica_bytes = max_refused, replica_bytes
-        state: dict[str, Any] = last.state if last else {"epoch": 0, "finished": []}
+        state: SavedState = last.state if last else {"epoch": 0, "finished": []}
 
         def portions_of(epoch: int) -> Sequence[Portion]:
             return cut.portions(seed, epoch)
@@ -169,7 +168,7 @@ class Downpour:
         """The parameters and the optimiser's state."""
         return ["parameters", *self.kind.optimizer.slots]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> SavedState:
         """Where the data were left, and what shards had applied, at the last rest."""
         progress = self.barrier.progress
         return {
@@ -179,7 +178,7 @@ class Downpour:
             "applied": progress.applied,
         }
 
-    def restore(self, run: Run, state: dict[str, Any]) -> None:
+    def restore(self, run: Run, state: SavedState) -> None:
         """Go back to a snapshot: portions that were finished since are trained again."""
         run.tally.go_back(state)
         self.stream.restart(state["epoch"], [tuple(done) for done in state["finished"]])

@@ -28,7 +28,7 @@ from dbdask.optim.lbfgs import (
 )
 from dbdask.optim.optimizers import sgd
 from dbdask.optim.vectors import Command, merge_answers
-from dbdask.run.plan import Plan
+from dbdask.run.plan import Plan, SavedState
 from dbdask.run.run import Memory, Reached, Run, ShardKind
 from dbdask.schedule import policies
 from dbdask.schedule.portions import Cut
@@ -68,13 +68,13 @@ class Sandblaster:
             self._go_on_from(last.state)
         self._begin_anew()
 
-    def _go_on_from(self, state: dict[str, Any]) -> None:
+    def _go_on_from(self, state: SavedState) -> None:
         totals = state["totals"]
         self._restore_point(state)
         self.statistics.go_on_from(totals)
         self.evaluating, self.commanding = totals["evaluating"], totals["commanding"]
 
-    def _restore_point(self, state: dict[str, Any]) -> None:
+    def _restore_point(self, state: SavedState) -> None:
         self.point = State(**state["method"])
         passes = max(self.statistics.evaluations, self.point.evaluations)
         self.statistics.evaluations = passes  # their numbers are never used again
@@ -218,13 +218,13 @@ class Sandblaster:
         """The point, its gradient, and the pairs."""
         return names_of(self.point)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> SavedState:
         """The point's scalars, and what the history adds up over passes."""
         seconds = {"evaluating": self.evaluating, "commanding": self.commanding}
         totals = self.statistics.totals() | seconds
         return {"method": asdict(self.point), "totals": totals, "applied": 0}
 
-    def restore(self, run: Run, state: dict[str, Any]) -> None:
+    def restore(self, run: Run, state: SavedState) -> None:
         """Go back to the last committed iteration. What the run has done stays counted."""
         iteration = self.point.iteration
         self._steps.close()

@@ -68,7 +68,7 @@ def duration(name: str, value: Any) -> float:
     return seconds
 
 
-def not_yet(name: str, value: Any, only: Any) -> None:
+def not_yet(name: str, value: object, only: object) -> None:
     """Refuse a promised value that does not work yet."""
     if value != only:
         raise NotImplementedError(f"{name} must be {only!r} in this version, got {value!r}")

@@ -6,6 +6,7 @@ from typing import Any
 from dbdask.data.examples import Examples
 from dbdask.errors import DataError
 from dbdask.metrics.scores import NOTHING
+from dbdask.models.model import Model
 from dbdask.models.model_checks import ModelReport, check_on_batch
 from dbdask.models.model_trial import ExampleBatch
 from dbdask.run import arguments
@@ -72,11 +73,11 @@ def check_model(model: Any, examples: Examples, *, size: int = 8, seed: int = 0)
     )
 
 
-def _outputs(model: Any, examples: Examples) -> int | None:
+def _outputs(model: Model, examples: Examples) -> int | None:
     """How many outputs an example must have; None if nothing says so."""
     declared = getattr(model, "output_shape", None)
     if declared is not None:
-        return math.prod(declared)
+        return int(math.prod(declared))
     labels = examples.output_classes
     if examples.has_labels:
         one_for_two = getattr(model, "loss", None) == "logistic"

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from dbdask.data.examples import Examples
 from dbdask.metrics.history import History, Record
 from dbdask.metrics.magnitudes import Magnitude, merged, scale_warning
+from dbdask.models.model import Model
 from dbdask.run.outcome import Outcome
 from dbdask.run.tally import Tally
 from dbdask.run.warn import warn_user
@@ -49,7 +49,7 @@ class Setting:
 
 
 def setting_of(
-    verb: str, model: Any, examples: Examples, tally: Tally, path: str | None, keep: str
+    verb: str, model: Model, examples: Examples, tally: Tally, path: str | None, keep: str
 ) -> Setting:
     """Return what decides on the advice after a run."""
     is_scaled = examples.recipe.inputs.flat_scaling is not None
@@ -57,7 +57,7 @@ def setting_of(
     return Setting(verb, is_scaled, path, keep == "best", blind)
 
 
-def blind_loss(model: Any, examples: Examples, magnitudes: Sequence[Magnitude]) -> float:
+def blind_loss(model: Model, examples: Examples, magnitudes: Sequence[Magnitude]) -> float:
     """Return about the loss of a model that knows nothing, summed over its outputs."""
     if examples.has_labels:
         classes = max(2, len(examples.output_classes or ()))

@@ -4,7 +4,9 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class DaemonThreadRunner:
@@ -17,9 +19,9 @@ class DaemonThreadRunner:
     def __init__(self) -> None:
         self._last: threading.Thread | None = None
 
-    async def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def do(self, function: Callable[..., T], *arguments: object) -> T:
         """Call a function beside the event loop; returns what it returns."""
-        done: Future[Any] = Future()
+        done: Future[T] = Future()
         thread = threading.Thread(
             target=_do,
             args=(done, self._last, function, arguments),
@@ -32,10 +34,10 @@ class DaemonThreadRunner:
 
 
 def _do(
-    done: "Future[Any]",
+    done: "Future[T]",
     before: threading.Thread | None,
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
+    function: Callable[..., T],
+    arguments: tuple[object, ...],
 ) -> None:
     if before is not None:
         before.join()

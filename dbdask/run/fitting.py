@@ -1,20 +1,20 @@
 """Whether a model fits the examples: said before anything is read."""
 
 import math
-from typing import Any
 
 import numpy as np
 
 from dbdask.data.examples import Examples
-from dbdask.models.model import check_members
+from dbdask.models.layout import Layout
+from dbdask.models.model import Model, check_members
 
 
-def check_contract(model: Any) -> None:
+def check_contract(model: object) -> None:
     """Raise where the model does not keep the contract."""
     check_members(model)
 
 
-def check_fit(model: Any, examples: Examples, validation: Examples | None) -> None:
+def check_fit(model: Model, examples: Examples, validation: Examples | None) -> None:
     """Raise where the model does not fit the examples' shapes, or the validation's."""
     for name, given in (("examples", examples), ("validation", validation)):
         if given is None:
@@ -53,7 +53,7 @@ def check_targets(loss: str | None, outputs: int, examples: Examples) -> None:
         )
 
 
-def targets_for(model: Any, examples: Examples) -> Examples:
+def targets_for(model: Model, examples: Examples) -> Examples:
     """Return the examples with targets as the model's loss takes them.
 
     A model that says nothing of its outputs takes any whole number from 0 as a label.
@@ -64,7 +64,7 @@ def targets_for(model: Any, examples: Examples) -> Examples:
     )
 
 
-def check_input_shape(model: Any, examples: Examples, name: str) -> None:
+def check_input_shape(model: Model, examples: Examples, name: str) -> None:
     """Raise where the model declares another input shape than the examples have."""
     wanted = getattr(model, "input_shape", None)
     if wanted is not None and tuple(wanted) != tuple(examples.input_shape):
@@ -74,7 +74,7 @@ def check_input_shape(model: Any, examples: Examples, name: str) -> None:
         )
 
 
-def layout_size(vector: np.ndarray, layout: Any) -> None:
+def layout_size(vector: np.ndarray, layout: Layout) -> None:
     """Raise where a flat vector has not the model's number of parameters."""
     if vector.shape != (layout.size,):
         raise ValueError(f"parameters has shape {vector.shape}, the model needs ({layout.size},)")

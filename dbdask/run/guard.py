@@ -54,7 +54,7 @@ async def guarded(client: Client, work: Coroutine[Any, Any, T], snapshots: Snaps
     return working.result()
 
 
-def _is_broken_off(work: "asyncio.Task[Any]") -> bool:
+def _is_broken_off(work: "asyncio.Task[T]") -> bool:
     """Whether a run has ended in what may be the loss of its scheduler."""
     if not work.done() or work.cancelled():
         return False

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ LARGEST_READ = 256 * 2**20  # bytes of parameters that a result holds by itself
 class Outcome:
     """Where the parameters are, the history, and why the run stopped."""
 
-    parameters: Any
+    parameters: np.ndarray | VectorReference
     history: History
     status: Status
     is_best: bool = False

@@ -43,7 +43,7 @@ class ShardCopy:
     """One copy of a shard: its actor, and the future that keeps it alive."""
 
     place: ActorPlace
-    future: Future
+    future: "Future[object]"
 
 
 class ParameterServer:
@@ -253,7 +253,7 @@ class ParameterServer:
     async def command(
         self,
         name: str,
-        *arguments: Any,
+        *arguments: object,
         only: Sequence[int] | None = None,
         nbytes: int = 0,
         number: int | None = None,
@@ -268,7 +268,7 @@ class ParameterServer:
         return [copies[0] for copies in answers]
 
     async def order(
-        self, name: str, *arguments: Any, only: Sequence[int] | None = None
+        self, name: str, *arguments: object, only: Sequence[int] | None = None
     ) -> list[Any]:
         """Give a command that is good for this generation alone: one that comes late is refused.
 
@@ -278,13 +278,13 @@ class ParameterServer:
         return [copies[0] for copies in answers]
 
     async def _order_copies(
-        self, name: str, *arguments: Any, only: Sequence[int] | None = None
+        self, name: str, *arguments: object, only: Sequence[int] | None = None
     ) -> list[list[Any]]:
         number, generation = self.new_number(), self.generation
         return await self._of_all("order", number, generation, name, *arguments, only=only)
 
     async def _of_all(
-        self, method: str, *arguments: Any, only: Sequence[int] | None = None, nbytes: int = 0
+        self, method: str, *arguments: object, only: Sequence[int] | None = None, nbytes: int = 0
     ) -> list[list[Any]]:
         """Call every copy of all shards (or of some); the answers come back by shard."""
         return await asyncio.gather(
@@ -303,7 +303,7 @@ class ParameterServer:
         return self._command
 
     async def _of_copies(
-        self, index: int, method: str, *arguments: Any, nbytes: int = 0
+        self, index: int, method: str, *arguments: object, nbytes: int = 0
     ) -> list[Any]:
         """Call every copy of a shard over direct connections."""
         copies = self._copies[index]
@@ -316,14 +316,14 @@ class ParameterServer:
             )
         )
 
-    async def call(self, index: int, method: str, *arguments: Any, nbytes: int = 0) -> Any:
+    async def call(self, index: int, method: str, *arguments: object, nbytes: int = 0) -> Any:
         """Call the first copy of one shard, for what one copy answers for all."""
         copies = self._copies[index]
         if not copies:
             raise ShardLost(f"shard {index} has no place")
         return await call_actor(self.client.rpc, copies[0].place, method, *arguments, nbytes=nbytes)
 
-    async def call_each(self, method: str, *arguments: Any, nbytes: int = 0) -> list[Any]:
+    async def call_each(self, method: str, *arguments: object, nbytes: int = 0) -> list[Any]:
         """Call the first copy of every shard."""
         return await asyncio.gather(
             *(self.call(i, method, *arguments, nbytes=nbytes) for i in self._indices(None))
@@ -410,7 +410,7 @@ class ParameterServer:
         await asyncio.gather(asking, return_exceptions=True)
 
     async def _tell(
-        self, workers: Sequence[str], function: Callable[..., Any], *arguments: Any
+        self, workers: Sequence[str], function: Callable[..., object], *arguments: object
     ) -> None:
         async def tell(worker: str) -> None:
             await run_on(self.client.rpc, worker, function, *arguments, seconds=deadline("connect"))

@@ -10,6 +10,9 @@ from dbdask.data.block_provider import BlockProvider
 from dbdask.schedule.portions import Cut
 from dbdask.storage.checkpoint import Snapshot
 
+SavedState = dict[str, Any]
+"""What a snapshot keeps besides vectors: anything that JSON can hold, by name."""
+
 
 def _new_name() -> str:
     return uuid.uuid4().hex[:12]
@@ -30,7 +33,7 @@ class Plan:
     supply: BlockProvider
     """Brings workers the examples that they cannot read themselves."""
     seed: int
-    settings: dict[str, Any]
+    settings: SavedState
     """What a checkpoint says of the run that it is of."""
     run: str = field(default_factory=_new_name)
     """Identity of the run, part of every key and every snapshot."""

@@ -3,7 +3,7 @@
 import asyncio
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from distributed.core import ConnectionPool
 
@@ -21,6 +21,8 @@ from dbdask.storage import checkpoint
 
 PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
 LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in the client
+
+T = TypeVar("T")
 
 
 class Unheard(Exception):
@@ -58,15 +60,16 @@ async def _check(
 
 
 async def _ask(
-    pool: ConnectionPool, address: str, function: Callable[..., Any], *arguments: Any
-) -> Any:
+    pool: ConnectionPool, address: str, function: Callable[..., T], *arguments: object
+) -> T:
     """Run a function on a worker; a connection that breaks is no word of the worker's."""
     try:
-        return await run_on(pool, address, function, *arguments, seconds=deadline("preflight"))
+        answer: T = await run_on(pool, address, function, *arguments, seconds=deadline("preflight"))
     except WorkerError as error:
         if await _is_silence(pool, address, error.__cause__):
             raise Unheard(str(error)) from error
         raise
+    return answer
 
 
 async def _is_silence(pool: ConnectionPool, address: str, cause: BaseException | None) -> bool:

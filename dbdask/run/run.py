@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 from distributed import Client
 
 from dbdask.errors import ShardLost
@@ -20,7 +21,7 @@ from dbdask.run.arrivals import await_workers
 from dbdask.run.failures import TRAIN, VALIDATION
 from dbdask.run.outcome import brought_home
 from dbdask.run.parameter_server import Initial, ParameterServer
-from dbdask.run.plan import Plan
+from dbdask.run.plan import Plan, SavedState
 from dbdask.run.preflight import check_collectable, check_memory
 from dbdask.run.roster import Roster
 from dbdask.run.shard_placement import ShardPlacement, most_elements
@@ -105,10 +106,10 @@ class Method(Protocol):
     def vectors(self) -> list[str]:
         """Names of the vectors that a snapshot keeps, `parameters` first."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> SavedState:
         """Return what a snapshot keeps of the method; it contains `applied`."""
 
-    def restore(self, run: "Run", state: dict[str, Any]) -> None:
+    def restore(self, run: "Run", state: SavedState) -> None:
         """Go back to a snapshot's state, with all shards. What was done since stays counted."""
 
     def reached(self, run: "Run") -> Reached:
@@ -313,7 +314,7 @@ class Run:
             await self._finish_validation()
         await self.write()
 
-    def _state(self) -> tuple[list[str], dict[str, Any]]:
+    def _state(self) -> tuple[list[str], SavedState]:
         """The vectors and the state that a snapshot taken now holds."""
         names = self.method.vectors()
         if self.validator.has_best:
@@ -343,7 +344,7 @@ class Run:
 
     # Conclusion
 
-    async def conclude(self) -> Any:
+    async def conclude(self) -> "np.ndarray | VectorReference":
         """Come to rest, validate for the last time, and bring the parameters home."""
         plan = self.plan
         await self.method.rest(self)

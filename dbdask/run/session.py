@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from dbdask.rpc.portable import end_causes
 from dbdask.run.guard import client_closed, guarded
 from dbdask.run.snapshots import Snapshots
 
-Callback = Callable[[Record], Any]
+Callback = Callable[[Record], object]
 T = TypeVar("T")
 
 
@@ -62,10 +63,12 @@ def _current_client() -> Client | None:
         this_worker()
     except ValueError:  # in no task
         try:
-            return default_client()
+            client: Client = default_client()
+            return client
         except ValueError:
             return None
-    return get_client()
+    client = get_client()
+    return client
 
 
 @contextmanager
@@ -113,21 +116,28 @@ def watch(
         progress.close()
     if future.cancelled() or not future.done():
         raise client_closed(run.snapshots)
-    result, failure = future.result()
-    if failure is not None:
-        raise failure
+    result = future.result()
+    if isinstance(result, _Failure):
+        raise result.error
     if raised:
         raise raised[0]
     return result
 
 
-async def _attempt(work: Coroutine[Any, Any, T]) -> tuple[T | None, Exception | None]:
+@dataclass
+class _Failure:
+    """The error of work, as a result."""
+
+    error: Exception
+
+
+async def _attempt(work: Coroutine[Any, Any, T]) -> T | _Failure:
     """Return what comes of work, or its error: on the way between threads futures change some."""
     try:
-        return await work, None
+        return await work
     except Exception as error:
         end_causes(error)
-        return None, error
+        return _Failure(error)
 
 
 def _drain_until(
@@ -174,6 +184,6 @@ def _call_back(
             run.request_stop("callback")
 
 
-def _says_stop(answer: Any) -> bool:
+def _says_stop(answer: object) -> bool:
     """Whether a callback's answer is True, Python's or NumPy's; what is merely truthy is not."""
     return isinstance(answer, (bool, np.bool_)) and bool(answer)

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,19 @@ from dbdask.data.examples import Examples
 from dbdask.data.fills import fill_warnings
 from dbdask.errors import DataError, WorkerError
 from dbdask.metrics.scores import NOTHING
-from dbdask.models.layout import as_layout, check_dims
+from dbdask.models.layout import Layout, as_layout, check_dims
+from dbdask.result import Result
 from dbdask.rpc.contact import workers_now
 from dbdask.run import arguments
 from dbdask.run.fitting import check_contract, layout_size
 from dbdask.run.outcome import Outcome
 from dbdask.schedule.portions import Cut, suggest_validation_rows
 
+Parameters = Result | xr.Dataset | np.ndarray
+"""Parameters to start from: a result, its `.parameters`, or a flat float32 vector."""
 
-def check_shared(given: dict[str, Any]) -> None:
+
+def check_shared(given: Mapping[str, Any]) -> None:
     """Check the arguments that the verbs share."""
     arguments.at_least("seed", given["seed"], 0)
     for name in ("replicas", "shards"):
@@ -51,7 +55,7 @@ def check_shared(given: dict[str, Any]) -> None:
         raise ValueError(f"resume={given['resume']!r} needs checkpoint=, the path to go on from")
 
 
-def _check_path(checkpoint: Any) -> None:
+def _check_path(checkpoint: object) -> None:
     if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint must be a path or a URL, got {checkpoint!r}")
     if checkpoint is not None and not os.fspath(checkpoint):
@@ -136,7 +140,7 @@ def check_named(argument: str, names: Sequence[str] | None, client: Client) -> N
         )
 
 
-def flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
+def flat_parameters(parameters: Parameters | None, layout: Layout) -> np.ndarray | None:
     """Return a flat float32 vector from a Result, its Dataset, or a vector.
 
     Raises
@@ -174,7 +178,7 @@ def _numbers(name: str, values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, np.float32)
 
 
-def _finite(vector: np.ndarray, layout: Any) -> np.ndarray:
+def _finite(vector: np.ndarray, layout: Layout) -> np.ndarray:
     for name, view in layout.views(vector).items():
         if not np.isfinite(view).all():
             raise ValueError(

@@ -4,10 +4,10 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 from dbdask.metrics.history import History, Record
 from dbdask.metrics.magnitudes import Magnitude
+from dbdask.run.plan import SavedState
 from dbdask.schedule.portion_marks import PortionTable
 from dbdask.worker.replica import PortionReport
 
@@ -25,7 +25,7 @@ class Tally:
         Takes each new record.
     """
 
-    def __init__(self, state: dict[str, Any] | None, emit: Callable[[Record], None]) -> None:
+    def __init__(self, state: SavedState | None, emit: Callable[[Record], None]) -> None:
         self._emit = emit
         self._began = time.monotonic()
         self.last_loss = math.inf
@@ -43,7 +43,7 @@ class Tally:
             self._restore(state)
         self._steps_at_start = self.steps
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: SavedState) -> None:
         self.steps, self.examples = state["steps"], state["examples"]
         self.applied = state["applied"]
         self.seconds_before = state["seconds"]
@@ -52,10 +52,10 @@ class Tally:
             setattr(self, name, value)
         self._restore_done(state)
 
-    def _restore_done(self, state: dict[str, Any]) -> None:
+    def _restore_done(self, state: SavedState) -> None:
         self._done = PortionTable.from_rows(state["done"])
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> SavedState:
         """What a snapshot keeps."""
         return {
             "steps": self.steps,
@@ -76,7 +76,7 @@ class Tally:
         """Minibatches since this run began or was resumed."""
         return self.steps - self._steps_at_start
 
-    def go_back(self, state: dict[str, Any]) -> None:
+    def go_back(self, state: SavedState) -> None:
         """The whole run goes back to a snapshot: what came after is done, and counted, again."""
         self.repeated += max(0, self.applied - state["applied"])
         self.steps, self.examples = state["steps"], state["examples"]

@@ -206,8 +206,8 @@ class Workforce:
         self, work: Work, function: Callable[..., R], order: object, worker: str, key: str
     ) -> R:
         provider = self.providers[work.examples]
-        blocks: list[Future] = []
-        future = None
+        blocks: list[Future[object]] = []
+        future: Future[R] | None = None
         try:
             for portion in work.portions:
                 blocks += await asyncio.to_thread(provider.futures, portion, workers=[worker])
@@ -222,8 +222,7 @@ class Workforce:
                 # Nowhere else: Dask would steal it for a worker that is silent, and looks idle.
                 workers=[worker],
             )
-            report: R = await result_of(self.client, future)
-            return report
+            return await result_of(self.client, future)
         finally:
             blocks.clear()  # the traceback of an error may keep the list for ever
             if future is not None:

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from dbdask.data.block_provider import gather_blocks
+from dbdask.data.examples import Examples
+from dbdask.data.routes import Blocks, Piece
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.models.evaluation import Evaluator
+from dbdask.models.model import Model
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.bundles import Bundle
 from dbdask.schedule.left_out import LeftOut
@@ -26,9 +28,9 @@ from dbdask.worker.link import ServerHandle
 class SandblasterJob:
     """What every replica of a run needs; it travels pickled and is opened once a worker."""
 
-    model: Any
-    train: Any
-    validation: Any
+    model: Model
+    train: Examples
+    validation: Examples | None
     deviation: np.ndarray | float  # one unit of a scaled target, in its own units
     batch_size: int  # rows that the model sees at once; of no meaning for the sum
     seed: int
@@ -66,7 +68,7 @@ class BundleReport:
 
 
 @portable_errors
-def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
+def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Piece) -> BundleReport:
     """Add the gradients of a bundle into one buffer, and push it once to every shard.
 
     Losing a shard, the end of the generation, or a copy elsewhere that was faster ends the task
@@ -82,7 +84,9 @@ def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
     return report
 
 
-def _accrue(context: WorkerContext, order: BundleOrder, report: BundleReport, blocks: Any) -> None:
+def _accrue(
+    context: WorkerContext, order: BundleOrder, report: BundleReport, blocks: Blocks
+) -> None:
     bundle, size = order.bundle, order.handle.size
     if bundle.identity in context.unwanted:
         return
@@ -107,14 +111,14 @@ def _add_up(
     point: np.ndarray,
     accrued: np.ndarray,
     gradient: np.ndarray,
-    blocks: Any,
+    blocks: Blocks,
 ) -> bool:
     """Add the bundle's gradients into `accrued`; False when the bundle is no longer wanted.
 
     A bad gradient is left out, and makes the loss infinite. It would be bad in every repeat, so
     that nothing can be said of this point but that it is not to be gone to.
     """
-    job: SandblasterJob = context.job
+    job = context.job
     reader, bundle, evaluator = (
         context.reader("train"),
         order.bundle,
