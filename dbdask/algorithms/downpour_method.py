@@ -1,4 +1,4 @@
-"""Downpour SGD as a run's coordinator sees it: Algorithm 1.1 of the paper."""
+"""Downpour SGD on the coordinator's side: Algorithm 1.1 of the paper."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -101,7 +101,7 @@ class Downpour:
             await run.server.command("close_epochs", self.stream.epoch)
 
     def _hand_out(self, run: Run) -> None:
-        """Give every worker that wants one its next portion."""
+        """Give its next portion to every worker that wants one."""
         for worker in run.workforce.free_places(self._replicas(run)):
             portion = self.stream.take(worker)
             if portion is None:
@@ -109,7 +109,7 @@ class Downpour:
             self._give(run, portion, worker)
 
     def _replicas(self, run: Run) -> int | None:
-        """How many replicas may run now: one while the warm start lasts."""
+        """Return how many replicas may run now: one during the warm start."""
         return 1 if run.tally.steps < self.warmstart else run.plan.replicas
 
     def _give(
@@ -138,7 +138,7 @@ class Downpour:
     def _take(self, run: Run, portion: Portion, worker: str, report: PortionReport | None) -> str:
         """Count what a replica did, and finish its portion or hand it back."""
         report = report or PortionReport(portion.epoch, portion.number, worker)
-        if report.pushes or report.finished:  # a step that no shard took is none
+        if report.pushes or report.finished:  # a step that no shard took is no progress
             run.note_progress()
         run.tally.add(report, self.stream.epoch, len(run.roster.workers), run.plan.replicas)
         if report.finished:
@@ -165,11 +165,11 @@ class Downpour:
         await self.barrier.release(run)
 
     def vectors(self) -> list[str]:
-        """The parameters and the optimiser's state."""
+        """Return the names of the parameters and the optimiser's state."""
         return ["parameters", *self.kind.optimizer.slots]
 
     def state(self) -> SavedState:
-        """Where the data were left, and what shards had applied, at the last rest."""
+        """Return the position in the data, and the shards' progress, at the last rest."""
         progress = self.barrier.progress
         return {
             "epoch": self.stream.epoch,
@@ -184,7 +184,7 @@ class Downpour:
         self.stream.restart(state["epoch"], [tuple(done) for done in state["finished"]])
 
     def reached(self, run: Run) -> Reached:
-        """Updates that shards have applied."""
+        """Return how many updates the shards have applied."""
         return Reached(run.tally.applied, f"after {run.tally.applied} updates")
 
     # The end

@@ -1,4 +1,4 @@
-"""One pass over the data: bundles to whoever is free, backup copies at the tail, one sum."""
+"""One pass over the data: bundles for free workers, backup copies at the tail, one sum."""
 
 import math
 import time
@@ -38,12 +38,12 @@ TOTALS = (
 
 
 class Interrupted(Exception):
-    """The pass is not wanted any more: the run was asked to stop, or a worker leaves."""
+    """The pass is given up: the run was asked to stop, or shards have to move."""
 
 
 @dataclass
 class PassStatistics:
-    """What passes learn from each other, and their totals."""
+    """The totals over passes, and the measured speed of workers."""
 
     pace: Pace = field(default_factory=Pace)
     owners: dict[int, str] = field(default_factory=dict)  # portion number to worker
@@ -61,18 +61,18 @@ class PassStatistics:
     magnitudes: dict[str, tuple[Magnitude, ...]] = field(default_factory=dict)  # by worker
 
     def totals(self) -> dict[str, int]:
-        """What the history adds up over passes, for a resumed run to go on from."""
+        """Return the totals that the history adds up over passes, for a resumed run."""
         return {name: getattr(self, name) for name in TOTALS}
 
     def go_on_from(self, totals: Mapping[str, Any]) -> None:
-        """Go on from the totals of a run that was before."""
+        """Go on from the totals of an earlier run."""
         for name in TOTALS:
             setattr(self, name, totals[name])
 
 
 @dataclass
 class Sums:
-    """What a pass has added up so far: scalars of the bundles that are done."""
+    """The sums of a pass so far: scalars of the bundles that are done."""
 
     loss: float = 0.0
     weight: float = 0.0
@@ -84,7 +84,7 @@ class GradientPass:
     """The coordinator's side of one evaluation.
 
     A bundle is cut when it is handed out, and done when the first of its copies has been
-    acknowledged by every shard. The shards add a bundle once, whichever copies push it.
+    acknowledged by every shard. The shards add a bundle once, however many copies push it.
     """
 
     def __init__(
@@ -139,14 +139,14 @@ class GradientPass:
                 self._give(slowest.bundle, worker, is_backup=True)
 
     def _needed(self) -> list[BundleAttempt]:
-        """The copies of bundles that are not done; what lost may be out for as long as it likes."""
+        """Return the copies of bundles that are not done."""
         return [copy for copy in self.copies if copy.bundle.number not in self.done]
 
     def _share_of(self, worker: str, now: float) -> tuple[Sequence[str], int]:
-        """The workers that a bundle is cut for, and its portions.
+        """Return the workers that a bundle is cut for, and its number of portions.
 
-        A lone replica's are cut by their number: by its speed, no two runs would cut alike, nor
-        add up to the same bits.
+        A lone replica's bundles have a fixed length. If they followed its speed, two runs would
+        not cut alike, and their sums would differ in the last bits.
         """
         workers, pace = self.run.roster.workers, self.statistics.pace
         if sum(places_for(self.run.plan.replicas, workers).values()) == 1:
@@ -188,7 +188,7 @@ class GradientPass:
         self._hand_back(attempt.bundle)
 
     def _count(self, bundle: Bundle, report: BundleReport, copy: BundleAttempt) -> None:
-        """The first finished copy of a bundle counts."""
+        """Count the first finished copy of a bundle."""
         out = time.monotonic() - copy.since
         pace = self.statistics.pace
         pace.note(copy.worker, len(bundle.portions), report.working, report.pushing, out)
@@ -220,7 +220,7 @@ class GradientPass:
             self.assignment.hand_back(bundle)
 
     def _tell_losers(self) -> None:
-        """Copies that are still running stop by themselves."""
+        """Tell the workers of copies that still run to stop them."""
         workers = sorted({copy.worker for copy in self.copies})
         identities = sorted({copy.bundle.identity for copy in self.copies})
         if workers:

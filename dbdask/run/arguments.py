@@ -1,4 +1,4 @@
-"""Checks of the verbs' arguments: each error names the argument, the value and the rule."""
+"""Checks of public arguments: each error names the argument, the value and the rule."""
 
 import math
 from collections.abc import Sequence
@@ -69,6 +69,6 @@ def duration(name: str, value: Any) -> float:
 
 
 def not_yet(name: str, value: object, only: object) -> None:
-    """Refuse a promised value that does not work yet."""
+    """Refuse a value that a later version will take."""
     if value != only:
         raise NotImplementedError(f"{name} must be {only!r} in this version, got {value!r}")

@@ -1,4 +1,4 @@
-"""How a run ended: whether it has diverged after all, and what its user is told to change."""
+"""The conclusion of a run: whether it has diverged, and what the user is told to change."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from dbdask.run.warn import warn_user
 from dbdask.status import Status
 
 GROWTH = 10.0
-"""A loss that ends above so many times its beginning, and that of knowing nothing, diverged."""
+"""A run has diverged if its loss ends above so many times the first, and a blind model's."""
 JUDGED = ("epochs", "iterations", "tolerance", "precision")
 
 
@@ -38,27 +38,27 @@ class ScaleNotice:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run was asked to do, as far as it decides on what to change."""
+    """The settings of a run that decide on the advice to its user."""
 
     verb: str
     is_scaled: bool
     path: str | None
     keeps_best: bool
     blind_loss: float
-    """The loss of a model that knows nothing but the mean, or the number of classes."""
+    """The loss of a blind model, which knows only the mean, or the number of classes."""
 
 
 def setting_of(
     verb: str, model: Model, examples: Examples, tally: Tally, path: str | None, keep: str
 ) -> Setting:
-    """Return what decides on the advice after a run."""
+    """Return the settings that decide on the advice after a run."""
     is_scaled = examples.recipe.inputs.flat_scaling is not None
     blind = blind_loss(model, examples, merged(list(tally.magnitudes.values())))
     return Setting(verb, is_scaled, path, keep == "best", blind)
 
 
 def blind_loss(model: Model, examples: Examples, magnitudes: Sequence[Magnitude]) -> float:
-    """Return about the loss of a model that knows nothing, summed over its outputs."""
+    """Return about the loss of a blind model, summed over its outputs."""
     if examples.has_labels:
         classes = max(2, len(examples.output_classes or ()))
         one_vs_all = getattr(model, "loss", None) == "logistic"
@@ -71,9 +71,10 @@ def blind_loss(model: Model, examples: Examples, magnitudes: Sequence[Magnitude]
 
 
 def conclude(outcome: Outcome, setting: Setting) -> Outcome:
-    """Return the outcome with its true status, and warn where that is not ok.
+    """Return the outcome with its true status, and warn if that is not ok.
 
-    The message of a status that is not ok says what to change; who interrupts a run knows why.
+    The message of a status that is not ok says what to change. That of an interrupted run does
+    not, because its user knows why.
     """
     if setting.keeps_best and not outcome.is_best:
         warn_user(
@@ -91,7 +92,7 @@ def conclude(outcome: Outcome, setting: Setting) -> Outcome:
 
 
 def judged(outcome: Outcome, setting: Setting) -> Status:
-    """Return the status, with divergence seen even where every epoch was done."""
+    """Return the status, which is `diverged` even if every epoch was done."""
     status, history = outcome.status, outcome.history
     if status.reason not in JUDGED or not history.records:
         return status
@@ -122,7 +123,7 @@ def _first_and_last(history: History, is_best: bool) -> tuple[float, float]:
 
 
 def what_to_change(reason: str, setting: Setting) -> str:
-    """Return the remedy for a run that ended otherwise than it was asked to.
+    """Return the remedy for a run whose status is not ok.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Whether a model fits the examples: said before anything is read."""
+"""Checks that a model fits the examples, before anything is read."""
 
 import math
 
@@ -10,12 +10,12 @@ from dbdask.models.model import Model, check_members
 
 
 def check_contract(model: object) -> None:
-    """Raise where the model does not keep the contract."""
+    """Raise if the model does not keep the contract."""
     check_members(model)
 
 
 def check_fit(model: Model, examples: Examples, validation: Examples | None) -> None:
-    """Raise where the model does not fit the examples' shapes, or the validation's."""
+    """Raise if the model does not fit the shapes of the examples or the validation examples."""
     for name, given in (("examples", examples), ("validation", validation)):
         if given is None:
             continue
@@ -28,7 +28,7 @@ def check_fit(model: Model, examples: Examples, validation: Examples | None) -> 
 
 
 def check_targets(loss: str | None, outputs: int, examples: Examples) -> None:
-    """Raise where the targets are not what a loss over so many outputs takes."""
+    """Raise if the targets do not fit a loss over so many outputs."""
     shape, labels = examples.target_shape, examples.output_classes
     assert shape is not None
     if loss == "softmax" and shape != ():
@@ -65,7 +65,7 @@ def targets_for(model: Model, examples: Examples) -> Examples:
 
 
 def check_input_shape(model: Model, examples: Examples, name: str) -> None:
-    """Raise where the model declares another input shape than the examples have."""
+    """Raise if the model declares another input shape than the examples have."""
     wanted = getattr(model, "input_shape", None)
     if wanted is not None and tuple(wanted) != tuple(examples.input_shape):
         raise ValueError(
@@ -75,6 +75,6 @@ def check_input_shape(model: Model, examples: Examples, name: str) -> None:
 
 
 def layout_size(vector: np.ndarray, layout: Layout) -> None:
-    """Raise where a flat vector has not the model's number of parameters."""
+    """Raise if the length of a flat vector is not the model's number of parameters."""
     if vector.shape != (layout.size,):
         raise ValueError(f"parameters has shape {vector.shape}, the model needs ({layout.size},)")

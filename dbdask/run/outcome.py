@@ -1,4 +1,4 @@
-"""What a run leaves: its outcome; and what errors say of it."""
+"""The outcome of a run, and the words that say how to resume it."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ LARGEST_READ = 256 * 2**20  # bytes of parameters that a result holds by itself
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the parameters are, the history, and why the run stopped."""
+    """The parameters or where they are, the history, and why the run stopped."""
 
     parameters: np.ndarray | VectorReference
     history: History
@@ -44,7 +44,7 @@ def resume_hint(path: str | None, last: Snapshot | None, *, twins_help: bool = T
 async def brought_home(reference: VectorReference, size: int) -> np.ndarray | VectorReference:
     """Read a small vector, so that the result outlives the checkpoint; leave a large one there.
 
-    One that a store does not hand over in time stays there too: the result reads it when asked.
+    If the store does not answer in time the vector stays there too: the result reads it later.
     """
     if 4 * size > LARGEST_READ:
         return reference

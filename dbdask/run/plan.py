@@ -1,4 +1,4 @@
-"""What a verb settles before the first task, whichever method trains."""
+"""The plan of a run: all that is settled before the first task, for any method."""
 
 import uuid
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Plan:
     """The arguments of one run, checked and made whole. A method keeps its own numbers itself."""
 
     job: bytes
-    """What workers need to train and to validate, pickled."""
+    """The job of the run's tasks, pickled."""
     model: bytes
     """The model, pickled: shards ask it for the first parameters."""
     size: int
@@ -34,7 +34,7 @@ class Plan:
     """Brings workers the examples that they cannot read themselves."""
     seed: int
     settings: SavedState
-    """What a checkpoint says of the run that it is of."""
+    """The settings that a checkpoint keeps, and compares when a run resumes."""
     run: str = field(default_factory=_new_name)
     """Identity of the run, part of every key and every snapshot."""
     start: np.ndarray | None = None
@@ -60,5 +60,5 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """What errors call the model."""
+        """The name of the model in errors."""
         return f"model of {self.size:,} parameters"

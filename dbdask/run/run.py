@@ -1,4 +1,4 @@
-"""One run of any method: who is there, where shards live, what is kept, and when."""
+"""One run of any method: its workers, its shards, its snapshots, and the life of all three."""
 
 import asyncio
 import logging
@@ -43,7 +43,7 @@ TURN_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class ShardKind:
-    """What the shards of a method are made of."""
+    """The class and the update rule of a method's shards."""
 
     shard: type[ParameterShard]
     optimizer: Optimizer
@@ -51,7 +51,7 @@ class ShardKind:
 
 
 class Memory(NamedTuple):
-    """Bytes that a method takes on one worker."""
+    """Bytes that a method needs on one worker."""
 
     replica: int
     shard: int
@@ -61,7 +61,7 @@ class Memory(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """How far a run has come, by what a loss of all shards takes from it."""
+    """How far a run has come, in the units that a loss of all shards takes back."""
 
     steps: int
     words: str
@@ -69,18 +69,18 @@ class Reached(NamedTuple):
 
 
 class Method(Protocol):
-    """What one way of training adds to a `Run`: what it does between two rests.
+    """A way of training: the part of a run that happens between two rests.
 
-    A method has state of its own, and is handed the run that carries it. `advance` may raise
-    `ShardLost` or `Stale` at any place. Then the run recovers, and calls `advance` again: with
-    the state as it was then, or as `restore` has set it.
+    A method has state of its own, and every call gives it the run that carries it. `advance` may
+    raise `ShardLost` or `Stale` at any place. Then the run recovers, and calls `advance` again:
+    with the state as it was then, or as `restore` has set it.
     """
 
     kind: ShardKind
     rolls_back_alone: bool
     """Whether one lost shard may go back to the last snapshot by itself; else all shards must."""
     progress_name: str
-    """What `Run.note_progress` counts, in words: "step" or "pass"."""
+    """What an error calls the progress that `Run.note_progress` counts: "step" or "pass"."""
     snapshots_await_validation: bool
     """Whether a snapshot is written only when the validation under way has ended."""
 
@@ -92,10 +92,10 @@ class Method(Protocol):
         """Return what a worker must hold with `length` elements of the flat vector."""
 
     def has_ended(self, run: "Run") -> bool:
-        """Whether nothing is left to do, or the run was asked to stop and may do so here."""
+        """Whether no work is left, or the run was asked to stop and may stop here."""
 
     async def advance(self, run: "Run") -> None:
-        """Do the work of one turn. Where a snapshot may be taken it awaits `run.attend`."""
+        """Do the work of one turn; await `run.attend` where a snapshot may be taken."""
 
     async def rest(self, run: "Run") -> None:
         """Bring work in flight to a state that a snapshot may keep."""
@@ -104,13 +104,13 @@ class Method(Protocol):
         """Go on after a rest, or after a recovery."""
 
     def vectors(self) -> list[str]:
-        """Names of the vectors that a snapshot keeps, `parameters` first."""
+        """Return the names of the vectors that a snapshot keeps, `parameters` first."""
 
     def state(self) -> SavedState:
         """Return what a snapshot keeps of the method; it contains `applied`."""
 
     def restore(self, run: "Run", state: SavedState) -> None:
-        """Go back to a snapshot's state, with all shards. What was done since stays counted."""
+        """Go back to a snapshot's state, as all shards have done. The history keeps its counts."""
 
     def reached(self, run: "Run") -> Reached:
         """Return how far the run has come."""
@@ -120,15 +120,15 @@ class Method(Protocol):
 
 
 class Run:
-    """What every method needs: roster, workforce, shards, snapshots, validation, and records.
+    """Carries any method: roster, workforce, shards, snapshots, validation, and records.
 
-    Nothing here touches the cluster before `begin`.
+    Nothing touches the cluster before `begin`.
     """
 
     def __init__(self, client: Client, plan: Plan, method: Method) -> None:
         self.client, self.plan, self.method = client, plan, method
         self.records: queue.SimpleQueue[Record] = queue.SimpleQueue()
-        self.at_rest = threading.Event()  # nothing of the run is left on the cluster
+        self.at_rest = threading.Event()  # set when nothing of the run is left on the cluster
         self.stop_reason = ""
         self.progress = 0
         self.has_room_for_copies = False
@@ -166,18 +166,18 @@ class Run:
         self.stop_reason = self.stop_reason or reason
 
     def forget_result(self) -> None:
-        """The run goes back: a reason to stop that lay in its parameters is one no more."""
+        """Forget a reason to stop that lay in the parameters, because the run goes back."""
         if self.stop_reason in ("target", "bad_gradients"):
             self.stop_reason = ""
 
     def note_progress(self) -> None:
-        """Work has come to something that lasts: what follows is no recovery in a row."""
+        """Note progress that lasts: the next recovery is then not one in a row."""
         self.progress += 1
 
     # Beginning
 
     async def begin(self) -> int:
-        """See who is there, and check that the model fits; returns the number of shards."""
+        """Wait for workers, check that the model fits in them, and return the number of shards."""
         plan = self.plan
         await await_workers(self.client)
         await self.workforce.refresh(first=True)
@@ -211,7 +211,7 @@ class Run:
             await self.write()
 
     def initial(self) -> Initial:
-        """Where shards start: the last committed snapshot, else the model's own numbers."""
+        """Return where shards start: the last committed snapshot, else the model's own numbers."""
         snapshot = self.snapshots.committed
         if snapshot is None:
             return FromModel(self.plan.model, self.plan.seed, self.plan.start is not None)
@@ -246,7 +246,7 @@ class Run:
         await self.validator.conclude()
 
     async def look_around(self) -> None:
-        """See which workers are there and answer now, so that no later step waits for another."""
+        """Ask which workers are there and answer, so that no later step waits for a dead one."""
         await self.workforce.refresh(now=True)
         await self.workforce.look_around()
 
@@ -261,12 +261,12 @@ class Run:
     # What is due between two turns
 
     async def attend(self, *, epoch_ended: bool) -> None:
-        """Do what is due where a snapshot may be taken: move shards, validate, write.
+        """Move shards, validate and write a snapshot, each if it is due.
 
         Parameters
         ----------
         epoch_ended
-            Whether a validation is due that follows the epochs.
+            Whether an epoch has ended, which a validation follows.
         """
         await self.attend_shards()
         follows = self.validator.due or (epoch_ended and self.validator.each_epoch)
@@ -287,12 +287,12 @@ class Run:
             await self.end_flight()
             generation += 1
         await self.placement.reconcile()
-        if self.server.generation < generation:  # it was ended, and no shard has moved
+        if self.server.generation < generation:  # its calls were ended, and no shard has moved
             await self.server.advance()
         await self.method.go_on(self)
 
     async def _rest_and_copy(self, validate: bool, write: bool) -> None:
-        """At rest every shard takes the same copy, to validate, to write, or both.
+        """Have every shard copy its state at rest, to validate, to write, or both.
 
         If memory is short the shards write while the run rests, without a copy.
         """
@@ -315,7 +315,7 @@ class Run:
         await self.write()
 
     def _state(self) -> tuple[list[str], SavedState]:
-        """The vectors and the state that a snapshot taken now holds."""
+        """Return the names of the vectors, and the state, that a snapshot taken now holds."""
         names = self.method.vectors()
         if self.validator.has_best:
             names.append("best")
@@ -345,7 +345,7 @@ class Run:
     # Conclusion
 
     async def conclude(self) -> "np.ndarray | VectorReference":
-        """Come to rest, validate for the last time, and bring the parameters home."""
+        """Come to rest, validate for the last time, and return the parameters."""
         plan = self.plan
         await self.method.rest(self)
         await self._finish_validation()
@@ -364,10 +364,10 @@ class Run:
         return await brought_home(reference, plan.size)
 
     async def release(self) -> None:
-        """End what is under way, and leave nothing on the cluster.
+        """End all work, and release everything that the run holds on the cluster.
 
-        A step that fails is logged: it neither keeps the others from their turn, nor hides the
-        error that has ended the run.
+        A step that fails is logged. It neither stops the other steps, nor hides the error that has
+        ended the run.
         """
         steps = (
             self.workforce.close,
@@ -396,9 +396,9 @@ class Run:
         await self.server.release(workers)
 
     async def _answering(self) -> list[str]:
-        """The workers that answer: the dead are waited for once, not at every word.
+        """Return the workers that answer, so that a dead worker is waited for only once.
 
-        Workers without their scheduler end by themselves, and what the run holds there with them.
+        If the scheduler is gone its workers end by themselves, with all that the run holds there.
         """
         if not has_scheduler(self.client):
             return []

@@ -1,4 +1,4 @@
-"""What both verbs settle before the first task: shared arguments, checked and made whole."""
+"""The arguments that `downpour` and `sandblaster` share: checks and conversions."""
 
 import os
 import warnings
@@ -27,7 +27,7 @@ Parameters = Result | xr.Dataset | np.ndarray
 
 
 def check_shared(given: Mapping[str, Any]) -> None:
-    """Check the arguments that the verbs share."""
+    """Check the shared arguments."""
     arguments.at_least("seed", given["seed"], 0)
     for name in ("replicas", "shards"):
         if given[name] is not None:
@@ -65,7 +65,7 @@ def _check_path(checkpoint: object) -> None:
 def validation_interval(
     value: int | str | None, validation: Examples | None
 ) -> tuple[int | None, float | None]:
-    """Minibatches, or seconds, between two validations; neither means each epoch."""
+    """Return the minibatches, or seconds, between two validations; both None mean each epoch."""
     if value is None:
         return None, None
     if validation is None:
@@ -89,7 +89,7 @@ def validation_cut(
 
 
 def check_what_was_left_out(outcome: Outcome) -> None:
-    """Say so where many examples, a whole class, or many chunks were missing.
+    """Warn if many examples, a whole class, or many chunks were missing.
 
     Raises
     ------
@@ -105,13 +105,13 @@ def check_what_was_left_out(outcome: Outcome) -> None:
 
 
 def deviation_of(examples: Examples) -> np.ndarray | float:
-    """What one unit of each scaled target is in the target's own units."""
+    """Return the size of one unit of each scaled target, in the target's own units."""
     scaling = examples.target_scaling
     return 1.0 if scaling is None else scaling[1].ravel()
 
 
 def worker_names(argument: str, given: Sequence[str] | str | None) -> tuple[str, ...] | None:
-    """The workers of `workers=` or `shard_workers=`, as names."""
+    """Return the workers of `workers=` or `shard_workers=`, as names."""
     if given is None:
         return None
     names = (given,) if isinstance(given, (str, int)) else given
@@ -124,7 +124,7 @@ def worker_names(argument: str, given: Sequence[str] | str | None) -> tuple[str,
 
 
 def check_named(argument: str, names: Sequence[str] | None, client: Client) -> None:
-    """Refuse names of which no running worker has one.
+    """Raise if no running worker has one of the names.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def flat_parameters(parameters: Parameters | None, layout: Layout) -> np.ndarray
     Raises
     ------
     ValueError, TypeError
-        They do not fit the model, or are not finite: the parameter is named.
+        A parameter, which the error names, does not fit the model or is not finite.
     """
     if parameters is None:
         return None

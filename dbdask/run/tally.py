@@ -15,7 +15,7 @@ COUNTS = ("lost", "repeated", "rolled_back", "dropped", "refused")
 
 
 class Tally:
-    """Adds up what portions report, each step of the data once, whoever did it how often.
+    """Adds up the reports of portions; each step counts once, however often it was done.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Tally:
         self._done = PortionTable.from_rows(state["done"])
 
     def state(self) -> SavedState:
-        """What a snapshot keeps."""
+        """Return what a snapshot keeps of the tally."""
         return {
             "steps": self.steps,
             "examples": self.examples,
@@ -68,7 +68,7 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, those before a resume included."""
+        """Seconds of training, including those before a resume."""
         return self.seconds_before + time.monotonic() - self._began
 
     @property
@@ -77,7 +77,7 @@ class Tally:
         return self.steps - self._steps_at_start
 
     def go_back(self, state: SavedState) -> None:
-        """The whole run goes back to a snapshot: what came after is done, and counted, again."""
+        """Go back to a snapshot's totals: later steps are done, and counted, again."""
         self.repeated += max(0, self.applied - state["applied"])
         self.steps, self.examples = state["steps"], state["examples"]
         self.applied = state["applied"]
@@ -86,7 +86,7 @@ class Tally:
         self._restore_done(state)
 
     def add(self, report: PortionReport, epoch: int, workers: int, replicas: int | None) -> None:
-        """Add a portion's report, and make a record of it where it trained."""
+        """Add a portion's report, and make a record if the replica has trained."""
         self.note_replicas(workers, replicas)
         before = self._count_work(report)
         self.applied += report.pushes
@@ -119,10 +119,11 @@ class Tally:
         )
 
     def _count_work(self, report: PortionReport) -> int:
-        """Count a report's steps and examples; returns the portion's steps counted before.
+        """Count a report's steps and examples; return how many steps of the portion counted before.
 
-        A replica that dies says nothing of its last steps: the next one tells where it began. And
-        a step that not every shard had is done, and reported, twice.
+        A replica that dies does not report its last steps. The next replica reports where it
+        began, so they are counted then. A step that some shard lacked is done, and reported,
+        twice.
         """
         if report.epoch > self._epoch:  # the one before is finished
             self._done.forget_before(report.epoch)
@@ -138,7 +139,7 @@ class Tally:
         return steps
 
     def settle(self, epoch: int) -> None:
-        """Make a last record where something was counted since the one before."""
+        """Make a last record if something was counted since the record before."""
         last = self.history.records[-1] if self.history.records else None
         counted = [getattr(self, name) for name in COUNTS]
         if self.steps and counted != [getattr(last, name, 0) for name in COUNTS]:
