@@ -1,15 +1,17 @@
-"""One minibatch through a model, and a look at whether the model filled the gradient it was given.
+"""One minibatch through a model, and the check that the model fills its gradient.
 
-A model that rebinds `gradient` (`gradient = ...`) instead of filling it leaves whatever the buffer
-held, and would train on that without a sign. So the first minibatch of every task gets a buffer of
-one certain NaN, which no arithmetic makes anew: what still holds it was not written. That costs
-two passes over one vector a portion or bundle, which is at least sixteen minibatches.
+A model that rebinds `gradient` (`gradient = ...`) instead of filling it leaves the buffer as it
+was, and would train on old numbers without an error. So the first minibatch of every task gets a
+buffer of one certain NaN, which no arithmetic produces: elements that still hold it were not
+written. That costs two passes over one vector in each portion or bundle, which has at least sixteen
+minibatches.
 """
 
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.errors import ModelError
 from dbdask.models.layout import Layout, as_layout
 from dbdask.models.model import Model, as_loss
@@ -26,20 +28,23 @@ UNWRITTEN = np.uint32(0x7FC0DBDA)  # a quiet NaN with a payload of our own
 BLOCK = 65_536  # floats
 
 
-class Examples(Protocol):
-    """The arrays of a minibatch, as a model is given them."""
+class Batch(Protocol):
+    """The examples of one minibatch, as a model is given them."""
 
     @property
-    def inputs(self) -> np.ndarray: ...
+    def inputs(self) -> Float32Array:
+        """Shape (examples, *input_shape)."""
 
     @property
-    def targets(self) -> np.ndarray | None: ...
+    def targets(self) -> np.ndarray | None:
+        """int64 labels, (examples,), or float32 values, (examples, *target_shape)."""
 
     @property
-    def weights(self) -> np.ndarray | None: ...
+    def weights(self) -> Float32Array | None:
+        """One an example or one a target element; None: all are 1."""
 
 
-class Step(Examples, Protocol):
+class Step(Batch, Protocol):
     """A minibatch that knows its place in its portion."""
 
     @property
@@ -77,11 +82,11 @@ class Evaluator:
 
     def minibatch(
         self,
-        parameters: np.ndarray,
+        parameters: Float32Array,
         batch: Step,
         portion: tuple[int, int],
         *,
-        gradient: np.ndarray,
+        gradient: Float32Array,
         as_mean: bool,
     ) -> Evaluated:
         """Evaluate a minibatch of a portion, and say whether the result may be used.
@@ -110,30 +115,31 @@ class Evaluator:
         norm = divide_and_measure(gradient, divisor) if weight > 0 else 0.0
         return Evaluated(loss, weight, norm, "" if is_good(loss, norm) else self._bad(gradient))
 
-    def _bad(self, gradient: np.ndarray) -> str:
+    def _bad(self, gradient: Float32Array) -> str:
         names = [parameter.name for parameter in self.layout.parameters]
         return first_bad_parameter(gradient, names, list(self.layout.offsets))
 
     def evaluate(
-        self, parameters: np.ndarray, batch: Examples, *, seed: int, gradient: np.ndarray
+        self, parameters: Float32Array, batch: Batch, *, seed: int, gradient: Float32Array
     ) -> float:
         """Return the summed loss of a minibatch; `gradient` takes its summed gradient.
 
         Parameters
         ----------
         parameters, gradient
-            Flat float32 vectors; `gradient` is overwritten, with 0 for buffers that the model
-            does not write.
+            Flat float32 vectors of the model's size. `gradient` is overwritten; its elements of
+            buffers are 0 if the model does not write them.
         batch
-            Has `inputs`, `targets` and `weights`.
+            The examples.
         seed
-            For what is random in the model.
+            For random numbers in the model.
 
         Raises
         ------
         ModelError
-            The loss is no number; or the gradient was not overwritten, in the first minibatch.
+            The loss is no number; or the first minibatch did not overwrite the gradient.
         """
+        assert batch.targets is not None  # a run refuses examples without targets
         if self._is_first:
             mark_unwritten(gradient)
         for part in self._buffers:
@@ -155,12 +161,16 @@ class Evaluator:
 
 
 def loss_of_minibatch(
-    model: Model, parameters: np.ndarray, batch: Examples, *, scratch: np.ndarray
+    model: Model, parameters: Float32Array, batch: Batch, *, scratch: Float32Array
 ) -> float:
-    """Return the summed loss of a minibatch, without a gradient if the model can do that.
+    """Return the summed loss of a minibatch, from `loss_only` if the model has it.
 
-    `scratch`, a float32 vector of the model's size, takes the gradient that it has to compute
-    else.
+    Else `loss_and_gradient` writes a gradient into `scratch`, a float32 vector of the model's size.
+
+    Raises
+    ------
+    ModelError
+        The loss is no number.
     """
     assert batch.targets is not None
     if hasattr(model, "loss_only"):
@@ -176,8 +186,8 @@ def loss_of_minibatch(
     return as_loss(loss)
 
 
-def mark_unwritten(gradient: np.ndarray) -> None:
-    """Fill a float32 vector with the NaN that tells what was not written since."""
+def mark_unwritten(gradient: Float32Array) -> None:
+    """Fill a float32 vector with the NaN that marks elements as not written."""
     gradient.view(np.uint32).fill(UNWRITTEN)
 
 
@@ -188,8 +198,8 @@ def buffer_ranges(layout: Layout) -> list[slice]:
     return [slice(start, stop) for start, stop in pairs if start < stop]
 
 
-def unwritten_parameters(gradient: np.ndarray, layout: Layout) -> list[str]:
-    """Return the names of the trained parameters of which an element was not written."""
+def unwritten_parameters(gradient: Float32Array, layout: Layout) -> list[str]:
+    """Return the names of trained parameters with an element that was not written."""
     bits = gradient.view(np.uint32)
     return [
         parameter.name
@@ -199,15 +209,15 @@ def unwritten_parameters(gradient: np.ndarray, layout: Layout) -> list[str]:
 
 
 def _is_marked(bits: np.ndarray) -> bool:
-    """Whether an element holds the mark, looked for in blocks."""
+    """Whether an element, as uint32, is the mark; searched in blocks."""
     return any(
         bool((bits[start : start + BLOCK] == UNWRITTEN).any())
         for start in range(0, bits.size, BLOCK)
     )
 
 
-def check_written(gradient: np.ndarray, layout: Layout) -> None:
-    """Raise ModelError if a trained parameter's gradient was not overwritten."""
+def check_written(gradient: Float32Array, layout: Layout) -> None:
+    """Raise ModelError if the gradient of a trained parameter was not overwritten."""
     if gradient.shape != (layout.size,):
         raise ModelError(
             f"model.loss_and_gradient changed the shape of gradient from ({layout.size},) to "
@@ -219,7 +229,7 @@ def check_written(gradient: np.ndarray, layout: Layout) -> None:
 
 
 def unwritten_message(names: list[str], count: int) -> str:
-    """Say what a model left unwritten, and what to change."""
+    """Return the error text for parameters that a model did not write, with the remedy."""
     which = "gradient" if len(names) == count else f"the gradient of {_listed(names)}"
     return (
         f"model.loss_and_gradient did not overwrite {which}: fill the vector that is given in "
