@@ -206,7 +206,7 @@ class Workforce:
         self, work: Work, function: Callable[..., R], order: object, worker: str, key: str
     ) -> R:
         provider = self.providers[work.examples]
-        blocks: list[Future[object]] = []
+        blocks: list[Future[Piece]] = []
         future: Future[R] | None = None
         try:
             for portion in work.portions:
