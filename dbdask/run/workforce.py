@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from distributed import Client, Future
 
 from dbdask.data.block_provider import BlockProvider, why_cancelled
+from dbdask.data.routes import Piece
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.rpc.contact import has_scheduler, hear_out
 from dbdask.rpc.deadlines import deadline
