@@ -70,7 +70,7 @@ class FeatureSet:
         return tuple(variable.name for variable in self.variables)
 
     def ordered(self, argument: str, orders: Sequence[Sequence[str]]) -> "FeatureSet":
-        """Return the feature set with each variable's dimensions in the order of the training.
+        """Return the feature set with its variables' own dimensions in the order a model knows.
 
         Raises
         ------
