@@ -1,6 +1,6 @@
 """Sources: data that a user gives, opened, with any of the four routes to their values.
 
-The interface, as the modules beside this one use it::
+The interface, as the other modules of the package use it::
 
     source = open_source(data)             # path, URL, Zarr store or Dataset; reads metadata only
     source.route                           # "store", "lazy", "dask" or "memory"
