@@ -45,7 +45,7 @@ class Predictor:
         self.__dict__.update(state, _open=None, _lock=Lock())
 
     def opened(self) -> tuple[Reader, Float32Array]:
-        """Return a reader and the flat vector, opened once in this process."""
+        """Return a reader and the flat vector, float32 of (parameters,), opened once a process."""
         with self._lock:
             if self._open is None:
                 vector = self.parameters

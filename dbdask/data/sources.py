@@ -145,7 +145,13 @@ class Source:
         raise ValueError(f"no variable {given!r} in {self.description}; it has: {known}")
 
     def to_dataset(self) -> xr.Dataset:
-        """Return the data as a Dataset: the one given, or the store opened lazily."""
+        """Return the data as a Dataset: the one given, or the store opened lazily.
+
+        Raises
+        ------
+        RuntimeError
+            This is a worker's side, which has no Dataset.
+        """
         if self._dataset is not None:
             return self._dataset
         if self._location is None:

@@ -157,7 +157,7 @@ class Variable:
     def read(
         self, box: Mapping[str, slice] | None = None, blocks: Blocks | None = None
     ) -> np.ndarray:
-        """Return the stored values in the box, with the variable's dimensions in their order.
+        """Return the stored values in the box, of the box's shape, dimensions in their order.
 
         Parameters
         ----------
@@ -201,7 +201,13 @@ class Variable:
     def coordinate(
         self, box: Mapping[str, slice] | None = None, blocks: Blocks | None = None
     ) -> np.ndarray:
-        """Return the values as xarray shows them, in full precision, as labels of positions."""
+        """Return the values as xarray shows them, of the box's shape: exact labels of positions.
+
+        Raises
+        ------
+        DataError
+            The values cannot be read or decoded.
+        """
         stored = self.read(box, blocks)
         try:
             return self.decoding.as_shown(stored)

@@ -194,7 +194,10 @@ class Dense:
         into: Arrays,
         is_first: bool,
     ) -> Float32Array | None:
-        """Fill the gradients of weights and bias; overwrite the outputs and `gradient`."""
+        """Fill the gradients of weights and bias; return the gradient at the inputs, or None.
+
+        The outputs and `gradient`, both (examples, units), are overwritten.
+        """
         inputs, outputs = kept
         assert inputs is not None
         if outputs is not None:

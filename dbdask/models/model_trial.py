@@ -25,7 +25,7 @@ class Faulty(Exception):
 
 @dataclass(frozen=True)
 class ExampleBatch:
-    """A few examples, as a minibatch has them."""
+    """A few examples, with the arrays and shapes of a minibatch."""
 
     inputs: Float32Array
     targets: np.ndarray
@@ -135,7 +135,7 @@ class Trial:
         return loss, known, arrays | {"gradient": gradient}
 
     def loss_at(self, point: Float32Array, gradient: Float32Array) -> float:
-        """Return the loss at another point; the model gets both vectors themselves, no copies."""
+        """Return the loss at another point, (n,); the model gets both vectors, uncopied."""
         arrays = self._arrays(self.batch)
         with _as_fault("loss_and_gradient", arrays):
             value = self.model.loss_and_gradient(

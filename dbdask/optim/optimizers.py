@@ -129,7 +129,7 @@ class UpdateRule:
     def update(
         self, parameters: Float32Array, gradient: Float32Array, slots: Slots, step: int
     ) -> None:
-        """Apply one update in place, as `Optimizer.update` says."""
+        """Apply one update in place; see `Optimizer.update`."""
         self.apply(parameters, gradient, slots, step, self.rate(step))
 
     def apply(
