@@ -38,10 +38,10 @@ class Predictor:
     _lock: Lock = field(default_factory=Lock, repr=False)
     _open: tuple[Reader, Float32Array] | None = field(default=None, repr=False)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in ("model", "examples", "parameters")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _open=None, _lock=Lock())
 
     def opened(self) -> tuple[Reader, Float32Array]:
@@ -74,13 +74,13 @@ class Meaning:
 
     name: str
     dtype: np.dtype | type
-    fill: Any
+    fill: object
     convert: Callable[[FloatArray], np.ndarray]  # outputs (examples, outputs) -> (examples, *extra)
     dims: tuple[str, ...] = ()
     shape: tuple[int, ...] = ()
     coords: dict[str, Any] = field(default_factory=dict)
-    attrs: dict[str, Any] = field(default_factory=dict)
-    encoding: dict[str, Any] = field(default_factory=dict)
+    attrs: dict[str, object] = field(default_factory=dict)
+    encoding: dict[str, object] = field(default_factory=dict)
 
 
 def may_have_gaps(recipe: Recipe) -> bool:
@@ -246,7 +246,7 @@ def _coordinates(source: Source, array: xr.DataArray, meaning: Meaning) -> xr.Co
     return coords.coords
 
 
-def _writable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+def _writable(attrs: Mapping[Any, object]) -> dict[str, object]:
     """Return attributes in types that both netCDF and Zarr can write: text, numbers, lists.
 
     Examples
@@ -258,7 +258,7 @@ def _writable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if value is not None}
 
 
-def _attribute(value: object) -> Any:
+def _attribute(value: object) -> object:
     if isinstance(value, bool | np.bool_):
         return int(value)
     if value is None or isinstance(value, str | int | float | np.integer | np.floating):

@@ -250,7 +250,7 @@ def _with_none(values: np.ndarray, absent: BoolArray) -> np.ndarray:
     return found
 
 
-def _each(values: np.ndarray, absent: BoolArray | None) -> Iterator[tuple[Any, bool]]:
+def _each(values: np.ndarray, absent: BoolArray | None) -> Iterator[tuple[Any, np.bool_]]:
     gaps = np.zeros(values.size, bool) if absent is None else absent.ravel()
     return zip(values.ravel(), gaps, strict=True)
 

@@ -43,7 +43,7 @@ class Location:
     def __str__(self) -> str:
         return str(self.path or self.url or self.store or "a store in another process's memory")
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         store = None if self.token else self.store
         return {"path": self.path, "url": self.url, "store": store, "token": self.token}
 

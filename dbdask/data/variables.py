@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
@@ -79,7 +80,7 @@ class Variable:
     labels: xr.Coordinates | None = field(default=None, repr=False, compare=False)
     """The index of a Dataset that has this coordinate; it stays with the client."""
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # Cached properties stay behind: the lengths of 100,000 blocks are no small pickle.
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
@@ -374,7 +375,7 @@ def _flag_dtype(variable: xr.Variable) -> np.dtype | None:
     return np.dtype(f"{signs}{stored.itemsize}")
 
 
-def _itemsize(dtype: Any) -> int:
+def _itemsize(dtype: npt.DTypeLike) -> int:
     """Return the bytes of one stored value; text, whose length varies, counts 16."""
     try:
         found = np.dtype(dtype)

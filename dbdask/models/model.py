@@ -1,7 +1,7 @@
 """The model contract: the members that training, scoring and predicting need of a model."""
 
 from inspect import signature
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class Model(Protocol):
     """
 
     @property
-    def layout(self) -> Any: ...
+    def layout(self) -> object: ...
 
     def initial_parameters(self, seed: int, start: int, stop: int) -> Float32Array:
         """Return elements `start` to `stop` of the initial vector, shape (stop - start,).

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -178,7 +177,7 @@ class Trial:
             self._note_written(method, before, arrays)
             return as_loss(value, method)
 
-    def predict(self, inputs: Float32Array) -> tuple[Any, dict[str, np.ndarray]]:
+    def predict(self, inputs: Float32Array) -> tuple[object, dict[str, np.ndarray]]:
         """Return the outputs of `predict`, uncopied, and the arrays that it was given."""
         arrays = {"parameters": self.parameters.copy(), "inputs": inputs.copy()}
         before = {name: array.copy() for name, array in arrays.items()}
