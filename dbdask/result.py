@@ -116,7 +116,7 @@ class Result:
         -------
         dict
             `loss`: the mean loss as trained, without the penalty; and `accuracy` for labels, or
-            `rmse` and `r2` for values, or neither where a model of your own has another number of
+            `rmse` and `r2` for values, or neither if a model of your own has another number of
             outputs than the targets have elements. `loss` of classes is in nats. `rmse` is one
             number over all elements of all targets, each in its own units, so that the largest
             one dominates. `r2` has no units: it is found for each element, and averaged over the

@@ -46,7 +46,7 @@ class Decoding:
     attributes
         The CF attributes that xarray's decoder is to apply.
     steps
-        Elementwise functions that xarray applies to what is stored, the first one first.
+        Elementwise functions that xarray applies to stored values, in this order.
     signs
         The integer dtype as which the stored bytes are read; None: as they are stored.
     gaps

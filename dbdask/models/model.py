@@ -52,7 +52,7 @@ class Model(Protocol):
     `input_shape`, `output_shape` : tuple of int
         Shapes of one example; examples of other shapes are refused before anything is read.
     `loss_only(parameters, inputs, targets, *, weights, seed)`
-        Returns what `loss_and_gradient` returns, without a gradient. Validation and
+        Returns the loss of `loss_and_gradient`, without a gradient. Validation and
         `Result.evaluate` call it. A model that is random in training returns its loss without
         the randomness here.
     `description()`
