@@ -1,11 +1,17 @@
 """Saved results: a Zarr group of numbers and JSON; nothing in it is executed.
 
-model.zarr                   sealed: how long the vector is
+model.zarr                   sealed: how long the vector is, and which groups hold the result
 model.zarr/parameters        the flat vector
 model.zarr/description       sealed: all the rest; the last key
+
+Where a result replaces another one, its groups have new names, which are written first: so there is
+one result or the other at every moment. The one key of the group itself then names the new ones,
+and the old ones are deleted.
 """
 
+import logging
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +25,19 @@ from dbdask.errors import ResultError
 from dbdask.metrics.history import History
 from dbdask.models.layout import as_layout
 from dbdask.models.network import Network, what_is_own
+from dbdask.rpc.deadlines import deadline
 from dbdask.status import Status
 from dbdask.storage import sealed
+from dbdask.storage.bounded import within
 from dbdask.storage.checkpoint import VECTORS, VectorReference, write_vectors
 
 if TYPE_CHECKING:
     from dbdask.result import Result
 
+logger = logging.getLogger("dbdask")
+
 KIND = {"dbdask_result": 2}
+ROOT, PARAMETERS, DESCRIPTION = "zarr.json", "parameters", "description"
 CHUNK = 2**22  # floats
 
 
@@ -54,7 +65,7 @@ def _reading(path: str) -> Iterator[None]:
 
 
 def save(result: "Result", path: Any, *, overwrite: bool) -> None:
-    """Write a result.
+    """Write a result. The one that it replaces is deleted when all of it is written.
 
     Raises
     ------
@@ -64,17 +75,55 @@ def save(result: "Result", path: Any, *, overwrite: bool) -> None:
     path = _as_path(path)
     vector = result.vector()
     description = sealed.as_json(_describe(result))
-    _make_room(path, overwrite)
-    chunk = min(CHUNK, max(1, vector.size))
     try:
-        write_vectors(path, "", {**KIND, **VECTORS}, ["parameters"], vector.size, chunk)
-        sealed.write_slice(path, "parameters", 0, vector.size, vector)
-        sealed.write(path, "description", KIND, description)
+        if _is_free(path, overwrite):
+            _write_first(path, vector, description)
+        else:
+            _replace(path, vector, description)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise OSError(
             f"path={path!r} cannot be written: {error}; give a path or URL that this process can "
             "write"
         ) from error
+
+
+def _write_first(path: str, vector: np.ndarray, description: dict[str, Any]) -> None:
+    chunk = _chunk_of(vector)
+    write_vectors(path, "", {**KIND, **VECTORS}, [PARAMETERS], vector.size, chunk)
+    sealed.write_slice(path, PARAMETERS, 0, vector.size, vector)
+    sealed.write(path, DESCRIPTION, KIND, description)
+
+
+def _replace(path: str, vector: np.ndarray, description: dict[str, Any]) -> None:
+    """Write a result beside another one, let the path name it, and delete all the rest."""
+    before = {name for name in sealed.children(path) if name != ROOT}
+    name, chunk = uuid.uuid4().hex[:12], _chunk_of(vector)
+    parameters, described = f"{PARAMETERS}-{name}", f"{DESCRIPTION}-{name}"
+    content = {"names": [parameters], "size": vector.size, "chunk": chunk, DESCRIPTION: described}
+    try:
+        sealed.make_vector(path, parameters, vector.size, chunk)
+        sealed.write_slice(path, parameters, 0, vector.size, vector)
+        sealed.write(path, described, KIND, description)
+    except BaseException:
+        _delete(path, {parameters, described})
+        raise
+    sealed.replace(path, {**KIND, **VECTORS}, content)
+    _delete(path, before)
+
+
+def _delete(path: str, names: set[str]) -> None:
+    """Delete what no result needs: what cannot be deleted costs space, until the next one comes."""
+    for name in names:
+        try:
+            sealed.delete(path, name)
+        except Exception as error:
+            logger.warning("%s of path=%r could not be deleted: %r", name, path, error)
+
+
+def _chunk_of(vector: np.ndarray) -> int:
+    return min(CHUNK, max(1, vector.size))
 
 
 def _describe(result: "Result") -> dict[str, Any]:
@@ -88,10 +137,10 @@ def _describe(result: "Result") -> dict[str, Any]:
     }
 
 
-def _make_room(path: str, overwrite: bool) -> None:
-    """Leave nothing at the path, but delete no more than a saved result."""
+def _is_free(path: str, overwrite: bool) -> bool:
+    """Whether nothing lies at the path; if something does, it must be a saved result."""
     if sealed.is_empty(path):
-        return
+        return True
     if not overwrite:
         raise FileExistsError(f"path={path!r} exists already: choose another, or overwrite=True")
     if not _is_ours(path):
@@ -99,7 +148,7 @@ def _make_room(path: str, overwrite: bool) -> None:
             f"path={path!r} is no saved result, which is all that overwrite=True replaces: "
             "choose another path, or delete it yourself"
         )
-    sealed.clear(path)
+    return False
 
 
 def _is_ours(path: str) -> bool:
@@ -125,10 +174,8 @@ def load(path: Any, *, model: Any = None) -> "Result":
     if model is not None and not hasattr(model, "layout"):
         raise TypeError(f"model must keep the dbdask.Model contract, got {model!r}")
     with _reading(path):
-        if sealed.is_empty(path):
-            raise ResultError(f"path={path!r} does not exist: give what Result.save was given")
-        size = sealed.read(path, "", KIND)["size"]
-        found = sealed.read(path, "description", KIND)
+        held, found = _read_in_time(path)
+        size, parameters = held["size"], held["names"][0]
         model = _model_of(path, found, model)
         examples = Examples.from_description(found["examples"])
         history = History.from_json(found["history"])
@@ -136,7 +183,27 @@ def load(path: Any, *, model: Any = None) -> "Result":
         wanted = as_layout(model.layout).size
         if size != wanted:
             raise ResultError(f"path={path!r} holds {size} parameters, the model has {wanted}")
-    return Result(model, examples, SavedVector(path, ""), history, status)
+    return Result(model, examples, SavedVector(path, "", parameters), history, status)
+
+
+def _read_in_time(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    seconds = deadline("store")
+    try:
+        read: tuple[dict[str, Any], dict[str, Any]] = within(seconds, _read, path)
+        return read
+    except TimeoutError as error:
+        raise ResultError(
+            f"path={path!r} gave no answer in {seconds:g} s (dbdask.store): its store hangs, or "
+            "needs a longer dbdask.store"
+        ) from error
+
+
+def _read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the path says of its vector, and the description."""
+    if sealed.is_empty(path):
+        raise ResultError(f"path={path!r} does not exist: give what Result.save was given")
+    held = sealed.read(path, "", KIND)
+    return held, sealed.read(path, held.get(DESCRIPTION, DESCRIPTION), KIND)
 
 
 def _as_path(path: Any) -> str:
