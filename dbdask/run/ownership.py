@@ -81,14 +81,14 @@ class Ownership:
 
     def _try_to_take(self) -> bool:
         other = self._look()
+        if other is not None and not self._is_dead(other):
+            return False
         began = time.monotonic()
         if other is None:
             self._do("taking it", owner.write_first, self.path, self.me)
-        elif self._is_dead(other):
+        else:
             logger.info("checkpoint=%r is taken over from %s, which has ended", self.path, other)
             self._do("taking it over", owner.write, self.path, self.me)
-        else:
-            return False
         time.sleep(max(LEAST_SETTLING, SETTLING * (time.monotonic() - began)))
         now = self._look()
         return now is not None and now.token == self.me.token
@@ -183,7 +183,7 @@ class Ownership:
         if checkpoint.is_begun(self.path):
             return False
         logger.warning("checkpoint=%r was deleted while the run trains: begun anew", self.path)
-        checkpoint.create(self.path, self.settings)
+        checkpoint.begin_anew(self.path, self.settings)
         return True
 
     def release(self) -> None:

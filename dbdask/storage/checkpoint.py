@@ -1,7 +1,7 @@
 """The checkpoint: numbered snapshots of the flat vector in one Zarr group, complete when committed.
 
     run.zarr                     sealed: what the checkpoint is of
-    run.zarr/owner.json          the run that writes to it, as long as it lives
+    run.zarr/owner               the run that writes to it, as long as it lives
     run.zarr/<snapshot>          sealed: its vectors; named after (number, generation, run)
     run.zarr/<snapshot>/<vector> a vector (parameters, optimiser slots), one chunk a shard
     run.zarr/<snapshot>/commit   sealed: the state of the run; the last key
@@ -80,9 +80,7 @@ def exists(path: Place) -> bool:
     """Whether anything lies at `path` but the name of an owner."""
     try:
         names = sealed.children(path)
-        return any(not owner.is_key(name) for name in names) or (
-            not names and not sealed.is_empty(path)
-        )
+        return not sealed.is_empty(path) if not names else names != [owner.GROUP]
     except Exception as error:
         raise CheckpointError(
             f"checkpoint={path!r} cannot be reached: {error}; give a path or URL that the client "
@@ -97,16 +95,27 @@ def create(path: Place, attributes: dict[str, Any]) -> None:
 
 
 def is_begun(path: Place) -> bool:
-    """Whether a group is there that says what the checkpoint is of."""
-    with _reading(path):
-        return sealed.holds(path, "zarr.json")
+    """Whether a group is there that says what the checkpoint is of.
+
+    Where that group was deleted, Zarr makes an empty one as soon as anything is written below it.
+    """
+    if sealed.holds(path, "zarr.json") and not sealed.is_bare(path):
+        attributes(path)
+        return True
+    return False
+
+
+def begin_anew(path: Place, attributes: dict[str, Any]) -> None:
+    """Begin a checkpoint that was deleted, whatever was written into it since."""
+    with writing(path):
+        sealed.replace(path, KIND, attributes)
 
 
 def clear(path: Place) -> None:
     """Delete all of a checkpoint but the name of its owner; what it is of goes last."""
     with writing(path):
         for name in sorted(sealed.children(path), key="zarr.json".__eq__):
-            if name != owner.KEY:
+            if name != owner.GROUP:
                 sealed.delete(path, name)
 
 

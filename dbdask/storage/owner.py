@@ -1,7 +1,7 @@
-"""The owner of a checkpoint: the run that writes to it, as one key of the store says.
+"""The owner of a checkpoint: the run that writes to it, as an empty Zarr group in it says.
 
-The key is rewritten with a higher count again and again while the run lives. Clocks of different
-machines are not compared: who wants the checkpoint watches whether the key changes.
+The group's one key is rewritten with a higher count again and again while the run lives. Clocks of
+different machines are not compared: who wants the checkpoint watches whether the key changes.
 """
 
 import json
@@ -18,15 +18,12 @@ from zarr.core.sync import sync
 
 from dbdask.storage.sealed import Place, open_store
 
-KEY = "owner.json"
+GROUP = "owner"
+KEY = f"{GROUP}/zarr.json"
+KIND = "dbdask_owner"
 
 _here: set[str] = set()  # tokens of the owners that this process is
 _lock = threading.Lock()
-
-
-def is_key(name: str) -> bool:
-    """Whether a name is that of the key, or of what is left of one that was being written."""
-    return name == KEY or (name.startswith("owner.") and name.endswith(".partial"))
 
 
 @dataclass(frozen=True)
@@ -125,9 +122,9 @@ def read(place: Place) -> Owner | None:
 
 def _owner_of(content: bytes) -> Owner:
     try:
-        values: dict[str, Any] = json.loads(content)
+        values: dict[str, Any] = json.loads(content)["attributes"][KIND]
         return Owner(**values)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, LookupError):
         return Owner(0.0, "an unknown host", 0, since="an unknown time", token=content.hex())
 
 
@@ -142,9 +139,10 @@ def write_first(place: Place, owner: Owner) -> None:
 
 
 def _buffer(owner: Owner) -> Any:
-    return default_buffer_prototype().buffer.from_bytes(json.dumps(asdict(owner)).encode())
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {KIND: asdict(owner)}}
+    return default_buffer_prototype().buffer.from_bytes(json.dumps(group).encode())
 
 
 def delete(place: Place) -> None:
     """Name no owner any more."""
-    sync(open_store(place).delete(KEY))
+    sync(open_store(place).delete_dir(GROUP))

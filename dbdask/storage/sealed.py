@@ -80,9 +80,20 @@ def _holds(store: Store, key: str) -> bool:
         return True  # something is there that is no key of a store
 
 
+def clear(place: Place) -> None:
+    """Delete all that lies at a place."""
+    sync(open_store(place).clear())
+
+
 def holds(place: Place, key: str) -> bool:
     """Whether a key is there."""
     return _holds(open_store(place), key)
+
+
+def is_bare(place: Place) -> bool:
+    """Whether the group at a place itself says nothing."""
+    group = zarr.open_group(open_store(place), mode="r", zarr_format=3, use_consolidated=False)
+    return not dict(group.attrs)
 
 
 def keys(place: Place, group: str) -> set[str]:
