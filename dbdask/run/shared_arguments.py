@@ -143,7 +143,7 @@ def flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
     """
     if parameters is None or isinstance(parameters, np.ndarray):
         return _flat_parameters(parameters, layout)
-    seconds = deadline("store", 4 * layout.size)
+    seconds = round(deadline("store", 4 * layout.size), 1)
     try:
         vector: np.ndarray = within(seconds, _flat_parameters, parameters, layout)
         return vector

@@ -52,7 +52,8 @@ class FromSnapshot:
     first_open_epoch: int
 
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
-        seconds = deadline("store", 4 * (stop - start) * (2 + len(optimizer.slots)))
+        nbytes = 4 * (stop - start) * (2 + len(optimizer.slots))
+        seconds = round(deadline("store", nbytes), 1)
         try:
             vectors = within(seconds, self._read, start, stop)
         except TimeoutError as error:
