@@ -1,16 +1,18 @@
 """Saved results: a Zarr group of numbers and JSON; nothing in it is executed.
 
-model.zarr                   sealed: how long the vector is, and which groups hold the result
+model.zarr                   sealed: how long the vector is
 model.zarr/parameters        the flat vector
 model.zarr/description       sealed: all the rest; the last key
 
-Where a result replaces another one, its groups have new names, which are written first: so there is
-one result or the other at every moment. The one key of the group itself then names the new ones,
-and the old ones are deleted.
+A result that replaces another one is written beside it, as a group of the same form in `model.zarr`
+whose name begins with a higher number; then the other one is deleted. Nothing is overwritten or
+renamed: a reader takes what is complete and has the highest number, so there is one result or the
+other at every moment.
 """
 
 import logging
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +40,7 @@ logger = logging.getLogger("dbdask")
 
 KIND = {"dbdask_result": 2}
 ROOT, PARAMETERS, DESCRIPTION = "zarr.json", "parameters", "description"
+LATER = re.compile(r"(\d{8,})-\w+")  # the groups of results that have replaced another
 CHUNK = 2**22  # floats
 
 
@@ -77,7 +80,7 @@ def save(result: "Result", path: Any, *, overwrite: bool) -> None:
     description = sealed.as_json(_describe(result))
     try:
         if _is_free(path, overwrite):
-            _write_first(path, vector, description)
+            _write(path, "", vector, description)
         else:
             _replace(path, vector, description)
     except FileExistsError:
@@ -89,28 +92,28 @@ def save(result: "Result", path: Any, *, overwrite: bool) -> None:
         ) from error
 
 
-def _write_first(path: str, vector: np.ndarray, description: dict[str, Any]) -> None:
-    chunk = _chunk_of(vector)
-    write_vectors(path, "", {**KIND, **VECTORS}, [PARAMETERS], vector.size, chunk)
-    sealed.write_slice(path, PARAMETERS, 0, vector.size, vector)
-    sealed.write(path, DESCRIPTION, KIND, description)
+def _write(path: str, group: str, vector: np.ndarray, description: dict[str, Any]) -> None:
+    chunk = min(CHUNK, max(1, vector.size))
+    write_vectors(path, group, {**KIND, **VECTORS}, [PARAMETERS], vector.size, chunk)
+    sealed.write_slice(path, f"{group}/{PARAMETERS}".lstrip("/"), 0, vector.size, vector)
+    sealed.write(path, f"{group}/{DESCRIPTION}".lstrip("/"), KIND, description)
 
 
 def _replace(path: str, vector: np.ndarray, description: dict[str, Any]) -> None:
-    """Write a result beside another one, let the path name it, and delete all the rest."""
+    """Write a result beside another one, and then delete all that is not its."""
     before = {name for name in sealed.children(path) if name != ROOT}
-    name, chunk = uuid.uuid4().hex[:12], _chunk_of(vector)
-    parameters, described = f"{PARAMETERS}-{name}", f"{DESCRIPTION}-{name}"
-    content = {"names": [parameters], "size": vector.size, "chunk": chunk, DESCRIPTION: described}
+    number = 1 + max((_number(name) for name in before if LATER.fullmatch(name)), default=0)
+    group = f"{number:08d}-{uuid.uuid4().hex[:12]}"
     try:
-        sealed.make_vector(path, parameters, vector.size, chunk)
-        sealed.write_slice(path, parameters, 0, vector.size, vector)
-        sealed.write(path, described, KIND, description)
+        _write(path, group, vector, description)
     except BaseException:
-        _delete(path, {parameters, described})
+        _delete(path, {group})
         raise
-    sealed.replace(path, {**KIND, **VECTORS}, content)
     _delete(path, before)
+
+
+def _number(group: str) -> int:
+    return int(group.split("-")[0])
 
 
 def _delete(path: str, names: set[str]) -> None:
@@ -120,10 +123,6 @@ def _delete(path: str, names: set[str]) -> None:
             sealed.delete(path, name)
         except Exception as error:
             logger.warning("%s of path=%r could not be deleted: %r", name, path, error)
-
-
-def _chunk_of(vector: np.ndarray) -> int:
-    return min(CHUNK, max(1, vector.size))
 
 
 def _describe(result: "Result") -> dict[str, Any]:
@@ -174,8 +173,7 @@ def load(path: Any, *, model: Any = None) -> "Result":
     if model is not None and not hasattr(model, "layout"):
         raise TypeError(f"model must keep the dbdask.Model contract, got {model!r}")
     with _reading(path):
-        held, found = _read_in_time(path)
-        size, parameters = held["size"], held["names"][0]
+        group, size, found = _read_in_time(path)
         model = _model_of(path, found, model)
         examples = Examples.from_description(found["examples"])
         history = History.from_json(found["history"])
@@ -183,14 +181,18 @@ def load(path: Any, *, model: Any = None) -> "Result":
         wanted = as_layout(model.layout).size
         if size != wanted:
             raise ResultError(f"path={path!r} holds {size} parameters, the model has {wanted}")
-    return Result(model, examples, SavedVector(path, "", parameters), history, status)
+    return Result(model, examples, SavedVector(path, group), history, status)
 
 
-def _read_in_time(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+Found = tuple[str, int, dict[str, Any]]
+"""The group of a result, how long its vector is, and its description."""
+
+
+def _read_in_time(path: str) -> Found:
     seconds = deadline("store")
     try:
-        read: tuple[dict[str, Any], dict[str, Any]] = within(seconds, _read, path)
-        return read
+        found: Found = within(seconds, _read, path)
+        return found
     except TimeoutError as error:
         raise ResultError(
             f"path={path!r} gave no answer in {seconds:g} s (dbdask.store): its store hangs, or "
@@ -198,12 +200,22 @@ def _read_in_time(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         ) from error
 
 
-def _read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the path says of its vector, and the description."""
+def _read(path: str) -> Found:
+    """Return the result of the highest number that is complete."""
     if sealed.is_empty(path):
         raise ResultError(f"path={path!r} does not exist: give what Result.save was given")
-    held = sealed.read(path, "", KIND)
-    return held, sealed.read(path, held.get(DESCRIPTION, DESCRIPTION), KIND)
+    later = sorted((name for name in sealed.children(path) if LATER.fullmatch(name)), key=_number)
+    for group in reversed(later):
+        try:
+            return _read_group(path, group)
+        except Exception as error:  # its writer died, or it is being written
+            logger.warning("%s of path=%r is no whole result: %r", group, path, error)
+    return _read_group(path, "")
+
+
+def _read_group(path: str, group: str) -> Found:
+    size = sealed.read(path, group, KIND)["size"]
+    return group, size, sealed.read(path, f"{group}/{DESCRIPTION}".lstrip("/"), KIND)
 
 
 def _as_path(path: Any) -> str:

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import dask
 import pytest
+from zarr.storage import LocalStore, WrapperStore
 
 from dbdask.errors import CheckpointError
 from dbdask.run.ownership import Ownership
@@ -140,7 +142,7 @@ def test_what_was_deleted_is_begun_anew(taken, path, what):
 
 
 def test_a_root_that_was_replaced_by_something_else_is_left_alone(taken, path):
-    sealed.replace(path, {"other": 1}, {})
+    sealed.replace_root(path, {"other": 1}, {})
     with pytest.raises(CheckpointError, match="holds something, but no checkpoint"):
         taken.confirm()
 
@@ -199,3 +201,57 @@ def test_an_error_before_the_run_leaves_no_owner(path):
     assert sealed.children(path) == [group, "zarr.json"]
     with open_checkpoint(path, True, {"verb": "one"}) as opened:
         assert opened.last.group == group
+
+
+class Refusing(WrapperStore):
+    """A store that refuses to change the owner."""
+
+    async def set(self, key, value):
+        raise OSError(f"cannot put {key}")
+
+    async def set_if_not_exists(self, key, value):
+        raise OSError(f"cannot put {key}")
+
+    async def delete_dir(self, prefix):
+        raise OSError(f"cannot delete {prefix}")
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """Has every store refuse to change the owner, as long as it is entered."""
+
+    @contextmanager
+    def entered():
+        with monkeypatch.context() as patched:
+            patched.setattr(sealed, "open_store", lambda place: Refusing(LocalStore(place)))
+            yield
+
+    return entered
+
+
+def test_a_store_that_takes_no_owner_is_an_error_before_the_run(path, refusing):
+    with (
+        refusing(),
+        pytest.raises(CheckpointError, match="cannot be written: .* while taking it"),
+        open_checkpoint(path, "auto", {}),
+    ):
+        pass
+    with open_checkpoint(path, "auto", {}):
+        pass
+
+
+def test_a_run_goes_on_where_its_name_cannot_be_renewed_and_the_next_takes_over(
+    taken, path, refusing, caplog
+):
+    caplog.set_level("INFO")
+    with refusing():
+        until = time.monotonic() + 20
+        while "takes no sign of life" not in caplog.text and time.monotonic() < until:
+            time.sleep(0.02)
+        assert "takes no sign of life" in caplog.text
+        assert not taken.confirm()
+        taken.release()
+    assert "still names its owner" in caplog.text
+    assert owner.read(path).is_gone
+    with open_checkpoint(path, "auto", {}):
+        pass

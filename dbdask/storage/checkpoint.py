@@ -108,7 +108,7 @@ def is_begun(path: Place) -> bool:
 def begin_anew(path: Place, attributes: dict[str, Any]) -> None:
     """Begin a checkpoint that was deleted, whatever was written into it since."""
     with writing(path):
-        sealed.replace(path, KIND, attributes)
+        sealed.replace_root(path, KIND, attributes)
 
 
 def clear(path: Place) -> None:

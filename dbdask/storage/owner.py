@@ -16,7 +16,8 @@ from typing import Any
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from dbdask.storage.sealed import Place, open_store
+from dbdask.storage import sealed
+from dbdask.storage.sealed import Place
 
 GROUP = "owner"
 KEY = f"{GROUP}/zarr.json"
@@ -114,7 +115,7 @@ def read(place: Place) -> Owner | None:
     and that may change.
     """
     try:
-        found = sync(open_store(place).get(KEY, prototype=default_buffer_prototype()))
+        found = sync(sealed.open_store(place).get(KEY, prototype=default_buffer_prototype()))
     except FileNotFoundError:
         return None
     return None if found is None else _owner_of(found.to_bytes())
@@ -130,12 +131,12 @@ def _owner_of(content: bytes) -> Owner:
 
 def write(place: Place, owner: Owner) -> None:
     """Name the owner, whoever was named before."""
-    sync(open_store(place).set(KEY, _buffer(owner)))
+    sync(sealed.open_store(place).set(KEY, _buffer(owner)))
 
 
 def write_first(place: Place, owner: Owner) -> None:
     """Name the owner where the store names none; on a file system, of several only one is."""
-    sync(open_store(place).set_if_not_exists(KEY, _buffer(owner)))
+    sync(sealed.open_store(place).set_if_not_exists(KEY, _buffer(owner)))
 
 
 def _buffer(owner: Owner) -> Any:
@@ -145,4 +146,4 @@ def _buffer(owner: Owner) -> Any:
 
 def delete(place: Place) -> None:
     """Name no owner any more."""
-    sync(open_store(place).delete_dir(GROUP))
+    sync(sealed.open_store(place).delete_dir(GROUP))

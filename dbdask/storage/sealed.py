@@ -128,7 +128,7 @@ def _create(store: Store, path: str, kind: dict[str, Any], content: dict[str, An
     zarr.create_group(store, path=path, zarr_format=3, attributes=attributes)
 
 
-def replace(place: Place, kind: dict[str, Any], content: dict[str, Any]) -> None:
+def replace_root(place: Place, kind: dict[str, Any], content: dict[str, Any]) -> None:
     """Put other content into the group at a place itself: one key changes, and nothing else."""
     memory = MemoryStore()
     _create(memory, "", kind, content)
