@@ -11,6 +11,7 @@ import threading
 import dask
 import numpy as np
 import pytest
+import xarray as xr
 from test_downpour import assert_nothing_left, flat, labelled, network, write_store
 
 import dbdask
@@ -25,11 +26,8 @@ EPOCHS, ITERATIONS = 3, 6
 class Spoiled:
     """A model that does something else from a call on, as long as it is not mended."""
 
-    calls, mended, interrupted = (
-        0,
-        False,
-        False,
-    )  # of the whole process, which all workers of the tests are in
+    # Of the whole process, which all workers of the tests are in.
+    calls, mended, interrupted = 0, False, False
 
     def __init__(self, act=None, after=AFTER):
         self.model, self.act, self.after = network(), act, after
@@ -172,8 +170,16 @@ ENDS = {
 
 
 @pytest.mark.filterwarnings("ignore::dbdask.TrainingWarning")
-@pytest.mark.parametrize("every", ["1ms", "1h"])
-@pytest.mark.parametrize("reason", ENDS)
+@pytest.mark.parametrize(
+    ("reason", "every"),
+    [
+        ("callback", "1h"),
+        ("interrupted", "1ms"),
+        ("bad_gradients", "1h"),
+        ("bad_gradients", "1ms"),
+        ("diverged", "1ms"),
+    ],
+)
 def test_a_downpour_that_was_stopped_or_spoiled_goes_on_as_if_it_had_not_been(
     threads_client, store, tmp_path, whole, reason, every
 ):
@@ -206,8 +212,10 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("every", ["1ms", "1h"])
-@pytest.mark.parametrize("what", ERRORS)
+@pytest.mark.parametrize(
+    ("what", "every"),
+    [("data", "1ms"), ("a model", "1h"), ("a schedule", "1ms"), ("a callback", "1h")],
+)
 def test_a_downpour_that_ended_in_an_error_goes_on_as_if_it_had_not(
     threads_client, store, tmp_path, whole, what, every
 ):
@@ -234,9 +242,6 @@ def test_a_downpour_that_ended_in_an_error_goes_on_as_if_it_had_not(
 def test_a_run_whose_shards_are_lost_for_good_goes_on(
     threads_client, store, tmp_path, whole, verb, monkeypatch
 ):
-    async def lose(run):
-        raise ShardLost("lost")
-
     path = str(tmp_path / "run.zarr")
     with monkeypatch.context() as patched, pytest.raises(ShardLost, match="resume=True"):
         patched.setattr(Run, "conclude", lose)
@@ -270,8 +275,10 @@ BATCH_ENDS = {
 
 
 @pytest.mark.filterwarnings("ignore::dbdask.TrainingWarning")
-@pytest.mark.parametrize("every", ["1us", "1h"])
-@pytest.mark.parametrize("reason", BATCH_ENDS)
+@pytest.mark.parametrize(
+    ("reason", "every"),
+    [("callback", "1h"), ("interrupted", "1us"), ("bad_gradients", "1us"), ("iterations", "1us")],
+)
 def test_a_sandblaster_that_was_stopped_or_spoiled_goes_on_as_if_it_had_not_been(
     threads_client, store, tmp_path, whole, reason, every
 ):
@@ -301,13 +308,13 @@ def test_a_search_that_bad_gradients_end_leaves_the_point_before_it(
     assert again.history["loss"].values[-1] < result.history["loss"].values[-1]
 
 
-@pytest.mark.parametrize(("verb", "act"), [("downpour", raising), ("sandblaster", raising)])
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_run_that_ended_before_its_first_snapshot_was_trained_on_goes_on(
-    threads_client, store, tmp_path, whole, verb, act
+    threads_client, store, tmp_path, whole, verb
 ):
     path = str(tmp_path / "run.zarr")
     with pytest.raises(WorkerError, match="ZeroDivisionError"):
-        VERBS[verb](threads_client, store, Spoiled(act, 0), checkpoint=path)
+        VERBS[verb](threads_client, store, Spoiled(raising, 0), checkpoint=path)
     goes_on(threads_client, store, verb, path, whole)
 
 
@@ -333,3 +340,97 @@ def test_a_run_that_reached_its_end_leaves_it(
         again = VERBS[verb](threads_client, store, checkpoint=path, resume=True, **options)
         np.testing.assert_array_equal(again.vector(), result.vector())
         assert the_snapshot(path) == last and again.status == result.status
+
+
+# Rates that are too large
+
+
+def linear(client, store, tmp_path, rate, **options):
+    """A linear model of sums, which diverges with a rate of 3, and what it says."""
+    data = xr.open_zarr(store, consolidated=False)
+    data["sum"] = data["x"].sum("feature")
+    examples = dbdask.Examples(data.load(), inputs="x", targets="sum", along="row")
+    model = dbdask.Network(input_shape=6, layers=[dbdask.Dense(1)], loss="squared")
+    return dbdask.downpour(
+        model,
+        examples,
+        client=client,
+        optimizer=dbdask.sgd(rate),
+        batch_size=20,
+        replicas=1,
+        shards=2,
+        progress=False,
+        checkpoint=str(tmp_path / "run.zarr"),
+        resume="auto",
+        validation=examples if options["keep"] == "best" else None,
+        **options,
+    )
+
+
+@pytest.mark.filterwarnings("ignore::dbdask.TrainingWarning")
+@pytest.mark.parametrize(
+    ("rate", "reason", "every", "keep"),
+    [
+        (2.0, "diverged", "1ms", "last"),
+        (100.0, "bad_gradients", "1h", "last"),
+        (100.0, "bad_gradients", "1ms", "best"),
+    ],
+)
+def test_a_run_that_diverged_goes_on_with_a_smaller_rate(
+    threads_client, store, tmp_path, rate, reason, every, keep
+):
+    options = {"snapshot_every": every, "keep": keep}
+    result = linear(threads_client, store, tmp_path, rate, epochs=1, **options)
+    assert result.status.reason == reason
+    assert "lower the learning rate" in result.status.message
+    the_snapshot(str(tmp_path / "run.zarr"))
+    if reason == "bad_gradients":
+        assert "gradients were refused, the last in epoch 0, portion" in result.status.message
+    result = linear(threads_client, store, tmp_path, 0.1, epochs=3, **options)
+    assert result.status.ok and result.history["loss"].dropna("record").values[-1] < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::dbdask.TrainingWarning")
+def test_the_best_parameters_come_home_where_the_last_have_diverged(
+    threads_client, store, tmp_path
+):
+    paths = [str(tmp_path / name) for name in ("whole.zarr", "spoiled.zarr")]
+    options = {"keep": "best", "validation": labelled(store), "epochs": 4}
+    whole = downpour(threads_client, store, Spoiled(), checkpoint=paths[0], **options)
+    losses = whole.history["validation_loss"].values
+    options["checkpoint"] = paths[1]
+    result = downpour(threads_client, store, Spoiled(exploding, 2 * 60), **options)
+    assert result.status.reason == "epochs"  # the best parameters have not diverged
+    found = result.evaluate(labelled(store))["loss"]
+    assert found == pytest.approx(losses[np.isfinite(losses)][1], rel=1e-3)
+    assert the_snapshot(paths[1]).state["steps"] <= 2 * 60
+    Spoiled.mended = True
+    again = downpour(threads_client, store, Spoiled(), resume=True, **options)
+    np.testing.assert_array_equal(flat(again), flat(whole))
+
+
+async def lose(run):
+    raise ShardLost("lost")
+
+
+def sometimes(loss, gradient):
+    return refused(loss, gradient) if Spoiled.calls % 3 == 0 else loss
+
+
+def test_a_run_that_refuses_all_the_time_loses_no_more_than_any_other(
+    threads_client, store, tmp_path, monkeypatch
+):
+    path = str(tmp_path / "run.zarr")
+    options = {"checkpoint": path, "max_refused": 1000, "snapshot_every": "1ms"}
+    with monkeypatch.context() as patched, pytest.raises(ShardLost):
+        patched.setattr(Run, "conclude", lose)
+        downpour(threads_client, store, Spoiled(sometimes), **options)
+    last = checkpoint.latest(path)
+    assert set(sealed.children(path)) >= {last.last_good, last.group}
+    assert last.state["steps"] > AFTER and last.state["counts"]["refused"] > 0
+    good = sealed.read(path, f"{last.last_good}/commit", checkpoint.COMMIT)
+    assert 0 < good["steps"] <= AFTER and good["counts"]["refused"] == 0
+    Spoiled.mended = True
+    result = downpour(threads_client, store, resume=True, **options)
+    assert result.status.ok and result.history["step"].values[-1] == 60 * EPOCHS
+    the_snapshot(path)
