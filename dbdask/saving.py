@@ -17,24 +17,22 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import zarr
 
+from dbdask.arrays import Float32Array
 from dbdask.data.examples import Examples
 from dbdask.errors import ResultError
 from dbdask.metrics.history import History
 from dbdask.models.layout import as_layout
+from dbdask.models.model import Model
 from dbdask.models.network import Network, what_is_own
 from dbdask.rpc.deadlines import deadline
 from dbdask.status import Status
 from dbdask.storage import sealed
 from dbdask.storage.bounded import within
 from dbdask.storage.checkpoint import VECTORS, VectorReference, write_vectors
-
-if TYPE_CHECKING:
-    from dbdask.result import Result
 
 logger = logging.getLogger("dbdask")
 
@@ -48,10 +46,35 @@ CHUNK = 2**22  # floats
 class SavedVector(VectorReference):
     """The parameters of a saved result."""
 
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+    def read(self, start: int = 0, stop: int | None = None) -> Float32Array:
         """Read a slice, or the whole vector, float32."""
         with _reading(str(self.path)):
             return self._read(start, stop)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a result, as a saved result keeps them.
+
+    Parameters
+    ----------
+    model
+        The model.
+    examples
+        What it was trained on; of loaded parts, only the metadata.
+    parameters
+        The flat float32 vector; of loaded parts, where it can be read.
+    history
+        The records of the run.
+    status
+        Why the run stopped.
+    """
+
+    model: Model
+    examples: Examples
+    parameters: Float32Array | VectorReference
+    history: History
+    status: Status
 
 
 @contextmanager
@@ -67,8 +90,8 @@ def _reading(path: str) -> Iterator[None]:
         ) from error
 
 
-def save(result: "Result", path: Any, *, overwrite: bool) -> None:
-    """Write a result. The one that it replaces is deleted when all of it is written.
+def save(parts: Parts, path: Any, *, overwrite: bool) -> None:
+    """Write the parts of a result. What it replaces is deleted when all of it is written.
 
     Raises
     ------
@@ -76,8 +99,9 @@ def save(result: "Result", path: Any, *, overwrite: bool) -> None:
         Something lies at `path` and `overwrite` is False; or it is no saved result.
     """
     path = _as_path(path)
-    vector = result.vector()
-    description = sealed.as_json(_describe(result))
+    given = parts.parameters
+    vector = given.read() if isinstance(given, VectorReference) else given
+    description = sealed.as_json(_describe(parts))
     try:
         if _is_free(path, overwrite):
             _write(path, "", vector, description)
@@ -92,14 +116,14 @@ def save(result: "Result", path: Any, *, overwrite: bool) -> None:
         ) from error
 
 
-def _write(path: str, group: str, vector: np.ndarray, description: dict[str, Any]) -> None:
+def _write(path: str, group: str, vector: Float32Array, description: dict[str, Any]) -> None:
     chunk = min(CHUNK, max(1, vector.size))
     write_vectors(path, group, {**KIND, **VECTORS}, [PARAMETERS], vector.size, chunk)
     sealed.write_slice(path, f"{group}/{PARAMETERS}".lstrip("/"), 0, vector.size, vector)
     sealed.write(path, f"{group}/{DESCRIPTION}".lstrip("/"), KIND, description)
 
 
-def _replace(path: str, vector: np.ndarray, description: dict[str, Any]) -> None:
+def _replace(path: str, vector: Float32Array, description: dict[str, Any]) -> None:
     """Write a result beside another one, and then delete all that is not its."""
     before = {name for name in sealed.children(path) if name != ROOT}
     number = 1 + max((_number(name) for name in before if LATER.fullmatch(name)), default=0)
@@ -125,14 +149,14 @@ def _delete(path: str, names: set[str]) -> None:
             logger.warning("%s of path=%r could not be deleted: %r", name, path, error)
 
 
-def _describe(result: "Result") -> dict[str, Any]:
-    describe = getattr(result.model, "description", None)
+def _describe(parts: Parts) -> dict[str, Any]:
+    describe = getattr(parts.model, "description", None)
     return {
         "model": describe() if callable(describe) else None,
-        "layout": as_layout(result.model.layout).table(),
-        "examples": result.examples.description(),
-        "status": {"reason": result.status.reason, "message": result.status.message},
-        "history": result._history.to_json(),
+        "layout": as_layout(parts.model.layout).table(),
+        "examples": parts.examples.description(),
+        "status": {"reason": parts.status.reason, "message": parts.status.message},
+        "history": parts.history.to_json(),
     }
 
 
@@ -159,16 +183,14 @@ def _is_ours(path: str) -> bool:
     return "dbdask_result" in group.attrs
 
 
-def load(path: Any, *, model: Any = None) -> "Result":
-    """Read a result.
+def load(path: Any, *, model: Model | None = None) -> Parts:
+    """Read the parts of a saved result.
 
     Raises
     ------
     ResultError
         `path` holds no saved result, or a damaged one, or one of another model.
     """
-    from dbdask.result import Result
-
     path = _as_path(path)
     if model is not None and not hasattr(model, "layout"):
         raise TypeError(f"model must keep the dbdask.Model contract, got {model!r}")
@@ -181,7 +203,7 @@ def load(path: Any, *, model: Any = None) -> "Result":
         wanted = as_layout(model.layout).size
         if size != wanted:
             raise ResultError(f"path={path!r} holds {size} parameters, the model has {wanted}")
-    return Result(model, examples, SavedVector(path, group), history, status)
+    return Parts(model, examples, SavedVector(path, group), history, status)
 
 
 Found = tuple[str, int, dict[str, Any]]
@@ -227,7 +249,7 @@ def _as_path(path: Any) -> str:
     return text if "://" in text else os.path.abspath(text)
 
 
-def _model_of(path: str, found: dict[str, Any], model: Any) -> Any:
+def _model_of(path: str, found: dict[str, Any], model: Model | None) -> Model:
     if model is None and (missing := what_is_own(found["model"])):
         raise ResultError(
             f"path={path!r} was saved with {missing}, which a file of data cannot hold: give the "

@@ -10,13 +10,13 @@ from test_giving_up import outstanding, portion, report
 from test_roster import Cluster, live
 
 from dbdask.errors import RaisedInShard, ShardLost, WorkerError
-from dbdask.run import workforce as room
+from dbdask.run import workforce as workforce_module
 from dbdask.run.failures import MOST_ATTEMPTS
 from dbdask.run.workforce import Workforce
 
 
 def workforce(cluster, monkeypatch, only=None):
-    monkeypatch.setattr(room, "time", cluster.clock)
+    monkeypatch.setattr(workforce_module, "time", cluster.clock)
     return Workforce(cluster.client, "run", b"job", None, cluster.roster(only))
 
 
