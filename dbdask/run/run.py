@@ -349,6 +349,11 @@ class Run:
         """Write the shards as they are; the run is at rest."""
         await self.snapshots.write_live(*self._state(), self._doubt())
 
+    async def write_end(self) -> str:
+        """Write what the run ends with, and keep it if it is good; returns its group."""
+        bad = "the run ends in bad_gradients" if self.stop_reason == "bad_gradients" else ""
+        return await self.snapshots.write_end(*self._state(), bad or self._divergence())
+
     def _doubt(self) -> str:
         """Why a snapshot taken now would be no good one, if so; it counts as taken."""
         refused, self.tally.refused_lately = self.tally.refused_lately, 0
@@ -383,8 +388,7 @@ class Run:
         assert self.snapshots.committed is not None
         group = self.snapshots.committed.group
         if plan.last is None or self.progress or self.stop_reason:
-            bad = "the run ends in bad_gradients" if self.stop_reason == "bad_gradients" else ""
-            group = await self.snapshots.write_end(*self._state(), bad or self._divergence())
+            group = await self.write_end()
         parameters = await brought_home(VectorReference(plan.path, group, name), plan.size)
         if group != self.snapshots.committed.group and isinstance(parameters, np.ndarray):
             await self.snapshots.forget(group)
