@@ -1,17 +1,25 @@
 """The plan of a run: all that is settled before the first task, for any method."""
 
+import math
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dbdask.data.block_provider import BlockProvider
+from dbdask.metrics.magnitudes import Magnitude
+from dbdask.run.ownership import Ownership
 from dbdask.schedule.portions import Cut
 from dbdask.storage.checkpoint import Snapshot
 
 SavedState = dict[str, Any]
 """What a snapshot keeps besides vectors: anything that JSON can hold, by name."""
+
+
+def _unknown_loss(_magnitudes: Sequence[Magnitude]) -> float:
+    return math.inf
 
 
 def _new_name() -> str:
@@ -56,6 +64,11 @@ class Plan:
     """The checkpoint."""
     last: Snapshot | None = None
     """The committed snapshot that the run goes on from."""
+    ownership: Ownership | None = None
+    """The run's hold of the checkpoint; None if nobody else can want it."""
+    blind_loss: Callable[[Sequence[Magnitude]], float] = _unknown_loss
+    """About the loss of a model that knows nothing, by the magnitudes of the data; infinite if no
+    loss shows that the run has diverged."""
     snapshot_seconds: float = 30.0
 
     @property
