@@ -138,7 +138,7 @@ def _first_and_last(history: History, is_best: bool) -> tuple[float, float]:
         return math.nan, math.nan
     first = losses[0] if math.isnan(history.first_loss) else history.first_loss
     validated = history.column("validation_loss")
-    validated = validated[~np.isnan(validated)]
+    validated = validated[np.isfinite(validated)]  # others are never best
     best = is_best and len(validated) > 0
     return float(first), float(validated.min() if best else losses[-1])
 
