@@ -1,7 +1,8 @@
 """Sandblaster L-BFGS: a coordinator that never holds the parameters (section 4.2)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import cloudpickle
@@ -11,17 +12,19 @@ from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.data.block_provider import BlockProvider
 from dbdask.data.examples import Examples
 from dbdask.models.layout import as_layout
+from dbdask.models.model import Model
 from dbdask.optim.lbfgs import Settings
 from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.run import arguments
-from dbdask.run.concluding import ScaleNotice, conclude, setting_of
+from dbdask.run.concluding import ScaleNotice, blind_loss, conclude, setting_of
 from dbdask.run.fitting import check_fit, targets_for
 from dbdask.run.plan import Plan
 from dbdask.run.resuming import open_checkpoint, settings_of
 from dbdask.run.run import Run
 from dbdask.run.session import Callback, client_for, watch
 from dbdask.run.shared_arguments import (
+    Parameters,
     check_named,
     check_shared,
     check_what_was_left_out,
@@ -41,11 +44,11 @@ PORTION_BYTES = 32 * 2**20  # most stored bytes of a suggested portion
 
 
 def sandblaster(
-    model: Any,
+    model: Model,
     examples: Examples,
     *,
     client: Client | None = None,
-    parameters: Any = None,
+    parameters: Parameters | None = None,
     iterations: int = 100,
     history_length: int = 10,
     tolerance: float = 1e-5,
@@ -112,7 +115,8 @@ def sandblaster(
     keep
         "last", or "best" by validation loss: which parameters the result has.
     checkpoint
-        Path or URL of the checkpoint, a Zarr group that every worker can write. It holds the
+        Path or URL of the checkpoint, a Zarr group that every worker can write: of one run at a
+        time. It holds the
         history of L-BFGS too: a resumed run goes on as if it had not been broken off.
     snapshot_every
         Time between two snapshots.
@@ -152,7 +156,8 @@ def sandblaster(
     WorkerError
         A worker cannot take part, none is left, or some work failed wherever it was tried.
     CheckpointError
-        The checkpoint is there, is not, is of another run, is damaged, or cannot be written.
+        The checkpoint is there, is not, is of another run or in use by one, is damaged, or cannot
+        be read or written.
     ShardLost
         A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from; or
         the scheduler was lost.
@@ -186,8 +191,11 @@ def sandblaster(
     start = flat_parameters(parameters, layout)
     names = worker_names("workers", workers)
     shard_names = worker_names("shard_workers", shard_workers)
-    path, last = open_checkpoint(checkpoint, resume, settings)
-    with client_for(client) as connected:
+    with (
+        open_checkpoint(checkpoint, resume, settings) as opened,
+        client_for(client) as connected,
+    ):
+        path, last = opened.path, opened.last
         check_named("workers", names, connected)
         check_named("shard_workers", shard_names, connected)
         plan = Plan(
@@ -195,7 +203,7 @@ def sandblaster(
             model=cloudpickle.dumps(model),
             size=layout.size,
             trained=layout.trained,
-            validation_cut=validation_cut(validation, batch_size, batch_size),
+            validation_cut=validation_cut(validation, layout.size, batch_size),
             supply=BlockProvider(examples, connected),
             validation_supply=BlockProvider(validation, connected)
             if validation is not None
@@ -211,6 +219,8 @@ def sandblaster(
             keep=keep,
             path=path,
             last=last,
+            ownership=opened.ownership,
+            blind_loss=partial(blind_loss, model, examples),
             snapshot_seconds=arguments.duration("snapshot_every", snapshot_every),
             seed=seed,
             settings=settings,
@@ -238,7 +248,7 @@ def suggest_rows(rows: int, row_bytes: float) -> int:
     return min(max(LEAST_ROWS, math.ceil(rows / PORTIONS)), most)
 
 
-def _check_arguments(given: dict[str, Any]) -> None:
+def _check_arguments(given: Mapping[str, Any]) -> None:
     """Check every argument that needs no more than itself."""
     for name in ("iterations", "history_length"):
         arguments.at_least(name, given[name], 1)

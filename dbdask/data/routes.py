@@ -83,7 +83,7 @@ class Stored:
         try:
             return read_array(array, index)
         except MemoryError:
-            raise  # the chunk may be sound
+            raise  # that says nothing of the chunk
         except Oversized as error:
             chunk = oversized_chunk(array, index)
             raise read_error(error, self.path, index, str(self.location), chunk) from error

@@ -1,14 +1,25 @@
-"""What a verb settles before the first task, whichever method trains."""
+"""The plan of a run: all that is settled before the first task, for any method."""
 
+import math
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dbdask.data.block_provider import BlockProvider
+from dbdask.metrics.magnitudes import Magnitude
+from dbdask.run.ownership import Ownership
 from dbdask.schedule.portions import Cut
 from dbdask.storage.checkpoint import Snapshot
+
+SavedState = dict[str, Any]
+"""What a snapshot keeps besides vectors: anything that JSON can hold, by name."""
+
+
+def _unknown_loss(_magnitudes: Sequence[Magnitude]) -> float:
+    return math.inf
 
 
 def _new_name() -> str:
@@ -20,7 +31,7 @@ class Plan:
     """The arguments of one run, checked and made whole. A method keeps its own numbers itself."""
 
     job: bytes
-    """What workers need to train and to validate, pickled."""
+    """The job of the run's tasks, pickled."""
     model: bytes
     """The model, pickled: shards ask it for the first parameters."""
     size: int
@@ -30,8 +41,8 @@ class Plan:
     supply: BlockProvider
     """Brings workers the examples that they cannot read themselves."""
     seed: int
-    settings: dict[str, Any]
-    """What a checkpoint says of the run that it is of."""
+    settings: SavedState
+    """The settings that a checkpoint keeps, and compares when a run resumes."""
     run: str = field(default_factory=_new_name)
     """Identity of the run, part of every key and every snapshot."""
     start: np.ndarray | None = None
@@ -53,9 +64,14 @@ class Plan:
     """The checkpoint."""
     last: Snapshot | None = None
     """The committed snapshot that the run goes on from."""
+    ownership: Ownership | None = None
+    """The run's hold of the checkpoint; None if nobody else can want it."""
+    blind_loss: Callable[[Sequence[Magnitude]], float] = _unknown_loss
+    """About the loss of a model that knows nothing, by the magnitudes of the data; infinite if no
+    loss shows that the run has diverged."""
     snapshot_seconds: float = 30.0
 
     @property
     def name(self) -> str:
-        """What errors call the model."""
+        """The name of the model in errors."""
         return f"model of {self.size:,} parameters"

@@ -4,10 +4,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+
+import numpy as np
 
 from dbdask.metrics.history import History, Record
 from dbdask.metrics.magnitudes import Magnitude
+from dbdask.run.plan import SavedState
 from dbdask.schedule.portion_marks import PortionTable
 from dbdask.worker.replica import PortionReport
 
@@ -15,7 +17,7 @@ COUNTS = ("lost", "repeated", "rolled_back", "dropped", "refused")
 
 
 class Tally:
-    """Adds up what portions report, each step of the data once, whoever did it how often.
+    """Adds up the reports of portions; each step counts once, however often it was done.
 
     Parameters
     ----------
@@ -25,7 +27,7 @@ class Tally:
         Takes each new record.
     """
 
-    def __init__(self, state: dict[str, Any] | None, emit: Callable[[Record], None]) -> None:
+    def __init__(self, state: SavedState | None, emit: Callable[[Record], None]) -> None:
         self._emit = emit
         self._began = time.monotonic()
         self.last_loss = math.inf
@@ -36,6 +38,8 @@ class Tally:
         self.history = History()
         self.magnitudes: dict[str, tuple[Magnitude, ...]] = {}  # by worker
         self.seconds_before = 0.0
+        self.refused_lately = 0  # since the last snapshot, by replicas that train
+        self._refused_before = 0  # before a resume
         self.steps = self.examples = self.applied = 0
         self._done = PortionTable()  # steps, examples of the open portions
         self._epoch = 0
@@ -43,20 +47,28 @@ class Tally:
             self._restore(state)
         self._steps_at_start = self.steps
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: SavedState) -> None:
         self.steps, self.examples = state["steps"], state["examples"]
         self.applied = state["applied"]
         self.seconds_before = state["seconds"]
         self.history = History.from_json(state["history"])
         for name, value in state["counts"].items():
             setattr(self, name, value)
+        self._refused_before = self.refused
+        self.history.first_loss = state.get("first_loss") or self._first_recorded()
         self._restore_done(state)
 
-    def _restore_done(self, state: dict[str, Any]) -> None:
+    def _first_recorded(self) -> float:
+        """What an older checkpoint tells of the loss at the beginning."""
+        losses = self.history.column("loss")
+        known = losses[~np.isnan(losses)]
+        return float(known[0]) if len(known) else math.nan
+
+    def _restore_done(self, state: SavedState) -> None:
         self._done = PortionTable.from_rows(state["done"])
 
-    def state(self) -> dict[str, Any]:
-        """What a snapshot keeps."""
+    def state(self) -> SavedState:
+        """Return what a snapshot keeps of the tally."""
         return {
             "steps": self.steps,
             "examples": self.examples,
@@ -64,11 +76,12 @@ class Tally:
             "counts": {name: getattr(self, name) for name in COUNTS},
             "done": [list(row) for row in self._done.rows()],
             "history": self.history.to_json(),
+            "first_loss": None if math.isnan(first := self.history.first_loss) else first,
         }
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, those before a resume included."""
+        """Seconds of training, including those before a resume."""
         return self.seconds_before + time.monotonic() - self._began
 
     @property
@@ -76,8 +89,13 @@ class Tally:
         """Minibatches since this run began or was resumed."""
         return self.steps - self._steps_at_start
 
-    def go_back(self, state: dict[str, Any]) -> None:
-        """The whole run goes back to a snapshot: what came after is done, and counted, again."""
+    @property
+    def refused_since_start(self) -> int:
+        """Bad gradients since this run began or was resumed."""
+        return self.refused - self._refused_before
+
+    def go_back(self, state: SavedState) -> None:
+        """Go back to a snapshot's totals: later steps are done, and counted, again."""
         self.repeated += max(0, self.applied - state["applied"])
         self.steps, self.examples = state["steps"], state["examples"]
         self.applied = state["applied"]
@@ -86,7 +104,7 @@ class Tally:
         self._restore_done(state)
 
     def add(self, report: PortionReport, epoch: int, workers: int, replicas: int | None) -> None:
-        """Add a portion's report, and make a record of it where it trained."""
+        """Add a portion's report, and make a record if the replica has trained."""
         self.note_replicas(workers, replicas)
         before = self._count_work(report)
         self.applied += report.pushes
@@ -98,6 +116,7 @@ class Tally:
         if report.steps:
             self.history.ends_refused = report.ends_refused
         self.refused += sum(step >= before for step, _ in report.refused)
+        self.refused_lately += len(report.refused)
         for step, parameter in report.refused[-1:]:
             self.last_refusal = (
                 f"epoch {report.epoch}, portion {report.number}, step {step}: {parameter}"
@@ -119,10 +138,11 @@ class Tally:
         )
 
     def _count_work(self, report: PortionReport) -> int:
-        """Count a report's steps and examples; returns the portion's steps counted before.
+        """Count a report's steps and examples; return how many steps of the portion counted before.
 
-        A replica that dies says nothing of its last steps: the next one tells where it began. And
-        a step that not every shard had is done, and reported, twice.
+        A replica that dies does not report its last steps. The next replica reports where it
+        began, so they are counted then. A step that some shard lacked is done, and reported,
+        twice.
         """
         if report.epoch > self._epoch:  # the one before is finished
             self._done.forget_before(report.epoch)
@@ -138,7 +158,7 @@ class Tally:
         return steps
 
     def settle(self, epoch: int) -> None:
-        """Make a last record where something was counted since the one before."""
+        """Make a last record if something was counted since the record before."""
         last = self.history.records[-1] if self.history.records else None
         counted = [getattr(self, name) for name in COUNTS]
         if self.steps and counted != [getattr(last, name, 0) for name in COUNTS]:
