@@ -120,9 +120,9 @@ class WorkerContext:
     def link(self, handle: ServerHandle) -> ServerLink:
         """Return blocking calls on the shards of a handle."""
         if self.handle is None or handle.generation > self.handle.generation:
-            self.handle = handle
             places = [copy for shard in handle.shards for copy in shard.copies]
             self._shares_memory = self.routes.shares_memory(places)
+            self.handle = handle
         return ServerLink(handle, self.routes, self.calls)
 
     @contextmanager

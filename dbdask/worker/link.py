@@ -7,7 +7,7 @@ carries a call.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from dbdask.arrays import Float32Array
 from dbdask.errors import RECOVERABLE, RaisedInShard, ShardLost, Stale
@@ -181,9 +181,8 @@ class ServerLink:
 
         Where one fails the others are ended, none is left behind.
         """
-        generation = self.handle.generation
-        self._calls.check(generation)
-        ways = [self._routes.transport(message.place, generation) for message in messages]
+        self._calls.check(self.handle.generation)
+        ways = [self._way(message.place) for message in messages]
         order = sorted(range(len(messages)), key=lambda position: ways[position].is_direct)
         started: dict[int, _Call] = {}
         try:
@@ -194,11 +193,17 @@ class ServerLink:
             raise
         return Exchange([started[position] for position in range(len(messages))], combine)
 
+    def _way(self, place: ActorPlace) -> Transport:
+        try:
+            return self._routes.transport(place, self.handle.generation)
+        except RuntimeError as error:  # of a worker that is closed
+            self._raise_lost(place, error)
+
     def _start_one(self, way: Transport, message: Message) -> _Call:
         try:
             pending = way.start(message.request, message.sent, message.into)
         except (*LOST, RuntimeError) as error:
-            raise self._lost(message.place, error) from error
+            self._raise_lost(message.place, error)
         self._calls.add(pending, self.handle.generation)
         return _Call(message, pending, self._seconds)
 
@@ -239,18 +244,18 @@ class ServerLink:
         except MethodRaised as raised:
             failure = raised.error
         except (*LOST, RuntimeError) as error:
-            raise self._lost(call.place, error) from error
+            self._raise_lost(call.place, error)
         if isinstance(failure, RECOVERABLE):
             raise failure
         raise RaisedInShard(failure) from failure
 
-    def _lost(self, place: ActorPlace, error: BaseException) -> ShardLost | Stale:
-        """Return what a call that broke means: its generation has ended, or its shard is lost."""
+    def _raise_lost(self, place: ActorPlace, error: BaseException) -> NoReturn:
+        """Say what a call that broke means: its generation has ended, or its shard is lost."""
         if isinstance(error, RECOVERABLE):
-            return error
+            raise error
         if self._calls.has_ended(self.handle.generation):
-            return Stale(f"generation {self.handle.generation} has ended")
-        return self._routes.lost(place, error)
+            raise Stale(f"generation {self.handle.generation} has ended") from error
+        raise self._routes.lost(place, error) from error
 
 
 def together(copies: list[Acknowledgement]) -> Acknowledgement:

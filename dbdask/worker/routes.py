@@ -61,7 +61,8 @@ class Calls:
 
     def remove(self, call: Cancellable) -> None:
         """Forget a call that has ended or was given up."""
-        self._open.pop(id(call), None)
+        with self._lock:
+            self._open.pop(id(call), None)
 
     def end_generation(self, generation: int) -> None:
         """End every call of `generation` and of those before it."""
