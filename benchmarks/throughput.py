@@ -139,6 +139,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, measure in contestants(options.net, path, epochs, options.ways).items():
                 rates.setdefault(name, []).append(measure())
+                print(f"{name}: {rates[name][-1]:,.0f}", flush=True)
     count = make_network(options.net).parameter_count
     print(
         f"{options.net} net, {count:,} parameters, batch {NETS[options.net][3]}, examples a "
