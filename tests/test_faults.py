@@ -28,10 +28,11 @@ def store(tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("faults") / "store.zarr", ROWS)
 
 
-@pytest.fixture
-def client():
+@pytest.fixture(params=["auto", pytest.param("dask", marks=pytest.mark.chaos)])
+def client(request):
+    """Workers that share memory, as they do by themselves; or that use Dask's connections alone."""
     with (
-        dask.config.set(SHORT),
+        dask.config.set(SHORT | {"dbdask.transport": request.param}),
         LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
