@@ -278,12 +278,12 @@ def test_a_late_push_of_a_copy_that_lost_changes_nothing_in_the_next_pass(
 
 
 class Clock:
-    """Stands for the module `time`."""
+    """Stands for the run's clock."""
 
     def __init__(self):
         self.now = 0.0
 
-    def monotonic(self):
+    def seconds(self):
         return self.now
 
 
@@ -292,6 +292,7 @@ class Hands:
 
     def __init__(self, workers):
         self.roster, self.given = SimpleNamespace(workers=workers), []
+        self.clock = Clock()
 
     def idle_places(self, replicas):
         return [w for w in self.roster.workers if all(w != out.worker for out in self.given)]
@@ -305,10 +306,9 @@ class Hands:
         return out
 
 
-def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(gradient_pass, "time", clock)
+def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out():
     hands = Hands(["a", "b", "c"])
+    clock = hands.clock
     told = []
     server = SimpleNamespace(handle=None, unwant=lambda *what: told.append(what))
     three = portions(3)

@@ -1,7 +1,6 @@
 """One pass over the data: bundles to whoever is free, backup copies at the tail, one sum."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,7 +141,7 @@ class GradientPass:
     def _hand_out(self) -> None:
         pace = self.statistics.pace
         for worker in self.workforce.idle_places(self.replicas):
-            now = time.monotonic()
+            now = self.workforce.clock.seconds()
             workers, length = self._share_of(worker, now)
             bundle = self.assignment.take(worker, length, workers)
             if bundle is not None:
@@ -173,7 +172,7 @@ class GradientPass:
         places = self.workforce.places(worker, self.replicas)
         order = BundleOrder(self.run, self.server.handle, bundle, self.point, places)
         out = self.workforce.give(bundle, accrue_bundle, order, worker)
-        self.copies[out] = BundleAttempt(bundle, worker, time.monotonic(), is_backup)
+        self.copies[out] = BundleAttempt(bundle, worker, self.workforce.clock.seconds(), is_backup)
 
     def _take_in(self, out: Outstanding, report: BundleReport | None) -> None:
         if report is not None:
@@ -191,7 +190,7 @@ class GradientPass:
 
     def _count(self, bundle: Bundle, report: BundleReport, copy: BundleAttempt) -> None:
         """The first finished copy of a bundle counts."""
-        out = time.monotonic() - copy.since
+        out = self.workforce.clock.seconds() - copy.since
         pace = self.statistics.pace
         pace.note(copy.worker, len(bundle.portions), report.working, report.pushing, out)
         if bundle.number in self.done:

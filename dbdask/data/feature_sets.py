@@ -69,7 +69,7 @@ class FeatureSet:
         return tuple(variable.name for variable in self.variables)
 
     def ordered(self, argument: str, orders: Sequence[Sequence[str]]) -> "FeatureSet":
-        """Return the feature set with its variables' own dimensions in the order that a model knows.
+        """Return the feature set with its variables' own dimensions in the order a model knows.
 
         Raises
         ------

@@ -20,7 +20,8 @@ from distributed.protocol import to_serialize
 from distributed.worker import get_worker
 
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.deadlines import deadline, within
+from dbdask.schedule.awake import LOOK_SECONDS, AwakeClock
 
 
 class ActorPlace(NamedTuple):
@@ -156,6 +157,28 @@ async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: 
 
 
 async def _connect(pool: ConnectionPool, address: str, seconds: float) -> Any:
+    """Return a connection; where this process paused on the way, Dask's time-out judges nobody."""
+    while True:
+        clock = AwakeClock(asyncio.get_running_loop().time)
+        watching = asyncio.ensure_future(_watch(clock))
+        try:
+            return await _connect_once(pool, address, seconds)
+        except OSError:
+            clock.seconds()
+            if not clock.pauses:
+                raise
+        finally:
+            watching.cancel()
+
+
+async def _watch(clock: AwakeClock) -> None:
+    """Look at a clock for as long as the wait that it measures."""
+    while True:
+        clock.seconds()
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _connect_once(pool: ConnectionPool, address: str, seconds: float) -> Any:
     """Return a connection; Dask tries an address where nobody listens until the time is up.
 
     Tornado never closes a socket whose connecting is cancelled in the very turn in which it is
@@ -224,7 +247,7 @@ def unwrap(value: Any) -> Any:
 async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
     """Whether the actor's worker answers, for this actor, within the ping deadline."""
     try:
-        async with asyncio.timeout(deadline("ping")):
+        async with within(deadline("ping")):
             await _call(pool, place, "ping", (), "ping")
     except (*LOST, RuntimeError):
         return False
@@ -237,7 +260,7 @@ async def worker_answers(
     """Whether a worker answers at all within `seconds` (None: the ping deadline)."""
     seconds = deadline("ping") if seconds is None else seconds
     try:
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             await _talk(pool, address, "ping", op="identity")
     except (*LOST, RuntimeError):
         return False
@@ -266,7 +289,7 @@ async def run_on(
         "wait": True,
     }
     try:
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             reply = await _talk(pool, address, "connect", **message)
     except TimeoutError as error:
         raise WorkerError(f"worker {address} gave no answer in {seconds:g} s") from error
@@ -336,7 +359,7 @@ async def workers_now(client: Client) -> dict[str, WorkerFacts]:
         The scheduler gives no answer.
     """
     try:
-        async with asyncio.timeout(3 * deadline("ping")):  # a verb's guard is sooner
+        async with within(3 * deadline("ping")):  # a verb's guard is sooner
             answer = await scheduler_of(client).identity(n_workers=-1)
     except LOST as error:
         raise SchedulerLost(f"gives no answer: {error!r}") from error
@@ -357,7 +380,7 @@ async def workers_now(client: Client) -> dict[str, WorkerFacts]:
 async def count_workers(client: Client) -> int | None:
     """Return how many workers the scheduler has; None where it does not say within the deadline."""
     try:
-        async with asyncio.timeout(deadline("ping")):
+        async with within(deadline("ping")):
             return len(await scheduler_of(client).ncores(workers=None))
     except LOST:
         return None

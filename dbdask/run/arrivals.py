@@ -1,7 +1,6 @@
 """Arrivals: a cluster that has no worker yet is asked for one, and waited for."""
 
 import asyncio
-import time
 import uuid
 
 from distributed import Client
@@ -9,6 +8,7 @@ from distributed import Client
 from dbdask.errors import WorkerError
 from dbdask.rpc.contact import workers_now
 from dbdask.rpc.deadlines import deadline
+from dbdask.schedule.awake import AwakeClock
 
 LOOK_SECONDS = 0.25
 
@@ -25,11 +25,11 @@ async def await_workers(client: Client) -> None:
     """
     if await workers_now(client):
         return
-    since = time.monotonic()
+    clock = AwakeClock()
     waiting = client.submit(_do_nothing, key=f"dbdask-arrival-{uuid.uuid4().hex}", pure=False)
     try:
         while not await workers_now(client):
-            if time.monotonic() - since > deadline("arrival"):
+            if clock.seconds() > deadline("arrival"):
                 raise WorkerError(
                     "the cluster has no worker: start one (`dask worker ADDRESS`, or "
                     f"cluster.scale(2)); none came in {deadline('arrival'):g} s, set "

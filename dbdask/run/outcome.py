@@ -1,6 +1,5 @@
 """What a run leaves: its outcome; and what errors say of it."""
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dbdask.metrics.history import History
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.deadlines import deadline, within
 from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.status import Status
 from dbdask.storage.checkpoint import Snapshot, VectorReference
@@ -48,7 +47,7 @@ async def brought_home(reference: VectorReference, size: int) -> np.ndarray | Ve
     if 4 * size > LARGEST_READ:
         return reference
     try:
-        async with asyncio.timeout(deadline("store", 4 * size)):
+        async with within(deadline("store", 4 * size)):
             vector: np.ndarray = await DaemonThreadRunner().do(reference.read)
             return vector
     except TimeoutError:

@@ -8,6 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from dbdask.rpc.contact import (
     has_scheduler,
     run_on,
 )
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.deadlines import deadline, within
 from dbdask.rpc.making import made, release_when_made, submit_actor
 from dbdask.rpc.tasks import place_of
 from dbdask.schedule.ledger import ShardProgress
@@ -210,9 +211,10 @@ class ParameterServer:
 
     async def _until_forgotten(self, key: str) -> None:
         """Wait until the scheduler has dropped an actor: its worker can be retired only then."""
-        until = time.monotonic() + deadline("ping")
-        while await place_of(self.client, key) is not None and time.monotonic() < until:
-            await asyncio.sleep(0.02)
+        with suppress(TimeoutError):
+            async with within(deadline("ping")):
+                while await place_of(self.client, key) is not None:
+                    await asyncio.sleep(0.02)
 
     async def _make_all(self, plan: Sequence[tuple[int, Initial, str]]) -> None:
         """Make copies at once; what was made stays when one of them fails, and none is on its way.

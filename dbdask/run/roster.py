@@ -12,6 +12,7 @@ from dbdask.errors import WorkerError
 from dbdask.rpc.contact import WorkerFacts, worker_answers, workers_now
 from dbdask.rpc.deadlines import deadline
 from dbdask.run.preflight import Unheard, check_worker
+from dbdask.schedule.awake import AwakeClock
 
 logger = logging.getLogger("dbdask")
 
@@ -36,6 +37,7 @@ class Roster:
     only: Sequence[str] | None  # who may train; None: everybody
     holders: Sequence[str] | None = None  # who may hold shards; None: everybody
     facts: dict[str, WorkerFacts] = field(default_factory=dict)
+    clock: AwakeClock = field(default_factory=AwakeClock)  # by which the run judges others
     silent: set[str] = field(default_factory=set)
     closing: set[str] = field(default_factory=set)  # on their way out, and still answering
     leaving: set[str] = field(default_factory=set)  # asked to leave: they get nothing more
@@ -197,7 +199,7 @@ class Roster:
 
     def note_lack(self, lack: str) -> float:
         """Return for how long workers have been lacking, as far as anybody looked."""
-        now = time.monotonic()
+        now = self.clock.seconds()
         if not lack:
             self._lacking_since = None
             self._left.clear()

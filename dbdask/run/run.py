@@ -4,7 +4,6 @@ import asyncio
 import logging
 import queue
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -28,6 +27,7 @@ from dbdask.run.tally import Tally
 from dbdask.run.validating import Validator
 from dbdask.run.workforce import Workforce
 from dbdask.schedule import policies
+from dbdask.schedule.awake import AwakeClock
 from dbdask.schedule.ledger import Row
 from dbdask.status import Status
 from dbdask.storage.checkpoint import VectorReference
@@ -163,6 +163,11 @@ class Run:
             self.validator.choice,
         )
 
+    @property
+    def clock(self) -> AwakeClock:
+        """By which the run judges others: time in which this process ran."""
+        return self.roster.clock
+
     def request_stop(self, reason: str) -> None:
         """Ask the run to come to rest; the first reason stays. Safe from any thread."""
         self.stop_reason = self.stop_reason or reason
@@ -260,8 +265,8 @@ class Run:
     async def end_flight(self) -> None:
         """End every call, wait for the tasks to come home, and take their work back."""
         await self.server.end_generation(self.roster.answering)
-        until = time.monotonic() + deadline("portion-end")
-        while self.workforce.outstanding and time.monotonic() < until:
+        until = self.clock.seconds() + deadline("portion-end")
+        while self.workforce.outstanding and self.clock.seconds() < until:
             await self._take_in()
         for work in self.workforce.give_up_all():
             self.method.take_back(work)

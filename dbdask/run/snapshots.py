@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dbdask.errors import CheckpointError
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.deadlines import deadline, within
 from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.outcome import resume_hint
 from dbdask.run.parameter_server import ParameterServer
@@ -96,7 +96,7 @@ class Snapshots:
         writing = _Writing(self._store, server, path, group, names)
         seconds = round(deadline("store", 4 * server.size * len(names)), 1)
         try:
-            async with asyncio.timeout(seconds):
+            async with within(seconds):
                 await writing.begin()
                 await writing.write(method, what)
                 await writing.commit(state)
@@ -113,7 +113,7 @@ class Snapshots:
     async def _delete_older(self, path: str, number: int) -> None:
         """Delete what the snapshot of a number replaces; what stays behind only costs space."""
         try:
-            async with asyncio.timeout(deadline("store")):
+            async with within(deadline("store")):
                 older = await self._store.do(checkpoint.older, path, number)
                 await self._store.do(checkpoint.delete_all, path, older)
         except Exception as error:

@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError
 
 from dbdask.errors import RECOVERABLE, CheckpointError, ShardLost, WorkerError
 from dbdask.metrics.scores import Score
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.deadlines import deadline, within
 from dbdask.rpc.tasks import result_of
 from dbdask.run.failures import MOST_ATTEMPTS
 from dbdask.run.parameter_server import ParameterServer
@@ -133,7 +133,7 @@ class Validator:
         best: float | None = last.state.get("best")
         seconds = deadline("store", 4 * self.plan.size)
         try:
-            async with asyncio.timeout(seconds):
+            async with within(seconds):
                 await self.server.order("restore_best", last.path, last.group, best is not None)
         except TimeoutError as error:
             raise CheckpointError(

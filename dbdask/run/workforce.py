@@ -2,7 +2,6 @@
 
 import asyncio
 import textwrap
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -20,6 +19,7 @@ from dbdask.rpc.tasks import result_of
 from dbdask.run.failures import Failures, Work
 from dbdask.run.lost_tasks import LostTaskDetector
 from dbdask.run.roster import REFRESH_SECONDS, Roster
+from dbdask.schedule.awake import AwakeClock
 from dbdask.schedule.policies import places_for, tasks_for
 
 
@@ -84,6 +84,11 @@ class Workforce:
     def __post_init__(self) -> None:
         self.search = LostTaskDetector(self.client)
 
+    @property
+    def clock(self) -> AwakeClock:
+        """By which workers are judged."""
+        return self.roster.clock
+
     async def refresh(self, *, first: bool = False, now: bool = False) -> None:
         """See who is there, as `Roster.refresh` does; where somebody works, nobody is lacking.
 
@@ -129,7 +134,7 @@ class Workforce:
         key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
         task = asyncio.ensure_future(self._do(work, function, order, worker, key))
         task.add_done_callback(hear_out)  # where another's error ends the run first
-        out = Outstanding(work, worker, task, time.monotonic(), key)
+        out = Outstanding(work, worker, task, self.clock.seconds(), key)
         self.outstanding.append(out)
         return out
 
@@ -163,7 +168,7 @@ class Workforce:
 
         False where the worker left, stopped or is paused, or nobody is at work on `key`.
         """
-        asked, search = time.monotonic(), LostTaskDetector(self.client)
+        asked, search = self.clock.seconds(), LostTaskDetector(self.client)
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=REFRESH_SECONDS)
@@ -171,12 +176,12 @@ class Workforce:
                 gone = worker not in self.roster.facts or key in search.take_lost()
                 if gone and not task.done():
                     return False
-                if time.monotonic() - asked > deadline("silence"):
+                if self.clock.seconds() - asked > deadline("silence"):
                     is_paused = worker in self.roster.paused
                     if is_paused or not await worker_answers(self.client.rpc, worker):
                         return False
                     search.look(worker, [key])
-                    asked = time.monotonic()
+                    asked = self.clock.seconds()
             return True
         finally:
             await search.close()
@@ -237,7 +242,7 @@ class Workforce:
 
     def _restart_clocks(self, workers: Collection[str]) -> None:
         """Workers have answered, or ended a task: what waited behind it begins now."""
-        now = time.monotonic()
+        now = self.clock.seconds()
         for out in self.outstanding:
             if out.worker in workers:
                 out.since = now
@@ -272,7 +277,7 @@ class Workforce:
 
     def _look_for_tasks(self) -> None:
         """Look for what is long under way, whatever else its worker does meanwhile."""
-        now, least = time.monotonic(), deadline("silence")
+        now, least = self.clock.seconds(), deadline("silence")
         long = [out for out in self.outstanding if now - out.looked > least]
         for worker in {out.worker for out in long}:
             self.search.look(worker, [out.key for out in long if out.worker == worker])
@@ -289,7 +294,7 @@ class Workforce:
 
     def _overdue(self) -> list[Outstanding]:
         """What its worker has had for longer than `dbdask.silence` without a sign of life."""
-        now, least = time.monotonic(), deadline("silence")
+        now, least = self.clock.seconds(), deadline("silence")
         return [out for out in self.outstanding if now - out.since > least]
 
     def abandon(self, workers: set[str]) -> list[Work]:
