@@ -33,7 +33,7 @@ class Barrier:
         A task that was given up for silent may still be pushing: then the generation ends too.
         """
         await run.server.order("pause", True)
-        await self._empty(run)
+        await self._empty(run, may_give_up_reads=True)
         if run.workforce.abandoned:
             async with run.validator.choice:
                 await run.server.advance()
@@ -52,9 +52,14 @@ class Barrier:
         # Some shards may not have heard yet that other epochs are closed.
         return uneven(progresses, self.stream.epoch)
 
-    async def _empty(self, run: Run) -> None:
-        """Take in until nothing is outstanding; trouble on the way comes out."""
+    async def _empty(self, run: Run, *, may_give_up_reads: bool = False) -> None:
+        """Take in until nothing is outstanding; trouble on the way comes out.
+
+        A run that is to stop does not wait for a chunk that does not come: its portion goes back.
+        """
         while run.workforce.outstanding:
+            if run.stop_reason and may_give_up_reads:
+                run.give_up_long_reads()
             await run.take_in()
 
     async def _even_out(self, run: Run, apart: set[tuple[int, int]]) -> None:

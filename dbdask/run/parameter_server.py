@@ -30,7 +30,12 @@ from dbdask.rpc.making import made, release_when_made, submit_actor
 from dbdask.rpc.tasks import place_of
 from dbdask.schedule.ledger import ShardProgress
 from dbdask.schedule.placement import missing_copies
-from dbdask.worker.context import close_context, end_generation, unwant
+from dbdask.worker.context import (
+    close_context,
+    end_generation,
+    give_up_long_reads,
+    unwant,
+)
 from dbdask.worker.drain_on_close import add_farewell, forget_farewell, shard_prefix
 from dbdask.worker.initial import FromNeighbour
 from dbdask.worker.link import ServerHandle, ShardPlace
@@ -382,6 +387,12 @@ class ParameterServer:
         Nothing waits for it: a worker that does not hear it works in vain, and no worse.
         """
         telling = asyncio.ensure_future(self._tell(workers, unwant, self.run, identities))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+
+    def give_up_long_reads(self, workers: Sequence[str]) -> None:
+        """Tell workers that replicas are to wait no longer for chunks that do not come."""
+        telling = asyncio.ensure_future(self._tell(workers, give_up_long_reads, self.run))
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
 

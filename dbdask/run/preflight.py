@@ -1,6 +1,5 @@
 """Before training: each worker opens what it will need, and one that cannot is named."""
 
-import asyncio
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from dbdask.rpc.contact import (
     worker_answers,
 )
 from dbdask.rpc.deadlines import deadline
+from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.storage import checkpoint
 
 PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
@@ -99,7 +99,7 @@ def version_here() -> str:
 async def open_all(job: bytes, path: str | None, trains: bool) -> str:
     """On a worker: unpickle the job and open every store; returns what it cannot do, if any."""
     try:
-        await asyncio.to_thread(_open_all, job, path, trains)
+        await DaemonThreadRunner().do(_open_all, job, path, trains)
     except ImportError as error:
         return (
             f"cannot import what the run needs ({error}): "

@@ -262,6 +262,11 @@ class Run:
         for work in await self.workforce.look_around():
             self.method.take_back(work)
 
+    def give_up_long_reads(self) -> None:
+        """Let the replicas that answer wait no longer for chunks that do not come."""
+        busy = {out.worker for out in self.workforce.outstanding}
+        self.server.give_up_long_reads(sorted(busy & set(self.roster.answering)))
+
     async def end_flight(self) -> None:
         """End every call, wait for the tasks to come home, and take their work back."""
         await self.server.end_generation(self.roster.answering)

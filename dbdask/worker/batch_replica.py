@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dbdask.data.block_provider import gather_blocks
+from dbdask.data.waiting import ReadGivenUp
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.models.evaluation import Evaluator
@@ -87,6 +88,8 @@ def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
             _accrue(context, order, report, gather_blocks(blocks))
         except RECOVERABLE as trouble:
             report.trouble = f"{type(trouble).__name__}: {trouble}"
+        except ReadGivenUp:  # nothing was pushed: the bundle goes back as it came
+            pass
     return report
 
 

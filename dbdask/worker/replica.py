@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dbdask.data.block_provider import gather_blocks
+from dbdask.data.waiting import ReadGivenUp
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.models.evaluation import Evaluator
@@ -108,6 +109,8 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Any) -> PortionRepor
             _Replica(context, order, report).work(gather_blocks(blocks))
         except RECOVERABLE as trouble:
             report.trouble = f"{type(trouble).__name__}: {trouble}"
+        except ReadGivenUp:  # between two steps: the portion goes back as it is in the shards
+            report.finished = False
     return report
 
 
