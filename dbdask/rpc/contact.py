@@ -6,9 +6,10 @@ goes over a direct connection, under a deadline, and ends in the answer or in `S
 
 import asyncio
 import concurrent.futures
+import importlib
 import pickle
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -300,6 +301,12 @@ async def run_on(
         failure = unwrap(reply["exception"])
         raise pickle.loads(failure) if isinstance(failure, bytes) else failure
     return unwrap(reply["result"])
+
+
+async def import_here(names: Sequence[str]) -> None:
+    """On a worker: import modules beside the event loop, which would serve nobody meanwhile."""
+    for name in names:
+        await asyncio.to_thread(importlib.import_module, name)
 
 
 def start_on(

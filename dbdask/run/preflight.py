@@ -10,6 +10,7 @@ from dbdask import __version__
 from dbdask.errors import CheckpointError, WorkerError
 from dbdask.rpc.contact import (
     WorkerFacts,
+    import_here,
     refused_certificate,
     run_on,
     while_alive,
@@ -18,6 +19,16 @@ from dbdask.rpc.contact import (
 from dbdask.rpc.deadlines import deadline
 from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.storage import checkpoint
+
+USED = (
+    "dbdask.run.preflight",
+    "dbdask.worker.replica",
+    "dbdask.worker.batch_replica",
+    "dbdask.worker.validation",
+    "dbdask.worker.batch_shard",
+    "dbdask.worker.drain_on_close",
+)
+"""Modules of what a worker is sent: where it comes unimported, the event loop has to import it."""
 
 PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
 LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in the client
@@ -78,6 +89,7 @@ async def _is_silence(pool: ConnectionPool, address: str, cause: BaseException |
 async def _check_version(pool: ConnectionPool, address: str) -> None:
     """Before anything else is sent, which another version might not understand."""
     try:
+        await _ask(pool, address, import_here, USED)
         version = await _ask(pool, address, version_here)
     except (ImportError, AttributeError) as error:
         raise WorkerError(
