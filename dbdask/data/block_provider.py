@@ -33,6 +33,9 @@ from dbdask.data.routes import Blocked, Held, Piece
 from dbdask.data.variables import Variable
 from dbdask.schedule.portions import Portion
 
+SCATTER_SECONDS = 5.0
+"""How long values wait for a worker that the scheduler does not know: it has just left."""
+
 _Name = tuple[int, int, tuple[int, ...]]
 
 
@@ -193,7 +196,11 @@ class BlockProvider:
         # Fresh names: a future of the same values whose worker died must not be found again.
         return list(
             self._client.scatter(
-                pieces, direct=True, hash=False, workers=list(workers) if workers else None
+                pieces,
+                direct=True,
+                hash=False,
+                workers=list(workers) if workers else None,
+                timeout=SCATTER_SECONDS,
             )
         )
 

@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 
-from distributed import Client
+from distributed import Client, Future
 
 from dbdask.errors import WorkerError
 from dbdask.rpc.contact import workers_now
@@ -26,7 +26,7 @@ async def await_workers(client: Client) -> None:
     if await workers_now(client):
         return
     clock = AwakeClock()
-    waiting = client.submit(_do_nothing, key=f"dbdask-arrival-{uuid.uuid4().hex}", pure=False)
+    waiting = ask_for_worker(client)
     try:
         while not await workers_now(client):
             if clock.seconds() > deadline("arrival"):
@@ -38,6 +38,11 @@ async def await_workers(client: Client) -> None:
             await asyncio.sleep(LOOK_SECONDS)
     finally:
         waiting.release()
+
+
+def ask_for_worker(client: Client) -> Future:
+    """Let a task wait for a worker, so that an adaptive cluster starts one; release it then."""
+    return client.submit(_do_nothing, key=f"dbdask-arrival-{uuid.uuid4().hex}", pure=False)
 
 
 def _do_nothing() -> None:

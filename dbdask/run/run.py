@@ -270,6 +270,8 @@ class Run:
     async def end_flight(self) -> None:
         """End every call, wait for the tasks to come home, and take their work back."""
         await self.server.end_generation(self.roster.answering)
+        for work in self.workforce.give_up_unsubmitted():
+            self.method.take_back(work)
         until = self.clock.seconds() + deadline("portion-end")
         while self.workforce.outstanding and self.clock.seconds() < until:
             await self._take_in()

@@ -16,6 +16,7 @@ from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.rpc.contact import has_scheduler, hear_out, worker_answers
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.tasks import result_of
+from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.failures import Failures, Work
 from dbdask.run.lost_tasks import LostTaskDetector
 from dbdask.run.roster import REFRESH_SECONDS, Roster
@@ -145,7 +146,7 @@ class Workforce:
         future = None
         try:
             for portion in work.portions:
-                blocks += await asyncio.to_thread(self.supply.futures, portion, workers=[worker])
+                blocks += await DaemonThreadRunner().do(self.supply.futures, portion, [worker])
             future = self.client.submit(
                 function,
                 order,
@@ -307,6 +308,10 @@ class Workforce:
             out.task.cancel()
             self.abandoned = True
         return [out.work for out in given_up]
+
+    def give_up_unsubmitted(self) -> list[Work]:
+        """Give up what no worker has been given yet: its data are still on their way."""
+        return self._give_up([o for o in self.outstanding if o.key not in self.client.futures])
 
     def give_up_all(self) -> list[Work]:
         """Give up every task, where those that should have ended did not."""
