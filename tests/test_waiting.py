@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import dask
 import numpy as np
@@ -188,3 +189,9 @@ def test_ctrl_c_ends_a_read_on_the_client_at_once(hanging, tmp_path, what):
     assert process.stdout.readline() == "interrupted\n"
     assert time.monotonic() - began < 5
     process.communicate(timeout=10)
+
+
+def test_the_deadline_is_documented():
+    page = (Path(__file__).parents[1] / "docs" / "failure.md").read_text()
+    assert f"| `read` | {deadline():g} s" in page
+    assert waiting.READ_SECONDS == f"{deadline():g}s"

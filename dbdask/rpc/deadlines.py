@@ -29,7 +29,8 @@ and committing a snapshot (plus its bytes at `BYTES_PER_SECOND`), deleting old o
 often the worker of a portion is asked for a sign of life. portion-end: the portions in flight, once
 told to end. arrival: a worker, where none is left. hand-on: how long a closing worker waits for its
 shards to be fetched (a nanny ends it after some 4 s). lease: what idles on a worker looks so often
-whether its run still lives."""
+whether its run still lives. How long a chunk of the data may take, `dbdask.read`, stands in
+`dbdask.data.waiting`."""
 
 dask.config.update_defaults({"dbdask": DEFAULTS})
 
