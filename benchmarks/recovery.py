@@ -60,7 +60,7 @@ class Killer:
 
 
 def assert_clean(client: Client) -> None:
-    """Every worker runs a task; no task, actor or room of the run is left."""
+    """Every worker runs a task; no task, actor or context of the run is left."""
     addresses = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.workers))
     futures = [client.submit(abs, n, workers=[a], pure=False) for n, a in enumerate(addresses)]
     assert [f.result(timeout=15) for f in futures] == list(range(len(addresses)))

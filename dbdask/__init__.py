@@ -1,6 +1,6 @@
 """DistBelief on Dask: train neural networks where chunked Zarr data and a Dask cluster are.
 
-Names are loaded when they are first used, so that the numbers come without Dask.
+Names are loaded when they are first used, so that models and update rules load without Dask.
 """
 
 from importlib import import_module

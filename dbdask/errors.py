@@ -1,4 +1,4 @@
-"""What can go wrong, as types that a caller can tell apart."""
+"""The errors and warnings of this library, one type for each kind of failure."""
 
 
 class ShardLost(RuntimeError):
@@ -10,42 +10,42 @@ class Stale(RuntimeError):
 
 
 class RaisedInShard(Exception):
-    """A method of a shard raised the error that this one carries: no shard is lost by that."""
+    """A method of a shard raised the error that this one carries; the shard is not lost."""
 
     @property
     def error(self) -> Exception:
-        """What the method raised."""
+        """The error that the method raised."""
         error: Exception = self.args[0]
         return error
 
 
 RECOVERABLE = (ShardLost, Stale)
-"""What a call to the shards ends in when the run has to recover, rather than fail."""
+"""Errors of a call to the shards after which the run recovers instead of failing."""
 
 
 class DataError(ValueError):
-    """Values found wrong when the chunk that holds them was read."""
+    """Values are wrong, or cannot be read; found when their chunk was read."""
 
 
 class ModelError(ValueError):
-    """A model does not keep the `dbdask.Model` contract: no other worker would find it right."""
+    """A model does not keep the `dbdask.Model` contract; another worker would find the same."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is missing, already there, of another run, or damaged."""
+    """A checkpoint is missing, exists already, belongs to another run, or is damaged."""
 
 
 class ResultError(ValueError):
-    """A saved result is missing, damaged, or of another model."""
+    """A saved result is missing, damaged, or belongs to another model."""
 
 
 class WorkerError(RuntimeError):
-    """A worker cannot take part: it is named together with the remedy."""
+    """A worker cannot take part in a run; the message names it and the remedy."""
 
 
 class TrainingWarning(UserWarning):
-    """A run ended otherwise than it was asked to, or trains on what hinders it."""
+    """A run ended early, or its data hinder training."""
 
 
 class SchedulerLost(RuntimeError):
-    """The cluster's scheduler is gone, and no recovery helps: verbs end in `ShardLost`."""
+    """The cluster's scheduler is gone, and no recovery is possible; a run raises `ShardLost`."""

@@ -2,19 +2,22 @@
 
 import io
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def learning_curve(history: xr.Dataset) -> Any:
-    """Draw loss, and the validation's scores, over the examples; returns the figure.
+
+def learning_curve(history: xr.Dataset) -> "Figure":
+    """Draw the loss and the scores of validation over the examples; return the figure.
 
     Raises
     ------
     ImportError
-        matplotlib is not installed: names the extra that brings it.
+        matplotlib is not installed: names the extra that installs it.
     """
     figure = _new_figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -39,7 +42,7 @@ def learning_curve(history: xr.Dataset) -> Any:
     return figure
 
 
-def _new_figure(**options: Any) -> Any:
+def _new_figure(**options: Any) -> "Figure":
     """Return a figure that shows itself once in a notebook, and needs no display elsewhere."""
     try:
         from matplotlib.figure import Figure
@@ -47,7 +50,7 @@ def _new_figure(**options: Any) -> Any:
         raise ImportError("plotting needs matplotlib: pip install 'dbdask[plot]'") from error
 
     class Curve(Figure):
-        """A figure that a notebook shows, whether or not matplotlib was set up there."""
+        """A figure that a notebook shows, also if matplotlib was not set up there."""
 
         def _ipython_display_(self) -> None:
             from IPython.display import Image, display
@@ -56,7 +59,7 @@ def _new_figure(**options: Any) -> Any:
             self.savefig(buffer, format="png")
             display(Image(buffer.getvalue()))
             if "matplotlib.pyplot" in sys.modules:
-                # The backend shows after each cell what is open still: not a second time.
+                # The backend shows all open figures after a cell, and must not show this again.
                 sys.modules["matplotlib.pyplot"].close(self)
 
     if not _is_inline():

@@ -1,23 +1,28 @@
-"""Predictions: lazy arrays on the data's own grid, block by block."""
+"""Predictions: lazy arrays on the data's own grid, computed block by block."""
 
 import itertools
 import math
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
 from dask._task_spec import Task, TaskRef
+from dask.delayed import delayed
 from dask.highlevelgraph import HighLevelGraph
+from dask.typing import Key
 
+from dbdask.arrays import Float32Array, Float64Array, FloatArray
+from dbdask.data.examples import Examples
+from dbdask.data.feed import BlockExamples, Reader
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Index, Piece
 from dbdask.data.sources import Source, Variable
+from dbdask.models.model import Model
 from dbdask.storage.checkpoint import VectorReference
 
 ROWS = 1024  # examples that go through the model at once
@@ -25,36 +30,32 @@ ROWS = 1024  # examples that go through the model at once
 
 @dataclass
 class Predictor:
-    """What every task of a prediction shares: it travels to a worker once."""
+    """The model, the examples and the parameters of a prediction, sent to a worker once."""
 
-    model: Any
-    examples: Any  # as a worker sees them
-    parameters: np.ndarray | VectorReference
-    _lock: Any = field(default=None, repr=False)
-    _open: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
+    model: Model
+    examples: Examples  # as a worker sees them
+    parameters: Float32Array | VectorReference
+    _lock: Lock = field(default_factory=Lock, repr=False)
+    _open: tuple[Reader, Float32Array] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("model", "examples", "parameters")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _open={})
-        self._lock = threading.Lock()
+        self.__dict__.update(state, _open=None, _lock=Lock())
 
-    def opened(self) -> tuple[Any, np.ndarray]:
+    def opened(self) -> tuple[Reader, Float32Array]:
         """Return a reader and the flat vector, opened once in this process."""
         with self._lock:
-            if not self._open:
+            if self._open is None:
                 vector = self.parameters
                 if isinstance(vector, VectorReference):
                     vector = vector.read()
-                self._open = {"reader": self.examples.reader(prefetch=False), "vector": vector}
-            return self._open["reader"], self._open["vector"]
+                self._open = self.examples.reader(prefetch=False), vector
+            return self._open
 
-    def outputs(self, number: int, pieces: list[Piece]) -> tuple[Any, np.ndarray]:
-        """Return where the examples of a block are, and the model's outputs for the valid ones."""
+    def outputs(self, number: int, pieces: list[Piece]) -> tuple[BlockExamples, FloatArray]:
+        """Return the examples of a block, and the model's outputs for the valid ones: (n, ...)."""
         from dbdask.data.block_provider import gather_blocks
 
         reader, vector = self.opened()
@@ -69,12 +70,12 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a model's outputs become: an array of a dtype, with extra dimensions and a gap value."""
+    """The array that outputs become: its dtype, extra dimensions, and the value of gaps."""
 
     name: str
-    dtype: Any
+    dtype: np.dtype | type
     fill: Any
-    convert: Callable[[np.ndarray], np.ndarray]  # outputs (examples, outputs) -> (examples, *extra)
+    convert: Callable[[FloatArray], np.ndarray]  # outputs (examples, outputs) -> (examples, *extra)
     dims: tuple[str, ...] = ()
     shape: tuple[int, ...] = ()
     coords: dict[str, Any] = field(default_factory=dict)
@@ -83,7 +84,7 @@ class Meaning:
 
 
 def may_have_gaps(recipe: Recipe) -> bool:
-    """Say whether there may be positions of a recipe's data where no example can be formed."""
+    """Return whether the data may have positions at which no example can be formed."""
     if recipe.edges == "drop" and recipe.window.spans:
         return True
     return recipe.missing == "drop" and any(
@@ -94,19 +95,19 @@ def may_have_gaps(recipe: Recipe) -> bool:
 def predict_array(
     predictor: Predictor, recipe: Recipe, source: Source, meaning: Meaning
 ) -> xr.DataArray:
-    """Return the lazy prediction over the whole grid of a recipe's data, which `source` shows."""
+    """Return the lazy prediction over the whole grid of a recipe's data, those of `source`."""
     unique = uuid.uuid4().hex
-    shared = dask.delayed(predictor, name=f"dbdask-model-{unique}", traverse=False)
-    shown = dask.delayed(meaning, name=f"dbdask-meaning-{unique}", traverse=False)
+    shared = delayed(predictor, name=f"dbdask-model-{unique}", traverse=False)
+    shown = delayed(meaning, name=f"dbdask-meaning-{unique}", traverse=False)
     name = f"dbdask-predict-{unique}"
     brought = [v for v in recipe.variables if v.needs_blocks]
     needed: list[Any] = [shared, shown, *(a for v in brought if (a := _dask_array(v)) is not None)]
-    layer: dict[Any, Task] = {}
+    layer: dict[Key, Task] = {}
     references = TaskRef(shared.key), TaskRef(shown.key)
     features = (0,) * len(meaning.shape)
     for number, place in enumerate(itertools.product(*map(range, recipe.grid.shape))):
         pieces = _pieces(recipe, number, f"{name}-piece", layer) if brought else ()
-        key = (name, *place, *features)
+        key = _key(name, *place, *features)
         layer[key] = Task(key, _predict_block, *references, number, *pieces)
     graph = HighLevelGraph.from_collections(name, layer, dependencies=needed)
     chunks = (*recipe.grid.lengths, *((size,) for size in meaning.shape))
@@ -119,7 +120,7 @@ def predict_array(
 def _predict_block(
     predictor: Predictor, meaning: Meaning, number: int, *pieces: Piece
 ) -> np.ndarray:
-    """Return the prediction of one block of the grid; what it needs is derived where it runs."""
+    """Return the prediction of one block of the grid, of the block's shape and extra dimensions."""
     recipe: Recipe = predictor.examples.recipe
     box = recipe.grid.box(number)
     shape = tuple(cut.stop - cut.start for cut in box)
@@ -137,18 +138,18 @@ def _predict_block(
 
 
 def _dask_array(variable: Variable) -> da.Array | None:
-    """Return the dask array that holds a variable's values; None where memory holds them."""
+    """Return the dask array that holds a variable's values; None if memory holds them."""
     array = getattr(variable.origin, "array", None)
     return array if isinstance(array, da.Array) else None
 
 
 def _pieces(
-    recipe: Recipe, number: int, name: str, layer: dict[Any, Task]
+    recipe: Recipe, number: int, name: str, layer: dict[Key, Task]
 ) -> list[Piece | TaskRef]:
-    """Return the values that a block's task cannot read for itself.
+    """Return the values that the task of a block cannot read for itself.
 
-    A part of a dask array is cut out of each chunk by a task of its own, which joins `layer`:
-    only the part travels to the worker that predicts.
+    Tasks that are added to `layer` cut the parts that are needed out of the chunks of a dask array,
+    so that only these travel to the worker that predicts.
     """
     pieces: list[Piece | TaskRef] = []
     for variable, box in recipe.reads(number):
@@ -166,14 +167,14 @@ def _pieces(
     return pieces
 
 
-def _key(*parts: Any) -> Any:
+def _key(*parts: str | int) -> Key:
     return parts
 
 
 def _overlapping(
     array: da.Array, index: Index
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Index]]:
-    """Yield the chunks that share values with a box: place, start of the share, share in it."""
+    """Yield the chunks that overlap a box: place, start of the overlap, overlap in the chunk."""
     spans = []
     for cut, sizes in zip(index, array.chunks, strict=True):
         edges = np.concatenate([[0], np.cumsum(sizes)])
@@ -192,10 +193,10 @@ def _overlapping(
         yield place, tuple(start for _, start, _, _ in spanned), within
 
 
-def _cut_piece(key: str, starts: tuple[int, ...], chunk: Any, within: Index) -> Piece:
+def _cut_piece(key: str, starts: tuple[int, ...], chunk: object, within: Index) -> Piece:
     values = np.asarray(chunk)
     part = values[within]
-    # A copy lets go of the rest of the chunk.
+    # A copy does not hold the rest of the chunk in memory.
     return Piece(key, starts, values if part.shape == values.shape else part.copy())
 
 
@@ -223,11 +224,11 @@ def _as_the_data(
     return array
 
 
-def _coordinates(source: Source, array: xr.DataArray, meaning: Meaning) -> Any:
+def _coordinates(source: Source, array: xr.DataArray, meaning: Meaning) -> xr.Coordinates:
     """Return the data's coordinates over the prediction's dimensions, ready to be written.
 
-    How the data are stored says nothing of the prediction: no encoding comes along. A coordinate
-    that has the prediction's own name, or that of a dimension which it adds, stays behind.
+    They have no encoding, for the prediction is stored in its own way. A coordinate with the name
+    of the prediction, or of a dimension that it adds, is left out.
     """
     coords = source.coordinates().drop_encoding()
     sizes = {dim: size for dim, size in array.sizes.items() if dim not in meaning.coords}
@@ -246,7 +247,7 @@ def _coordinates(source: Source, array: xr.DataArray, meaning: Meaning) -> Any:
 
 
 def _writable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return attributes as both netCDF and Zarr take them: text, numbers, lists of them.
+    """Return attributes in types that both netCDF and Zarr can write: text, numbers, lists.
 
     Examples
     --------
@@ -257,7 +258,7 @@ def _writable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if value is not None}
 
 
-def _attribute(value: Any) -> Any:
+def _attribute(value: object) -> Any:
     if isinstance(value, bool | np.bool_):
         return int(value)
     if value is None or isinstance(value, str | int | float | np.integer | np.floating):
@@ -276,23 +277,23 @@ def _attribute(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class TargetUnits:
-    """How a model's outputs become the target variables' values, in their own units.
+    """The conversion of a model's outputs to the target variables' values, in their own units.
 
     Parameters
     ----------
     shapes
         Shape of each target variable's part of one example.
     scaling
-        Mean and deviation of all targets together; None where they were not scaled.
+        Mean and deviation of all targets together, float64; None if they were not scaled.
     """
 
     shapes: tuple[tuple[int, ...], ...]
-    scaling: tuple[np.ndarray, np.ndarray] | None
+    scaling: tuple[Float64Array, Float64Array] | None
 
     def dtype(self, number: int, stored: np.dtype) -> np.dtype:
         """Return the dtype that holds one target variable's values.
 
-        What is trained on scaled may lie so far from zero that float32 cannot tell it apart.
+        The values of a scaled target may be so far from zero that float32 cannot distinguish them.
         """
         if self.scaling is None:
             return np.dtype(np.float32)
@@ -301,16 +302,16 @@ class TargetUnits:
         coarse = np.abs(mean) * np.finfo(np.float32).eps > 1e-3 * deviation
         return np.dtype(np.float64 if wide or coarse.any() else np.float32)
 
-    def values(self, outputs: np.ndarray, number: int) -> np.ndarray:
-        """Return one target variable's values: shape (examples, *its shape)."""
+    def values(self, outputs: FloatArray, number: int) -> FloatArray:
+        """Return one target variable's values, (examples, *its shape), of (examples, outputs)."""
         values = outputs.reshape(len(outputs), -1)
         if self.scaling is not None:
             mean, deviation = self.scaling
             values = values.astype(np.float64) * deviation.ravel() + mean.ravel()
         return self.part(values, number)
 
-    def part(self, values: np.ndarray, number: int) -> np.ndarray:
-        """Return one target variable's part of values of all targets."""
+    def part(self, values: FloatArray, number: int) -> FloatArray:
+        """Return one target's part, (examples, *its shape), of values of all targets."""
         count, shape = len(values), self.shapes[number]
         values = values.reshape(count, -1)
         if len(set(self.shapes)) == 1:

@@ -1,4 +1,4 @@
-"""Progress: a bar where a person looks on, else a line in the log now and then."""
+"""The progress of a run: a bar on a terminal or in a notebook, else lines in the log."""
 
 import logging
 import math
@@ -29,7 +29,7 @@ class Progress:
     """
 
     def __init__(self, mode: bool | None, total: int, unit: str = "examples") -> None:
-        wants_bar = _someone_looks_on() if mode is None else mode
+        wants_bar = _is_interactive() if mode is None else mode
         self._logs = mode is None and not wants_bar
         self._bar = _make_bar(total, unit) if wants_bar else None
         self._total, self._unit = total, unit
@@ -38,7 +38,7 @@ class Progress:
         self._unsaid: str = ""  # the last record's line, until it is logged
 
     def begin(self) -> None:
-        """Say at once that the run begins: its first record may be minutes away."""
+        """Log that the run begins, because its first record may be minutes away."""
         if self._logs:
             log_line(f"the run begins: {self._total:,} {self._unit} in all")
 
@@ -55,14 +55,14 @@ class Progress:
                 self._say(self._unsaid)
 
     def wait(self) -> None:
-        """Show that the run goes on, though it has no new record."""
+        """Show that the run continues while there is no new record."""
         seconds = time.monotonic() - max(self._said, self._began)
         if self._logs and seconds >= LINE_SECONDS:
             waited = time.monotonic() - self._began
             self._say(self._unsaid or f"the run works, {waited:.0f} s after it began")
 
     def close(self) -> None:
-        """Leave the display in order, with the last record shown."""
+        """Close the bar, or log the last record if it was not logged."""
         if self._bar is not None:
             self._bar.close()
         elif self._unsaid:
@@ -74,11 +74,11 @@ class Progress:
 
 
 def log_line(line: str) -> None:
-    """Log a line at INFO; where the program has not configured logging, to standard error.
+    """Log a line at INFO; if the program has not configured logging, to standard error.
 
-    Python shows warnings alone there (`logging.lastResort`), and a batch job that nobody
-    configured would say nothing for hours. A handler or a higher level that the program has set,
-    on the logger `dbdask` or above, is left to decide.
+    Without a configuration Python shows only warnings (`logging.lastResort`), and a batch job
+    would log nothing for hours. If the program has set a handler or a higher level on the logger
+    `dbdask` or above, that decides.
     """
     if logger.hasHandlers():
         logger.info(line)
@@ -91,7 +91,7 @@ def log_line(line: str) -> None:
 
 
 def summary(record: Record) -> str:
-    """Say in a few words where a run stands.
+    """Return the state of a run in a few words.
 
     Examples
     --------
@@ -107,7 +107,7 @@ def summary(record: Record) -> str:
 
 
 def _make_bar(total: int, unit: str) -> Any:
-    """A bar of widgets where a notebook has them, else of text."""
+    """Return a progress bar: of widgets if the notebook has them, else of text."""
     if _in_notebook() and find_spec("ipywidgets"):
         from tqdm.notebook import tqdm
     else:
@@ -120,5 +120,5 @@ def _in_notebook() -> bool:
     return "ipykernel" in sys.modules
 
 
-def _someone_looks_on() -> bool:
+def _is_interactive() -> bool:
     return sys.stderr.isatty() or _in_notebook()

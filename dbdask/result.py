@@ -1,20 +1,23 @@
-"""The result of a run: a trained model that predicts, scores, and can be kept."""
+"""The result of a run: a trained model that predicts, scores, and can be saved."""
 
 import itertools
 import math
+import os
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.delayed import delayed
 
+from dbdask.arrays import Float32Array, Float64Array, FloatArray
 from dbdask.data.decoding import exact_array
 from dbdask.data.examples import Examples
 from dbdask.data.feature_sets import FeatureSet
+from dbdask.data.feed import Reader
 from dbdask.data.recipe import Recipe
-from dbdask.data.sources import Source
+from dbdask.data.sources import Data, Source
 from dbdask.metrics.history import History
 from dbdask.metrics.scores import (
     Determination,
@@ -25,10 +28,16 @@ from dbdask.metrics.scores import (
     score_minibatch,
 )
 from dbdask.models.layout import as_layout
+from dbdask.models.model import Model
 from dbdask.prediction import Meaning, Predictor, TargetUnits, may_have_gaps, predict_array
+from dbdask.saving import Parts, save
+from dbdask.saving import load as load_parts
 from dbdask.schedule.portions import Portion
 from dbdask.status import Status
 from dbdask.storage.checkpoint import VectorReference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EAGER_BYTES = 64 * 2**20  # parameters up to this size are read at once
 BATCH_SIZE = 256
@@ -36,9 +45,9 @@ PORTION_ROWS = 64 * BATCH_SIZE
 
 
 class Result:
-    """A trained model, what it was trained on, and how the training went.
+    """A trained model, its training examples, and the history of the run.
 
-    Works without any cluster, and after the cluster that trained it is gone.
+    It works without any cluster, and after the cluster that trained it is gone.
 
     Attributes
     ----------
@@ -50,9 +59,9 @@ class Result:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         examples: Examples,
-        parameters: np.ndarray | VectorReference,
+        parameters: Float32Array | VectorReference,
         history: History,
         status: Status,
     ) -> None:
@@ -71,30 +80,36 @@ class Result:
         """The records of the run, over `record`."""
         return self._history.to_dataset()
 
-    def plot(self) -> Any:
-        """Draw the learning curve with matplotlib; returns the figure, which notebooks show."""
+    def plot(self) -> "Figure":
+        """Draw the learning curve with matplotlib; return the figure, which notebooks show.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
         from dbdask.plotting import learning_curve
 
         return learning_curve(self.history)
 
     @property
     def parameters(self) -> xr.Dataset:
-        """One variable for each named parameter; opened lazily where the model is large."""
+        """One float32 variable for each named parameter, lazy if the model is above 64 MiB."""
         layout = as_layout(self.model.layout)
-        vector: Any = self._vector
+        vector = self._vector
         if isinstance(vector, VectorReference) and 4 * layout.size <= EAGER_BYTES:
             vector = vector.read()
         variables = {}
         for parameter, offset in zip(layout.parameters, layout.offsets, strict=True):
             if isinstance(vector, VectorReference):
-                values: Any = _lazy(vector, offset, parameter.shape)
+                values: da.Array | Float32Array = _lazy(vector, offset, parameter.shape)
             else:
                 values = vector[offset : offset + parameter.size].reshape(parameter.shape)
             variables[parameter.name] = (parameter.dims, values)
         return xr.Dataset(variables)
 
-    def vector(self) -> np.ndarray:
-        """Return the flat float32 vector of all parameters."""
+    def vector(self) -> Float32Array:
+        """Return the flat vector of all parameters: float32, (parameters,)."""
         return self._vector.read() if isinstance(self._vector, VectorReference) else self._vector
 
     def evaluate(self, examples: Examples) -> dict[str, float]:
@@ -105,9 +120,17 @@ class Result:
         dict
             `loss`: the mean loss as trained, without the penalty; and `accuracy` for labels, or
             `rmse` and `r2` for values, or neither where a model of your own has another number of
-            outputs than the targets have elements. `rmse` is one number over all elements of all
-            targets, each in its own units: of unlike units the largest shows. `r2` has no units:
-            it is found for each element, and averaged over those whose targets vary.
+            outputs than the targets have elements. `loss` of classes is in nats. `rmse` is one
+            number over all elements of all targets, each in its own units, so that the largest
+            one dominates. `r2` has no units: it is found for each element, and averaged over the
+            elements whose targets vary.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `examples` are none, have no targets, or do not fit the training examples.
+        DataError
+            A value is wrong, or no example has a weight above 0.
         """
         if not isinstance(examples, Examples):
             raise TypeError(f"examples must be dbdask.Examples, got {type(examples).__name__}")
@@ -128,22 +151,27 @@ class Result:
         summary = score.summary()
         return summary | ({"r2": determination.mean()} if "rmse" in summary else {})
 
-    def predict(self, data: Any) -> xr.DataArray | xr.Dataset:
+    def predict(self, data: Data) -> xr.DataArray | xr.Dataset:
         """Predict lazily on data: a store or a Dataset with the inputs of the training data.
 
         Returns
         -------
         DataArray
             Named after the target, on the data's own dimensions, order and coordinates: the
-            decoded label, or the value in the target's own units. NaN (or the declared missing
-            label, which is written as such) where no example can be formed: numbers as labels are
-            float64 unless one can be formed everywhere, as from integers; a missing text is "".
-            Integers that float64 cannot tell apart stay integers, and the attribute
-            `missing_label` names the one that stands for missing.
-            Values are float64 where scaled targets need it, else float32. A Dataset where there
-            are several targets. An `output` dimension where a model of your own has another number
-            of outputs than the targets have elements. It can be written as it is: in chunks of one
-            length, the longest of the data's where those differ, without the data's encodings.
+            decoded label, or the value in the target's own units. It is NaN (or the declared
+            missing label, which is written as such) at a position where no example can be formed.
+            Numbers as labels are float64 if there may be such positions; a missing text is "".
+            Integers that float64 cannot hold stay integers, and the attribute `missing_label`
+            names the one that means missing.
+            Values are float64 if scaled targets need it, else float32. Several targets give a
+            Dataset. A model of your own with another number of outputs than the targets have
+            elements gives an `output` dimension. The prediction can be written as it is: its
+            chunks have one length, the longest of the data's, and none of the data's encodings.
+
+        Raises
+        ------
+        ValueError, TypeError
+            `data` lacks an input, or has it in another shape.
         """
         recipe, source, predictor = self._on(data)
         if self._tells_classes:
@@ -153,10 +181,15 @@ class Result:
         arrays = {m.name: predict_array(predictor, recipe, source, m) for m in meanings}
         return next(iter(arrays.values())) if len(arrays) == 1 else xr.Dataset(arrays)
 
-    def predict_proba(self, data: Any) -> xr.DataArray:
+    def predict_proba(self, data: Data) -> xr.DataArray:
         """Predict the probability of every class lazily: as `predict`, with a `class` dimension.
 
-        Of a model of your own these are its outputs, whatever they are.
+        The probabilities are float32. Those of a model of your own are its outputs.
+
+        Raises
+        ------
+        ValueError
+            The model has no classes, or `data` does not fit it.
         """
         if not self._tells_classes:
             raise ValueError(
@@ -181,7 +214,7 @@ class Result:
         )
         return predict_array(predictor, recipe, source, meaning)
 
-    def _on(self, data: Any) -> tuple[Recipe, Source, Predictor]:
+    def _on(self, data: Data) -> tuple[Recipe, Source, Predictor]:
         examples = self.examples.rebind(data)
         assert examples.source is not None
         predictor = Predictor(self.model, examples.worker_side(), self._vector)
@@ -194,17 +227,17 @@ class Result:
         return targets
 
     @property
-    def _loss(self) -> Any:
+    def _loss(self) -> str | None:
         return getattr(self.model, "loss", None)
 
     @property
     def _tells_classes(self) -> bool:
-        """Whether the outputs are those of classes; a lone output of a user's own may be not."""
+        """Whether the outputs are those of classes; one output of a user's loss is a value."""
         return self.examples.has_labels and means_classes(self._loss, self._outputs)
 
     @property
     def _outputs(self) -> int:
-        """The number of outputs for one example, tried out where a model need not declare it."""
+        """The number of outputs for one example, by a trial if the model does not declare it."""
         declared = getattr(self.model, "output_shape", None)
         if declared is not None:
             return math.prod(declared)
@@ -224,14 +257,14 @@ class Result:
     def _label_meaning(self, has_gaps: bool) -> Meaning:
         labels, variable = self._labels(), self._targets.variables[0]
         dtype: Any = labels.dtype
-        fill: Any = 0  # stands nowhere
+        fill: Any = 0  # no position has it
         encoding, attrs = {}, {}
         declared = [one for one in variable.decoding.missing if _holds(dtype, one)]
         if dtype.kind in "iu" and declared:
             fill = declared[0]
             encoding["_FillValue"] = dtype.type(fill)
         elif dtype.kind in "US":
-            # Text that Zarr and xarray write without first computing it has no NaN.
+            # Zarr and xarray write lazy text only if it has no NaN.
             dtype, fill = (object, np.nan) if has_gaps and "" in labels else (dtype, "")
         elif dtype.kind in "mM":
             fill = dtype.type("NaT")
@@ -244,7 +277,7 @@ class Result:
         return Meaning(variable.name, dtype, fill, decode, attrs=attrs, encoding=encoding)
 
     def _value_meanings(self) -> list[Meaning]:
-        """What the outputs are of each target; of none where their number is another one."""
+        """Return the meaning of the outputs: one for each target, or one of raw outputs."""
         targets = self._targets
         elements = sum(math.prod(shape) for shape in targets.shapes)
         if self._outputs == elements:
@@ -269,32 +302,41 @@ class Result:
             attrs={name: variable.attrs[name] for name in known if name in variable.attrs},
         )
 
-    def save(self, path: Any, *, overwrite: bool = False) -> None:
-        """Keep the result as a Zarr group: parameters, layers, the description of the examples."""
-        from dbdask.saving import save
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Save the result as a Zarr group: parameters, layers, the description of the examples.
 
-        save(self, path, overwrite=overwrite)
+        Raises
+        ------
+        FileExistsError
+            Something lies at `path` and `overwrite` is False; or it is no saved result.
+        """
+        parts = Parts(self.model, self.examples, self._vector, self._history, self.status)
+        save(parts, path, overwrite=overwrite)
 
 
-def load(path: Any, *, model: Any = None) -> Result:
-    """Load what `Result.save` kept. It is data only: nothing in it is executed.
+def load(path: str | os.PathLike[str], *, model: Model | None = None) -> Result:
+    """Load a result that `Result.save` saved. It is data only: nothing in it is executed.
 
     Parameters
     ----------
     path
         Path or URL of the Zarr group.
     model
-        The model, where it is not a `dbdask.Network`.
-    """
-    from dbdask.saving import load as load_result
+        The model, if it is not a `dbdask.Network`.
 
-    return load_result(path, model=model)
+    Raises
+    ------
+    ResultError
+        `path` holds no saved result, or a damaged one, or one of another model.
+    """
+    parts = load_parts(path, model=model)
+    return Result(parts.model, parts.examples, parts.parameters, parts.history, parts.status)
 
 
 def _lazy(reference: VectorReference, offset: int, shape: tuple[int, ...]) -> da.Array:
-    """One parameter as a dask array: each piece is read, and checked, when it is wanted.
+    """Return one parameter as a dask array, of which each piece is read and checked when needed.
 
-    The pieces are of one length along the first dimension, so that Zarr can hold them.
+    All pieces but the last have one length along the first dimension, as Zarr needs it.
     """
     rows = shape[0] if shape else 1
     width = math.prod(shape[1:])
@@ -302,63 +344,64 @@ def _lazy(reference: VectorReference, offset: int, shape: tuple[int, ...]) -> da
     cuts = [*range(0, rows, step), rows]
     pieces = [
         da.from_delayed(
-            dask.delayed(reference.read)(offset + first * width, offset + last * width),
+            delayed(reference.read)(offset + first * width, offset + last * width),
             ((last - first) * width,),
             np.float32,
         ).reshape((last - first, *shape[1:]) if shape else ())
         for first, last in pairwise(cuts)
     ]
-    return da.concatenate(pieces) if shape else pieces[0]
+    whole: da.Array = da.concatenate(pieces) if shape else pieces[0]
+    return whole
 
 
 class _Decode:
-    """Outputs as the label of the class that is most probable."""
+    """Turns outputs, (examples, outputs), into the label of the most probable class."""
 
-    def __init__(self, labels: np.ndarray, loss: Any) -> None:
+    def __init__(self, labels: np.ndarray, loss: str | None) -> None:
         self.labels, self.loss = labels, loss
 
-    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+    def __call__(self, outputs: FloatArray) -> np.ndarray:
         return self.labels[chosen_classes(outputs, self.loss)]
 
 
 class _Probabilities:
-    """Outputs as the probability of each class."""
+    """Turns outputs, (examples, outputs), into the probability of each class."""
 
-    def __init__(self, loss: Any) -> None:
+    def __init__(self, loss: str | None) -> None:
         self.loss = loss
 
-    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+    def __call__(self, outputs: FloatArray) -> FloatArray:
         return class_probabilities(outputs, self.loss)
 
 
 class _Raw:
-    """Outputs as the model gives them."""
+    """Leaves outputs as the model gives them: (examples, outputs)."""
 
-    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+    def __call__(self, outputs: FloatArray) -> FloatArray:
         return outputs.reshape(len(outputs), -1)
 
 
-def _holds(dtype: Any, value: Any) -> bool:
+def _holds(dtype: np.dtype, value: Any) -> bool:
     """Whether an integer dtype has the value."""
     limits = np.iinfo(dtype) if dtype.kind in "iu" else None
     return limits is not None and limits.min <= value <= limits.max
 
 
 class _InUnits:
-    """Outputs as one target variable's values, in its own units."""
+    """Turns outputs, (examples, outputs), into one target variable's values in its own units."""
 
     def __init__(self, units: TargetUnits, number: int) -> None:
         self.units, self.number = units, number
 
-    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+    def __call__(self, outputs: FloatArray) -> np.ndarray:
         return self.units.values(outputs, self.number)
 
 
 def _score(
     predictor: Predictor,
-    reader: Any,
+    reader: Reader,
     portion: Portion,
-    deviation: np.ndarray | float,
+    deviation: Float64Array | float,
     determination: Determination,
 ) -> Score:
     vector = predictor.parameters

@@ -9,22 +9,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import zarr
 
+from dbdask.arrays import Float32Array
 from dbdask.data.examples import Examples
 from dbdask.errors import ResultError
 from dbdask.metrics.history import History
 from dbdask.models.layout import as_layout
+from dbdask.models.model import Model
 from dbdask.models.network import Network, what_is_own
 from dbdask.status import Status
 from dbdask.storage import sealed
 from dbdask.storage.checkpoint import VECTORS, VectorReference, write_vectors
-
-if TYPE_CHECKING:
-    from dbdask.result import Result
 
 KIND = {"dbdask_result": 2}
 CHUNK = 2**22  # floats
@@ -34,10 +32,35 @@ CHUNK = 2**22  # floats
 class SavedVector(VectorReference):
     """The parameters of a saved result."""
 
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+    def read(self, start: int = 0, stop: int | None = None) -> Float32Array:
         """Read a slice, or the whole vector, float32."""
         with _reading(str(self.path)):
             return self._read(start, stop)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a result, as a saved result keeps them.
+
+    Parameters
+    ----------
+    model
+        The model.
+    examples
+        What it was trained on; of loaded parts, only the metadata.
+    parameters
+        The flat float32 vector; of loaded parts, where it can be read.
+    history
+        The records of the run.
+    status
+        Why the run stopped.
+    """
+
+    model: Model
+    examples: Examples
+    parameters: Float32Array | VectorReference
+    history: History
+    status: Status
 
 
 @contextmanager
@@ -53,8 +76,8 @@ def _reading(path: str) -> Iterator[None]:
         ) from error
 
 
-def save(result: "Result", path: Any, *, overwrite: bool) -> None:
-    """Write a result.
+def save(parts: Parts, path: Any, *, overwrite: bool) -> None:
+    """Write the parts of a result.
 
     Raises
     ------
@@ -62,8 +85,9 @@ def save(result: "Result", path: Any, *, overwrite: bool) -> None:
         Something lies at `path` and `overwrite` is False; or it is no saved result.
     """
     path = _as_path(path)
-    vector = result.vector()
-    description = sealed.as_json(_describe(result))
+    given = parts.parameters
+    vector = given.read() if isinstance(given, VectorReference) else given
+    description = sealed.as_json(_describe(parts))
     _make_room(path, overwrite)
     chunk = min(CHUNK, max(1, vector.size))
     try:
@@ -77,14 +101,14 @@ def save(result: "Result", path: Any, *, overwrite: bool) -> None:
         ) from error
 
 
-def _describe(result: "Result") -> dict[str, Any]:
-    describe = getattr(result.model, "description", None)
+def _describe(parts: Parts) -> dict[str, Any]:
+    describe = getattr(parts.model, "description", None)
     return {
         "model": describe() if callable(describe) else None,
-        "layout": as_layout(result.model.layout).table(),
-        "examples": result.examples.description(),
-        "status": {"reason": result.status.reason, "message": result.status.message},
-        "history": result._history.to_json(),
+        "layout": as_layout(parts.model.layout).table(),
+        "examples": parts.examples.description(),
+        "status": {"reason": parts.status.reason, "message": parts.status.message},
+        "history": parts.history.to_json(),
     }
 
 
@@ -111,16 +135,14 @@ def _is_ours(path: str) -> bool:
     return "dbdask_result" in group.attrs
 
 
-def load(path: Any, *, model: Any = None) -> "Result":
-    """Read a result.
+def load(path: Any, *, model: Model | None = None) -> Parts:
+    """Read the parts of a saved result.
 
     Raises
     ------
     ResultError
         `path` holds no saved result, or a damaged one, or one of another model.
     """
-    from dbdask.result import Result
-
     path = _as_path(path)
     if model is not None and not hasattr(model, "layout"):
         raise TypeError(f"model must keep the dbdask.Model contract, got {model!r}")
@@ -136,7 +158,7 @@ def load(path: Any, *, model: Any = None) -> "Result":
         wanted = as_layout(model.layout).size
         if size != wanted:
             raise ResultError(f"path={path!r} holds {size} parameters, the model has {wanted}")
-    return Result(model, examples, SavedVector(path, ""), history, status)
+    return Parts(model, examples, SavedVector(path, ""), history, status)
 
 
 def _as_path(path: Any) -> str:
@@ -148,7 +170,7 @@ def _as_path(path: Any) -> str:
     return text if "://" in text else os.path.abspath(text)
 
 
-def _model_of(path: str, found: dict[str, Any], model: Any) -> Any:
+def _model_of(path: str, found: dict[str, Any], model: Model | None) -> Model:
     if model is None and (missing := what_is_own(found["model"])):
         raise ResultError(
             f"path={path!r} was saved with {missing}, which a file of data cannot hold: give the "

@@ -8,13 +8,13 @@ BAD = frozenset({"search_failed", "interrupted", "bad_gradients", "diverged"})
 
 @dataclass(frozen=True)
 class Status:
-    """The reason why a run stopped, and a sentence about it."""
+    """The reason why a run stopped, and a sentence that explains it."""
 
     reason: str
     """One of `epochs`, `iterations`, `target`, `tolerance`, `precision`, `search_failed`,
     `callback`, `interrupted`, `bad_gradients`, `diverged`."""
     message: str
-    """The same for a person; where the run is not `ok`, with what to change."""
+    """The reason in words; if the run is not `ok`, with the remedy."""
 
     def __post_init__(self) -> None:
         assert self.reason in GOOD | BAD, self.reason

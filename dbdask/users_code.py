@@ -1,4 +1,4 @@
-"""The errors of users' code, kept apart from what Python, Dask and a run take for a signal."""
+"""Errors of users' code, kept apart from the exceptions that are signals in Python and Dask."""
 
 import threading
 from concurrent.futures import CancelledError
@@ -7,20 +7,20 @@ from types import TracebackType
 from dbdask.errors import RECOVERABLE
 
 SIGNALS = (*RECOVERABLE, CancelledError, StopIteration, StopAsyncIteration)
-"""Errors that mean something else to a run, to Dask or to asyncio than that code has failed."""
+"""Exceptions that are a signal to a run, to Dask or to asyncio, and no failure of code."""
 
 
 class UsersCode:
-    """A context in which code of a user's runs: whatever it raises is an ordinary error.
+    """A context in which a user's code runs, and in which every exception becomes an error.
 
-    An exception that is none of Python's `Exception` would end a worker's event loop, a
-    `CancelledError` would pass for a task that nobody wants, and a `ShardLost` for the loss of a
-    shard. Those come out as a `RuntimeError` that names them, and all others as they are.
+    An exception that is no `Exception` would end a worker's event loop, a `CancelledError` would
+    pass for a cancelled task, and a `ShardLost` for the loss of a shard. They are raised as a
+    `RuntimeError` that names them; all other exceptions stay as they are.
 
     Parameters
     ----------
     name
-        The code, in an error: "model.loss_and_gradient".
+        The name of the code in an error, such as "model.loss_and_gradient".
 
     Examples
     --------
@@ -47,6 +47,6 @@ class UsersCode:
 
 
 def _is_signal(error: BaseException) -> bool:
-    if isinstance(error, KeyboardInterrupt):  # that of a user comes to the main thread alone
+    if isinstance(error, KeyboardInterrupt):  # Python raises it in the main thread only
         return threading.current_thread() is not threading.main_thread()
     return isinstance(error, SIGNALS) or not isinstance(error, Exception)

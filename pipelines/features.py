@@ -38,7 +38,8 @@ def log_energies(signal: np.ndarray, rate: int) -> np.ndarray:
     frames = emphasised[starts[:, None] + np.arange(window)] * np.hamming(window)
     size = 1 << (window - 1).bit_length()
     power = np.abs(np.fft.rfft(frames, size)) ** 2 / size
-    return np.log(power @ mel_filters(rate, size).T + FLOOR).astype(np.float32)
+    energies: np.ndarray = np.log(power @ mel_filters(rate, size).T + FLOOR)
+    return energies.astype(np.float32)
 
 
 @lru_cache
@@ -54,7 +55,7 @@ def mel_filters(rate: int, size: int) -> np.ndarray:
 
 
 def _mel(hertz: float) -> float:
-    return 2595 * np.log10(1 + hertz / 700)
+    return float(2595 * np.log10(1 + hertz / 700))
 
 
 def frame_labels(

@@ -65,7 +65,8 @@ def optimizer(text: str) -> Optimizer:
     name, _, rate = text.partition(":")
     if name not in OPTIMIZERS:
         raise SystemExit(f"--optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
-    return OPTIMIZERS[name](float(rate or 0.03))
+    found: Optimizer = OPTIMIZERS[name](float(rate or 0.03))
+    return found
 
 
 def frames(path: Path) -> dbdask.Examples:

@@ -1,4 +1,4 @@
-"""Bad input over the public door: refused by name, with the rule and the remedy, and at no cost.
+"""Bad input to the public functions: refused by name, with the rule and the remedy, at no cost.
 
 A case is what is done, the error, and what its message says: the argument or the place, the value,
 the rule or the remedy. After every refusal a kept checkpoint and a saved result are as they were,

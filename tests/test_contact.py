@@ -1,4 +1,4 @@
-"""The one room that knows distributed's inside: it fails here when distributed changes."""
+"""The one module that knows the inside of distributed: it fails here when distributed changes."""
 
 import asyncio
 import gc

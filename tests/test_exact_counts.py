@@ -403,6 +403,7 @@ def processes():
         yield client
 
 
+@pytest.mark.slow
 def test_a_shard_is_made_elsewhere_where_its_worker_stops(processes, store, tmp_path, monkeypatch):
     """With the deadline of `placement` as it is: a minute would go by."""
     pids, make, stopped = processes.run(os.getpid), ParameterServer._make, []

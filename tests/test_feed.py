@@ -99,10 +99,10 @@ def test_prefetched_blocks_are_not_read_again(store, monkeypatch):
     read, threads = [], []
     original = feed.read_block
 
-    def counted(recipe, number, ledger, supplied=None):
+    def counted(recipe, number, ledger, brought=None):
         read.append(number)
         threads.append(threading.current_thread().name)
-        return original(recipe, number, ledger, supplied)
+        return original(recipe, number, ledger, brought)
 
     monkeypatch.setattr(feed, "read_block", counted)
     examples = _examples(store)
@@ -137,13 +137,13 @@ def test_blocks_brought_to_a_task_feed_the_same(store, threads_client):
     wanted = _batches(_examples(store))
     for data in list(_routes(store))[1:]:
         examples = _examples(data)
-        supply = BlockProvider(examples, threads_client)
+        provider = BlockProvider(examples, threads_client)
         fed = []
         with examples.worker_side().reader() as reader:
             for portion in examples.cut(4 * BATCH, BATCH).portions(0, 0):
-                blocks = gather_blocks([f.result() for f in supply.futures(portion)])
+                blocks = gather_blocks([f.result() for f in provider.futures(portion)])
                 fed += list(reader.minibatches(portion, BATCH, blocks=blocks))
-                supply.release(portion)
+                provider.release(portion)
         _same(fed, wanted)
 
 

@@ -71,15 +71,22 @@ def described(data, client):
 
 def minibatches(examples, client):
     """Every minibatch of an epoch, as the bytes that a replica would see."""
-    supply, cut = BlockProvider(examples, client), examples.cut(400, 50)
+    provider, cut = BlockProvider(examples, client), examples.cut(400, 50)
     with examples.reader(prefetch=False) as reader:
         for portion in cut.portions(5, 0):
             for batch in reader.minibatches(portion, 50):
                 yield batch.inputs.tobytes(), batch.targets.tobytes(), batch.weights.tobytes()
-    supply.close()
+    provider.close()
 
 
-@pytest.mark.parametrize(("zarr_format", "sharded"), [(2, False), (3, False), (3, True)])
+@pytest.mark.parametrize(
+    ("zarr_format", "sharded"),
+    [
+        pytest.param(2, False, marks=pytest.mark.slow),
+        (3, False),
+        pytest.param(3, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_grid_trains_by_every_route_and_predicts_on_itself(
     tmp_path, threads_client, zarr_format, sharded
 ):

@@ -1,5 +1,6 @@
 """Training from inside a Dask task, and with a client that somebody closes."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -159,6 +160,7 @@ def test_a_client_that_is_closed_meanwhile_ends_the_run(store, tmp_path, verb, c
         processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0"
     )
     client = Client(cluster, set_as_default=False)
+    before = shard_threads()
     path, over = str(tmp_path / "run.zarr"), str(tmp_path / "over")
 
     def act():
@@ -187,6 +189,13 @@ def test_a_client_that_is_closed_meanwhile_ends_the_run(store, tmp_path, verb, c
     client.close()
     cluster.close()
     assert "never retrieved" not in caplog.text
+    wait_until(lambda: not shard_threads() - before)
+
+
+def shard_threads():
+    """The threads of shards in this process."""
+    gc.collect()  # an error that was caught holds what its frames hold
+    return {thread.ident for thread in threading.enumerate() if "dbdask-shard" in thread.name}
 
 
 PROGRAM = """

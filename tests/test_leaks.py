@@ -20,7 +20,7 @@ from test_recovery import SlowCounting, assert_workers_run_tasks
 from test_sandblaster import LinearCounting
 
 import dbdask
-from dbdask.worker.context import WorkerContext, _rooms
+from dbdask.worker.context import WorkerContext, _contexts
 from dbdask.worker.shard import ParameterShard, ShardState
 
 pytestmark = [
@@ -56,7 +56,7 @@ def held(dask_worker=None):
         "mappings": sorted(m for m in mapped if m.startswith(("/dev/shm", "/tmp", "/memfd"))),
         "scratch": sorted(os.listdir(dask_worker.local_directory)) if dask_worker else [],
         "plugins": sorted(dask_worker.plugins) if dask_worker else [],
-        "rooms": [run for rooms in _rooms.values() for run in rooms],
+        "contexts": [run for runs in _contexts.values() for run in runs],
         "objects": [type(o).__name__ for o in gc.get_objects() if isinstance(o, OURS)],
     }
 
@@ -154,9 +154,9 @@ def by_sigkill_of_its_client(client, verb, folder):
 ENDS = [
     by_itself,
     by_ctrl_c,
-    by_ctrl_c_twice,
+    pytest.param(by_ctrl_c_twice, marks=pytest.mark.slow),
     by_a_callback_that_raises,
-    by_bad_data,
+    pytest.param(by_bad_data, marks=pytest.mark.slow),
     by_sigkill_of_its_client,
 ]
 

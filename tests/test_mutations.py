@@ -214,8 +214,18 @@ def same_vectors(found, truth):
 @pytest.mark.parametrize(
     ("kind", "cuts", "vectors", "count"),
     [
-        ("downpour", [0, 40, 83], {"parameters", "accumulator"}, 240),
-        ("sandblaster", [0, 83], {"parameters", "gradient", "s0", "y0"}, 120),
+        ("downpour", [0, 40, 83], {"parameters", "accumulator"}, 60),
+        ("sandblaster", [0, 83], {"parameters", "gradient", "s0", "y0"}, 30),
+        pytest.param(
+            "downpour", [0, 40, 83], {"parameters", "accumulator"}, 240, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "sandblaster",
+            [0, 83],
+            {"parameters", "gradient", "s0", "y0"},
+            120,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_changed_checkpoint_is_an_error_or_the_right_numbers(

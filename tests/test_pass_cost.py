@@ -36,9 +36,9 @@ def test_a_worker_fetches_the_parameters_once_an_evaluation(threads_client, stor
     tasks, fetches = Counter(), Counter()
     point, call = WorkerContext.point, contact._call
 
-    def held(room, handle, evaluation, name):
-        tasks[room.worker.address, evaluation] += 1
-        return point(room, handle, evaluation, name)
+    def held(context, handle, evaluation, name):
+        tasks[context.worker.address, evaluation] += 1
+        return point(context, handle, evaluation, name)
 
     async def counted_call(pool, place, method, *more):
         if method == "fetch_vector":
@@ -60,11 +60,11 @@ def test_tasks_that_begin_at_once_share_one_fetch(store, monkeypatch):
     fetches, entered, both = [], [], threading.Event()
     point, call = WorkerContext.point, contact._call
 
-    def held(room, handle, evaluation, name):
+    def held(context, handle, evaluation, name):
         entered.append(evaluation)
         if entered.count(0) == 2:
             both.set()
-        return point(room, handle, evaluation, name)
+        return point(context, handle, evaluation, name)
 
     async def held_call(pool, place, method, *more):
         if method == "fetch_vector":

@@ -10,7 +10,7 @@ import pytest
 from dbdask.errors import WorkerError
 from dbdask.rpc.contact import WorkerFacts
 from dbdask.run import preflight
-from dbdask.run import roster as room
+from dbdask.run import roster as roster_module
 from dbdask.run import shard_placement as places
 from dbdask.run.preflight import Unheard
 from dbdask.run.roster import Roster
@@ -39,10 +39,10 @@ class Cluster:
         self.asked = []
         self.demand = 0
         self.clock = types.SimpleNamespace(monotonic=lambda: self.now)
-        monkeypatch.setattr(room, "time", self.clock)
-        monkeypatch.setattr(room, "REFRESH_SECONDS", 0.0)
-        monkeypatch.setattr(room, "workers_now", self.workers_now)
-        monkeypatch.setattr(room, "worker_answers", self.answers)
+        monkeypatch.setattr(roster_module, "time", self.clock)
+        monkeypatch.setattr(roster_module, "REFRESH_SECONDS", 0.0)
+        monkeypatch.setattr(roster_module, "workers_now", self.workers_now)
+        monkeypatch.setattr(roster_module, "worker_answers", self.answers)
         monkeypatch.setattr(preflight, "worker_answers", self.answers)
         monkeypatch.setattr(preflight, "run_on", self.run_on)
 
@@ -344,7 +344,7 @@ def test_who_is_known_to_be_silent_is_not_waited_for_again(monkeypatch):
                 await never.wait()
             return True
 
-        monkeypatch.setattr(room, "worker_answers", answers)
+        monkeypatch.setattr(roster_module, "worker_answers", answers)
         async with asyncio.timeout(30):
             await roster.ask_everyone()
         assert roster.silent == {"b"}

@@ -88,7 +88,7 @@ def train(client, store, *, model=None, **options):
 
 
 def test_a_lone_replica_is_the_same_to_the_bit(client, store):
-    options = {"replicas": 1, "portion_size": 13, "iterations": 25}
+    options = {"replicas": 1, "portion_size": 13, "iterations": 10}
     first, second = (train(client, store, **options) for _ in range(2))
     np.testing.assert_array_equal(flat(first), flat(second))
     for name in ("loss", "bundles"):

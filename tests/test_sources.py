@@ -1,4 +1,4 @@
-"""Sources: four routes to the same stored values, and what is refused at the door."""
+"""Sources: four routes to the same stored values, and what is refused."""
 
 import functools
 import http.server

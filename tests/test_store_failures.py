@@ -359,7 +359,7 @@ class Hanging(WrapperStore):
         await self._store.set(key, value)
 
 
-@pytest.mark.parametrize("verb", [train, minimise])
+@pytest.mark.parametrize("verb", [train, pytest.param(minimise, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("pattern", "match"),
     [

@@ -153,7 +153,7 @@ def test_a_method_from_outside_applies_every_example_once_an_epoch(threads_clien
     assert_nothing_left(threads_client)
 
 
-@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("copies", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_method_from_outside_survives_a_killed_worker(cluster, store, tmp_path, copies):  # noqa: F811
     beside = After(4, lambda: kill_a_shard(cluster))
     path = str(tmp_path / "run.zarr") if copies == 1 else None

@@ -1,1 +1,1 @@
-"""Examples: what a dataset offers to training, and how it is read."""
+"""Data: examples as parts of a dataset, and the readers that make minibatches of them."""

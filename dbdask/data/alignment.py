@@ -1,15 +1,16 @@
-"""Alignment: positions of two arrays are matched by their labels, where both have some."""
+"""Alignment: positions of two arrays are matched by their labels."""
 
-import numpy as np
 import pandas as pd
+
+from dbdask.arrays import BoolArray
 
 
 def first_difference(labels: pd.Index, others: pd.Index) -> int | None:
-    """Return the first position whose labels differ; None where all are equal.
+    """Return the first position whose labels differ; None if all are equal.
 
     Examples
     --------
-    >>> first_difference(pd.Index([0.0, 1.5, np.nan]), pd.Index([0.0, 1.5, np.nan]))
+    >>> first_difference(pd.Index([0.0, 1.5, None]), pd.Index([0.0, 1.5, None]))
     >>> first_difference(pd.Index([0, 1, 2]), pd.Index([0, 2, 1]))
     1
     """
@@ -30,19 +31,23 @@ def _is_missing(label: object) -> bool:
 
 
 def same_labels(labels: pd.Index, others: pd.Index) -> bool:
-    """Say whether two dimensions have the same labels in the same order."""
+    """Return whether two dimensions have the same labels in the same order."""
     return len(labels) == len(others) and first_difference(labels, others) is None
 
 
-def put_in_place(values: np.ndarray, axis: int, own: pd.Index, labels: pd.Index) -> np.ndarray:
-    """Return truth values at `labels` along an axis that has its `own`; False where it lacks one.
+def put_in_place(values: BoolArray, axis: int, own: pd.Index, labels: pd.Index) -> BoolArray:
+    """Return truth values at `labels`, along an axis whose labels are `own`.
+
+    A label that the axis lacks gives False.
 
     Examples
     --------
+    >>> import numpy as np
     >>> put_in_place(np.array([True, False]), 0, pd.Index([7, 3]), pd.Index([3, 5, 7]))
     array([False, False,  True])
     """
     found = own.get_indexer(labels)
     shape = [1] * values.ndim
     shape[axis] = -1
-    return values.take(found, axis=axis) & (found >= 0).reshape(shape)
+    moved: BoolArray = values.take(found, axis=axis) & (found >= 0).reshape(shape)
+    return moved

@@ -1,14 +1,14 @@
 """BlockProvider: the values that workers cannot read for themselves, brought to them by Dask.
 
-Workers read stores on their own. The blocks of a dask-backed Dataset are computed by Dask, where
-they are needed; what is in the client's memory is scattered to the workers, past the scheduler.
-Either way they are futures, which the task that needs them takes as arguments::
+Workers read stores on their own. The blocks of a dask-backed Dataset are computed by Dask on the
+workers that need them; values in the client's memory are scattered to the workers, past the
+scheduler. Both are futures, which the task that needs them takes as arguments::
 
-    supply = BlockProvider(examples, client)
-    futures = supply.futures(portion, workers=[address])
+    provider = BlockProvider(examples, client)
+    futures = provider.futures(portion, workers=[address])
     client.submit(train, portion, futures, workers=[address])
     ...
-    supply.release(portion)
+    provider.release(portion)
 
     def train(portion, pieces):            # on the worker
         reader.minibatches(portion, batch_size, blocks=gather_blocks(pieces))
@@ -23,15 +23,19 @@ from concurrent.futures import Future as Promise
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from dask._task_spec import Task, TaskRef, convert_legacy_graph
+from dask._task_spec import GraphNode, Task, TaskRef, convert_legacy_graph
+from dask.typing import Key
 from distributed import Client, Future, rejoin, secede
 
 from dbdask.data.routes import Blocked, Held, Piece
 from dbdask.data.variables import Variable
 from dbdask.schedule.portions import Portion
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 SCATTER_SECONDS = 5.0
 """How long values wait for a worker that the scheduler does not know: it has just left."""
@@ -40,7 +44,7 @@ _Name = tuple[int, int, tuple[int, ...]]
 
 
 def why_cancelled(error: BaseException) -> str:
-    """Say why Dask has cancelled a task, in words that name the remedy where there is one."""
+    """Return why Dask has cancelled a task, with the remedy if there is one."""
     reason = getattr(error, "reason", "unknown")
     if reason != "lost dependencies":
         return f"Dask cancelled its task (reason: {reason})"
@@ -52,9 +56,9 @@ def why_cancelled(error: BaseException) -> str:
 
 @contextmanager
 def beside_task() -> Iterator[None]:
-    """Leave a worker's thread to other tasks, where this runs inside a Dask task.
+    """Give a worker's thread to other tasks while this waits, if it runs inside a Dask task.
 
-    What the task waits for needs a thread too, and this may be the only one.
+    The results that it waits for need a thread, too, and this may be the only one.
     """
     has_left = _leave_thread()
     try:
@@ -65,7 +69,7 @@ def beside_task() -> Iterator[None]:
 
 
 def _leave_thread() -> bool:
-    """Leave the thread of the task that this runs in; False if it is in none, or has left it."""
+    """Leave the thread of the running task; return False if there is none, or it has left."""
     try:
         secede()
     except (ValueError, KeyError, AttributeError):
@@ -74,7 +78,7 @@ def _leave_thread() -> bool:
 
 
 class Readable(Protocol):
-    """What supply asks of examples: every read that serving a block of the grid makes."""
+    """Examples, as a provider uses them: every read that serving a block of the grid makes."""
 
     def reads(self, block: int) -> Iterable[tuple[Variable, Mapping[str, slice]]]: ...
 
@@ -84,10 +88,10 @@ class _Group:
     """The futures of one shuffle group, shared by the portions that are cut from it."""
 
     holders: set[tuple[int, int]]
-    brought: Promise[list[Future]] = field(default_factory=Promise)
+    brought: Promise[list[Future[Piece]]] = field(default_factory=Promise)
 
     def has(self, *states: str) -> bool:
-        """Say whether a value is in one of the states; what is under way is in none."""
+        """Return whether a value is in one of the states; one under way is in none."""
         if not self.brought.done():
             return False
         if self.brought.exception() is not None:
@@ -96,7 +100,7 @@ class _Group:
 
 
 class BlockProvider:
-    """Futures of what portions need, made when asked for and dropped when released.
+    """Makes the futures of the values that portions need, and drops them when released.
 
     Parameters
     ----------
@@ -115,10 +119,12 @@ class BlockProvider:
         self._lock = Lock()
         self._building = Lock()
 
-    def futures(self, portion: Portion, workers: Sequence[str] | None = None) -> list[Future]:
-        """Return the futures that the portion's task takes; none where workers can read.
+    def futures(
+        self, portion: Portion, workers: Sequence[str] | None = None
+    ) -> list[Future[Piece]]:
+        """Return the futures that the portion's task takes; none if workers can read all.
 
-        Asking again for a portion brings its values afresh: a lost worker loses nothing.
+        A second call for a portion brings its values again, so a lost worker loses nothing.
         """
         holder = (portion.epoch, portion.number)
         with self._lock:
@@ -132,12 +138,12 @@ class BlockProvider:
                 group.brought.set_exception(error)
                 raise
         with self._lock:
-            if self._is_closed:  # while values travelled: nobody takes them any more
+            if self._is_closed:  # while values travelled: they are not needed any more
                 self._groups.clear()
         return list(group.brought.result())
 
     def release(self, portion: Portion) -> None:
-        """Drop what the portion held; the last of its group drops the values themselves."""
+        """Release a portion; the values are dropped with the last portion of the group."""
         with self._lock:
             group = self._groups.get(_name(portion))
             if group is None:
@@ -154,8 +160,10 @@ class BlockProvider:
             self._groups.clear()
             self._graphs.clear()
 
-    def bring(self, blocks: Iterable[int], workers: Sequence[str] | None = None) -> list[Future]:
-        """Return futures of what these blocks of the grid need; the caller holds them."""
+    def bring(
+        self, blocks: Iterable[int], workers: Sequence[str] | None = None
+    ) -> list[Future[Piece]]:
+        """Return futures of the values that blocks of the grid need; the caller holds them."""
         held: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Piece] = {}
         wanted: dict[_Graph, dict[tuple[int, ...], None]] = {}
         for block in blocks:
@@ -185,12 +193,12 @@ class BlockProvider:
         return group, True
 
     def _note_failures(self, group: _Group) -> None:
-        """Give tasks new names: under the old ones what failed stays failed while it is held."""
+        """Give tasks new names after an error: under its old name a held task stays failed."""
         if group.has("error"):
             self._graphs.clear()
             self._renamed = True
 
-    def _scatter(self, pieces: list[Piece], workers: Sequence[str] | None) -> list[Future]:
+    def _scatter(self, pieces: list[Piece], workers: Sequence[str] | None) -> list[Future[Piece]]:
         if not pieces:
             return []
         # Fresh names: a future of the same values whose worker died must not be found again.
@@ -206,9 +214,9 @@ class BlockProvider:
 
     def _compute(
         self, graph: _Graph, places: list[tuple[int, ...]], workers: Sequence[str] | None
-    ) -> list[Future]:
+    ) -> list[Future[Piece]]:
         tasks, names = graph.tasks(places)
-        # The workers are a wish: were they a rule, the death of one would leave its tasks waiting.
+        # Other workers are allowed, else the death of one would leave its tasks waiting.
         return list(
             self._client.get(
                 tasks,
@@ -232,7 +240,7 @@ class BlockProvider:
 class _Graph:
     """The task graph of one dask array, flattened once, from which blocks are taken by place."""
 
-    def __init__(self, key: str, array: Any, *, renamed: bool) -> None:
+    def __init__(self, key: str, array: da.Array, *, renamed: bool) -> None:
         self._key = key
         self._name = array.name
         self._prefix = f"dbdask-{uuid.uuid4().hex}" if renamed else ""
@@ -240,7 +248,7 @@ class _Graph:
         self._edges = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in array.chunks]
 
     def overlapping(self, index: tuple[slice, ...]) -> Iterator[tuple[int, ...]]:
-        """Return the places of the blocks that share a value with the box."""
+        """Return the places of the blocks that overlap the box."""
         spans = []
         for cut, edges in zip(index, self._edges, strict=True):
             first = int(np.searchsorted(edges, cut.start, side="right")) - 1
@@ -248,32 +256,39 @@ class _Graph:
             spans.append([at for at in range(first, last) if edges[at] < edges[at + 1]])
         return itertools.product(*spans)
 
-    def tasks(self, places: list[tuple[int, ...]]) -> tuple[dict[Any, Any], list[Any]]:
+    def tasks(self, places: list[tuple[int, ...]]) -> tuple[dict[Key, GraphNode], list[Key]]:
         """Return the part of the graph that makes these blocks, as pieces, and their names.
 
-        Names are fresh each time: what failed once must not be found again.
+        Names are new each time, so that a task that failed is not found again.
         """
         fresh = f"dbdask-piece-{uuid.uuid4().hex}"
-        graph: dict[Any, Any] = {}
+        graph: dict[Key, GraphNode] = {}
         for place in places:
             self._collect((self._name, *place), graph)
-        new = {key: (self._prefix, *_parts(key)) if self._prefix else key for key in graph}
+        new: dict[Key, Key] = {
+            key: (self._prefix, *_parts(key)) if self._prefix else key for key in graph
+        }
         if self._prefix:
-            graph = {new[key]: node.substitute(new, key=new[key]) for key, node in graph.items()}
-        names = []
+            # A substitute may be a node or a name: here all are names.
+            names_or_nodes: dict[Key, Key | GraphNode] = {**new}
+            graph = {
+                new[key]: node.substitute(names_or_nodes, key=new[key])
+                for key, node in graph.items()
+            }
+        names: list[Key] = []
         for place in places:
-            block = (self._name, *place)
-            name = (fresh, *place)
+            block: Key = (self._name, *place)
+            name: Key = (fresh, *place)
             starts = tuple(int(edges[at]) for edges, at in zip(self._edges, place, strict=True))
             graph[name] = Task(name, _as_piece, self._key, starts, TaskRef(new.get(block, block)))
             names.append(name)
         return graph, names
 
-    def _collect(self, wanted: Any, graph: dict[Any, Any]) -> None:
+    def _collect(self, wanted: Key, graph: dict[Key, GraphNode]) -> None:
         waiting = [wanted]
         while waiting:
             key = waiting.pop()
-            # What was persisted is no node: the scheduler has it under its name.
+            # A persisted block is no node: the scheduler has it under its name.
             if key not in graph and key in self._nodes:
                 graph[key] = self._nodes[key]
                 waiting.extend(self._nodes[key].dependencies)
@@ -291,7 +306,7 @@ def _name(portion: Portion) -> _Name:
     return portion.epoch, portion.group, portion.blocks
 
 
-def _parts(key: Any) -> tuple[Any, ...]:
+def _parts(key: Key) -> tuple[Any, ...]:
     return key if isinstance(key, tuple) else (key,)
 
 
@@ -303,5 +318,5 @@ def _piece(variable: Variable, box: Mapping[str, slice]) -> Piece:
     return Piece(variable.key, tuple(cut.start for cut in index), values)
 
 
-def _as_piece(key: str, starts: tuple[int, ...], block: Any) -> Piece:
+def _as_piece(key: str, starts: tuple[int, ...], block: object) -> Piece:
     return Piece(key, starts, np.asarray(block))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
 from dbdask.data.gathering import Block, Part
 from dbdask.data.groups import GroupLedger, known_groups, run_starts
 from dbdask.data.missing import MissingValueCheck
@@ -13,32 +14,43 @@ from dbdask.data.sources import Blocks, Variable
 
 
 def read_block(
-    recipe: Recipe, number: int, ledger: GroupLedger | None, supplied: Blocks | None = None
+    recipe: Recipe, number: int, ledger: GroupLedger | None, brought: Blocks | None = None
 ) -> Block:
-    """Read one block of the grid, halo included, and judge its values.
+    """Read one block of the grid, halo included, and check its values.
+
+    Parameters
+    ----------
+    recipe
+        The recipe of the examples.
+    number
+        The block's number in the grid.
+    ledger
+        Records the groups that were seen; None if there are no groups.
+    brought
+        Values that came with the task, if this process cannot read them itself.
 
     Raises
     ------
     DataError
-        For missing or infinite values, labels outside the classes, negative weights, a group that
-        returns, or a chunk that cannot be decoded.
+        A value is missing or infinite, a label is of no class, a weight is negative, a group
+        returns, or a chunk cannot be decoded.
     """
     spread = recipe.block_centres(number)
     within = spread
     if recipe.groups is not None and ledger is not None:
-        within = _within_groups(recipe, spread, ledger, supplied)
+        within = _within_groups(recipe, spread, ledger, brought)
     block = Block(number, within, _kept(recipe, within), [])
-    judge = MissingValueCheck(recipe, block)
+    check = MissingValueCheck(recipe, block)
     for (role, variable), features in zip(recipe.roles, recipe.feature_dims, strict=True):
         box = recipe.box(variable, spread, role)
-        part = _read_part(recipe, variable, features, box, supplied)
+        part = _read_part(recipe, variable, features, box, brought)
         if role == "targets" and recipe.classes is not None:
             labels, absent = variable.decode(part.values)
-            judge.labels = labels
+            check.labels = labels
             codes = recipe.classes.encode(labels, absent)
             part = replace(part, values=codes.astype(recipe.classes.code_dtype))
         block.parts.append(part)
-    judge.apply()
+    check.apply()
     return block
 
 
@@ -47,10 +59,10 @@ def _read_part(
     variable: Variable,
     features: tuple[str, ...],
     box: dict[str, slice],
-    supplied: Blocks | None,
+    brought: Blocks | None,
 ) -> Part:
-    """Read a box, with the sample dimensions first and the features flattened."""
-    stored = variable.read(box, blocks=supplied)
+    """Read a box of a variable as (positions, features), the sample dimensions first."""
+    stored = variable.read(box, blocks=brought)
     own = [dim for dim in recipe.along if dim in variable.dims]
     order = [variable.dims.index(dim) for dim in (*own, *features)]
     lengths = {dim: box[dim].stop - box[dim].start for dim in own}
@@ -61,17 +73,17 @@ def _read_part(
 
 
 def _within_groups(
-    recipe: Recipe, within: tuple[CentreRuns, ...], ledger: GroupLedger, supplied: Blocks | None
+    recipe: Recipe, within: tuple[CentreRuns, ...], ledger: GroupLedger, brought: Blocks | None
 ) -> tuple[CentreRuns, ...]:
-    """Narrow what each centre may see to its group."""
+    """Return the centres, each of which sees no position outside its group."""
     assert recipe.groups is not None
     box = recipe.box(recipe.groups, within, "groups")
     (dim,) = recipe.groups.dims
     begin = box[dim].start
-    values = known_groups(recipe.groups, recipe.groups.read(box, blocks=supplied), begin)
+    values = known_groups(recipe.groups, recipe.groups.read(box, blocks=brought), begin)
     ledger.note(values, begin)
     starts = run_starts(values) + begin
-    # A group that reaches beyond what was read goes on there: no window looks that far.
+    # A group may go on beyond the box: no window reaches that far.
     low = np.concatenate([[0], starts[1:]])
     high = np.append(starts[1:], np.iinfo(np.int64).max)
     axis = recipe.along.index(dim)
@@ -79,7 +91,7 @@ def _within_groups(
     return (*within[:axis], narrowed, *within[axis + 1 :])
 
 
-def _kept(recipe: Recipe, within: tuple[CentreRuns, ...]) -> np.ndarray | None:
+def _kept(recipe: Recipe, within: tuple[CentreRuns, ...]) -> Int64Array | None:
     mask = recipe.selection.mask
     if mask is None:
         return None

@@ -1,4 +1,4 @@
-"""Codecs of an array that decode no more than its chunks are declared to hold, and run no code."""
+"""Codecs that decode at most the bytes that a chunk is declared to hold, and run no code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numcodecs
 import numpy as np
-import zarr
 from zarr.abc.codec import ArrayBytesCodec, BytesBytesCodec, Codec
 from zarr.codecs import ShardingCodec, VLenBytesCodec, VLenUTF8Codec
 from zarr.core.array_spec import ArraySpec
@@ -18,6 +17,7 @@ from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 
 from dbdask.data.decompression import Oversized, inflate
+from dbdask.data.zarr_arrays import ZarrArray
 
 try:
     from zarr.codecs._v2 import V2Codec
@@ -25,10 +25,10 @@ except ImportError:  # a version that reads format 2 otherwise
     V2Codec = None  # type: ignore[assignment,misc]
 
 TEXT_BYTES = 64 * 2**10
-"""Bytes that one value of a length of its own may take, all values of a chunk on average."""
+"""Bytes that a value of variable length may take, as the mean of a chunk."""
 
 LEAST_TEXT = 64 * 2**20
-"""Bytes that all such values of a chunk may take in any case."""
+"""Bytes that all values of variable length in a chunk may take in any case."""
 
 FILTERED = 8
 """How many times wider than the array's dtype a filter may store a value."""
@@ -37,8 +37,8 @@ _UNSAFE = ("pickle", "cloudpickle", "dill")
 _COUNTED = ("vlen-utf8", "vlen-bytes", "vlen-array")
 
 
-def unsafe_codec(array: zarr.Array) -> str:
-    """Return the name of a codec of the array that runs code of the store; empty if none does."""
+def unsafe_codec(array: ZarrArray) -> str:
+    """Return the name of a codec that runs code which the store holds; empty if there is none."""
     metadata: Any = array.metadata
     if metadata.zarr_format == 2:
         names = [
@@ -49,10 +49,10 @@ def unsafe_codec(array: zarr.Array) -> str:
     return next((name for name in names if name.split(".")[-1] in _UNSAFE), "")
 
 
-def bound(array: zarr.Array) -> None:
-    """Let an array that was opened here refuse chunks that hold more than is declared.
+def bound(array: ZarrArray) -> None:
+    """Make an array that was opened here refuse chunks that hold more than is declared.
 
-    Another pipeline than Zarr's own is left as it is.
+    A pipeline that is not Zarr's own is left as it is.
     """
     inner = array.async_array
     if type(inner.codec_pipeline) is not BatchedCodecPipeline:
@@ -65,7 +65,7 @@ def bound(array: zarr.Array) -> None:
     object.__setattr__(inner, "codec_pipeline", BatchedCodecPipeline.from_codecs(bounded))
 
 
-def most_stored_bytes(array: zarr.Array) -> int:
+def most_stored_bytes(array: ZarrArray) -> int:
     """Return the bytes that the stored form of one chunk, or shard, takes at most."""
     shape = array.shards or array.chunks
     declared = chunk_bytes(shape, array.dtype)
@@ -76,12 +76,12 @@ def most_stored_bytes(array: zarr.Array) -> int:
 
 
 def chunk_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int | None:
-    """Return the bytes of a decoded chunk; None where values have lengths of their own."""
+    """Return the bytes of a decoded chunk; None if its values have variable lengths."""
     return None if dtype.kind in "OT" else math.prod(shape) * dtype.itemsize
 
 
 def with_slack(size: int) -> int:
-    """Allow for checksums, headers, and a compressor that gains nothing."""
+    """Return `size` with slack for checksums, headers, and a compressor that gains nothing."""
     return size + size // 8 + 2**16
 
 
@@ -90,7 +90,7 @@ def _text_limit(shape: tuple[int, ...]) -> int:
 
 
 def _index_bytes(shape: tuple[int, ...], inner: tuple[int, ...]) -> int:
-    """Return what a shard holds beside its values: 16 bytes a chunk, and each chunk's header."""
+    """Return the bytes of a shard beside its values: an index, and a header for each chunk."""
     count = math.prod(-(-size // max(part, 1)) for size, part in zip(shape, inner, strict=True))
     return 256 * count
 
@@ -101,11 +101,11 @@ def _names(codec: Any) -> Iterable[str]:
         yield from _names(nested)
 
 
-def _numcodec_name(codec: Any) -> str:
+def _numcodec_name(codec: object) -> str:
     return str(getattr(codec, "codec_id", "")) if codec is not None else ""
 
 
-def _bounded_format_2(codec: Any, array: zarr.Array) -> Codec:
+def _bounded_format_2(codec: Any, array: ZarrArray) -> Codec:
     declared = chunk_bytes(array.chunks, array.dtype)
     if declared is None:
         limit = _text_limit(array.chunks)
@@ -114,7 +114,8 @@ def _bounded_format_2(codec: Any, array: zarr.Array) -> Codec:
     count = math.prod(array.chunks)
     filters = codec.filters and tuple(_Bounded(f, limit, count) for f in codec.filters)
     compressor = codec.compressor and _Bounded(codec.compressor, limit, count)
-    return replace(codec, filters=filters, compressor=compressor)
+    bounded: Codec = replace(codec, filters=filters, compressor=compressor)
+    return bounded
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class _Bounded:
     limit: int
     values: int
 
-    def decode(self, stored: Any) -> Any:
+    def decode(self, stored: object) -> Any:
         name = _numcodec_name(self.codec)
         if name in _COUNTED:
             check_count(_raw(stored), self.values)
@@ -133,12 +134,12 @@ class _Bounded:
         return self.codec.decode(stored) if found is None else found
 
 
-def _raw(stored: Any) -> memoryview:
+def _raw(stored: object) -> memoryview:
     return memoryview(numcodecs.compat.ensure_contiguous_ndarray(stored)).cast("B")
 
 
 def check_count(stored: memoryview, values: int) -> None:
-    """Raise where the header of texts counts more of them than the chunk has values."""
+    """Raise Oversized if the header counts more texts than the chunk has values."""
     found = int.from_bytes(stored[:4], "little")
     if found > values:
         raise Oversized(values, f"{found:,} values")
@@ -161,7 +162,7 @@ def _bounded(codecs: Iterable[Codec], beside: int = 0) -> tuple[Codec, ...]:
 
 @dataclass(frozen=True)
 class CountedTexts(ArrayBytesCodec):
-    """A codec of texts that looks at their number first."""
+    """A codec of texts that checks their number before it decodes them."""
 
     codec: Any
     is_fixed_size = False

@@ -1,24 +1,26 @@
-"""Checks: everything is read once, as training would, and reported."""
+"""The report of `Examples.check`, for which everything is read once as training would."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dbdask.data.fills import fill_warnings
 from dbdask.data.measures import BlockCount, measure_block
+from dbdask.data.recipe import Recipe
 from dbdask.data.sweeps import sweep
 from dbdask.schedule.left_out import LeftOut
 
 if TYPE_CHECKING:
-    from dbdask.data.examples import Examples
+    from distributed import Client
 
 WORTH_A_WARNING = 0.01
-"""Part of the examples that may be left out without a word."""
+"""The share of the examples that may be left out without a warning."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """The result of `Examples.check`.
 
     Parameters
     ----------
@@ -27,14 +29,14 @@ class Report:
     dropped
         Examples left out: a value is missing, or the window leaves its group.
     first_dropped
-        Where the first missing value is; empty where there is none.
+        Where the first missing value is; empty if there is none.
     class_counts
         Examples of each class index; None where the targets are no labels.
     lost_classes
-        Classes all of whose examples are left out.
+        Indices of the classes of which every example is left out.
     filled_chunks
-        How many chunks of a variable are not in the store, and were read as its fill value; for
-        variables that have some.
+        How many chunks of a variable are not in the store and were read as its fill value;
+        variables without such chunks are not in it.
     """
 
     examples: int
@@ -45,15 +47,16 @@ class Report:
     filled_chunks: dict[str, int] = field(default_factory=dict)
 
 
-def report(examples: "Examples", client: Any = None) -> Report:
-    """Read every block; warn as training does where much is left out."""
-    counts: list[BlockCount] = list(sweep(examples, measure_block, client))
+def report(recipe: Recipe, client: "Client | None" = None) -> Report:
+    """Return the report of every block; warn, as training does, if much is left out."""
+    counts: list[BlockCount] = list(sweep(recipe, measure_block, client))
     rows, dropped = sum(c.rows for c in counts), sum(c.dropped for c in counts)
     missing = sum(c.missing for c in counts)
     found, kept = _sum(c.classes for c in counts), _sum(c.kept_classes for c in counts)
     lost = tuple(sorted(label for label in found if not kept.get(label)))
     place = next((c.place for c in counts if c.place), "")
-    labels = examples.output_classes
+    classes = recipe.classes
+    labels = None if classes is None else classes.of_outputs()
     named = tuple(label if labels is None else labels[label] for label in lost)
     message = drop_warning(rows, missing, place, named)
     fills = LeftOut()
@@ -64,12 +67,12 @@ def report(examples: "Examples", client: Any = None) -> Report:
     labelled = {label: kept[label] for label in sorted(kept)}
     filled = {name: len(one.chunks) for name, one in sorted(fills.fills.items())}
     return Report(
-        rows - dropped, dropped, place, labelled if examples.has_labels else None, lost, filled
+        rows - dropped, dropped, place, None if classes is None else labelled, lost, filled
     )
 
 
-def drop_warning(rows: int, missing: int, place: str, lost: tuple[Any, ...] = ()) -> str:
-    """Return what to say about examples left out as missing; empty where it is not worth a word.
+def drop_warning(rows: int, missing: int, place: str, lost: tuple[object, ...] = ()) -> str:
+    """Return the warning about examples that are left out as missing; empty if they are few.
 
     Examples
     --------
@@ -86,7 +89,7 @@ def drop_warning(rows: int, missing: int, place: str, lost: tuple[Any, ...] = ()
     return f"{missing} of {rows} examples ({part:.1f} %) are left out as missing{first}{classes}"
 
 
-def _sum(counts: Any) -> dict[int, int]:
+def _sum(counts: Iterable[dict[int, int]]) -> dict[int, int]:
     total: dict[int, int] = {}
     for one in counts:
         for label, count in one.items():

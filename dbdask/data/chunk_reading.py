@@ -8,23 +8,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from dbdask.data.bounded_codecs import chunk_bytes
 from dbdask.data.decompression import Oversized
 from dbdask.data.memory import memory_limit
+from dbdask.data.zarr_arrays import ZarrArray
 
 SMALL_BYTES = 256 * 2**20
 """Bytes that are read without asking how much memory there is."""
 
 
 class NoRoom(Exception):
-    """A chunk, or a box, that this process cannot hold."""
+    """A chunk or a box is larger than the memory that this process may use."""
 
 
-def read_array(array: zarr.Array, index: tuple[slice, ...]) -> np.ndarray:
+def read_array(array: ZarrArray, index: tuple[slice, ...]) -> np.ndarray:
     """Return the stored values in the box, in native byte order; they may be read-only.
 
     A box that is one whole chunk is decoded in place: Zarr's own indexing would hold the chunk
@@ -44,7 +44,7 @@ def read_array(array: zarr.Array, index: tuple[slice, ...]) -> np.ndarray:
     return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
 
 
-def oversized_chunk(array: zarr.Array, index: tuple[slice, ...]) -> str:
+def oversized_chunk(array: ZarrArray, index: tuple[slice, ...]) -> str:
     """Return the name of the first chunk in a box that holds more than it is declared to."""
     for place in itertools.product(*_spans(array, index)):
         try:
@@ -54,7 +54,7 @@ def oversized_chunk(array: zarr.Array, index: tuple[slice, ...]) -> str:
     return ""
 
 
-def check_memory(array: zarr.Array, index: tuple[slice, ...]) -> None:
+def check_memory(array: ZarrArray, index: tuple[slice, ...]) -> None:
     """Refuse to read what this process cannot hold.
 
     Raises
@@ -73,23 +73,23 @@ def check_memory(array: zarr.Array, index: tuple[slice, ...]) -> None:
     raise NoRoom(f"{what} takes {max(box, chunk):,} bytes, and this process may use {limit:,}")
 
 
-def _fill(array: zarr.Array) -> object:
+def _fill(array: ZarrArray) -> object:
     """Return the fill value; format 2 may have none, which is zero."""
     return 0 if array.fill_value is None else array.fill_value
 
 
-def chunk_count(array: zarr.Array, index: tuple[slice, ...]) -> int:
+def chunk_count(array: ZarrArray, index: tuple[slice, ...]) -> int:
     """Return how many chunks, or shards, share a value with the box."""
     return math.prod(len(span) for span in _spans(array, index))
 
 
-def first_chunk(array: zarr.Array, index: tuple[slice, ...]) -> str:
+def first_chunk(array: ZarrArray, index: tuple[slice, ...]) -> str:
     """Return the key of the first chunk, or shard, that shares a value with the box."""
     place = tuple(span.start for span in _spans(array, index))
     return array.metadata.encode_chunk_key(place)
 
 
-def chunk_numbers(array: zarr.Array, index: tuple[slice, ...]) -> Iterator[int]:
+def chunk_numbers(array: ZarrArray, index: tuple[slice, ...]) -> Iterator[int]:
     """Return their numbers, in row-major order of the whole array."""
     shape = array.shards or array.chunks
     grid = [-(-size // chunk) for size, chunk in zip(array.shape, shape, strict=True)]
@@ -100,7 +100,7 @@ def chunk_numbers(array: zarr.Array, index: tuple[slice, ...]) -> Iterator[int]:
         yield number
 
 
-def _spans(array: zarr.Array, index: tuple[slice, ...]) -> list[range]:
+def _spans(array: ZarrArray, index: tuple[slice, ...]) -> list[range]:
     shape = array.shards or array.chunks
     return [
         range(cut.start // size, -(-cut.stop // size))
@@ -108,7 +108,7 @@ def _spans(array: zarr.Array, index: tuple[slice, ...]) -> list[range]:
     ]
 
 
-def _one_chunk(array: zarr.Array, index: tuple[slice, ...]) -> tuple[int, ...] | None:
+def _one_chunk(array: ZarrArray, index: tuple[slice, ...]) -> tuple[int, ...] | None:
     """Return the place of the chunk that the box is, if it is one whole chunk."""
     if not index or array.shards is not None or array.dtype.kind not in "biuf":
         return None
@@ -121,7 +121,7 @@ def _one_chunk(array: zarr.Array, index: tuple[slice, ...]) -> tuple[int, ...] |
     return tuple(place)
 
 
-async def _decode_chunk(array: zarr.Array, place: tuple[int, ...]) -> np.ndarray | None:
+async def _decode_chunk(array: ZarrArray, place: tuple[int, ...]) -> np.ndarray | None:
     """Return the chunk, or None where the store holds none (all of it is the fill value)."""
     inner = array.async_array
     prototype = default_buffer_prototype()

@@ -1,21 +1,22 @@
-"""What a Zarr array's metadata declare: packing, sign, dates, and what is missing.
+"""The decoding that a Zarr array's metadata declare: packing, sign, dates, missing values.
 
 The rules are those of the CF conventions as xarray applies them, with two exceptions: integers
 without a scale stay integers, and a fill value of 0 of a v2 array, which is Zarr's own default, is
-a value. Attributes are taken as the world writes them, and what cannot be decided is a `problem`.
+a value. Attributes are read in all the forms in use; one without a certain meaning becomes the
+decoding's `problem`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from xarray.backends.zarr import FillValueCoder
 
-from dbdask.data.decoding import Decoding, Undecided
+from dbdask.data.decoding import Attributes, Decoding, Undecided
 
 _FILLS = ("_FillValue", "missing_value")
 _CONVERSION = ("units", "calendar", "dtype")
@@ -23,11 +24,11 @@ _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([uU]?[b
 
 
 def decode_declared(
-    dtype: np.dtype, attributes: Mapping[str, Any], zarr_format: int, fill_value: Any
+    dtype: np.dtype, attributes: Attributes, zarr_format: int, fill_value: object
 ) -> Decoding:
     """Return the decoding of a Zarr array's own values."""
     if dtype.kind in "cV":
-        return Decoding()  # refused by whoever wants numbers or labels
+        return Decoding()  # a caller that wants numbers or labels refuses it
     fills = _fills(dtype, attributes, zarr_format, fill_value)
     if dtype.kind in "iuf":
         try:
@@ -42,8 +43,8 @@ def decode_declared(
     return Decoding(missing=tuple(fill for fill in fills if isinstance(fill, np.generic)))
 
 
-def number(value: Any) -> int | float | None:
-    """Return a number that an attribute holds: alone in an array, or as text; None: it is none.
+def number(value: object) -> int | float | None:
+    """Return the number that an attribute holds, alone in an array or as text; None if it is none.
 
     Examples
     --------
@@ -59,7 +60,7 @@ def number(value: Any) -> int | float | None:
 
 
 def _number_of_text(text: str) -> int | float | None:
-    """Return a number written as text, be it with the letter of its type, as CDL writes it."""
+    """Return a number written as text, also with the letter of its type, as CDL writes it."""
     found = _NUMBER.fullmatch(text)
     if found is None:
         return None
@@ -69,21 +70,21 @@ def _number_of_text(text: str) -> int | float | None:
 
 
 def _fills(
-    dtype: np.dtype, attributes: Mapping[str, Any], zarr_format: int, fill_value: Any
+    dtype: np.dtype, attributes: Attributes, zarr_format: int, fill_value: object
 ) -> list[Any]:
-    """Return every value that is declared as missing, in whatever type it is declared."""
+    """Return every value that is declared as missing, in the type in which it is declared."""
     found: list[Any] = []
     for name in _FILLS:
         for value in _listed(attributes.get(name)):
             coded = name == "_FillValue" and zarr_format == 3 and isinstance(value, str)
             found.append(_uncoded(value, dtype) if coded else value)
-    # Zero, and empty text, are what Zarr fills with where nobody chose anything: no gaps.
+    # Zarr fills with zero or empty text if its user has chosen nothing: they are no gaps.
     if zarr_format == 2 and fill_value:
         found.append(fill_value.decode() if isinstance(fill_value, bytes) else fill_value)
     return found
 
 
-def _listed(value: Any) -> Iterable[Any]:
+def _listed(value: object) -> Iterable[Any]:
     value = value.tolist() if isinstance(value, np.ndarray) else value
     if value is None:
         return ()
@@ -91,7 +92,7 @@ def _listed(value: Any) -> Iterable[Any]:
 
 
 def _uncoded(value: str, dtype: np.dtype) -> Any:
-    """Return a fill value that xarray has written as text into a v3 store."""
+    """Return the fill value that xarray has encoded as text in a v3 store."""
     if dtype.kind not in "fS":
         return value
     try:
@@ -101,7 +102,7 @@ def _uncoded(value: str, dtype: np.dtype) -> Any:
     return found.decode() if isinstance(found, bytes) else found
 
 
-def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -> Decoding:
+def _numbers(dtype: np.dtype, attributes: Attributes, fills: list[Any]) -> Decoding:
     signs = _signs(dtype, attributes)
     shown = signs or dtype
     packing = _packing(attributes)
@@ -109,7 +110,7 @@ def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -
         found for fill in fills if isinstance(fill, str) and (found := number(fill)) is not None
     ]
     if any(isinstance(attributes.get(name), str) for name in packing):
-        fills, texts = [*fills, *texts], []  # all is text here, and xarray reads none of it
+        fills, texts = [*fills, *texts], []  # packing is text too, and xarray applies none of it
     missing = _held(shown, dtype, fills)
     doubtful = _in_text(_held(shown, dtype, texts), missing)
     units, declared = attributes.get("units"), attributes.get("dtype")
@@ -134,8 +135,14 @@ def _numbers(dtype: np.dtype, attributes: Mapping[str, Any], fills: list[Any]) -
     return Decoding(attributes=kept, signs=signs, gaps=tuple(missing[1:]), doubtful=doubtful)
 
 
-def _signs(dtype: np.dtype, attributes: Mapping[str, Any]) -> np.dtype | None:
-    """Return the dtype of the other sign, where `_Unsigned` asks for it."""
+def _signs(dtype: np.dtype, attributes: Attributes) -> np.dtype | None:
+    """Return the dtype of the other sign if `_Unsigned` asks for it, else None.
+
+    Raises
+    ------
+    Undecided
+        `_Unsigned` is neither "true" nor "false".
+    """
     declared = attributes.get("_Unsigned")
     if dtype.kind == "f" or declared is None or dtype.kind == _kind_of(declared):
         return None
@@ -147,12 +154,12 @@ def _signs(dtype: np.dtype, attributes: Mapping[str, Any]) -> np.dtype | None:
     return np.dtype(f"{_kind_of(declared)}{dtype.itemsize}")
 
 
-def _kind_of(declared: Any) -> str:
+def _kind_of(declared: object) -> str:
     return "u" if str(declared).strip().lower() in ("true", "1") else "i"
 
 
 def _held(shown: np.dtype, stored: np.dtype, fills: list[Any]) -> list[Any]:
-    """Return the fill values that the dtype can hold, in it; what it cannot hold masks nothing."""
+    """Return the fill values that the dtype can hold, in that dtype; others mask nothing."""
     held: dict[Any, None] = {}
     for fill in _numeric(fills):
         if shown.kind == "f":
@@ -182,7 +189,7 @@ def _as_float(fill: int | float, dtype: np.dtype) -> Any:
 
 
 def _in_text(texts: list[Any], missing: list[Any]) -> tuple[tuple[Any, str], ...]:
-    """Return fills that are declared as text, which xarray compares with no number."""
+    """Return fills that are declared as text, each with its error: xarray ignores them."""
     said = (
         "holds {0!s}, which may be its declared fill '{0!s}': that is text, so xarray shows the "
         "value; declare it as a number, or give a Dataset"
@@ -191,7 +198,7 @@ def _in_text(texts: list[Any], missing: list[Any]) -> tuple[tuple[Any, str], ...
 
 
 def _rounded(dtype: np.dtype, fills: list[Any]) -> tuple[tuple[Any, str], ...]:
-    """Return the neighbours of fills that the dtype rounds: xarray compares without rounding."""
+    """Return rounded fills, each with its error: xarray compares values with unrounded fills."""
     found = []
     declared = list(_numeric(fills))
     for fill in declared:
@@ -207,14 +214,20 @@ def _rounded(dtype: np.dtype, fills: list[Any]) -> tuple[tuple[Any, str], ...]:
 
 
 def _whole(fill: int, shown: np.dtype, stored: np.dtype) -> int | None:
-    """Return the integer as shown; of another sign, it is the same bytes."""
+    """Return the integer as shown, read from the same bytes if the sign differs; else None."""
     if shown != stored and np.iinfo(stored).min <= fill <= np.iinfo(stored).max:
         return int(np.array(fill, stored).view(shown))
     return fill if np.iinfo(shown).min <= fill <= np.iinfo(shown).max else None
 
 
-def _packing(attributes: Mapping[str, Any]) -> dict[str, int | float]:
-    """Return scale and offset as numbers."""
+def _packing(attributes: Attributes) -> dict[str, int | float]:
+    """Return scale and offset as numbers.
+
+    Raises
+    ------
+    Undecided
+        One of them is no finite number, or the scale is 0.
+    """
     found: dict[str, int | float] = {}
     for name in ("scale_factor", "add_offset"):
         given = attributes.get(name)

@@ -1,18 +1,20 @@
-"""From stored values to the values that are shown, and which of them are missing.
+"""Decoding: from stored values to the values that are shown, and a mask of missing ones.
 
-Every way to the data ends here: what a store declares, what xarray applies to a variable that it
-opened lazily, and values that are shown as they are held.
+All four routes to the data end here: attributes that a store declares, functions that xarray
+applies to a variable that it opened lazily, and values that are shown as they are held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+
+from dbdask.arrays import BoolArray
 
 TEXT = np.dtype("<U1")
 """The dtype that stands for text of any length."""
@@ -21,11 +23,15 @@ OTHER = np.dtype("V")
 """The dtype that stands for values that are neither numbers nor text: periods, tuples, dates."""
 
 EXACT = 2**53
-"""Whole numbers up to this one are float64 values."""
+"""float64 holds every whole number up to this one."""
+
+
+Attributes = Mapping[str, Any]
+"""The attributes of a variable, in the types in which their author wrote them."""
 
 
 class Undecided(ValueError):
-    """Nobody can say what an attribute, or a value, means: the rest of a sentence on a variable."""
+    """An attribute or a value has no certain meaning; the text continues "variable 'x' ..."."""
 
 
 Step = Callable[[np.ndarray], np.ndarray]
@@ -48,10 +54,10 @@ class Decoding:
     missing
         Values that mean "missing", of variables that stay integers, booleans or text.
     doubtful
-        Values that may mean "missing" or not, each with what to say where one occurs: among those
-        stored, or, where there are steps, among those shown.
+        Values that may mean "missing" or not, each with the error text for one that occurs: among
+        the stored values or, if there are steps, among those shown.
     problem
-        Why the declared attributes cannot be applied; empty where they can.
+        Why the declared attributes cannot be applied; empty if they can.
     """
 
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -63,14 +69,34 @@ class Decoding:
     problem: str = ""
 
     def result_dtype(self, stored: np.dtype) -> np.dtype:
-        """Return the dtype of the values that `apply` gives; object where only values tell."""
+        """Return the dtype of what `apply` returns; object if that depends on the values."""
         if stored.kind in "USOTV" and not self.steps:
             return stored if stored.kind in "OV" else TEXT
         with np.errstate(all="ignore"):
             return self.apply(np.zeros(1, stored))[0].dtype
 
-    def apply(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the values and the mask of missing ones (None: nothing is missing)."""
+    def apply(self, stored: np.ndarray) -> tuple[np.ndarray, BoolArray | None]:
+        """Return the values and the mask of missing ones.
+
+        Parameters
+        ----------
+        stored
+            Stored values of any shape.
+
+        Returns
+        -------
+        values
+            Of the same shape: numbers in the dtype that holds them, text as Python objects.
+        mask
+            bool, of the same shape; None if nothing is missing.
+
+        Raises
+        ------
+        Undecided
+            The attributes, or a value, have no certain meaning.
+        TypeError
+            The values are complex numbers, or of a structured dtype.
+        """
         values = self.as_shown(stored)
         self._check_doubtful(stored, values)
         kind = values.dtype.kind
@@ -98,7 +124,13 @@ class Decoding:
                 raise Undecided(said)
 
     def as_shown(self, stored: np.ndarray) -> np.ndarray:
-        """Return the values as xarray shows them: its own arithmetic, its own dtypes."""
+        """Return the values as xarray shows them, in its arithmetic and dtypes: the same shape.
+
+        Raises
+        ------
+        Undecided
+            The attributes have no certain meaning.
+        """
         if self.problem:
             raise Undecided(self.problem)
         if self.signs is not None:
@@ -118,7 +150,7 @@ class Decoding:
             return np.where(np.isin(stored, np.array(self.gaps, stored.dtype)), absent, shown)
         return shown
 
-    def _declared(self, values: np.ndarray) -> np.ndarray | None:
+    def _declared(self, values: np.ndarray) -> BoolArray | None:
         if not self.missing:
             return None
         if values.dtype.kind in "iubmM":
@@ -127,15 +159,17 @@ class Decoding:
 
 
 def objects_dtype(values: np.ndarray) -> np.dtype:
-    """Return the dtype of what `of_objects` makes of an array of Python objects."""
+    """Return the dtype that `of_objects` gives an array of Python objects."""
     kind = pd.api.types.infer_dtype(values.ravel(), skipna=True)
     if kind in ("string", "bytes", "empty"):
         return TEXT
     return of_objects(values)[0].dtype if kind in _NUMBERS else OTHER
 
 
-def of_objects(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return Python objects as numbers or text where all are, and the mask of missing ones.
+def of_objects(values: np.ndarray) -> tuple[np.ndarray, BoolArray | None]:
+    """Return Python objects as numbers or text if all of them are, and the mask of missing ones.
+
+    Both have the shape of `values`; the mask is None if nothing is missing.
 
     Examples
     --------
@@ -157,8 +191,8 @@ def of_objects(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 _NUMBERS = ("integer", "boolean", "floating", "mixed-integer-float", "decimal")
 
 
-def _numbers(values: np.ndarray, absent: np.ndarray | None) -> np.ndarray:
-    """Return numbers in the dtype that holds them exactly; objects where there is none."""
+def _numbers(values: np.ndarray, absent: BoolArray | None) -> np.ndarray:
+    """Return numbers in the dtype that holds them exactly; as objects if there is none."""
     present = values.ravel() if absent is None else values[~absent]
     exact = exact_array(present.tolist())
     if absent is None:
@@ -173,7 +207,7 @@ def _numbers(values: np.ndarray, absent: np.ndarray | None) -> np.ndarray:
 def exact_array(values: list[Any]) -> np.ndarray:
     """Return numbers, or text, as an array of the dtype that holds each of them exactly.
 
-    NumPy itself makes floats of integers of which some are signed and some too large for that.
+    NumPy itself makes floats of integers if some are negative and some are beyond int64.
 
     Examples
     --------
@@ -195,11 +229,11 @@ def exact_array(values: list[Any]) -> np.ndarray:
 
 
 def is_exact(integers: np.ndarray) -> bool:
-    """Say whether float64 holds every one of the integers."""
+    """Return whether float64 holds every one of the integers."""
     return not integers.size or (int(integers.max()) <= EXACT and int(integers.min()) >= -EXACT)
 
 
-def _text(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def _text(stored: np.ndarray) -> tuple[np.ndarray, BoolArray | None]:
     """Return text as Python strings: an array of fixed width would cut zeros off at the end."""
     if stored.dtype.kind == "S":
         return np.char.decode(stored, "utf-8").astype(object), None
@@ -210,13 +244,13 @@ def _text(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return _with_none(text, absent), _any(absent)
 
 
-def _with_none(values: np.ndarray, absent: np.ndarray) -> np.ndarray:
+def _with_none(values: np.ndarray, absent: BoolArray) -> np.ndarray:
     found = values.copy()
     found[absent] = None
     return found
 
 
-def _each(values: np.ndarray, absent: np.ndarray | None) -> Any:
+def _each(values: np.ndarray, absent: BoolArray | None) -> Iterator[tuple[Any, bool]]:
     gaps = np.zeros(values.size, bool) if absent is None else absent.ravel()
     return zip(values.ravel(), gaps, strict=True)
 
@@ -227,11 +261,11 @@ def _as_objects(found: list[Any], shape: tuple[int, ...]) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _either(mask: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+def _either(mask: BoolArray | None, other: BoolArray | None) -> BoolArray | None:
     if mask is None or other is None:
         return other if mask is None else mask
     return mask | other
 
 
-def _any(mask: np.ndarray) -> np.ndarray | None:
+def _any(mask: BoolArray) -> BoolArray | None:
     return mask if mask.any() else None

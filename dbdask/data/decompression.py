@@ -1,8 +1,8 @@
 """Decompression that stops where a chunk is declared to end.
 
-The size of a compressed chunk says nothing of what it inflates to: a few kilobytes may hold
-gigabytes of zeros. Formats whose header states the size are refused by it; the others are inflated
-here, up to a limit.
+A compressed chunk of a few kilobytes may inflate to gigabytes of zeros. If a format's header
+states the size, a chunk that is too large is refused by it; all others are inflated here, up to a
+limit.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 Config = Mapping[str, Any]
 
 XZ_MEMORY = 256 * 2**20
-"""Bytes that LZMA's own dictionary may take; its strongest preset takes 65 MiB."""
+"""Bytes that the dictionary of LZMA may take; its strongest preset takes 65 MiB."""
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_BLOCK = 128 * 2**10  # bytes that one block inflates to at most
 
 
 class Oversized(ValueError):
-    """A chunk that holds more than it is declared to."""
+    """A chunk holds more than it is declared to hold."""
 
     def __init__(self, limit: int, found: str) -> None:
         super().__init__(limit, found)
@@ -37,7 +37,7 @@ class Oversized(ValueError):
 
 
 class _Inflater(Protocol):
-    """What the decompressors of the standard library share."""
+    """A decompressor of the standard library."""
 
     @property
     def eof(self) -> bool: ...
@@ -47,7 +47,7 @@ class _Inflater(Protocol):
 
 
 def inflate(name: str, config: Config, stored: memoryview, limit: int) -> bytes | None:
-    """Return the decompressed bytes; None where the codec's own decoding is safe.
+    """Return the decompressed bytes; None if the codec's own decoding is safe.
 
     Parameters
     ----------
@@ -56,12 +56,14 @@ def inflate(name: str, config: Config, stored: memoryview, limit: int) -> bytes 
     stored
         The compressed bytes.
     limit
-        Bytes that may be found.
+        The most bytes that may be found.
 
     Raises
     ------
     Oversized
-        If there are more, found with no more memory than `limit` bytes.
+        There are more; finding that out takes at most `limit` bytes of memory.
+    ValueError
+        The stream is incomplete.
     """
     if name in _STATED_SIZES:
         found = _STATED_SIZES[name](stored)
@@ -76,13 +78,13 @@ def inflate(name: str, config: Config, stored: memoryview, limit: int) -> bytes 
 
 def _inflate(make: Callable[[], _Inflater], stored: memoryview, limit: int, many: bool) -> bytes:
     parts: list[bytes] = []
-    room = limit + 1
+    left = limit + 1
     rest: Any = stored
     while True:
         inflater = make()
-        parts.append(inflater.decompress(rest, room))
-        room -= len(parts[-1])
-        if room <= 0:
+        parts.append(inflater.decompress(rest, left))
+        left -= len(parts[-1])
+        if left <= 0:
             raise Oversized(limit, f"more than {limit:,} bytes")
         if not inflater.eof:
             raise ValueError("incomplete or truncated stream")
@@ -119,15 +121,15 @@ def _stated_by_lz4(stored: memoryview) -> int:
 
 
 def _stated_by_zstd(stored: memoryview) -> int | None:
-    """Return the size in a frame's header; None where it has none."""
+    """Return the size in a frame's header; None if it states none."""
     if stored[:4] != _ZSTD_MAGIC or len(stored) < 6:
-        return 0  # no frame: the codec says so
+        return 0  # no frame: the codec will raise an error
     start, size, base = _content_size_field(stored[4])
     return base + int.from_bytes(stored[start : start + size], "little") if size else None
 
 
 def _content_size_field(descriptor: int) -> tuple[int, int, int]:
-    """Return where a frame's content size begins, its bytes, and what is added to it."""
+    """Return the start and the length of a frame's content size, and the number to add to it."""
     single = descriptor >> 5 & 1
     size = (single, 2, 4, 8)[descriptor >> 6]
     start = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
@@ -142,7 +144,10 @@ _STATED_SIZES: dict[str, Callable[[memoryview], int | None]] = {
 
 
 def _zstd_of_unknown_size(stored: memoryview, limit: int) -> bytes | None:
-    """Try with a buffer of the limit, unless the blocks alone show that it is enough."""
+    """Return None if a frame inflates to at most `limit` bytes by its block headers.
+
+    Else inflate it into a buffer of that size.
+    """
     if _most_bytes_of_blocks(stored) <= limit:
         return None
     try:
@@ -155,7 +160,7 @@ def _zstd_of_unknown_size(stored: memoryview, limit: int) -> bytes | None:
 
 
 def _most_bytes_of_blocks(stored: memoryview) -> float:
-    """Return what a frame's blocks inflate to at most; infinity where more follows."""
+    """Return the most bytes that a frame's blocks inflate to; infinity if more data follow."""
     start, size, _ = _content_size_field(stored[4])
     at, total, is_last = start + size, 0, False
     while not is_last:

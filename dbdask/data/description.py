@@ -1,6 +1,6 @@
-"""Description: examples as plain data, and put back on the same data or on other."""
+"""Descriptions: a recipe as plain data, and that recipe again on the same or on other data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +15,11 @@ from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Absent
 from dbdask.data.sources import Source, Variable
 from dbdask.data.standardization import Scaling
+from dbdask.json_types import JsonObject
 
 
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """Return everything but the values and the selection."""
+def describe(recipe: Recipe) -> JsonObject:
+    """Return a recipe as JSON: all but the values and the selection."""
     targets = recipe.targets
     return {
         "inputs": list(recipe.inputs.names),
@@ -38,8 +39,8 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def rebuild(description: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a description, with variables that have no values."""
+def rebuild(description: JsonObject) -> Recipe:
+    """Return the recipe that a description describes; its variables have no values."""
     variables = [_detached(described) for described in description["variables"]]
     # By number: DataArrays may have one name.
     numbered = {str(number): variable for number, variable in enumerate(variables)}
@@ -63,10 +64,10 @@ def rebuild(description: Mapping[str, Any]) -> Recipe:
 
 
 def inputs_on(recipe: Recipe, source: Source, own: Source | None) -> Recipe:
-    """Return the recipe for the inputs alone, on another source: what predicting reads.
+    """Return the recipe that prediction reads: the inputs alone, on another source.
 
-    Examples with missing values are left out, whatever the rule was in training. `own` is the
-    source of the recipe, where it is known.
+    Examples with missing values are left out, unless training masked them. `own` is the source
+    of the recipe, if it is known.
     """
     described = describe(recipe) | {"targets": None, "weights": None, "missing": "drop"}
     if recipe.missing == "mask":
@@ -89,9 +90,14 @@ def _found_on(
 ) -> str | Variable:
     """Return the name under which a source has a variable, or the DataArray that still fits it.
 
-    A DataArray that was given beside the data fits the data that it was given with, and data that
-    have the same labels along its sample dimensions, unless it has all of them, as what was
-    derived from the data themselves has.
+    A DataArray that was given beside the data fits those data. It also fits other data with the
+    same labels along its sample dimensions, if it lacks one sample dimension. One that has them
+    all was derived from the first data, and fits no other.
+
+    Raises
+    ------
+    ValueError
+        The source has no such variable, and the DataArray does not fit it.
     """
     if variable.is_beside and is_own:
         return variable
@@ -116,13 +122,19 @@ def _is_labelled_alike(recipe: Recipe, source: Source, dim: str) -> bool:
 
 
 def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
-    """Return a recipe with another's scalings, classes and order of dimensions, not its own."""
+    """Return a recipe with the scalings, classes and order of dimensions of another one.
+
+    Raises
+    ------
+    ValueError
+        The two differ in window, or in the names or shapes of inputs or targets.
+    """
     if recipe.window != other.window:
         raise ValueError(
             f"examples have the window {recipe.window.to_json() or None}, the training examples "
             f"{other.window.to_json() or None}; give the same window"
         )
-    recipe = replace(recipe, inputs=_bundle_like("inputs", recipe.inputs, other.inputs))
+    recipe = replace(recipe, inputs=_features_like("inputs", recipe.inputs, other.inputs))
     if recipe.inputs.shape != other.inputs.shape:
         raise ValueError(
             f"examples have input_shape {recipe.inputs.shape}, the training examples "
@@ -130,7 +142,7 @@ def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
         )
     if recipe.targets is None or other.targets is None:
         return recipe
-    recipe = replace(recipe, targets=_bundle_like("targets", recipe.targets, other.targets))
+    recipe = replace(recipe, targets=_features_like("targets", recipe.targets, other.targets))
     assert recipe.targets is not None
     if recipe.targets.shape != other.targets.shape:
         raise ValueError(
@@ -140,8 +152,8 @@ def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
     return replace(recipe, classes=other.classes)
 
 
-def _bundle_like(argument: str, features: FeatureSet, other: FeatureSet) -> FeatureSet:
-    """Return a feature set in the order and with the scalings of the one that was trained on."""
+def _features_like(argument: str, features: FeatureSet, other: FeatureSet) -> FeatureSet:
+    """Return a feature set with the order and the scalings of the one that was trained on."""
     if features.names != other.names and set(features.names) == set(other.names):
         raise ValueError(
             f"{argument} are {', '.join(features.names)}, the training examples' are "
@@ -151,7 +163,7 @@ def _bundle_like(argument: str, features: FeatureSet, other: FeatureSet) -> Feat
 
 
 def _open(
-    described: Mapping[str, Any],
+    described: JsonObject,
     source: Source,
     inputs: Sequence[str | Variable],
     to_predict: bool = False,
@@ -177,15 +189,15 @@ def _dims_json(features: FeatureSet) -> list[list[str]]:
     return [list(dims) for dims in features.feature_dims]
 
 
-def _scalings_json(features: FeatureSet) -> list[dict[str, Any]] | None:
+def _scalings_json(features: FeatureSet) -> list[JsonObject] | None:
     return None if features.scalings is None else [s.to_json() for s in features.scalings]
 
 
-def _with_scalings(features: FeatureSet, tables: list[dict[str, Any]] | None) -> FeatureSet:
+def _with_scalings(features: FeatureSet, tables: list[JsonObject] | None) -> FeatureSet:
     return features.scaled(None if tables is None else [Scaling.from_json(t) for t in tables])
 
 
-def _variable_json(variable: Variable) -> dict[str, Any]:
+def _variable_json(variable: Variable) -> JsonObject:
     kept = {name: _plain(value) for name, value in variable.attrs.items()}
     return {
         "name": variable.name,
@@ -200,12 +212,12 @@ def _variable_json(variable: Variable) -> dict[str, Any]:
 
 
 def _number_dtype(variable: Variable) -> str | None:
-    """Return the dtype in which numbers are stored; None for anything else."""
+    """Return the dtype in which numbers are stored; None if they are no numbers."""
     dtype = variable.stored_dtype
     return dtype.str if isinstance(dtype, np.dtype) and dtype.kind in "iufb" else None
 
 
-def _detached(described: Mapping[str, Any]) -> Variable:
+def _detached(described: JsonObject) -> Variable:
     """Return a variable of which only the metadata are known."""
     dtype = np.dtype(described["dtype"])
     return Variable(
@@ -224,8 +236,8 @@ def _detached(described: Mapping[str, Any]) -> Variable:
     )
 
 
-def _plain(value: Any) -> Any:
-    """Return an attribute as text, a number or a list of them; None where it is something else."""
+def _plain(value: object) -> Any:
+    """Return an attribute as text, a number or a list of them; None if it is something else."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]

@@ -1,27 +1,26 @@
-"""Examples: which parts of a dataset are examples, and how they are shown to a network."""
+"""Examples: the parts of a dataset that a network is trained on, and how it is shown them."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from dbdask.arrays import Float64Array
 from dbdask.data.checks import Report, report
 from dbdask.data.description import describe, inputs_on, prepared_like, rebuild
 from dbdask.data.feed import CACHE_BYTES, Reader
 from dbdask.data.indexing import isel_selection, sel_indexers, where_selection
-from dbdask.data.labels import Classes, as_classes
+from dbdask.data.labels import Classes, Label, as_classes
 from dbdask.data.losses import targets_for_loss
 from dbdask.data.measures import measure_labels
 from dbdask.data.moments import measured_means, scalings_of
 from dbdask.data.opening import Given, open_recipe
 from dbdask.data.pickling import pack, unpack
 from dbdask.data.recipe import Recipe
-from dbdask.data.routes import Lacking
 from dbdask.data.selection import Selection
-from dbdask.data.sources import Source, Variable, open_source
+from dbdask.data.sources import Data, Source, Variable, open_source
 from dbdask.data.splits import (
     check_fractions,
     check_seed,
@@ -31,15 +30,19 @@ from dbdask.data.splits import (
 )
 from dbdask.data.sweeps import sweep
 from dbdask.errors import DataError
+from dbdask.json_types import JsonObject
 from dbdask.schedule.portions import MIX_BYTES, Cut, Grid
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 class Examples:
-    """Which parts of a dataset are examples: lazy, immutable, small when pickled.
+    """The parts of a dataset that are examples: lazy, immutable, small when pickled.
 
     A copy is the same object. A pickle carries the place of a store, or up to 4 MiB of a Dataset in
-    memory or of a Dask graph; a larger one is found again in the process that pickled it, and is
-    lacking elsewhere, which the first use says.
+    memory or of a Dask graph. A larger Dataset is found again in the process that pickled it; in
+    another process the first use of its values raises an error.
 
     Parameters
     ----------
@@ -63,14 +66,15 @@ class Examples:
         The labels in the order of the outputs; None takes `flag_values`, or whole numbers from 0.
     missing
         ``"error"`` names the first missing value; ``"drop"`` leaves out the examples that need
-        one. ``"mask"`` keeps them: a missing target element gets weight zero, and a missing input
-        element becomes its variable's mean over these examples, 0 after `standardize`.
+        a missing value. ``"mask"`` keeps them: a missing target element gets weight zero, and a
+        missing input element becomes its variable's mean over these examples, 0 after
+        `standardize`.
 
     Raises
     ------
     ValueError, TypeError
-        For what the metadata shows to be wrong; nothing is read but, where DataArrays are given,
-        coordinates.
+        An argument does not fit the metadata. No values are read, but for coordinates if
+        DataArrays are given.
 
     Examples
     --------
@@ -86,7 +90,7 @@ class Examples:
 
     def __init__(
         self,
-        data: str | os.PathLike[str] | Any | xr.Dataset,
+        data: Data,
         *,
         inputs: Given | Sequence[Given],
         targets: Given | Sequence[Given] | None = None,
@@ -95,7 +99,7 @@ class Examples:
         edges: str = "repeat",
         groups: Given | None = None,
         weights: Given | None = None,
-        classes: Sequence[Any] | None = None,
+        classes: Sequence[object] | None = None,
         missing: str = "error",
     ) -> None:
         source = open_source(data)
@@ -123,13 +127,13 @@ class Examples:
         _check_not_empty(recipe)
         self.__dict__.update(source=source, recipe=recipe)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Examples cannot be changed: {name!r} is set when it is made")
 
     def __copy__(self) -> "Examples":
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Examples":
+    def __deepcopy__(self, memo: dict[int, object]) -> "Examples":
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,7 +148,7 @@ class Examples:
         self.__dict__.update(state)
 
     def __len__(self) -> int:
-        """Examples, before any is left out for its values."""
+        """Return the number of examples, before any is left out for its values."""
         return self.recipe.rows
 
     def __repr__(self) -> str:
@@ -177,16 +181,14 @@ class Examples:
         return targets is not None and targets.variables[0].value_dtype.kind in "US"
 
     @property
-    def output_classes(self) -> list[Any] | None:
-        """The label of each output, as the store writes it; None where not known or no labels."""
+    def output_classes(self) -> list[Label] | None:
+        """The label of each output, as the store has it; None if not known, or no labels."""
         classes = self.recipe.classes
-        if classes is None or (not classes.labels and classes.count is None):
-            return None
-        return list(range(classes.count or 0)) if classes.labels is None else list(classes.labels)
+        return None if classes is None else classes.of_outputs()
 
     @property
-    def target_scaling(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Mean and deviation of the targets, of `target_shape`; None where they are not scaled."""
+    def target_scaling(self) -> tuple[Float64Array, Float64Array] | None:
+        """Mean and deviation of the targets, float64 of `target_shape`; None if not scaled."""
         targets = self.recipe.targets
         return None if targets is None or self.has_labels else targets.flat_scaling
 
@@ -201,7 +203,13 @@ class Examples:
         return max(1, round(self.recipe.row_bytes))
 
     def cut(self, portion_rows: int, batch_size: int) -> Cut:
-        """Return the cut into portions of `portion_rows`, a multiple of `batch_size`."""
+        """Return the cut into portions of `portion_rows` examples.
+
+        Raises
+        ------
+        ValueError
+            `portion_rows` is no multiple of `batch_size`, or below 1.
+        """
         if portion_rows % batch_size or portion_rows < 1:
             raise ValueError(
                 f"portion_rows must be a multiple of batch_size={batch_size}, got {portion_rows}"
@@ -218,40 +226,58 @@ class Examples:
         return Cut(recipe.block_rows, held, portion_rows, MIX_BYTES)
 
     def reads(self, block: int) -> list[tuple[Variable, dict[str, slice]]]:
-        """Return every (variable, box) that serving a block reads."""
+        """Return every (variable, box) that a worker reads to serve a block."""
         return list(self.recipe.reads(block))
 
     def worker_side(self) -> "Examples":
-        """Return what travels in a task."""
-        for variable in self.recipe.variables:
-            if isinstance(variable.origin, Lacking):
-                variable.open()
+        """Return the examples that travel in a task: without values, small when pickled."""
+        self.recipe.check_values_are_here()
         return Examples._of(None, self._with_means().recipe.worker_side())
 
     def reader(self, cache_bytes: int = CACHE_BYTES, prefetch: bool = True) -> Reader:
         """Return a reader, which opens the stores when it first reads."""
         return Reader(self.recipe, cache_bytes, prefetch)
 
-    def isel(self, indexers: Mapping[str, Any] | None = None, **more: Any) -> "Examples":
-        """Cut by position along sample dimensions, as xarray does; windows end at the cuts."""
+    def isel(self, indexers: Mapping[str, Any] | None = None, **more: object) -> "Examples":
+        """Return the examples at positions along sample dimensions, as xarray's `isel` does.
+
+        Windows end at the cuts.
+
+        Raises
+        ------
+        ValueError, TypeError, IndexError
+            A dimension is not in `along`, or positions do not ascend or are out of bounds.
+        """
         return self._selected(isel_selection(self.recipe, {**(indexers or {}), **more}))
 
     def sel(
         self,
         indexers: Mapping[str, Any] | None = None,
         method: str | None = None,
-        tolerance: Any = None,
-        **more: Any,
+        tolerance: object = None,
+        **more: object,
     ) -> "Examples":
-        """Cut by coordinate along sample dimensions, as xarray does."""
+        """Return the examples at labels along sample dimensions, as xarray's `sel` does.
+
+        Raises
+        ------
+        ValueError, KeyError
+            A dimension is not in `along` or has no coordinate, or a label is not there.
+        """
         wanted = {**(indexers or {}), **more}
         return self.isel(sel_indexers(self.recipe, wanted, method, tolerance))
 
     def where(self, mask: xr.DataArray) -> "Examples":
-        """Keep the examples where `mask`, over some of the sample dimensions, is True.
+        """Return the examples at which `mask`, over some of the sample dimensions, is True.
 
-        As xarray does, the mask is matched by its index coordinates: in whatever order it has
-        them, and what it has no label for is left out. Where it or the data have none, by position.
+        As in xarray, the mask is matched by its index coordinates, in any order; a position whose
+        label the mask lacks is left out. Without index coordinates it is matched by position.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `mask` is no DataArray of dtype bool, has a dimension that is not in `along`, or fits
+            neither the data nor these examples.
         """
         return self._selected(where_selection(self.recipe, mask))
 
@@ -264,6 +290,13 @@ class Examples:
             Each above 0 and below 1; together at most 1.
         seed
             None: contiguous in store order. Else whole groups, or whole chunks, are drawn.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The fractions are not as above, or a part gets no example.
+        DataError
+            A group is missing, or returns after another one.
         """
         wanted = check_fractions(fractions)
         if seed is None:
@@ -279,11 +312,11 @@ class Examples:
         return Examples._of(self.source, replace(self.recipe, selection=selection))
 
     def standardize(
-        self, *, targets: bool | None = None, per: str = "variable", client: Any = None
+        self, *, targets: bool | None = None, per: str = "variable", client: "Client | None" = None
     ) -> "Examples":
         """Scale every input to mean 0 and deviation 1, measured in one pass over these examples.
 
-        With `missing="error"`, a missing value that an example uses raises DataError.
+        The moments are measured in float64 and merged over chunks (Chan, Golub and LeVeque, 1983).
 
         Parameters
         ----------
@@ -292,36 +325,50 @@ class Examples:
         per
             ``"variable"``, or ``"feature"`` for each element of a variable on its own.
         client
-            Where the pass runs; None: the current client, else here.
+            Runs the pass; None: the current client, else this process.
+
+        Raises
+        ------
+        DataError
+            With `missing="error"`, an example uses a missing value; or a variable has no values,
+            or an infinite one.
         """
         if per not in ("variable", "feature"):
             raise ValueError(f"per must be one of 'variable', 'feature', got {per!r}")
         if targets is not None and not isinstance(targets, bool | np.bool_):
             raise TypeError(f"targets must be True, False or None, got {targets!r}")
-        return Examples._of(self.source, scalings_of(self, targets, per, client))
+        return Examples._of(self.source, scalings_of(self.recipe, targets, per, client))
 
     def _with_means(self) -> "Examples":
-        """Know every input's mean, which stands for missing elements."""
+        """Return examples that know the mean of every input, which stands for missing elements."""
         if self.recipe.missing != "mask" or self.recipe.inputs.scalings is not None:
             return self
         if "with_means" not in self.__dict__:
-            self.__dict__["with_means"] = Examples._of(self.source, measured_means(self))
+            self.__dict__["with_means"] = Examples._of(self.source, measured_means(self.recipe))
         found: Examples = self.__dict__["with_means"]
         return found
 
-    def find_classes(self, client: Any = None) -> list[Any]:
-        """Return the labels that occur, sorted, found in one pass: give them as `classes=`."""
+    def find_classes(self, client: "Client | None" = None) -> list[Label]:
+        """Return the labels that occur, sorted, found in one pass: give them as `classes=`.
+
+        Raises
+        ------
+        ValueError
+            The targets are not one label an example.
+        DataError
+            The labels are of kinds that cannot be sorted together.
+        """
         targets = self.recipe.targets
         if targets is None or targets.shape != ():
             raise ValueError(
                 f"find_classes needs one label an example, target_shape is {self.target_shape}"
             )
-        found: set[Any] = set()
-        for labels in sweep(self, measure_labels, client):
+        found: set[Label] = set()
+        for labels in sweep(self.recipe, measure_labels, client):
             found.update(labels)
         return list(as_classes(_in_order(found, targets.names[0])).labels or ())
 
-    def with_classes(self, classes: Sequence[Any] | Classes | None) -> "Examples":
+    def with_classes(self, classes: Sequence[object] | Classes | None) -> "Examples":
         """Return the examples with other classes; None: the targets are values, not labels."""
         labels = classes if isinstance(classes, Classes) or classes is None else as_classes(classes)
         return Examples._of(self.source, replace(self.recipe, classes=labels))
@@ -329,43 +376,69 @@ class Examples:
     def for_loss(self, loss: str | None, outputs: int | None) -> "Examples":
         """Return the examples with targets as a loss takes them.
 
-        Labels (whole numbers 0 to `outputs` - 1 unless classes are known) for "softmax", and for
-        "logistic" with one target each, where one output tells two classes apart; float32 values
-        for "squared". Where `standardize` was not told whether to scale the targets, only
-        "squared" has them scaled.
+        "softmax" takes labels (whole numbers 0 to `outputs` - 1 unless classes are known), and so
+        does "logistic" with one target each: one output then stands for two classes. "squared"
+        takes float32 values. If `standardize` had `targets=None`, only "squared" has them scaled.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The loss cannot take the targets, or their number does not fit the outputs.
         """
         return Examples._of(self.source, targets_for_loss(self.recipe, loss, outputs))
 
-    def check(self, client: Any = None) -> Report:
-        """Read everything once and report; raises DataError where training would."""
-        return report(self, client)
+    def check(self, client: "Client | None" = None) -> Report:
+        """Read everything once, as training would, and report what is left out and why.
+
+        Parameters
+        ----------
+        client
+            Runs the pass; None: the current client, else this process.
+
+        Raises
+        ------
+        DataError
+            Training would raise it, too.
+        """
+        return report(self._with_means().recipe, client)
 
     def prepared_like(self, other: "Examples") -> "Examples":
-        """Return these examples with the scaling and the classes of others, not their own."""
+        """Return these examples with the scaling and the classes of other ones.
+
+        Raises
+        ------
+        ValueError
+            The others have other inputs, targets or windows.
+        """
         return Examples._of(self.source, prepared_like(self.recipe, other._with_means().recipe))
 
-    def rebind(self, data: Any) -> "Examples":
+    def rebind(self, data: Data) -> "Examples":
         """Return the same inputs on other data, to predict from; targets need not be there.
 
-        What was given as a DataArray is found by its name in other data; one that lacks a sample
-        dimension, such as an orography, is taken as it was where the labels along those that it
+        A DataArray that was given beside the data is found by its name in other data. One that
+        lacks a sample dimension, such as an orography, is kept if the labels along those that it
         has are the same.
+
+        Raises
+        ------
+        ValueError, TypeError
+            `data` lacks an input, or has it in another shape.
         """
         source = open_source(data)
         return Examples._of(source, inputs_on(self._with_means().recipe, source, self.source))
 
-    def description(self) -> dict[str, Any]:
-        """Return everything but the data and the selection, as plain data."""
+    def description(self) -> JsonObject:
+        """Return everything but the data and the selection, as JSON."""
         return describe(self._with_means().recipe)
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any], data: Any = None) -> "Examples":
-        """Return what `description` told of: on `data`, or knowing only the metadata."""
+    def from_description(cls, description: JsonObject, data: Data | None = None) -> "Examples":
+        """Return the examples that `description` describes: on `data`, or without values."""
         detached = cls._of(None, rebuild(description))
         return detached if data is None else detached.rebind(data)
 
 
-def _in_order(labels: set[Any], name: str) -> list[Any]:
+def _in_order(labels: set[Label], name: str) -> list[Label]:
     try:
         return sorted(labels)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""Bundles: the variables that together make an example's inputs, or its targets."""
+"""Feature sets: the variables that together make an example's inputs, or its targets."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Float32Array, Float64Array
 from dbdask.data.sources import Variable
 from dbdask.data.standardization import FLOAT32_MAX, Scaling, as_float32
 from dbdask.data.windows import NO_WINDOW, Window
@@ -36,7 +37,7 @@ class FeatureSet:
 
     @cached_property
     def feature_dims(self) -> tuple[tuple[str, ...], ...]:
-        """The dimensions of each variable that are not sample dimensions, as examples have them."""
+        """The dimensions of each variable but the sample dimensions, in an example's order."""
         if self.orders is not None:
             return self.orders
         found: list[tuple[str, ...]] = []
@@ -69,12 +70,12 @@ class FeatureSet:
         return tuple(variable.name for variable in self.variables)
 
     def ordered(self, argument: str, orders: Sequence[Sequence[str]]) -> "FeatureSet":
-        """Return the feature set with its variables' own dimensions in the order a model knows.
+        """Return the feature set with each variable's dimensions in the order of the training.
 
         Raises
         ------
         ValueError
-            If there are other variables or other dimensions than the model was trained on.
+            Number or dimensions of the variables are not those of the training examples.
         """
         if len(orders) != len(self.variables):
             raise ValueError(
@@ -95,8 +96,8 @@ class FeatureSet:
         return replace(self, scalings=None if scalings is None else tuple(scalings))
 
     @property
-    def flat_scaling(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Mean and deviation of every element of an example, of `shape`; None: not scaled."""
+    def flat_scaling(self) -> tuple[Float64Array, Float64Array] | None:
+        """Mean and deviation of each element of an example, float64 of `shape`; None: unscaled."""
         if self.scalings is None or not all(scaling.applied for scaling in self.scalings):
             return None
         means = [self._spread(n, s.mean) for n, s in enumerate(self.scalings)]
@@ -105,7 +106,7 @@ class FeatureSet:
             return means[0][0], deviations[0][0]
         return self._together(means)[0], self._together(deviations)[0]
 
-    def _spread(self, number: int, numbers: Sequence[float]) -> np.ndarray:
+    def _spread(self, number: int, numbers: Sequence[float]) -> Float64Array:
         shape = self.shapes[number]
         features = shape[len(self.window.shape) :]
         flat = np.broadcast_to(np.array(numbers), math.prod(features)).reshape(features)
@@ -117,7 +118,7 @@ class FeatureSet:
 
     def assemble(
         self, stored: Sequence[np.ndarray], masked: bool = False
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> tuple[Float32Array, BoolArray | None]:
         """Turn gathered stored values into one float32 array of examples.
 
         Parameters
@@ -129,7 +130,10 @@ class FeatureSet:
 
         Returns
         -------
-        array of shape (examples, *shape), and the mask of missing elements or None
+        array
+            float32, (examples, *shape).
+        mask
+            Which elements are missing: bool, of the same shape; None if none is.
         """
         parts = [self._values(number, values, masked) for number, values in enumerate(stored)]
         if len(parts) == 1:
@@ -149,7 +153,7 @@ class FeatureSet:
 
     def _values(
         self, number: int, stored: np.ndarray, masked: bool
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> tuple[Float32Array, BoolArray | None]:
         values, missing = self.variables[number].decode(stored)
         if values.dtype.kind == "O":  # none at all, or numbers that no dtype of NumPy's holds
             values = np.where(missing, np.nan, values) if missing is not None else values
@@ -162,15 +166,15 @@ class FeatureSet:
         values = np.where(missing, scaling.fill if scaling is not None else 0, values)
         return values.astype(np.float32, copy=False).reshape(shape), missing.reshape(shape)
 
-    def limit(self, number: int) -> np.ndarray:
-        """Return the magnitude up to which a variable's values can be shown to a model."""
+    def limit(self, number: int) -> Float64Array:
+        """Return the largest magnitude that scales into float32: float64, () or (features,)."""
         if self.scalings is None:
             return np.array(FLOAT32_MAX)
         return self.scalings[number].limit
 
 
-def _rounded(values: np.ndarray, scaling: Scaling | None) -> np.ndarray:
-    """Return numbers as float32: scaled first, where they are to be."""
+def _rounded(values: np.ndarray, scaling: Scaling | None) -> Float32Array:
+    """Return numbers as float32, of the same shape: scaled before they are rounded."""
     if scaling is None:
         return as_float32(values)
     return scaling.apply(values, fresh=values.flags.writeable)
@@ -181,7 +185,7 @@ def _listed(dims: Sequence[str]) -> str:
 
 
 def check_numbers(argument: str, variable: Variable) -> None:
-    """Raise where a variable's values are not real numbers."""
+    """Raise TypeError if a variable's values are not real numbers."""
     if variable.value_dtype.kind not in "iufb":
         raise TypeError(
             f"{argument}: variable {variable.name!r} has dtype {variable.shown_dtype}; give "
@@ -199,7 +203,7 @@ def _how_to_make_numbers(variable: Variable) -> str:
 
 
 def check_sizes(argument: str, variable: Variable, sizes: Mapping[str, int]) -> None:
-    """Raise where a variable's length along a sample dimension differs."""
+    """Raise ValueError if a variable has another length than `sizes`, or length 0."""
     for dim, size in variable.sizes.items():
         if dim in sizes and size != sizes[dim]:
             raise ValueError(

@@ -9,6 +9,7 @@ from threading import Lock, Thread
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Float32Array, Int64Array
 from dbdask.data.blocks import read_block
 from dbdask.data.fills import fills_of
 from dbdask.data.first_look import first_look
@@ -24,7 +25,7 @@ from dbdask.schedule.left_out import LeftOut
 from dbdask.schedule.portions import Portion
 
 CACHE_BYTES = 256 * 2**20
-"""Stored bytes that a reader keeps, unless told otherwise."""
+"""Stored bytes that a reader keeps by default."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Minibatch:
     """
 
     step: int
-    inputs: np.ndarray
+    inputs: Float32Array
     targets: np.ndarray | None
-    weights: np.ndarray | None
+    weights: Float32Array | None
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class BlockExamples:
         Those that could, in the same order.
     """
 
-    positions: tuple[np.ndarray, ...]
-    valid: np.ndarray
+    positions: tuple[Int64Array, ...]
+    valid: BoolArray
     minibatch: Minibatch
 
 
@@ -100,7 +101,7 @@ class Reader:
         self._ledger = GroupLedger(groups.name) if groups is not None else None
 
     def open(self) -> None:
-        """Open every store now; raise what is wrong with one."""
+        """Open every store now; raise an error if one cannot be opened."""
         for variable in self.recipe.variables:
             variable.open()
 
@@ -142,26 +143,26 @@ class Reader:
         DataError
             When a chunk's values are wrong.
         """
-        gathered = self._gather(portion.blocks, blocks)
+        group = self._gather(portion.blocks, blocks)
         if following is not None:
             self.prefetch(following)
-        rows = self._rows(portion, gathered)
+        rows = self._rows(portion, group)
         for step, start in enumerate(range(0, len(rows), batch_size)):
             if step >= first_step:
-                yield self._minibatch(gathered, rows[start : start + batch_size], step)
+                yield self._minibatch(group, rows[start : start + batch_size], step)
 
     def kept(self, portion: Portion, blocks: Blocks | None = None) -> int:
         """Return how many examples of a portion are not left out as missing."""
         return len(self._rows(portion, self._gather(portion.blocks, blocks)))
 
-    def _rows(self, portion: Portion, gathered: BlockGroup) -> np.ndarray:
-        """Return the portion's rows of its group, in their order, without those left out."""
+    def _rows(self, portion: Portion, group: BlockGroup) -> Int64Array:
+        """Return the rows of a portion within its group, in order, without those left out."""
         if portion.seed:
-            order = self._permutation(portion, gathered.rows)
+            order = self._permutation(portion, group.rows)
             rows = order[portion.start : portion.stop].astype(np.int64)
         else:
             rows = np.arange(portion.start, portion.stop)
-        return rows if gathered.valid is None else rows[gathered.valid[rows]]
+        return rows if group.valid is None else rows[group.valid[rows]]
 
     def prefetch(self, portion: Portion) -> None:
         """Start to read a portion's blocks, unless another is being read or it would not fit."""
@@ -184,15 +185,15 @@ class Reader:
 
     def block(self, block: int, blocks: Blocks | None = None) -> BlockExamples:
         """Return all examples of a block."""
-        gathered = BlockGroup(self.recipe, [self._block(block, blocks)])
-        rows = np.arange(gathered.rows)
-        valid = np.ones(gathered.rows, bool) if gathered.valid is None else gathered.valid
-        places = gathered.locate(rows).centres
+        group = BlockGroup(self.recipe, [self._block(block, blocks)])
+        rows = np.arange(group.rows)
+        valid = np.ones(group.rows, bool) if group.valid is None else group.valid
+        places = group.locate(rows).centres
         positions = tuple(centres.positions for centres in places)
-        return BlockExamples(positions, valid, self._minibatch(gathered, rows[valid], 0))
+        return BlockExamples(positions, valid, self._minibatch(group, rows[valid], 0))
 
     def left_out(self, portion: Portion) -> LeftOut:
-        """Return what the blocks of a portion that was read leave out, or lack in their store."""
+        """Return the examples and chunks that a portion's blocks leave out or lack, once read."""
         found = LeftOut(fills=fills_of(self.recipe, portion.blocks))
         for block in portion.blocks:
             if block in self._left_out:
@@ -203,24 +204,24 @@ class Reader:
         """Return a block as it was read."""
         return self._block(block, blocks)
 
-    def _minibatch(self, gathered: BlockGroup, rows: np.ndarray, step: int) -> Minibatch:
+    def _minibatch(self, group: BlockGroup, rows: Int64Array, step: int) -> Minibatch:
         recipe = self.recipe
-        located = gathered.locate(rows)
-        taken = [gathered.take(number, located) for number in range(len(recipe.roles))]
+        located = group.locate(rows)
+        taken = [group.take(number, located) for number in range(len(recipe.roles))]
         count = len(recipe.inputs.variables)
-        inputs, _ = recipe.inputs.assemble(taken[:count], masked=gathered.gaps)
+        inputs, _ = recipe.inputs.assemble(taken[:count], masked=group.gaps)
         weights = None
         if recipe.weights is not None:
             weights = _weights(*recipe.weights.decode(taken[-1][:, 0, 0]))
         if recipe.targets is None:
             return Minibatch(step, inputs, None, weights)
         if recipe.classes is not None:
-            targets = taken[count][:, 0, 0].astype(np.int64)
-            gap = targets == MISSING if gathered.gaps else None
+            targets: np.ndarray = taken[count][:, 0, 0].astype(np.int64)
+            gap = targets == MISSING if group.gaps else None
             targets = targets if gap is None else np.where(gap, 0, targets)
         else:
             stop = count + len(recipe.targets.variables)
-            targets, gap = recipe.targets.assemble(taken[count:stop], masked=gathered.gaps)
+            targets, gap = recipe.targets.assemble(taken[count:stop], masked=group.gaps)
         return Minibatch(step, inputs, targets, _masked(weights, gap))
 
     def _permutation(self, portion: Portion, rows: int) -> np.ndarray:
@@ -234,28 +235,28 @@ class Reader:
             self._order = portion.seed, rows, order
         return order
 
-    def _gather(self, numbers: tuple[int, ...], supplied: Blocks | None) -> BlockGroup:
+    def _gather(self, numbers: tuple[int, ...], brought: Blocks | None) -> BlockGroup:
         """Return the group's blocks side by side; the last group is kept."""
         with self._lock:
             if self._group is not None and self._group[0] == numbers:
                 return self._group[1]
             self._group = None
-        gathered = BlockGroup(self.recipe, [self._block(number, supplied) for number in numbers])
+        group = BlockGroup(self.recipe, [self._block(number, brought) for number in numbers])
         with self._lock:
-            self._group = numbers, gathered
+            self._group = numbers, group
             if not self._keeps:
                 # Of data far beyond the budget hardly a block would be found again.
                 for number in numbers:
                     if number in self._cache:
                         self._held -= self._cache.pop(number).nbytes
-            self._evict(gathered.nbytes)
-        return gathered
+            self._evict(group.nbytes)
+        return group
 
     def _has(self, block: int) -> bool:
         with self._lock:
             return block in self._cache or block in self._loading
 
-    def _block(self, number: int, supplied: Blocks | None = None) -> Block:
+    def _block(self, number: int, brought: Blocks | None = None) -> Block:
         """Return a block from the cache, from the thread that is reading it, or by reading it."""
         with self._lock:
             if number in self._cache:
@@ -267,12 +268,12 @@ class Reader:
                 self._loading[number] = mine
         if loading is not None:
             return loading.result()
-        return self._read(number, supplied, mine)
+        return self._read(number, brought, mine)
 
-    def _read(self, number: int, supplied: Blocks | None, result: "Future[Block]") -> Block:
+    def _read(self, number: int, brought: Blocks | None, result: "Future[Block]") -> Block:
         try:
             with self._reads.here():
-                block = read_block(self.recipe, number, self._ledger, supplied)
+                block = read_block(self.recipe, number, self._ledger, brought)
             self.magnitudes = self.magnitudes or first_look(self.recipe, block)
             if self.recipe.missing == "drop" and number not in self._left_out:
                 self._left_out[number] = left_out_of(self.recipe, block)
@@ -289,9 +290,9 @@ class Reader:
         result.set_result(block)
         return block
 
-    def _evict(self, spoken_for: int) -> None:
+    def _evict(self, reserved: int) -> None:
         """Drop the blocks used longest ago, down to the budget; the caller holds the lock."""
-        while self._cache and self._held + spoken_for > self._cache_bytes:
+        while self._cache and self._held + reserved > self._cache_bytes:
             _, dropped = self._cache.popitem(last=False)
             self._held -= dropped.nbytes
 
@@ -308,12 +309,12 @@ def _total_bytes(recipe: Recipe) -> int:
     return sum(variable.nbytes for variable in recipe.variables)
 
 
-def _weights(values: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+def _weights(values: np.ndarray, missing: BoolArray | None) -> Float32Array:
     weights = values.astype(np.float32)
     return weights if missing is None else np.where(missing, np.float32(0), weights)
 
 
-def _masked(weights: np.ndarray | None, gap: np.ndarray | None) -> np.ndarray | None:
+def _masked(weights: Float32Array | None, gap: BoolArray | None) -> Float32Array | None:
     """Give missing target elements the weight 0."""
     if gap is None or not gap.any():
         return weights

@@ -9,11 +9,11 @@ from dbdask.data.routes import Stored
 from dbdask.schedule.left_out import Fills
 
 WORTH_A_WARNING = 0.01
-"""Part of a variable's chunks that may be its fill value without a word."""
+"""The share of a variable's chunks that may be missing in the store without a warning."""
 
 
 def fills_of(recipe: Recipe, blocks: Iterable[int]) -> dict[str, Fills]:
-    """Return, for variables that have some, the chunks of blocks that were read as fill."""
+    """Return the chunks of some blocks that were read as fill value, by variable."""
     found: dict[str, Fills] = {}
     some = {v.key for v in recipe.variables if isinstance(v.origin, Stored) and v.origin.has_fills}
     if not some:
@@ -29,7 +29,7 @@ def fills_of(recipe: Recipe, blocks: Iterable[int]) -> dict[str, Fills]:
 
 
 def fill_warnings(fills: dict[str, Fills]) -> list[str]:
-    """Return what to say about variables with many chunks that are not in the store.
+    """Return a warning for each variable with many chunks that are not in the store.
 
     Examples
     --------

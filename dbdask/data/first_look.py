@@ -1,7 +1,8 @@
-"""A first look: the magnitudes of a block's values, before they are rounded to float32."""
+"""The magnitudes of the values of a first block, before they are rounded to float32."""
 
 import numpy as np
 
+from dbdask.arrays import Float64Array
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.gathering import Block
 from dbdask.data.recipe import Recipe
@@ -9,11 +10,11 @@ from dbdask.data.sources import Variable
 from dbdask.metrics.magnitudes import Magnitude
 
 MOST_VALUES = 2**16
-"""Values of each variable that are looked at: a millisecond's work."""
+"""Values of each variable that are measured, which takes a millisecond."""
 
 
 def first_look(recipe: Recipe, block: Block) -> tuple[Magnitude, ...]:
-    """Measure a sample of the values that training sees as they are, without standardisation."""
+    """Return the magnitudes of the variables that training sees without standardisation."""
     feature_sets = {"inputs": recipe.inputs}
     if recipe.targets is not None and recipe.classes is None:
         feature_sets["targets"] = recipe.targets
@@ -29,8 +30,8 @@ def _is_scaled(features: FeatureSet) -> bool:
     return features.scalings is not None and all(scaling.applied for scaling in features.scalings)
 
 
-def _sample(variable: Variable, stored: np.ndarray) -> np.ndarray:
-    """Return some of the values, from all over the block, in float64."""
+def _sample(variable: Variable, stored: np.ndarray) -> Float64Array:
+    """Return some decoded values from all over the block: float64, without missing ones."""
     rows = max(1, MOST_VALUES // max(1, stored.shape[1]))
     stored = stored[:: max(1, len(stored) // rows)]
     decoded, missing = variable.decode(stored)

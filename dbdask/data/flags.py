@@ -1,20 +1,22 @@
-"""Flags: the classes that a variable's attributes declare, as the world writes them."""
+"""Flags: the classes that a variable's attributes declare, in all the forms in use."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from dbdask.data.declared import number
+from dbdask.data.decoding import Attributes
 from dbdask.data.labels import Classes, as_classes
 
 _RULE = "give the labels with classes=, as they are shown"
 
 
 def declared_classes(
-    attrs: Mapping[str, Any], dtype: np.dtype | None, is_text: bool = False
+    attrs: Attributes, dtype: np.dtype | None, is_text: bool = False
 ) -> Classes | None:
-    """Return the classes that `flag_values` and `flag_meanings` declare, if they do.
+    """Return the classes that `flag_values` and `flag_meanings` declare; None if they do not.
+
+    Attributes that cannot be understood give classes without labels, whose `unknown` says why.
 
     Parameters
     ----------
@@ -47,25 +49,25 @@ def declared_classes(
     return as_classes(labels, meanings if len(meanings) == len(labels) else None)
 
 
-def _unknown(name: str, given: Any, why: str) -> Classes:
+def _unknown(name: str, given: object, why: str) -> Classes:
     given = given.tolist() if hasattr(given, "tolist") else given
     return Classes((), unknown=f"the attribute {name}={given!r} {why}; {_RULE}")
 
 
-def _listed(given: Any) -> list[Any]:
+def _listed(given: object) -> list[Any]:
     if isinstance(given, str):
         return given.replace(",", " ").split()
     return list(np.atleast_1d(np.asarray(given)).ravel())
 
 
-def _meanings(given: Any) -> list[str]:
+def _meanings(given: object) -> list[str]:
     if isinstance(given, str):
         return given.split()
     return [str(one) for one in given] if isinstance(given, (list, tuple, np.ndarray)) else []
 
 
 def _as_shown(value: int | float, dtype: np.dtype | None) -> int | float:
-    """Return a flag as the values show it: of the other sign, it is the same bytes."""
+    """Return a flag as the values show it; one of the other sign is read from the same bytes."""
     if dtype is None or value != int(value):
         return value
     limits, whole = np.iinfo(dtype), int(value)

@@ -1,4 +1,4 @@
-"""Gathering: rows of a group of blocks by NumPy indexing, windows made on the fly."""
+"""Blocks in memory, and minibatches gathered from a group of them by NumPy indexing."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import CentreRuns, Centres, side_by_side
 
@@ -30,14 +31,14 @@ class Part:
 
 @dataclass
 class Block:
-    """A block that was read: its centres, and the values that they need."""
+    """A block that was read: the centres of its windows, and the values that these need."""
 
     number: int
     centres: tuple[CentreRuns, ...]
-    kept: np.ndarray | None  # rows of the product of centres that are examples; None: all
+    kept: Int64Array | None  # rows of the product of centres that are examples; None: all
     parts: list[Part]
-    valid: np.ndarray | None = None  # which rows are complete; None: all
-    cut: np.ndarray | None = None  # which rows' windows leave their group; None: no row's
+    valid: BoolArray | None = None  # which rows are complete; None: all
+    cut: BoolArray | None = None  # which rows' windows leave their group; None: no row's
     missing: int = 0  # rows that are left out because a value is missing
     gaps: bool = False  # whether missing elements are to be masked
     bad_place: str = ""  # where the first missing value is
@@ -58,9 +59,9 @@ class Block:
 
 @dataclass
 class Located:
-    """Rows, as blocks and centres."""
+    """Rows of a group: the block of each, int64 (rows,), and its centre in every dimension."""
 
-    block: np.ndarray
+    block: Int64Array
     centres: tuple[Centres, ...]
 
 
@@ -76,8 +77,8 @@ class BlockGroup:
         self._place_centres(blocks)
         self._place_kept(blocks)
         self._values: list[np.ndarray] = []
-        self._bases: list[np.ndarray] = []
-        self._strides: list[dict[str, np.ndarray]] = []
+        self._bases: list[Int64Array] = []
+        self._strides: list[dict[str, Int64Array]] = []
         for number in range(len(recipe.roles)):
             self._place_parts([block.parts[number] for block in blocks])
 
@@ -91,7 +92,7 @@ class BlockGroup:
         """Bytes of the values."""
         return sum(values.nbytes for values in self._values)
 
-    def _join_valid(self, blocks: Sequence[Block]) -> np.ndarray | None:
+    def _join_valid(self, blocks: Sequence[Block]) -> BoolArray | None:
         if all(block.valid is None for block in blocks):
             return None
         whole = [np.ones(b.rows, bool) if b.valid is None else b.valid for b in blocks]
@@ -122,8 +123,8 @@ class BlockGroup:
         self._bases.append(offsets - shift)
         self._strides.append(strides)
 
-    def locate(self, rows: np.ndarray) -> Located:
-        """Return the block and the centre of each row."""
+    def locate(self, rows: Int64Array) -> Located:
+        """Return the block and the centre of each row: `rows` is int64, (rows,)."""
         block = np.searchsorted(self.ends, rows, side="right")
         local = rows - self._starts[block]
         if self._kept is not None:
@@ -134,8 +135,8 @@ class BlockGroup:
             found.append(self._centres[axis].at(place + self._first[axis][block]))
         return Located(block, tuple(reversed(found)))
 
-    def index(self, number: int, located: Located) -> np.ndarray:
-        """Return where a variable's values are: (rows, window positions)."""
+    def index(self, number: int, located: Located) -> Int64Array:
+        """Return the places of a variable's values: int64, (rows, window positions)."""
         role, _ = self._recipe.roles[number]
         window = self._recipe.window
         windowed = role == "inputs" and bool(window.spans)
@@ -154,5 +155,5 @@ class BlockGroup:
         return index
 
     def take(self, number: int, located: Located) -> np.ndarray:
-        """Return a variable's stored values for the rows: (rows, window positions, features)."""
+        """Return stored values of a variable for rows: (rows, window positions, features)."""
         return self._values[number].take(self.index(number, located), axis=0)

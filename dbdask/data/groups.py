@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.missing import missing_group
 from dbdask.data.spans import PIECE, Spans
 from dbdask.data.variables import Variable
 from dbdask.errors import DataError
 
 
-def run_starts(values: np.ndarray) -> np.ndarray:
-    """Return where runs of equal neighbours start.
+def run_starts(values: np.ndarray) -> Int64Array:
+    """Return the places at which runs of equal neighbours start: int64, (runs,).
 
     Examples
     --------
@@ -27,12 +28,12 @@ def run_starts(values: np.ndarray) -> np.ndarray:
 
 
 def known_groups(variable: Variable, stored: np.ndarray, begin: int) -> np.ndarray:
-    """Return the groups at positions from `begin` on.
+    """Return the groups at positions from `begin` on: decoded, (positions,).
 
     Raises
     ------
     DataError
-        One is missing.
+        A group is missing.
     """
     values, missing = variable.decode(stored)
     if missing is not None:
@@ -40,10 +41,10 @@ def known_groups(variable: Variable, stored: np.ndarray, begin: int) -> np.ndarr
     return values
 
 
-def starts_of_groups(variable: Variable, selected: Spans) -> np.ndarray:
-    """Return the ranks, among selected positions, at which groups start.
+def starts_of_groups(variable: Variable, selected: Spans) -> Int64Array:
+    """Return the ranks, among selected positions, at which groups start: int64, (groups,).
 
-    The values are read some chunks at a time; of each group one is kept.
+    The values are read some chunks at a time, and one value a group is kept.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def starts_of_groups(variable: Variable, selected: Spans) -> np.ndarray:
 
 
 def _selected_groups(variable: Variable, selected: Spans) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the groups of selected positions, some chunks at a time, and the rank of the first."""
+    """Yield the rank of the first of some selected positions, and the groups of all of them."""
     (dim,) = variable.dims
     lengths = variable.lengths[dim]
     for batch in lengths.batches(PIECE):
@@ -82,8 +83,8 @@ def _selected_groups(variable: Variable, selected: Spans) -> Iterator[tuple[int,
             yield first, _groups_at(variable, stored, chosen.positions())
 
 
-def _groups_at(variable: Variable, stored: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Return the groups at some positions; those between them may be missing."""
+def _groups_at(variable: Variable, stored: np.ndarray, positions: Int64Array) -> np.ndarray:
+    """Return the groups at some positions; a group between them may be missing."""
     chosen = stored[positions - positions[0]]
     values, missing = variable.decode(chosen)
     if missing is not None:
@@ -92,9 +93,9 @@ def _groups_at(variable: Variable, stored: np.ndarray, positions: np.ndarray) ->
 
 
 class _Table:
-    """The extents of groups, which share no position: by value, and by position."""
+    """The extents of groups, found by value and by position; no two share a position."""
 
-    def __init__(self, values: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
+    def __init__(self, values: np.ndarray, first: Int64Array, last: Int64Array) -> None:
         order = np.argsort(first)
         self.first, self.last = first[order], last[order]
         by_value = np.argsort(values[order], kind="stable")
@@ -103,14 +104,14 @@ class _Table:
     def __len__(self) -> int:
         return len(self.values)
 
-    def find(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return which values are here, and the places of those by position."""
+    def find(self, values: np.ndarray) -> tuple[BoolArray, Int64Array]:
+        """Return which values are in the table (bool), and their places by position (int64)."""
         at = np.minimum(np.searchsorted(self.values, values), len(self) - 1)
         held = self.values[at] == values
         return held, self.place[at[held]]
 
-    def overlapping(self, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first place, and that after the last, that share a position with extents."""
+    def overlapping(self, first: Int64Array, last: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Return, for each extent, the first place and the one after the last that it overlaps."""
         begin = np.searchsorted(self.last, first, side="left")
         return begin, np.searchsorted(self.first, last, side="right")
 
@@ -132,31 +133,31 @@ class _Table:
         )
 
     def widened(self, dtype: np.dtype) -> "_Table":
-        """Return the same with values of another dtype."""
+        """Return the table with values of another dtype."""
         return _Table(self.values.astype(dtype), self.first[self.place], self.last[self.place])
 
 
 @dataclass
 class GroupLedger:
-    """Remembers where every group was seen, and raises when one returns later.
+    """Records the extent of every group, and raises if a group returns after another one.
 
-    From the first to the last position of a group there must be no other one; that shows in
-    whatever order the chunks are read. Groups are kept in tables, of which each is at least twice
-    as large as the next: so all that is noted is sorted a few times, and looked up in a few tables.
+    No other group may lie between the first and the last position of a group; this can be
+    checked in any order of chunks. Groups are kept in tables, each at least twice as large as the
+    next, so that every extent is sorted a few times and a look-up visits a few tables.
     """
 
     name: str
     _tables: list[_Table] = field(default_factory=list)
-    _codes: dict[Any, int] = field(default_factory=dict)  # of objects, which need have no order
+    _codes: dict[Any, int] = field(default_factory=dict)  # of objects, which may have no order
     _lock: Lock = field(default_factory=Lock)
 
     def note(self, values: np.ndarray, begin: int) -> None:
-        """Take note of the groups at positions from `begin` on.
+        """Record the groups, (positions,), at positions from `begin` on.
 
         Raises
         ------
         DataError
-            When a value is seen again after another one.
+            A group returns after another one.
         """
         starts = run_starts(values)
         ends = np.append(starts[1:], len(values))
@@ -166,14 +167,14 @@ class GroupLedger:
             self._extend(found, begin + starts, begin + ends - 1)
 
     def _ordered(self, values: np.ndarray) -> np.ndarray:
-        """Return values that can be sorted: Python objects as numbers in the order of coming."""
+        """Return values that can be sorted: each Python object becomes a running number."""
         if values.dtype.kind != "O":
             return values
         codes = [self._codes.setdefault(value, len(self._codes)) for value in values]
         return np.array(codes, np.int64)
 
     def _of_one_dtype(self, values: np.ndarray) -> np.ndarray:
-        """Return values in the dtype of the tables, which is widened where it has to be."""
+        """Return values in the dtype of the tables, which is widened if it cannot hold them."""
         if not self._tables:
             return values
         dtype = np.result_type(values, self._tables[0].values)
@@ -182,14 +183,14 @@ class GroupLedger:
         return values.astype(dtype, copy=False)
 
     def _check_alone(self, values: np.ndarray) -> None:
-        """Raise if a value is there twice: what is between them is another one."""
+        """Raise DataError if a value is there twice: another one lies between them."""
         order = np.argsort(values, kind="stable")
         twice = np.flatnonzero(values[order[1:]] == values[order[:-1]])
         if len(twice):
             at = int(order[twice[order[twice + 1].argmin()]])
             raise self._returned(values[at], values[at + 1])
 
-    def _extend(self, values: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
+    def _extend(self, values: np.ndarray, first: Int64Array, last: Int64Array) -> None:
         """Add runs to the extents of their groups."""
         held = [table.find(values) for table in self._tables]
         is_new = np.ones(len(values), bool)
@@ -210,9 +211,14 @@ class GroupLedger:
             self._insert(_Table(values[is_new], begin[is_new], end[is_new]))
 
     def _check_apart(
-        self, table: _Table, known: np.ndarray, values: np.ndarray, begin: Any, end: Any
+        self,
+        table: _Table,
+        known: BoolArray,
+        values: np.ndarray,
+        begin: Int64Array,
+        end: Int64Array,
     ) -> None:
-        """Raise if an extent shares a position with that of another group."""
+        """Raise DataError if an extent shares a position with that of another group."""
         low, high = table.overlapping(begin, end)
         wrong = np.flatnonzero(high - low > known)
         if not len(wrong):
@@ -239,7 +245,7 @@ class GroupLedger:
         )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """Return a group as a message shows it; a date as a date."""
     if isinstance(value, (np.datetime64, np.timedelta64)):
         return str(value)

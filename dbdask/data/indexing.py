@@ -1,4 +1,4 @@
-"""Indexing: isel, sel and where, along sample dimensions."""
+"""Indexing: the selections of isel, sel and where, along sample dimensions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,21 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.alignment import put_in_place, same_labels
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Mask, Selection, Spans
 
 
 def isel_selection(recipe: Recipe, indexers: Mapping[str, Any]) -> Selection:
-    """Return the selection cut by positions; positions count within the present selection."""
+    """Return the selection cut by positions, which count within the present selection.
+
+    Raises
+    ------
+    ValueError, TypeError, IndexError
+        A dimension is not in `along`; positions do not ascend, or are out of bounds; or a windowed
+        dimension is cut with a step.
+    """
     selection = recipe.selection
     for dim, indexer in indexers.items():
         _check_dim(recipe, "isel", dim)
@@ -27,9 +35,15 @@ def isel_selection(recipe: Recipe, indexers: Mapping[str, Any]) -> Selection:
 
 
 def sel_indexers(
-    recipe: Recipe, indexers: Mapping[str, Any], method: str | None, tolerance: Any
+    recipe: Recipe, indexers: Mapping[str, Any], method: str | None, tolerance: object
 ) -> dict[str, Any]:
-    """Return positions for labels, found in the indexes as xarray finds them."""
+    """Return the positions of labels for each dimension, as xarray finds them.
+
+    Raises
+    ------
+    ValueError, KeyError
+        A dimension is not in `along` or has no coordinate, or a label is not there.
+    """
     wanted: dict[str, dict[str, Any]] = {}
     for name, label in indexers.items():
         wanted.setdefault(_dim_of(recipe, name), {})[name] = label
@@ -40,7 +54,7 @@ def sel_indexers(
 
 
 def _dim_of(recipe: Recipe, name: str) -> str:
-    """Return the sample dimension that a name, or a level of whose index, is meant."""
+    """Return the sample dimension with this name, or with a level of this name in its index."""
     for dim, coordinate in recipe.coordinates.items():
         if coordinate.labels is not None and name in coordinate.labels:
             return dim
@@ -52,8 +66,8 @@ def _dim_of(recipe: Recipe, name: str) -> str:
 
 def _found(
     recipe: Recipe, dim: str, wanted: dict[str, Any], method: str | None, tolerance: Any
-) -> np.ndarray:
-    """Return the positions, among those selected, that xarray finds for labels."""
+) -> Int64Array:
+    """Return the positions, among those selected, that xarray finds for labels: int64."""
     selected = recipe.selection.along(dim)
     coordinate = recipe.coordinates[dim]
     coords = coordinate.labels
@@ -81,7 +95,14 @@ _POSITION = "dbdask position"
 
 
 def where_selection(recipe: Recipe, mask: xr.DataArray) -> Selection:
-    """Return the selection with a mask over some of the sample dimensions."""
+    """Return the selection with one more mask, over some of the sample dimensions.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `mask` is no DataArray of dtype bool, has a dimension that is not in `along`, or fits
+        neither the data nor the selection.
+    """
     if not isinstance(mask, xr.DataArray):
         raise TypeError(f"where: mask must be a DataArray, got {type(mask).__name__}")
     if mask.dtype != bool:
@@ -92,8 +113,8 @@ def where_selection(recipe: Recipe, mask: xr.DataArray) -> Selection:
     return recipe.selection.masked(Mask.of(dims, _spread(recipe, mask, dims)))
 
 
-def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> np.ndarray:
-    """Return the mask over whole dimensions: put in place by label, else by position."""
+def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> BoolArray:
+    """Return the mask over whole dimensions, matched by label or else by position."""
     values = mask.to_numpy()
     for axis, dim in enumerate(dims):
         size, selected = recipe.sizes[dim], recipe.selection.along(dim)
@@ -116,8 +137,8 @@ def _spread(recipe: Recipe, mask: xr.DataArray, dims: tuple[str, ...]) -> np.nda
 
 
 def _by_label(
-    recipe: Recipe, mask: xr.DataArray, dim: str, values: np.ndarray, axis: int
-) -> np.ndarray:
+    recipe: Recipe, mask: xr.DataArray, dim: str, values: BoolArray, axis: int
+) -> BoolArray:
     own, labels = mask.indexes[dim], recipe.coordinates[dim].label_index()
     if same_labels(own, labels):
         return values
@@ -137,12 +158,12 @@ def _check_dim(recipe: Recipe, argument: str, dim: str) -> None:
         )
 
 
-def _has_steps(indexer: Any) -> bool:
+def _has_steps(indexer: object) -> bool:
     return isinstance(indexer, slice) and indexer.step not in (None, 1)
 
 
-def _taken(dim: str, spans: Spans, indexer: Any) -> Spans:
-    """Return the part of the spans at positions that count within them."""
+def _taken(dim: str, spans: Spans, indexer: object) -> Spans:
+    """Return the part of the spans at an indexer's positions, which count within the spans."""
     if isinstance(indexer, xr.DataArray):
         indexer = indexer.to_numpy()
     if isinstance(indexer, (int, np.integer)) and not isinstance(indexer, bool):
@@ -156,8 +177,8 @@ def _taken(dim: str, spans: Spans, indexer: Any) -> Spans:
     return spans.take(ranks)
 
 
-def _ranks(dim: str, given: Any, count: int) -> np.ndarray:
-    """Return positions as whole numbers from 0, of numbers that may count from the end or flags."""
+def _ranks(dim: str, given: object, count: int) -> Int64Array:
+    """Return positions from 0, int64, of flags or of numbers that may count from the end."""
     indexer = np.asarray(given)
     if indexer.size and indexer.dtype.kind not in "iub":
         raise TypeError(

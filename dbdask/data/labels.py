@@ -1,4 +1,4 @@
-"""Labels: whole numbers, text, and what compares exactly, as class indices."""
+"""Labels: whole numbers or text as class indices."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from dbdask.arrays import BoolArray, Int64Array
+from dbdask.json_types import JsonObject
+
+Label = str | int | float
 
 MISSING = -1
 UNKNOWN = -2
@@ -23,19 +28,25 @@ class Classes:
     count
         Outputs; None: not known yet.
     meanings
-        A word for each label, where the store declares them.
+        A word for each label, if the store declares them.
     unknown
-        Why the labels are not known, where `labels` is empty.
+        Why the labels are not known, if `labels` is empty.
     """
 
-    labels: tuple[Any, ...] | None = None
+    labels: tuple[Label, ...] | None = None
     count: int | None = None
     meanings: tuple[str, ...] | None = None
     unknown: str = ""
 
     @cached_property
-    def _places(self) -> dict[Any, int]:
+    def _places(self) -> dict[Label, int]:
         return {label: place for place, label in enumerate(self.labels or ())}
+
+    def of_outputs(self) -> list[Label] | None:
+        """Return the label of each output, as the store has it; None if not known."""
+        if not self.labels and self.count is None:
+            return None
+        return list(range(self.count or 0)) if self.labels is None else list(self.labels)
 
     @property
     def code_dtype(self) -> np.dtype:
@@ -43,8 +54,11 @@ class Classes:
         is_known = self.labels is not None or self.count is not None
         return np.dtype(np.int32 if is_known else np.int64)
 
-    def encode(self, values: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
-        """Return class indices; `MISSING` and `UNKNOWN` where there is none.
+    def encode(self, values: np.ndarray, missing: BoolArray | None) -> Int64Array:
+        """Return class indices, int64 of the shape of `values`.
+
+        `MISSING` stands for a missing label, `UNKNOWN` for one of no class. `missing` is bool, of
+        the same shape, or None.
 
         Examples
         --------
@@ -58,7 +72,7 @@ class Classes:
             codes = self._look_up(values)
         return codes if missing is None else np.where(missing, MISSING, codes)
 
-    def _indices(self, values: np.ndarray) -> np.ndarray:
+    def _indices(self, values: np.ndarray) -> Int64Array:
         top = 2**63 if self.count is None else self.count
         codes = np.full(values.shape, UNKNOWN, np.int64)
         if values.dtype.kind == "f":
@@ -70,14 +84,15 @@ class Classes:
         codes[good] = values[good].astype(np.int64)
         return codes
 
-    def _look_up(self, values: np.ndarray) -> np.ndarray:
-        """Look the different values up as Python objects, which compare without rounding."""
+    def _look_up(self, values: np.ndarray) -> Int64Array:
+        """Return indices found by comparing Python objects, which are not rounded."""
         text = values.dtype.kind in "UST"
         flat = values.astype(object).ravel() if text else values.ravel()
         numbers, different = pd.factorize(flat)
         places = [self._place(value) for value in different.tolist()]
         # Number -1 is what `factorize` gives a missing value: the last place.
-        return np.array([*places, UNKNOWN], np.int64)[numbers].reshape(values.shape)
+        codes: Int64Array = np.array([*places, UNKNOWN], np.int64)[numbers]
+        return codes.reshape(values.shape)
 
     def _place(self, value: Any) -> int:
         if self.labels is not None:
@@ -86,7 +101,7 @@ class Classes:
         return int(value) if is_index and (self.count is None or value < self.count) else UNKNOWN
 
     def rule(self) -> str:
-        """Return what a label must be, for a message."""
+        """Return the rule that a label must keep, for a message."""
         if self.labels is not None:
             shown = ", ".join(repr(label) for label in self.labels[:6])
             more = ", ..." if len(self.labels) > 6 else ""
@@ -97,8 +112,8 @@ class Classes:
             return "a whole number from 0 up (integers mean classes; values are floats)"
         return f"a whole number from 0 to {self.count - 1}"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
+    def to_json(self) -> JsonObject:
+        """Return the classes as JSON."""
         return {
             "labels": None if self.labels is None else list(self.labels),
             "count": self.count,
@@ -106,8 +121,8 @@ class Classes:
         }
 
     @classmethod
-    def from_json(cls, table: Mapping[str, Any]) -> "Classes":
-        """Return what `to_json` described."""
+    def from_json(cls, table: JsonObject) -> "Classes":
+        """Return the classes of `to_json`."""
         labels, meanings = table["labels"], table["meanings"]
         return cls(
             None if labels is None else tuple(labels),
@@ -116,13 +131,15 @@ class Classes:
         )
 
 
-def as_classes(given: Iterable[Any], meanings: Sequence[str] | None = None) -> Classes:
-    """Check what a user gave as `classes=`.
+def as_classes(given: Iterable[object], meanings: Sequence[str] | None = None) -> Classes:
+    """Return the classes that a user gave as `classes=`.
 
     Raises
     ------
+    TypeError
+        It is no list.
     ValueError
-        If it is empty or a label is there twice.
+        It is empty, a label is there twice, or labels are neither all numbers nor all text.
 
     Examples
     --------
@@ -133,7 +150,7 @@ def as_classes(given: Iterable[Any], meanings: Sequence[str] | None = None) -> C
         raise TypeError(f"classes must be a list of labels, got the text {given!r}")
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         raise TypeError(f"classes must be a list of labels, got {given!r}")
-    # One by one: an array of all of them would round some, or make text of numbers.
+    # One by one, because an array of all would round some, or make text of numbers.
     listed = given.to_numpy() if hasattr(given, "to_numpy") else given
     labels = tuple(_plain(label) for label in listed)
     if not labels:
@@ -142,8 +159,8 @@ def as_classes(given: Iterable[Any], meanings: Sequence[str] | None = None) -> C
     return Classes(labels, len(labels), None if meanings is None else tuple(meanings))
 
 
-def _check_labels(labels: tuple[Any, ...]) -> None:
-    seen: set[Any] = set()
+def _check_labels(labels: tuple[Label, ...]) -> None:
+    seen: set[Label] = set()
     for label in labels:
         if not isinstance(label, (str, int, float)) or label != label:
             raise ValueError(f"classes must hold numbers or text, got {label!r}")
@@ -156,10 +173,10 @@ def _check_labels(labels: tuple[Any, ...]) -> None:
         seen.add(label)
 
 
-def _missing(values: np.ndarray, missing: np.ndarray | None) -> np.ndarray | None:
+def _missing(values: np.ndarray, missing: BoolArray | None) -> BoolArray | None:
     if values.dtype.kind != "f":
         return missing
-    absent = np.isnan(values)
+    absent: BoolArray = np.isnan(values)
     return absent if missing is None else missing | absent
 
 
@@ -167,8 +184,8 @@ def _largest(dtype: np.dtype) -> int:
     return 1 if dtype.kind == "b" else min(int(np.iinfo(dtype).max), 2**63 - 1)
 
 
-def _plain(label: Any) -> Any:
-    """Return a label as a Python object: text, or a number, which is an int if it is whole."""
+def _plain(label: object) -> Any:
+    """Return a label as a Python object: text or a number, and an int if that is whole."""
     label = label.item() if isinstance(label, (np.generic, np.ndarray)) else label
     if isinstance(label, bytes):
         return label.decode()

@@ -1,7 +1,7 @@
-"""Which array of a Zarr store a lazily opened variable shows, and what xarray does to its values.
+"""The Zarr array that a lazily opened variable shows, and what xarray does to its values.
 
 Reading the chunks of a store directly is faster than reading through xarray, and keeps the stored
-dtype in caches. It is done only where the wrappers that xarray has put around the array prove that
+dtype in caches. It is done only if the wrappers that xarray has put around the array prove that
 the values are the same: slices without a step, elementwise functions, and nothing else.
 """
 
@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 from xarray.core import indexing
+
+from dbdask.arrays import BoolArray
+from dbdask.data.zarr_arrays import ZarrArray
 
 Index = tuple[slice, ...]
 Step = Callable[[np.ndarray], np.ndarray]
@@ -26,24 +28,28 @@ _NUMBERS = "biuf"
 
 @dataclass(frozen=True)
 class Chain:
-    """A Zarr array, where the variable starts in it, and xarray's functions, the first one first.
+    """A part of a Zarr array, and the functions that xarray applies to it.
 
     Parameters
     ----------
-    array, start, steps
-        As said.
+    array
+        The Zarr array.
+    start
+        The array's position at which the variable starts.
+    steps
+        xarray's elementwise functions, in the order in which they are applied.
     masks_zeros
         Whether xarray shows zeros as missing because a v2 array is filled with 0 by default.
     """
 
-    array: zarr.Array
+    array: ZarrArray
     start: tuple[int, ...]
     steps: tuple[Step, ...]
     masks_zeros: bool
 
 
 def proven_chain(variable: xr.Variable) -> Chain | None:
-    """Return what a lazy variable shows of a Zarr array; None where that is not certain."""
+    """Return the part of a Zarr array that a lazy variable shows; None if that is not certain."""
     data: Any = variable._data
     start, shape = (0,) * variable.ndim, tuple(variable.shape)
     steps: list[Step] = []
@@ -70,10 +76,11 @@ def proven_chain(variable: xr.Variable) -> Chain | None:
 
 
 def shows_zeros_as_missing(variable: xr.Variable) -> bool:
-    """Say whether a variable's encoding looks as if zeros of a v2 store were shown as missing.
+    """Return whether a variable seems to show the zeros of a v2 store as missing.
 
-    That is good enough for the words of a message, and for nothing else: an encoding may be older
-    than the values. xarray notes compressors for Zarr only, and a `serializer` for v3 only.
+    Its encoding says so, which may be older than the values: good enough for the text of a
+    message, and for nothing else. xarray notes compressors for Zarr only, and a `serializer` for
+    v3 only.
     """
     encoding = variable.encoding
     of_zarr = "compressors" in encoding or "compressor" in encoding
@@ -82,28 +89,28 @@ def shows_zeros_as_missing(variable: xr.Variable) -> bool:
     return of_zarr and "serializer" not in encoding and is_zero
 
 
-def is_behind_wrappers(data: Any) -> bool:
-    """Say whether lazy wrappers show an array in memory, as of a Dataset decoded or changed."""
+def is_behind_wrappers(data: object) -> bool:
+    """Return whether lazy wrappers show an array in memory, as after decoding a Dataset."""
     while isinstance(data, indexing.ExplicitlyIndexed) and hasattr(data, "array"):
         data = data.array
     return isinstance(data, np.ndarray)
 
 
 def without_cache(variable: xr.Variable) -> xr.Variable:
-    """Return a lazy variable that does not keep what was read of it."""
+    """Return a lazy variable that does not cache the values that it reads."""
     data = variable._data
     while isinstance(data, indexing.MemoryCachedArray | indexing.CopyOnWriteArray):
         data = data.array
     return xr.Variable(variable.dims, data, fastpath=True)
 
 
-def _is_xarrays(data: Any, *names: str) -> bool:
-    """Say whether it is one of xarray's own classes, and none that is derived from it."""
+def _is_xarrays(data: object, *names: str) -> bool:
+    """Return whether it is exactly one of these classes of xarray, not of a subclass."""
     kind = type(data)
     return kind.__name__ in names and kind.__module__.startswith("xarray.")
 
 
-def _part(key: Any, shape: tuple[int, ...]) -> Index | None:
+def _part(key: object, shape: tuple[int, ...]) -> Index | None:
     if not isinstance(key, (indexing.BasicIndexer, indexing.OuterIndexer)):
         return None
     if len(key.tuple) != len(shape):
@@ -114,11 +121,11 @@ def _part(key: Any, shape: tuple[int, ...]) -> Index | None:
     return tuple(slice(*cut.indices(size)[:2]) for cut, size in cuts)
 
 
-def _as_bool(values: np.ndarray) -> np.ndarray:
+def _as_bool(values: np.ndarray) -> BoolArray:
     return values.astype(bool)
 
 
-def _masks_zeros(array: zarr.Array, steps: list[Step]) -> bool:
+def _masks_zeros(array: ZarrArray, steps: list[Step]) -> bool:
     fill = array.fill_value
     if array.metadata.zarr_format != 2 or fill is None or fill:
         return False

@@ -1,4 +1,4 @@
-"""Arrays of Zarr stores that xarray reads on demand, opened again with the checks of a reader."""
+"""Arrays of Zarr stores that xarray reads on demand, opened again with this library's checks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import copy
 from typing import Any
 
 import xarray as xr
-import zarr
 
 from dbdask.data.lazy_chains import without_cache
 from dbdask.data.locations import Location, locate
+from dbdask.data.zarr_arrays import ZarrArray
 
 
 class ReopenedArray:
-    """A Zarr array that is opened where it is read; what travels is its place.
+    """A Zarr array that is opened where it is read; a pickle carries only its place.
 
     Parameters
     ----------
@@ -23,9 +23,9 @@ class ReopenedArray:
 
     def __init__(self, location: Location, path: str) -> None:
         self._location, self._path = location, path
-        self._opened: list[zarr.Array] = []
+        self._opened: list[ZarrArray] = []
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return ReopenedArray, (self._location, self._path)
 
     def __getattr__(self, name: str) -> Any:
@@ -36,7 +36,7 @@ class ReopenedArray:
     def __getitem__(self, key: Any) -> Any:
         return self.opened()[key]
 
-    def opened(self) -> zarr.Array:
+    def opened(self) -> ZarrArray:
         """Return the array."""
         if not self._opened:
             self._opened.append(self._location.open_array(self._path))
@@ -49,7 +49,7 @@ class ReopenedArray:
 
     @property
     def place(self) -> str:
-        """The store, in words."""
+        """The store, as a message names it."""
         return str(self._location)
 
 
@@ -57,7 +57,7 @@ def guarded(variable: xr.Variable) -> tuple[xr.Variable, ReopenedArray | None]:
     """Return a lazy variable whose Zarr array is opened again, and that array.
 
     A variable of another kind of file, or behind wrappers that are not xarray's own, is returned
-    as it is, without what it has cached.
+    as it is, but without its cache.
     """
     plain = without_cache(variable)
     data, array = _replaced(plain._data)

@@ -1,4 +1,4 @@
-"""Leaving out: what one block leaves out as missing, and of which classes."""
+"""Examples that one block leaves out because a value is missing, and their classes."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from dbdask.schedule.left_out import LeftOut
 
 
 def left_out_of(recipe: Recipe, block: Block) -> LeftOut:
-    """Return what a block that was judged leaves out."""
+    """Return the examples that a checked block leaves out."""
     total = recipe.rows
     found, kept = class_counts(recipe, block)
     classes = recipe.classes
@@ -32,17 +32,17 @@ def class_counts(recipe: Recipe, block: Block) -> tuple[dict[int, int], dict[int
     if recipe.classes is None:
         return found, kept
     number = len(recipe.inputs.variables)
-    gathered = BlockGroup(recipe, [block])
+    alone = BlockGroup(recipe, [block])
     for start in range(0, block.rows, SLAB_ROWS):
         rows = np.arange(start, min(start + SLAB_ROWS, block.rows))
-        labels = gathered.take(number, gathered.locate(rows))[:, 0, 0]
+        labels = alone.take(number, alone.locate(rows))[:, 0, 0]
         _count(found, labels if block.cut is None else labels[~block.cut[rows]])
         _count(kept, labels if block.valid is None else labels[block.valid[rows]])
     return found, kept
 
 
 def _count(counts: dict[int, int], labels: np.ndarray) -> None:
-    """Count labels, which are below 0 where they are missing."""
+    """Add labels, (rows,), to the counts; a missing label is below 0 and is not counted."""
     many = np.bincount(labels[labels >= 0])
     for label in np.flatnonzero(many).tolist():
         counts[label] = counts.get(label, 0) + int(many[label])

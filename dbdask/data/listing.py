@@ -1,9 +1,8 @@
-"""Listing: which arrays a Zarr group holds, and which of them cannot be used."""
+"""The arrays that a Zarr group holds, and the reasons why some of them cannot be used."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 import zarr
 from zarr.abc.store import Store
@@ -11,15 +10,16 @@ from zarr.core.sync import sync
 
 from dbdask.data.bounded_codecs import unsafe_codec
 from dbdask.data.locations import Location, unsafe_error
+from dbdask.data.zarr_arrays import ZarrArray
 
 LONGEST = 2**63 - 1
-"""Positions of a dimension that an index can count."""
+"""The most positions that an index of a dimension can count."""
 
 
 def list_arrays(
     location: Location, group: zarr.Group
-) -> tuple[dict[str, zarr.Array], dict[str, str]]:
-    """Return the arrays of a group, and why the others of its arrays cannot be used.
+) -> tuple[dict[str, ZarrArray], dict[str, str]]:
+    """Return the usable arrays of a group by name, and for every other one the reason.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def list_arrays(
     return found, refused
 
 
-def _fault(array: zarr.Array, name: str, store: str) -> str:
+def _fault(array: ZarrArray, name: str, store: str) -> str:
     unsafe = unsafe_codec(array)
     if unsafe:
         return unsafe_error(name, store, unsafe)
@@ -57,9 +57,9 @@ def _fault(array: zarr.Array, name: str, store: str) -> str:
 
 def _one_by_one(
     location: Location, group: zarr.Group
-) -> tuple[dict[str, zarr.Array], dict[str, str]]:
-    """Open every member by itself, so that one whose metadata are wrong is known by its name."""
-    found: dict[str, zarr.Array] = {}
+) -> tuple[dict[str, ZarrArray], dict[str, str]]:
+    """Open each member by itself, so that one with wrong metadata is known by its name."""
+    found: dict[str, ZarrArray] = {}
     refused: dict[str, str] = {}
     for name in sync(_names(group.store, group.path)):
         try:
@@ -78,7 +78,7 @@ def _one_by_one(
 
 
 def _check_listing(location: Location, group: zarr.Group) -> None:
-    """Raise where a store shows not even the metadata by which its group was opened."""
+    """Raise ValueError if the store cannot be listed and has no consolidated metadata."""
     if group.metadata.consolidated_metadata is None and not sync(_names(group.store, group.path)):
         raise ValueError(
             f"data: {location} cannot be listed and has no consolidated metadata, so its variables "
@@ -88,7 +88,7 @@ def _check_listing(location: Location, group: zarr.Group) -> None:
 
 
 async def _names(store: Store, path: str) -> list[str]:
-    listed: AsyncIterator[Any] = store.list_dir(path)
+    listed: AsyncIterator[str] = store.list_dir(path)
     try:
         return sorted([name async for name in listed])
     except (NotImplementedError, OSError):

@@ -1,4 +1,4 @@
-"""Where a Zarr store is, said so that every process that is told can open it."""
+"""Locations of Zarr stores, in a form with which every process can open them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from dbdask.data.bounded_codecs import bound, most_stored_bytes, unsafe_codec
 from dbdask.data.stores import RegularStore, WatchedStore
+from dbdask.data.zarr_arrays import ZarrArray
 from dbdask.errors import DataError
 from dbdask.storage.sealed import local_path
 
@@ -53,7 +54,14 @@ class Location:
             object.__setattr__(self, name, value)
 
     def open_store(self) -> Store:
-        """Return a store that reads here, or say why this process has none."""
+        """Return a store that this process can read.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError, RuntimeError
+            The path does not exist or is no store, the URL cannot be opened, or the store is in
+            the memory of another process.
+        """
         if self.path is not None:
             if not os.path.exists(self.path):
                 raise FileNotFoundError(
@@ -71,7 +79,13 @@ class Location:
         return self.store
 
     def open_group(self) -> zarr.Group:
-        """Return the group, or raise an error that names the place and the remedy."""
+        """Return the group.
+
+        Raises
+        ------
+        ValueError, OSError
+            There is no group that can be read: names the place and the remedy.
+        """
         store = self.open_store()
         try:
             return zarr.open_group(store, mode="r")
@@ -84,10 +98,17 @@ class Location:
                 f"data: {self} cannot be read as a Zarr group: {type(error).__name__}: {error}"
             ) from error
 
-    def open_array(self, path: str) -> zarr.Array:
+    def open_array(self, path: str) -> ZarrArray:
         """Return one array of the store, to read from; `path` is relative to the store's root.
 
-        It refuses chunks that hold more than is declared, and notes which are not there.
+        The array refuses chunks that hold more than is declared, and records missing chunks.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such array.
+        DataError
+            A codec of the array runs code that the store holds.
         """
         store = self.open_store()
         try:
@@ -120,7 +141,7 @@ def locate(data: str | os.PathLike[str] | Store) -> Location:
     return Location(url=text) if path is None else Location(path=os.path.abspath(path))
 
 
-def _guarded(array: zarr.Array, location: Location) -> zarr.Array:
+def _guarded(array: ZarrArray, location: Location) -> ZarrArray:
     unsafe = unsafe_codec(array)
     if unsafe:
         raise DataError(unsafe_error(array.path, str(location), unsafe))
@@ -134,7 +155,7 @@ def _guarded(array: zarr.Array, location: Location) -> zarr.Array:
 
 
 def unsafe_error(name: str, store: str, codec: str) -> str:
-    """Return what to say of an array whose codec runs code that its store holds."""
+    """Return the error text for an array whose codec runs code that its store holds."""
     return (
         f"variable {name!r} of {store} is stored with the codec {codec!r}, which runs code of the "
         "store when it is read; write it again with another codec, where you trust it"

@@ -1,4 +1,4 @@
-"""Losses: which targets they take, and whether those are labels, values, or scaled values."""
+"""Targets for a loss: labels, values or scaled values."""
 
 import math
 from dataclasses import replace
@@ -10,7 +10,13 @@ from dbdask.metrics.scores import CLASS_LOSSES
 
 
 def targets_for_loss(recipe: Recipe, loss: str | None, outputs: int | None) -> Recipe:
-    """Return the recipe with targets as a loss takes them; None: a loss that has no name."""
+    """Return the recipe with targets as a loss takes them; None is a loss without a name.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The loss cannot take the targets, or their number does not fit the outputs.
+    """
     if recipe.targets is None:
         return recipe
     if loss == "squared":
@@ -42,7 +48,10 @@ def targets_for_loss(recipe: Recipe, loss: str | None, outputs: int | None) -> R
 
 
 def _for_own_loss(recipe: Recipe, outputs: int | None) -> Recipe:
-    """Leave whole numbers as labels, unless a lone output or scaling says that they are values."""
+    """Return the recipe for a loss of a user: whole numbers are labels unless that is ruled out.
+
+    They are values if they are scaled, or if there is one output, and no classes were given.
+    """
     assert recipe.targets is not None
     asked = recipe.classes is not None and recipe.classes.labels is not None
     are_values = recipe.scales_targets or outputs == 1
@@ -61,7 +70,7 @@ def _check_count(targets: FeatureSet, loss: str, outputs: int | None) -> None:
 def _classes_for(
     targets: FeatureSet, classes: Classes | None, count: int | None, outputs: int | None
 ) -> Classes:
-    """Return the classes, `count` of them, that the model's outputs tell apart."""
+    """Return the `count` classes that the model's outputs stand for."""
     if classes is None or classes.labels is None:
         return Classes(count=count)
     if not classes.labels:

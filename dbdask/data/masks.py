@@ -4,19 +4,19 @@ import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.spans import Spans
 
 TILE = 1 << 18
-"""Truth values that are packed together."""
+"""Truth values of one tile at most."""
 
 
 @dataclass(frozen=True)
 class _Tiles:
-    """The values of one array, packed tile by tile: a box is read from the tiles it touches."""
+    """The values of one array, packed in tiles; a box is read from the tiles that it touches."""
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
@@ -24,7 +24,7 @@ class _Tiles:
     packed: tuple[bytes, ...]
 
     @classmethod
-    def of(cls, dims: Sequence[str], values: np.ndarray) -> "_Tiles":
+    def of(cls, dims: Sequence[str], values: BoolArray) -> "_Tiles":
         empty = cls(tuple(dims), values.shape, _tile_of(values.shape), ())
         packed = [_pack(values[box]) for box in empty._boxes()]
         return replace(empty, packed=tuple(packed))
@@ -40,8 +40,8 @@ class _Tiles:
         sides = zip(place, self.tile, self.shape, strict=True)
         return tuple(slice(at * size, min((at + 1) * size, n)) for at, size, n in sides)
 
-    def read(self, box: Sequence[slice]) -> np.ndarray:
-        """Return the values in a box."""
+    def read(self, box: Sequence[slice]) -> BoolArray:
+        """Return the values in a box: bool, of the box's shape."""
         found = np.empty([cut.stop - cut.start for cut in box], bool)
         sides = zip(box, self.tile, strict=True)
         touched = [range(cut.start // size, -(-cut.stop // size)) for cut, size in sides]
@@ -57,25 +57,25 @@ class _Tiles:
         return found
 
     def both(self, other: "_Tiles") -> "_Tiles":
-        """Return what both hold, which are over the same dimensions in the same order."""
+        """Return where both are True; they have the same dimensions in the same order."""
         packed = [_pack(self.read(box) & other.read(box)) for box in self._boxes()]
         return replace(self, packed=tuple(packed))
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A truth value for every position along `dims`: those that all its arrays hold."""
+    """A truth value for every position along `dims`: True where all its arrays are."""
 
     arrays: tuple[_Tiles, ...]
 
     @classmethod
-    def of(cls, dims: Sequence[str], values: np.ndarray) -> "Mask":
+    def of(cls, dims: Sequence[str], values: BoolArray) -> "Mask":
         """Pack truth values."""
         return cls((_Tiles.of(dims, values),))
 
     @property
     def dims(self) -> tuple[str, ...]:
-        """The dimensions that any of the arrays has."""
+        """The dimensions of all arrays."""
         return tuple(dict.fromkeys(dim for array in self.arrays for dim in array.dims))
 
     def __and__(self, other: "Mask") -> "Mask":
@@ -86,13 +86,13 @@ class Mask:
             arrays[array.dims] = array if known is None else known.both(array)
         return Mask(tuple(arrays.values()))
 
-    def over(self, dims: Sequence[str], positions: Sequence[np.ndarray]) -> np.ndarray:
-        """Truth values at the product of `positions`; length 1 along dims that it lacks.
+    def over(self, dims: Sequence[str], positions: Sequence[Int64Array]) -> BoolArray:
+        """Return truth values at the product of `positions`; length 1 along dims that it lacks.
 
         Parameters
         ----------
         positions
-            Along each of `dims`, ascending; those of dims that the mask lacks are not looked at.
+            Along each of `dims`, ascending; those of dims that the mask lacks are ignored.
         """
         known = dict(zip(dims, positions, strict=True))
         shape = [len(known[dim]) if dim in self.dims else 1 for dim in dims]
@@ -101,13 +101,17 @@ class Mask:
             held &= _over(array, dims, known)
         return held
 
-    def any_over(self, own: Mapping[str, np.ndarray], spared: Mapping[str, Spans]) -> np.ndarray:
-        """Say which of the product of `own` positions it holds for any of the `spared` ones.
+    def any_over(self, own: Mapping[str, Int64Array], spared: Mapping[str, Spans]) -> BoolArray:
+        """Return where the mask is True at `own` positions for any of the `spared` positions.
 
         Parameters
         ----------
         own, spared
-            Positions along dimensions; together they have all of the mask's.
+            Positions along dimensions; together they have all dimensions of the mask.
+
+        Returns
+        -------
+        bool, of the lengths of `own`
         """
         dims = (*own, *spared)
         found = np.zeros([len(at) if dim in self.dims else 1 for dim, at in own.items()], bool)
@@ -122,7 +126,7 @@ class Mask:
         return np.broadcast_to(found, [len(at) for at in own.values()])
 
 
-def _over(array: _Tiles, dims: Sequence[str], known: Mapping[str, np.ndarray]) -> np.ndarray:
+def _over(array: _Tiles, dims: Sequence[str], known: Mapping[str, Int64Array]) -> BoolArray:
     """Return an array's values at the product of positions, with an axis for each of `dims`."""
     own = [known[dim] for dim in array.dims]
     order = [array.dims.index(dim) for dim in dims if dim in array.dims]
@@ -136,7 +140,7 @@ def _over(array: _Tiles, dims: Sequence[str], known: Mapping[str, np.ndarray]) -
 
 
 def _tile_of(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of a tile: the longest sides are halved until it is small enough."""
+    """Return the shape of a tile: the longest side is halved until the tile is small enough."""
     tile = [max(size, 1) for size in shape]
     while np.prod(tile, dtype=object) > TILE:
         longest = int(np.argmax(tile))
@@ -144,16 +148,16 @@ def _tile_of(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(tile)
 
 
-def _pack(values: np.ndarray) -> bytes:
+def _pack(values: BoolArray) -> bytes:
     return zlib.compress(np.packbits(values).tobytes(), 1)
 
 
-def _unpack(packed: bytes, shape: Sequence[int]) -> np.ndarray:
+def _unpack(packed: bytes, shape: Sequence[int]) -> BoolArray:
     bits = np.frombuffer(zlib.decompress(packed), np.uint8)
     count = int(np.prod(shape, dtype=np.int64))
     return np.unpackbits(bits, count=count).view(bool).reshape(shape)
 
 
-def _shifted(box: Sequence[slice], by: Sequence[slice]) -> tuple[Any, ...]:
+def _shifted(box: Sequence[slice], by: Sequence[slice]) -> tuple[slice, ...]:
     moves = zip(box, by, strict=True)
     return tuple(slice(cut.start - to.start, cut.stop - to.start) for cut, to in moves)

@@ -1,14 +1,15 @@
-"""Measures: what one block tells about moments, classes and missing values."""
+"""Measures: the moments, the labels and the missing values of one block."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.feed import Reader
 from dbdask.data.fills import fills_of
+from dbdask.data.labels import Label
 from dbdask.data.leaving_out import class_counts
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Mask, Spans
@@ -18,12 +19,12 @@ from dbdask.errors import DataError
 from dbdask.schedule.left_out import Fills
 
 SLAB_BYTES = 16 * 2**20
-"""Bytes of float64 that measuring takes at a time."""
+"""Bytes of float64 that are measured at a time."""
 
 
 @dataclass(frozen=True)
 class MeasureMoments:
-    """Measures the moments of variables in a block: each position once, whatever the windows."""
+    """Measures the moments of variables in a block: each position once, also under windows."""
 
     roles: tuple[str, ...]
     per: str
@@ -72,9 +73,9 @@ def _is_first(selected: Spans, cut: slice) -> bool:
 
 
 def _held(
-    recipe: Recipe, mask: Mask | None, own: list[str], positions: dict[str, np.ndarray]
-) -> np.ndarray | None:
-    """Return which of the variable's positions the mask keeps for any example."""
+    recipe: Recipe, mask: Mask | None, own: list[str], positions: dict[str, Int64Array]
+) -> BoolArray | None:
+    """Return which of the variable's positions the mask keeps for some example: their product."""
     if mask is None:
         return None
     spared = {dim: recipe.selection.along(dim) for dim in mask.dims if dim not in own}
@@ -84,11 +85,23 @@ def _held(
 def _moments(
     variable: Variable,
     values: np.ndarray,
-    wanted: tuple[np.ndarray, ...],
-    held: np.ndarray | None,
+    wanted: tuple[Int64Array, ...],
+    held: BoolArray | None,
     per: str,
 ) -> Moments:
-    """Measure slab by slab along the first axis."""
+    """Return the moments of values at `wanted` positions, measured in slabs of the first axis.
+
+    Parameters
+    ----------
+    values
+        As stored: the sample dimensions first, then the features.
+    wanted
+        Along each sample dimension, the positions that count.
+    held
+        Which of the product of `wanted` count; None: all.
+    per
+        "variable" or "feature".
+    """
     width = int(np.prod(values.shape[len(wanted) :], dtype=np.int64))
     first = wanted[0] if wanted else np.zeros(1, np.int64)
     values = values if wanted else values[None]
@@ -121,7 +134,7 @@ def _checked(variable: Variable, stored: np.ndarray) -> np.ndarray:
     return np.where(missing, np.nan, decoded.astype(np.float64))
 
 
-def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[Any]:
+def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[Label]:
     """Return the labels that occur at the examples of a block."""
     recipe = reader.recipe
     assert recipe.targets is not None
@@ -140,13 +153,13 @@ def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[An
     held = _held(recipe, recipe.selection.mask, own, here)
     if held is not None:
         keep &= held
-    found: list[Any] = pd.unique(labels[keep]).tolist()
+    found: list[Label] = pd.unique(labels[keep]).tolist()
     return found
 
 
 @dataclass(frozen=True)
 class BlockCount:
-    """What one block holds."""
+    """Counts of one block: its examples, and those that are left out of it."""
 
     block: int
     rows: int

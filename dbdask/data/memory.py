@@ -1,4 +1,4 @@
-"""Memory: how much this process may use, and refusing what cannot fit before it is asked for."""
+"""The memory that this process may use, and the refusal of reads that do not fit in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def check_fits(name: str, nbytes: int, lengths: Mapping[str, Lengths]) -> None:
-    """Refuse to read more at once than this process may use.
+    """Raise if reading a variable takes more bytes at once than this process may use.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def check_fits(name: str, nbytes: int, lengths: Mapping[str, Lengths]) -> None:
 
 
 def too_large(name: str, nbytes: int, lengths: Mapping[str, Lengths], why: str) -> str:
-    """Say that a variable takes too much memory at once."""
+    """Return the error text for a variable that takes too much memory at once."""
     chunks = ", ".join(f"{dim}: {max(along, default=0):,}" for dim, along in lengths.items())
     return (
         f"variable {name!r} has chunks of up to ({chunks}), and reading one with its halo takes "
@@ -42,10 +42,10 @@ def too_large(name: str, nbytes: int, lengths: Mapping[str, Lengths], why: str) 
 
 
 def memory_limit() -> int | None:
-    """Return the bytes that this process may use; None where nothing says.
+    """Return the bytes that this process may use; None if no limit is known.
 
-    The smallest of the machine's memory, the container's, the process's address space and, in a
-    task of Dask, the worker's `memory_limit`.
+    It is the smallest of the machine's memory, the container's, the process's address space and,
+    in a task of Dask, the worker's `memory_limit`.
     """
     limits = (_of_machine(), _of_container(), _of_address_space(), _of_worker())
     return min((limit for limit in limits if limit), default=None)
@@ -55,7 +55,7 @@ def memory_limit() -> int | None:
 def _of_machine() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not told by this system
+    except (AttributeError, ValueError, OSError):  # this system does not say
         return None
 
 

@@ -1,7 +1,8 @@
-"""Missing: judging a block's values while it is at hand, by the rule that `missing=` names."""
+"""Missing values: a block that was read is checked by the rule that `missing=` names."""
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Float64Array
 from dbdask.data.gathering import Block, BlockGroup
 from dbdask.data.labels import MISSING, UNKNOWN
 from dbdask.data.recipe import Recipe
@@ -10,10 +11,10 @@ from dbdask.data.standardization import FLOAT32_MAX
 from dbdask.errors import DataError
 
 SLAB_VALUES = 1 << 20
-"""Values decoded at a time when a chunk is inspected: temporaries stay small."""
+"""Values that are decoded at a time, so that temporaries stay small."""
 
 SLAB_ROWS = 1 << 16
-"""Rows whose windows are looked at together."""
+"""Rows whose windows are checked at a time."""
 
 _MISSING_RULE = (
     'is missing (NaN, or its _FillValue); give missing="drop" to leave such examples out, '
@@ -32,7 +33,7 @@ _NEGATIVE_RULE = "is negative; weights must be 0 or more"
 
 
 class MissingValueCheck:
-    """Looks at the values that a block's examples use, and at no others.
+    """Checks the values that a block's examples use, and no others.
 
     Parameters
     ----------
@@ -47,7 +48,14 @@ class MissingValueCheck:
         self.labels: np.ndarray | None = None  # as stored, to be shown in a message
 
     def apply(self) -> None:
-        """Raise DataError, leave rows out, or note that there are gaps."""
+        """Raise DataError, mark rows as left out, or note that the block has gaps.
+
+        Raises
+        ------
+        DataError
+            A value that an example uses is infinite, is a label of no class, is a negative weight,
+            or is missing where `missing="error"`: names variable and place.
+        """
         self._alone = BlockGroup(self.recipe, [self.block])
         self.block.cut = self._cut_windows()
         bad = np.zeros(self._alone.rows, bool)
@@ -69,14 +77,14 @@ class MissingValueCheck:
         left_out = bad if self.block.cut is None else bad | self.block.cut
         self.block.valid = None if not left_out.any() else ~left_out
 
-    def _note_place(self, number: int, missing: np.ndarray) -> None:
+    def _note_place(self, number: int, missing: BoolArray) -> None:
         if self.block.bad_place:
             return
         remedy = zeros_remedy(self.recipe.roles[number][1])
         self.block.bad_place = self._name_first(number, missing)[0] + remedy
 
-    def _cut_windows(self) -> np.ndarray | None:
-        """Say of each row whether its window leaves its group; None where none is dropped."""
+    def _cut_windows(self) -> BoolArray | None:
+        """Return for each row whether its window leaves its group; None if no row is dropped."""
         recipe = self.recipe
         if recipe.edges != "drop" or recipe.groups is None or not recipe.window.spans:
             return None
@@ -87,8 +95,8 @@ class MissingValueCheck:
 
     def _inspect(
         self, number: int, role: str, variable: Variable
-    ) -> tuple[np.ndarray | None, np.ndarray | None, str]:
-        """Return which positions are missing, which are wrong, and the rule they break."""
+    ) -> tuple[BoolArray | None, BoolArray | None, str]:
+        """Return which positions are missing, which are wrong, and the rule that those break."""
         values = self.block.parts[number].values
         if role == "targets" and self.recipe.classes is not None:
             missing, unknown = (values == MISSING).any(axis=1), (values == UNKNOWN).any(axis=1)
@@ -100,7 +108,7 @@ class MissingValueCheck:
         limit = self._limit(number, role)
         return (*_scan(variable, values, limit, signed=role != "weights"), rule)
 
-    def _limit(self, number: int, role: str) -> np.ndarray:
+    def _limit(self, number: int, role: str) -> Float64Array:
         """Return the magnitude up to which a variable's values can be shown to a model."""
         recipe = self.recipe
         if role == "inputs":
@@ -109,8 +117,8 @@ class MissingValueCheck:
             return recipe.targets.limit(number - len(recipe.inputs.variables))
         return np.array(FLOAT32_MAX)
 
-    def _rows_using(self, number: int, flags: np.ndarray) -> np.ndarray:
-        """Say of each row that is not cut whether it uses a flagged position."""
+    def _rows_using(self, number: int, flags: BoolArray) -> BoolArray:
+        """Return for each row whether it is not cut and uses a flagged position: (rows,)."""
         alone = self._alone
         using = np.zeros(alone.rows, bool)
         for start in range(0, alone.rows, SLAB_ROWS):
@@ -118,16 +126,16 @@ class MissingValueCheck:
             using[rows] = flags[alone.index(number, alone.locate(rows))].any(axis=1)
         return using if self.block.cut is None else using & ~self.block.cut
 
-    def _refuse(self, number: int, flags: np.ndarray, rule: str) -> None:
-        """Raise if a row uses a flagged position; name the first."""
+    def _refuse(self, number: int, flags: BoolArray, rule: str) -> None:
+        """Raise DataError if a row uses a flagged position; it names the first."""
         place, label = self._name_first(number, flags)
         if place:
             raise DataError(f"{place}{label} {rule}")
 
-    def _name_first(self, number: int, flags: np.ndarray) -> tuple[str, str]:
-        """Name argument, variable and coordinates of the first flagged position in use.
+    def _name_first(self, number: int, flags: BoolArray) -> tuple[str, str]:
+        """Return the first flagged position in use, in words, and the label that stands there.
 
-        What a message says of the label there is apart; both are empty where there is none.
+        Both are empty if no row uses a flagged position.
         """
         rows = np.flatnonzero(self._rows_using(number, flags))
         if not len(rows):
@@ -151,7 +159,7 @@ class MissingValueCheck:
         return ", ".join(words) or "its only value"
 
     def _coordinate(self, dim: str, at: int) -> str:
-        """Return the coordinate's value in brackets, where this process can read it."""
+        """Return the coordinate's value in brackets; empty if this process cannot read it."""
         variable = self.recipe.coordinates.get(dim)
         if variable is None:
             return ""
@@ -162,9 +170,9 @@ class MissingValueCheck:
 
 
 def zeros_remedy(variable: Variable) -> str:
-    """Return what to add to a message on missing values where they seem to be a v2 store's zeros.
+    """Return the remedy for zeros of a Zarr v2 store that xarray shows as missing; else empty.
 
-    A Dataset means what it shows; that zeros are shown as missing is seldom what is meant.
+    A Dataset means what it shows, but a user seldom means zeros to be missing.
     """
     return f" ({_ZEROS.format(name=variable.name)})" if variable.masks_zeros else ""
 
@@ -178,9 +186,19 @@ def missing_group(groups: Variable, position: int) -> DataError:
 
 
 def _scan(
-    variable: Variable, values: np.ndarray, limit: np.ndarray, signed: bool
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Decode slab by slab; return positions with missing, and with wrong, values."""
+    variable: Variable, values: np.ndarray, limit: Float64Array, signed: bool
+) -> tuple[BoolArray | None, BoolArray | None]:
+    """Decode in slabs; return which positions have a missing value, and which a wrong one.
+
+    Parameters
+    ----------
+    values
+        As stored: (positions, features).
+    limit
+        The largest magnitude that is allowed: one number, or one a feature.
+    signed
+        Whether values below 0 are allowed.
+    """
     missing, wrong = np.zeros((2, len(values)), bool)
     step = max(1, SLAB_VALUES // max(values.shape[1], 1))
     for start in range(0, len(values), step):
@@ -197,14 +215,15 @@ def _scan(
     return _any(missing), _any(wrong)
 
 
-def _too_large(values: np.ndarray, limit: np.ndarray) -> np.ndarray | None:
-    """Say which values are infinite as float32, scaled where they are to be; None: none is."""
+def _too_large(values: np.ndarray, limit: Float64Array) -> BoolArray | None:
+    """Return which values float32 cannot hold once they are scaled; None if it holds all."""
     bound = limit.min()
     if -bound <= values.min() and values.max() <= bound:  # neither, where there are NaN
         return None
     with np.errstate(invalid="ignore"):
-        return np.abs(values) > limit
+        large: BoolArray = np.abs(values) > limit
+        return large
 
 
-def _any(flags: np.ndarray) -> np.ndarray | None:
+def _any(flags: BoolArray) -> BoolArray | None:
     return flags if flags.any() else None

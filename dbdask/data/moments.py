@@ -1,7 +1,7 @@
-"""Moments of examples: one pass, and the recipe that scales by what it found."""
+"""The scaling of examples: moments that one pass measures, and the recipe that uses them."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,21 +14,28 @@ from dbdask.data.windows import NO_WINDOW
 from dbdask.errors import DataError
 
 if TYPE_CHECKING:
-    from dbdask.data.examples import Examples
+    from distributed import Client
 
 
-def scalings_of(examples: "Examples", targets: bool | None, per: str, client: Any) -> Recipe:
-    """Return the recipe with inputs scaled, and targets as they are to be for the squared loss.
+def scalings_of(recipe: Recipe, targets: bool | None, per: str, client: "Client | None") -> Recipe:
+    """Return the recipe with scaled inputs, and with targets scaled for the squared loss.
 
-    Whether the targets' scaling is for the loss at hand is decided when that is known: before,
-    whole numbers may be labels as well as values.
+    Only the squared loss uses the scaling of the targets. Before the loss is known, targets that
+    are whole numbers may be labels or values, and are measured as values.
+
+    Raises
+    ------
+    ValueError
+        `targets` is True, and there are no targets or they are labels.
+    DataError
+        A variable has no value that is not missing, or values too far apart; or, with
+        `missing="error"`, an example uses a missing value.
     """
-    recipe = examples.recipe
     if targets:
         recipe = _as_values(recipe)
     measured = _measures_targets(recipe, targets)
     roles = ("inputs", "targets") if measured else ("inputs",)
-    scalings = _measured(examples, roles, per, client)
+    scalings = _measured(recipe, roles, per, client)
     count = len(recipe.inputs.variables)
     scaled = replace(
         recipe, inputs=recipe.inputs.scaled(scalings[:count]), scales_targets=bool(targets)
@@ -38,15 +45,14 @@ def scalings_of(examples: "Examples", targets: bool | None, per: str, client: An
     return replace(scaled, targets=recipe.targets.scaled(scalings[count:] if measured else None))
 
 
-def measured_means(examples: "Examples") -> Recipe:
-    """Return the recipe that knows every input's mean, unscaled."""
-    recipe = examples.recipe
-    means = _measured(examples, ("inputs",), "variable", None, applied=False)
+def measured_means(recipe: Recipe) -> Recipe:
+    """Return the recipe that knows the mean of every input, and does not scale by it."""
+    means = _measured(recipe, ("inputs",), "variable", None, applied=False)
     return replace(recipe, inputs=recipe.inputs.scaled(means))
 
 
 def _as_values(recipe: Recipe) -> Recipe:
-    """Return the recipe with targets that are no labels; raise where they can be nothing else."""
+    """Return the recipe with targets as values; raise ValueError if they can only be labels."""
     if recipe.targets is None:
         raise ValueError("targets=True needs targets to scale, the examples have none")
     if recipe.classes is not None and recipe.classes.labels is not None:
@@ -64,17 +70,16 @@ def _measures_targets(recipe: Recipe, wanted: bool | None) -> bool:
 
 
 def _measured(
-    examples: "Examples", roles: tuple[str, ...], per: str, client: Any, applied: bool = True
+    recipe: Recipe, roles: tuple[str, ...], per: str, client: "Client | None", applied: bool = True
 ) -> list[Scaling]:
     """Return the scaling of every variable of the roles, found in one pass."""
-    recipe = examples.recipe
     measure = MeasureMoments(roles, per, recipe.selection.mask)
     variables = [
         (role, v) for role, features in measure.feature_sets(recipe) for v in features.variables
     ]
     found: list[list[Moments]] = [[] for _ in variables]
-    for moments in sweep(_bare(examples), measure, client):
-        for mine, one in zip(found, moments, strict=True):
+    for found_here in sweep(_bare(recipe), measure, client):
+        for mine, one in zip(found, found_here, strict=True):
             if one is not None:
                 mine.append(one)
     merged = [merge(mine) for mine in found]
@@ -90,27 +95,26 @@ def _measured(
                 "correct them, or cut them out with .where"
             )
     if recipe.missing == "error" and any(moments.missing for moments in merged):
-        _refuse_missing(examples, client)
+        _refuse_missing(recipe, client)
     return [
         Scaling.of(moments, applied, rounding_of(variable.value_dtype))
         for (_, variable), moments in zip(variables, merged, strict=True)
     ]
 
 
-def _refuse_missing(examples: "Examples", client: Any) -> None:
-    """Raise as training does if a missing value is one that an example uses.
+def _refuse_missing(recipe: Recipe, client: "Client | None") -> None:
+    """Raise DataError, as training does, if an example uses a missing value.
 
-    Windows, cuts and groups decide that, so everything is read once more. The loss, which decides
-    whether targets are labels, is not known yet: they are taken as values.
+    Windows, cuts and groups decide that, so everything is read once more. The targets are read
+    as values, because the loss, which decides whether they are labels, is not known yet.
     """
-    for _ in sweep(examples.with_classes(None), read_as_training, client):
+    for _ in sweep(replace(recipe, classes=None), read_as_training, client):
         pass
 
 
-def _bare(examples: "Examples") -> "Examples":
+def _bare(recipe: Recipe) -> Recipe:
     """Return the examples without windows and mask: every selected position is read once."""
-    recipe = examples.recipe
-    bare = replace(
+    return replace(
         recipe,
         inputs=replace(recipe.inputs, window=NO_WINDOW),
         window=NO_WINDOW,
@@ -119,4 +123,3 @@ def _bare(examples: "Examples") -> "Examples":
         missing="drop",
         selection=replace(recipe.selection, mask=None),
     )
-    return examples._of(examples.source, bare)

@@ -1,4 +1,4 @@
-"""Opening: from what a user names to a recipe, with every error that metadata can show."""
+"""From the arguments of `Examples` to a recipe, with all errors that metadata can show."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -28,13 +28,19 @@ def open_recipe(
     edges: str,
     groups: Known | None,
     weights: Known | None,
-    classes: Sequence[Any] | Classes | None,
+    classes: Sequence[object] | Classes | None,
     missing: str,
     to_predict: bool = False,
 ) -> Recipe:
-    """Check the arguments of `Examples` against the metadata; no more than coordinates is read.
+    """Return the recipe of the arguments of `Examples`, checked against the metadata.
 
-    To predict, the data may have sample dimensions that no input has: the targets had them.
+    Of the values, at most coordinates are read. If the recipe is `to_predict`, the data may have
+    sample dimensions that no input has, because the targets had them.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Names the argument, the value, the rule and the remedy.
     """
     _one_of("edges", edges, ("repeat", "drop"))
     _one_of("missing", missing, ("error", "drop", "mask"))
@@ -44,16 +50,7 @@ def open_recipe(
     sought = None if targets is None else _variables("targets", targets, source)
     for variable in (*found, *(sought or ())):
         sizes.update({d: n for d, n in variable.sizes.items() if d in dims and d not in sizes})
-    beyond: dict[str, Lengths] = {}
-    for dim in dims:
-        if not any(dim in variable.dims for variable in (*found, *(sought or ()))):
-            if to_predict:
-                beyond[dim] = _lengths_in(source, dim)
-                continue
-            raise ValueError(
-                f"along: no variable of inputs or targets has the dimension {dim!r}; they have "
-                f"{', '.join(sorted({d for v in found for d in v.dims}))}"
-            )
+    missing_dims = _check_dims(dims, found, sought or (), to_predict)
     shown = as_window(window, dims, sizes)
     features = FeatureSet(found, dims, shown)
     for variable in found:
@@ -72,8 +69,31 @@ def open_recipe(
         missing=missing,
         selection=Selection.whole(dims, [sizes[dim] for dim in dims]),
         coordinates=_coordinates(source, dims),
-        beyond=beyond,
+        beyond={dim: _lengths_in(source, dim) for dim in missing_dims},
     )
+
+
+def _check_dims(
+    dims: tuple[str, ...],
+    inputs: tuple[Variable, ...],
+    targets: tuple[Variable, ...],
+    to_predict: bool,
+) -> list[str]:
+    """Return the sample dimensions that no variable has.
+
+    Raises
+    ------
+    ValueError
+        There is one, and the recipe is not `to_predict`.
+    """
+    known = {dim for variable in (*inputs, *targets) for dim in variable.dims}
+    missing = [dim for dim in dims if dim not in known]
+    if missing and not to_predict:
+        raise ValueError(
+            f"along: no variable of inputs or targets has the dimension {missing[0]!r}; they have "
+            f"{', '.join(sorted({d for v in inputs for d in v.dims}))}"
+        )
+    return missing
 
 
 def _lengths_in(source: Source, dim: str) -> Lengths:
@@ -82,7 +102,7 @@ def _lengths_in(source: Source, dim: str) -> Lengths:
     return max(having, key=lambda variable: variable.nbytes).lengths[dim]
 
 
-def _one_of(argument: str, value: Any, allowed: Sequence[str]) -> None:
+def _one_of(argument: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(
             f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
@@ -108,7 +128,7 @@ def _along(along: str | Sequence[str], source: Source) -> tuple[str, ...]:
     return dims
 
 
-def _variables(argument: str, given: Any, source: Source) -> tuple[Variable, ...]:
+def _variables(argument: str, given: object, source: Source) -> tuple[Variable, ...]:
     if isinstance(given, (str, xr.DataArray, Variable)):
         return (_variable(argument, given, source),)
     several = as_list(argument, given, "a variable's name, a DataArray")
@@ -132,15 +152,15 @@ def _variables(argument: str, given: Any, source: Source) -> tuple[Variable, ...
     return found
 
 
-def as_list(argument: str, given: Any, one: str) -> tuple[Any, ...]:
-    """Return what was given as several, or raise where it is neither one nor several."""
+def as_list(argument: str, given: object, one: str) -> tuple[Any, ...]:
+    """Return a list that a user gave as a tuple; raise TypeError if it is no list."""
     if isinstance(given, (Mapping, xr.Dataset)) or not isinstance(given, Iterable):
         raise TypeError(f"{argument} must be {one} or a list of them, got {given!r}")
     return tuple(given)
 
 
 def _variable(argument: str, given: Any, source: Source, name: str = "") -> Variable:
-    """Return one variable; a DataArray without a name is called `name`, else as the argument."""
+    """Return one variable; a DataArray without a name gets `name`, or the argument's name."""
     if isinstance(given, xr.DataArray) and given.name is None:
         given = given.rename(name or argument)
     try:
@@ -190,7 +210,7 @@ def _targets(
     found: tuple[Variable, ...] | None,
     along: tuple[str, ...],
     sizes: Mapping[str, int],
-    classes: Sequence[Any] | Classes | None,
+    classes: Sequence[object] | Classes | None,
 ) -> tuple[FeatureSet | None, Classes | None]:
     if found is None:
         if classes is not None:
@@ -207,7 +227,7 @@ def _targets(
 
 
 def _check_target(variable: Variable, is_single: bool) -> None:
-    """Raise where values can be neither numbers nor labels."""
+    """Raise TypeError if values can be neither numbers nor labels."""
     if not is_single or variable.value_dtype.kind in "iufb":
         check_numbers("targets", variable)
         return
@@ -217,8 +237,8 @@ def _check_target(variable: Variable, is_single: bool) -> None:
     )
 
 
-def _classes(features: FeatureSet, given: Sequence[Any] | Classes | None) -> Classes | None:
-    """Say whether the targets are labels, and which there are."""
+def _classes(features: FeatureSet, given: Sequence[object] | Classes | None) -> Classes | None:
+    """Return the classes of the targets; None if the targets are no labels."""
     variable = features.variables[0]
     kind = variable.value_dtype.kind
     if given is not None:
@@ -234,7 +254,7 @@ def _classes(features: FeatureSet, given: Sequence[Any] | Classes | None) -> Cla
     declared = declared_classes(variable.attrs, variable.flag_dtype, is_text=kind == "U")
     if declared is not None or kind in "iub":
         return declared or Classes()
-    # Text has classes, but nobody knows them yet; of objects, not even what they are.
+    # The classes of text are not known yet; of objects, not even the kind is.
     return Classes(()) if kind in "UO" else None
 
 

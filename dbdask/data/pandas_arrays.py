@@ -1,8 +1,8 @@
 """Arrays of pandas' own dtypes as NumPy arrays: the same values, missing where they are missing.
 
-Categories become their values, nullable numbers plain ones. Numbers beside missing ones become
-float64 with NaN where that is exact. All else, such as periods or times of a zone, stays what it
-is, as Python objects, with None where it is missing.
+Categories become their values, and nullable numbers plain ones. Numbers with missing ones among
+them become float64 with NaN if float64 holds them exactly. All else, such as periods or times of
+a zone, becomes Python objects, with None for a missing one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.extensions import ExtensionDtype
 
 from dbdask.data.decoding import is_exact
 
@@ -30,11 +31,12 @@ def numpy_dtype(array: Any) -> np.dtype:
     if isinstance(array, pd.Categorical):
         categories = np.asarray(to_numpy(array.categories.array))
         return _beside(categories.dtype, categories, bool((array.codes < 0).any()))
-    dtype: Any = array.dtype
+    dtype: np.dtype | ExtensionDtype = array.dtype
     if isinstance(dtype, np.dtype):
         return dtype
     if isinstance(dtype, pd.SparseDtype):
-        return np.dtype(dtype.subtype)
+        held: np.dtype = np.dtype(dtype.subtype)
+        return held
     plain = getattr(dtype, "numpy_dtype", None)
     if not isinstance(plain, np.dtype) or plain.kind not in "iufb":
         return OBJECT
@@ -44,7 +46,7 @@ def numpy_dtype(array: Any) -> np.dtype:
 
 
 def to_numpy(array: Any, dtype: np.dtype | None = None) -> np.ndarray:
-    """Return an extension array, or a part of one, as a NumPy array of a dtype."""
+    """Return an extension array, or a part of one, as a NumPy array of a dtype: (length,)."""
     dtype = numpy_dtype(array) if dtype is None else dtype
     if isinstance(array, pd.Categorical):
         return _of_categories(array, dtype)
@@ -72,7 +74,7 @@ def _of_categories(array: pd.Categorical, dtype: np.dtype) -> np.ndarray:
 
 
 def _beside(dtype: np.dtype, present: np.ndarray, has_missing: bool) -> np.dtype:
-    """Return the dtype that holds numbers of another one, and missing ones where there are any."""
+    """Return the dtype that holds some numbers, and NaN beside them if any is missing."""
     if not has_missing or dtype.kind in "fO":
         return dtype
     exact = dtype.kind == "b" or (dtype.kind in "iu" and is_exact(present))

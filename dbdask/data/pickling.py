@@ -1,10 +1,10 @@
 """Pickling: how examples that a user pickles find their data again.
 
-Examples of a store carry its place. What is in memory, or computed by Dask, is carried up to
-`CARRIED_BYTES`; in the process that pickled it, it is found again whatever its size. Where neither
-holds, the copy knows its metadata, and says what it lacks when a value is asked for.
+A pickle of examples of a store carries the store's place. Data in memory, or computed by Dask,
+are carried up to `CARRIED_BYTES`; data of any size are found again in the process that pickled
+them. Otherwise the copy knows its metadata, and reading a value raises an error that says why.
 
-What travels in a task is another matter: see `Examples.worker_side`.
+Tasks carry less: see `Examples.worker_side`.
 """
 
 from __future__ import annotations
@@ -12,37 +12,45 @@ from __future__ import annotations
 import pickle
 import uuid
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import cloudpickle
 
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Absent, Lacking
+from dbdask.data.sources import Source
 from dbdask.data.variables import Variable
 
-if TYPE_CHECKING:
-    from dbdask.data.examples import Examples
-    from dbdask.data.sources import Source
-
 CARRIED_BYTES = 4 * 2**20
-"""Pickled bytes of a Dataset in memory, or of its Dask graph, that a pickle carries at most."""
+"""The most bytes of a Dataset in memory, or of its Dask graph, that a pickle carries."""
 
-_living: WeakValueDictionary[str, Examples] = WeakValueDictionary()
+
+class Opened(Protocol):
+    """Examples, as this module uses them: their source, and their recipe."""
+
+    @property
+    def source(self) -> Source | None: ...
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+
+_living: WeakValueDictionary[str, Opened] = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """What a pickle of examples holds.
+    """The content of a pickle of examples.
 
     Parameters
     ----------
     token
         Finds the examples themselves, as long as they live in the same process.
     whole
-        Source and recipe, pickled, with the buffers of their arrays; None where too large.
+        Source and recipe, pickled, with the buffers of their arrays; None if they are too large.
     recipe
-        The recipe without values; None where the whole is carried.
+        The recipe without values; None if the whole is carried.
     reason
         Why the whole is not carried.
     """
@@ -53,8 +61,8 @@ class Parcel:
     reason: str = ""
 
 
-def pack(examples: Examples) -> Parcel:
-    """Return what a pickle of examples with a source holds."""
+def pack(examples: Opened) -> Parcel:
+    """Return the parcel of examples with a source, and remember the examples by its token."""
     token = uuid.uuid4().hex
     _living[token] = examples
     if _memory_bytes(examples) > CARRIED_BYTES:
@@ -86,7 +94,7 @@ def unpack(parcel: Parcel) -> tuple[Source | None, Recipe]:
     return None, parcel.recipe
 
 
-def _memory_bytes(examples: Examples) -> int:
+def _memory_bytes(examples: Opened) -> int:
     """Return the bytes of the arrays in memory that a recipe reads."""
     return sum(
         variable.nbytes
@@ -99,7 +107,7 @@ def _too_large(size: int) -> str:
     return f"it takes {size / 2**20:.1f} MiB, and a pickle carries {CARRIED_BYTES >> 20} MiB"
 
 
-def _without_values(examples: Examples, token: str, reason: str) -> Parcel:
+def _without_values(examples: Opened, token: str, reason: str) -> Parcel:
     def marked(variable: Variable) -> Variable:
         if not isinstance(variable.origin, Absent):
             return variable

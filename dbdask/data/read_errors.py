@@ -1,4 +1,4 @@
-"""What is said where values cannot be read: variable, place, reason and remedy."""
+"""Errors of values that cannot be read: each names variable, place, reason and remedy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dbdask.errors import DataError
 def read_error(
     error: Exception, name: str, index: tuple[slice, ...], store: str, chunk: str = ""
 ) -> DataError:
-    """Return the error to raise where reading a box of a variable failed.
+    """Return the error to raise after reading a box of a variable has failed.
 
     Parameters
     ----------
     error
-        What reading raised.
+        The error that reading raised.
     name, index, store
         The variable, the box, and where it is.
     chunk

@@ -1,4 +1,4 @@
-"""The recipe of examples: everything a worker needs to make them, and nothing of the data."""
+"""The recipe of examples: all that a worker needs to make them, without the data."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-
+from dbdask.arrays import Int64Array
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.labels import Classes
+from dbdask.data.routes import Lacking
 from dbdask.data.selection import CentreRuns, Selection, block_rows, centres
 from dbdask.data.sources import Variable
 from dbdask.data.windows import Window
@@ -19,7 +19,7 @@ from dbdask.schedule.portions import Grid
 Role = Literal["inputs", "targets", "weights"]
 
 MOST_BLOCKS = 10**7
-"""Blocks of which the numbers of examples and bytes are kept: some hundred megabytes."""
+"""The most blocks that a grid may have: two numbers are kept for each, some 200 MB."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Recipe:
     missing: str
     selection: Selection
     coordinates: Mapping[str, Variable] = field(default_factory=dict)
-    scales_targets: bool = False  # asked for, whatever the loss
+    scales_targets: bool = False  # asked for, with any loss
     beyond: Mapping[str, Lengths] = field(default_factory=dict)
     """Lengths of blocks along sample dimensions that no variable has: those of the data."""
 
@@ -62,7 +62,7 @@ class Recipe:
 
     @cached_property
     def feature_dims(self) -> tuple[tuple[str, ...], ...]:
-        """For every one of `roles`, its dimensions that make features, in their order."""
+        """For each of `roles`, the dimensions that become features, in order."""
         targets = self.targets.feature_dims if self.targets is not None else ()
         weights = ((),) if self.weights is not None else ()
         return (*self.inputs.feature_dims, *targets, *weights)
@@ -75,12 +75,12 @@ class Recipe:
 
     @cached_property
     def grid(self) -> Grid:
-        """The chunk grid: along each dimension that of the largest variable that has it.
+        """The chunk grid: along each dimension, the chunks of the largest variable that has it.
 
         Raises
         ------
         ValueError
-            It has too many blocks to keep a number for each.
+            The grid has more than `MOST_BLOCKS` blocks.
         """
         grid = Grid(self.along, [self._lengths(dim) for dim in self.along])
         if grid.block_count > MOST_BLOCKS:
@@ -110,8 +110,8 @@ class Recipe:
         return centres(self.selection, self.window, self.edges)
 
     @cached_property
-    def block_rows(self) -> np.ndarray:
-        """Examples in every block, before any is left out for its values."""
+    def block_rows(self) -> Int64Array:
+        """Examples in every block, before any is left out for its values: int64, (blocks,)."""
         return block_rows(self.grid, self.centres, self.selection.mask)
 
     @cached_property
@@ -134,14 +134,14 @@ class Recipe:
         return sum(variable.nbytes for variable in self.variables) / max(positions, 1)
 
     def block_centres(self, block: int) -> tuple[CentreRuns, ...]:
-        """The centres in a block, per dimension."""
+        """Return the centres in a block, per dimension."""
         box = self.grid.box(block)
         return tuple(c.within(cut) for c, cut in zip(self.centres, box, strict=True))
 
     def box(
         self, variable: Variable, within: tuple[CentreRuns, ...], role: str
     ) -> dict[str, slice]:
-        """Positions of a variable that serving these centres takes, halo included.
+        """Return the positions of a variable that these centres need, halo included.
 
         A window that leaves out its centre ends at the edge of a group, which may be the centre's
         own position: along groups the box holds the centres too.
@@ -159,7 +159,7 @@ class Recipe:
         return box
 
     def reads(self, block: int) -> Iterator[tuple[Variable, dict[str, slice]]]:
-        """Every (variable, box) that serving a block reads."""
+        """Yield every (variable, box) that a worker reads to serve a block."""
         if not self.rows_in(block):
             return
         within = self.block_centres(block)
@@ -167,6 +167,18 @@ class Recipe:
             yield variable, self.box(variable, within, role)
         if self.groups is not None:
             yield self.groups, self.box(self.groups, within, "groups")
+
+    def check_values_are_here(self) -> None:
+        """Raise if the values of a variable stayed in the process that pickled the examples.
+
+        Raises
+        ------
+        RuntimeError
+            It names the variable, why its values did not travel, and the remedy.
+        """
+        for variable in self.variables:
+            if isinstance(variable.origin, Lacking):
+                variable.open()
 
     def worker_side(self) -> "Recipe":
         """Return what travels in a task: small when pickled."""

@@ -1,4 +1,4 @@
-"""The four ways to the stored values of one variable, each by the same `read(index)`.
+"""The four routes to the stored values of one variable, each with the same `read(index)`.
 
 An index is a tuple of slices with step 1, one per dimension, cut to the shape.
 """
@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-import zarr
 from pandas.api.extensions import ExtensionArray
 from xarray.core import indexing
 
@@ -33,7 +32,11 @@ from dbdask.data.pandas_arrays import OBJECT, numpy_dtype, to_numpy
 from dbdask.data.read_errors import read_error
 from dbdask.data.stores import Vanished, WatchedStore
 from dbdask.data.waiting import ReadGivenUp, waited_for
+from dbdask.data.zarr_arrays import ZarrArray
 from dbdask.errors import DataError
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 Index = tuple[slice, ...]
 
@@ -41,20 +44,20 @@ INLINE_BYTES = 16 * 2**10
 
 
 class Origin(Protocol):
-    """What a variable reads from."""
+    """The place that a variable reads its values from."""
 
     @property
     def route(self) -> str:
         """ "store", "lazy", "dask" or "memory"."""
 
     def open(self) -> None:
-        """Make sure that reading can start in this process; raise naming what is wrong."""
+        """Make sure that this process can read; raise an error that says why it cannot."""
 
     def read(self, index: Index) -> np.ndarray:
-        """Return the stored values at the index."""
+        """Return the stored values at the index, of the index's shape."""
 
     def worker_side(self) -> Origin:
-        """Return what travels to a worker: small when pickled."""
+        """Return the origin that travels to a worker: small when pickled."""
 
 
 @dataclass(frozen=True)
@@ -65,23 +68,23 @@ class Stored:
     path: str
     start: tuple[int, ...] = ()
     route: str = "store"
-    _opened: list[zarr.Array] = field(default_factory=list, repr=False, compare=False)
+    _opened: list[ZarrArray] = field(default_factory=list, repr=False, compare=False)
 
-    def __getstate__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> tuple[object, ...]:
         return self.location, self.path, self.start, self.route
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: tuple[object, ...]) -> None:
         for name, value in zip(("location", "path", "start", "route"), state, strict=True):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_opened", [])
 
-    def array(self) -> zarr.Array:
+    def array(self) -> ZarrArray:
         # Two threads that come at once open it twice, which harms nothing.
         if not self._opened:
             self._opened.append(waited_for(self._open, lambda: f"the metadata of {self._name}"))
         return self._opened[0]
 
-    def _open(self) -> zarr.Array:
+    def _open(self) -> ZarrArray:
         return self.location.open_array(self.path)
 
     @property
@@ -102,7 +105,7 @@ class Stored:
             check_memory(array, index)
             return waited_for(lambda: read_array(array, index), what, nbytes)
         except (MemoryError, ReadGivenUp, DataError):
-            raise  # that says nothing of the chunk
+            raise  # the chunk may be sound
         except Oversized as error:
             chunk = waited_for(lambda: oversized_chunk(array, index), what, nbytes)
             raise read_error(error, self.path, index, str(self.location), chunk) from error
@@ -120,7 +123,7 @@ class Stored:
         return {n for n in chunk_numbers(self.array(), self._moved(index)) if n in known}
 
     def chunk_count(self, index: Index) -> int:
-        """Return how many chunks, or shards, share a value with a box."""
+        """Return how many chunks, or shards, overlap a box."""
         return chunk_count(self.array(), self._moved(index))
 
     def _watched(self) -> WatchedStore:
@@ -129,7 +132,7 @@ class Stored:
         return store
 
     def _moved(self, index: Index) -> Index:
-        """Return a box of the array's own positions."""
+        """Return a box in positions of the whole array."""
         if not self.start:
             return index
         shifts = zip(index, self.start, strict=True)
@@ -149,7 +152,7 @@ class Lazy:
 
     @classmethod
     def of(cls, variable: xr.Variable) -> Lazy:
-        """Return the way to a lazy variable; its Zarr array, if it has one, is opened again."""
+        """Return the origin of a lazy variable; its Zarr array, if any, is opened again."""
         found, array = guarded(variable)
         return cls(found, array=array)
 
@@ -206,7 +209,7 @@ class Held:
 
 @dataclass(frozen=True)
 class HeldByPandas(Held):
-    """Values of a dtype of pandas' own, in one dimension; NumPy's `dtype` holds them."""
+    """Values of a dtype of pandas, in one dimension; `dtype` is NumPy's dtype that holds them."""
 
     values: Any
     dtype: np.dtype = OBJECT
@@ -222,7 +225,7 @@ class HeldByPandas(Held):
 
 @dataclass(frozen=True)
 class HeldBehind(Held):
-    """Values in memory behind wrappers of xarray's: made of them when they are wanted."""
+    """Values in memory behind wrappers of xarray, which are applied when a part is read."""
 
     values: Any
 
@@ -235,9 +238,9 @@ class HeldBehind(Held):
 
 @dataclass(frozen=True)
 class Blocked:
-    """A dask array, which only the client holds: a worker is given its blocks."""
+    """A dask array, which only the client holds: its blocks travel to workers with the tasks."""
 
-    array: Any
+    array: da.Array
     route: str = "dask"
 
     def open(self) -> None:
@@ -252,7 +255,7 @@ class Blocked:
 
 @dataclass(frozen=True)
 class Absent:
-    """A variable whose values come with the task."""
+    """The origin of values that come with the task."""
 
     route: str
 
@@ -268,7 +271,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Lacking(Absent):
-    """A variable whose values stayed in another process when its examples were pickled."""
+    """The origin of values that stayed in the process that pickled the examples."""
 
     name: str
     reason: str
@@ -304,7 +307,15 @@ Blocks = Mapping[str, Sequence[Piece]]
 
 
 def assemble(pieces: Iterable[Piece], index: Index) -> np.ndarray:
-    """Return the values at the index; one piece that holds them all gives a view, not a copy."""
+    """Return the values at the index, put together from pieces: of the index's shape.
+
+    One piece that holds them all gives a view, not a copy.
+
+    Raises
+    ------
+    RuntimeError
+        The pieces do not cover the index.
+    """
     shape = tuple(cut.stop - cut.start for cut in index)
     if 0 in shape:
         return _empty(pieces, shape)
@@ -325,7 +336,7 @@ def assemble(pieces: Iterable[Piece], index: Index) -> np.ndarray:
 
 
 def origin_of(variable: xr.Variable) -> Origin:
-    """Return the way to the values of a variable of a Dataset, as they are shown."""
+    """Return the origin of a variable of a Dataset: of its values as they are shown."""
     data: Any = variable._data
     if type(data).__module__.partition(".")[0] == "dask":
         return Blocked(data)

@@ -1,8 +1,8 @@
-"""Selections: which positions of the sample space are examples, as spans and a mask.
+"""Selections: the positions of the sample space that are examples, as spans and a mask.
 
 A span is a run of positions along one dimension that was cut out; windows end at its edges. The
-mask, over some of the sample dimensions, only says which positions are examples. Nothing here is
-made for each position of a whole dimension: positions are told for one block at a time.
+mask, over some of the sample dimensions, only says which positions are examples. Positions are
+written out for one block at a time, never for a whole dimension.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
 from dbdask.data.masks import Mask
 from dbdask.data.spans import PIECE, Spans, joined
 from dbdask.data.windows import Window
@@ -49,20 +50,20 @@ class Selection:
 
 @dataclass(frozen=True)
 class Centres:
-    """Centres of windows along one dimension, and the positions that each may see."""
+    """Centres of windows along one dimension, and the positions that each may see: int64, (n,)."""
 
-    positions: np.ndarray
-    low: np.ndarray  # first position that it may see
-    high: np.ndarray  # position after the last
+    positions: Int64Array
+    low: Int64Array  # first position that it may see
+    high: Int64Array  # position after the last
 
 
 @dataclass(frozen=True, eq=False)
 class CentreRuns:
-    """The centres of windows along one dimension as runs, and what those of each run may see."""
+    """Centres of windows along one dimension as runs, and the positions that each run may see."""
 
     runs: Spans
-    low: np.ndarray
-    high: np.ndarray
+    low: Int64Array
+    high: Int64Array
 
     @property
     def count(self) -> int:
@@ -70,37 +71,41 @@ class CentreRuns:
         return self.runs.count
 
     @cached_property
-    def positions(self) -> np.ndarray:
-        """Every centre's position: for the centres of one block."""
+    def positions(self) -> Int64Array:
+        """The position of every centre, of those in one block: int64, (count,)."""
         return self.runs.positions()
 
     def within(self, cut: slice) -> "CentreRuns":
-        """Centres in a slice of positions."""
+        """Return the centres in a slice of positions."""
         first, last = self.runs.rank([cut.start, cut.stop]).tolist()
         spans, runs = self.runs.part_with_runs(first, last)
         return CentreRuns(spans, self.low[runs], self.high[runs])
 
-    def at(self, ranks: np.ndarray) -> Centres:
-        """Return the centres at ranks."""
+    def at(self, ranks: Int64Array) -> Centres:
+        """Return the centres at ranks: int64, (n,)."""
         run = self.runs.run_at(ranks)
         return Centres(self.runs.inside(run, ranks), self.low[run], self.high[run])
 
     def seen(self, first: int, last: int) -> tuple[int, int]:
-        """Return the first position that a window sees, and the one after the last."""
-        ends = np.array([0, -1])  # the others' windows lie between those of the first and the last
+        """Return the first position that any window sees, and the one after the last.
+
+        `first` and `last` are the window's offsets.
+        """
+        ends = np.array([0, -1])  # all other windows lie between these two
         at = np.array([self.runs.starts[0] + first, self.runs.stops[-1] - 1 + last])
         begin, end = np.clip(at, self.low[ends], self.high[ends] - 1).tolist()
         return begin, end + 1
 
-    def kept_within(self, starts: np.ndarray, low: np.ndarray, high: np.ndarray) -> "CentreRuns":
-        """Narrow what centres may see to groups.
+    def kept_within(self, starts: Int64Array, low: Int64Array, high: Int64Array) -> "CentreRuns":
+        """Return the centres, each of which sees only positions of its group.
 
         Parameters
         ----------
         starts
-            Where each group begins; the first one does not after any of the centres.
+            The position at which each group begins: int64, (groups,). The first group begins
+            at or before the first centre.
         low, high
-            Of each group, what a centre in it may see at most.
+            The first position of each group, and the one after its last.
         """
         runs, old = self.runs.cut_at(self.runs.rank(starts))
         group = np.searchsorted(starts, runs.starts, side="right") - 1
@@ -110,7 +115,7 @@ class CentreRuns:
 
 
 def side_by_side(several: Sequence[CentreRuns]) -> CentreRuns:
-    """Return the centres of several blocks, one block after another: to be looked up by rank."""
+    """Return the centres of several blocks one after another, to be found by rank."""
     if len(several) == 1:
         return several[0]
     return CentreRuns(
@@ -121,7 +126,7 @@ def side_by_side(several: Sequence[CentreRuns]) -> CentreRuns:
 
 
 def centres(selection: Selection, window: Window, edges: str) -> tuple[CentreRuns, ...]:
-    """Return the centres along every dimension; with edges "drop" only those of whole windows."""
+    """Return the centres along every dimension; for edges "drop", those of whole windows."""
     found = []
     for dim, spans in zip(selection.dims, selection.spans, strict=True):
         first, last = window.reach(dim) if edges == "drop" else (0, 0)
@@ -136,13 +141,13 @@ def centres(selection: Selection, window: Window, edges: str) -> tuple[CentreRun
     return tuple(found)
 
 
-def bounds_of_blocks(grid: Grid, along: Sequence[CentreRuns]) -> list[np.ndarray]:
-    """Return, per dimension, the rank of the first centre of every block, and their number."""
+def bounds_of_blocks(grid: Grid, along: Sequence[CentreRuns]) -> list[Int64Array]:
+    """Return, per dimension, the rank of each block's first centre, and the number of centres."""
     return [c.runs.rank(n.edges) for c, n in zip(along, grid.lengths, strict=True)]
 
 
-def block_rows(grid: Grid, along: Sequence[CentreRuns], mask: Mask | None) -> np.ndarray:
-    """Return the number of examples in every block of the grid."""
+def block_rows(grid: Grid, along: Sequence[CentreRuns], mask: Mask | None) -> Int64Array:
+    """Return the number of examples in every block of the grid: int64, (blocks,)."""
     bounds = bounds_of_blocks(grid, along)
     counts = [np.diff(bound) for bound in bounds]
     if mask is None:
@@ -157,9 +162,9 @@ def block_rows(grid: Grid, along: Sequence[CentreRuns], mask: Mask | None) -> np
 
 
 def _kept_rows(
-    grid: Grid, along: Sequence[CentreRuns], mask: Mask, bounds: Sequence[np.ndarray]
-) -> np.ndarray:
-    """Count what the mask keeps in every block of its own dimensions, some blocks at a time."""
+    grid: Grid, along: Sequence[CentreRuns], mask: Mask, bounds: Sequence[Int64Array]
+) -> Int64Array:
+    """Return the positions that the mask keeps in each block; length 1 along dims it lacks."""
     dims = [axis for axis, dim in enumerate(grid.dims) if dim in mask.dims]
     shape = [n if axis in dims else 1 for axis, n in enumerate(grid.shape)]
     held = np.zeros(shape, np.int64)
@@ -178,7 +183,7 @@ def _kept_rows(
 
 
 def _batches(grid: Grid, dims: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Yield slices of blocks, one per dimension, that hold a piece together if blocks are small."""
+    """Yield slices of blocks, one per dimension, of at most `PIECE` positions if blocks allow."""
     cuts: list[list[slice]] = [[slice(0, 1)] for _ in grid.dims]
     most = PIECE
     for axis in reversed(dims):
@@ -189,7 +194,7 @@ def _batches(grid: Grid, dims: Sequence[int]) -> Iterator[tuple[slice, ...]]:
     return itertools.product(*cuts)
 
 
-def _outer(counts: Sequence[np.ndarray]) -> np.ndarray:
+def _outer(counts: Sequence[Int64Array]) -> Int64Array:
     product = np.ones((), np.int64)
     for count in counts:
         product = np.multiply.outer(product, count)

@@ -1,6 +1,6 @@
-"""Sources: what was given as `data`, opened, whichever of the four routes leads to its values.
+"""Sources: data that a user gives, opened, with any of the four routes to their values.
 
-The interface, as the rooms beside this one use it::
+The interface, as the modules beside this one use it::
 
     source = open_source(data)             # path, URL, Zarr store or Dataset; reads metadata only
     source.route                           # "store", "lazy", "dask" or "memory"
@@ -27,12 +27,12 @@ What `read` returns may be read-only and may be a view: never write to it.
 `source.worker_side()` does the same for all variables of a source.
 
 `blocks` is one mapping for all variables of a task, from `variable.key` to pieces; it may hold
-keys that nobody asks for, and variables that read for themselves ignore it: pass it to every
-`read`. `dbdask.data.block_provider` makes the pieces. What it asks of an `Examples`::
+keys that are not needed, and variables that read for themselves ignore it: pass it to every
+`read`. `dbdask.data.block_provider` makes the pieces. It asks examples for::
 
     examples.reads(block) -> Iterable[tuple[Variable, dict[str, slice]]]
 
-every (client-side variable, box) that serving this block of the grid will `read` on the worker,
+every (client-side variable, box) that the worker will `read` to serve this block of the grid,
 halo of the window included. The boxes that the worker reads must lie within these.
 """
 
@@ -40,33 +40,37 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import pandas as pd
 import xarray as xr
-import zarr
 from zarr.abc.store import Store
 
 from dbdask.data.alignment import first_difference
+from dbdask.data.decoding import Attributes
 from dbdask.data.listing import list_arrays
 from dbdask.data.locations import Location, locate
 from dbdask.data.routes import Blocks, Piece
 from dbdask.data.variables import Variable, variable_of_array, variable_of_zarr
+from dbdask.data.zarr_arrays import ZarrArray
 
-__all__ = ["Blocks", "Piece", "Source", "Variable", "open_source"]
+__all__ = ["Blocks", "Data", "Piece", "Source", "Variable", "open_source"]
+
+Data = str | os.PathLike[str] | Store | xr.Dataset
+"""What a user gives as data."""
 
 Route = Literal["store", "lazy", "dask", "memory"]
 
 
 class Source:
-    """A dataset, opened: its variables and how they are reached."""
+    """An opened dataset: its variables, and the routes to their values."""
 
     def __init__(
         self,
         variables: Mapping[str, Variable],
         coords: frozenset[str],
-        attrs: Mapping[str, Any],
+        attrs: Attributes,
         *,
         description: str,
         unnamed: frozenset[str] = frozenset(),
@@ -90,14 +94,14 @@ class Source:
 
     @property
     def route(self) -> Route:
-        """The route of the variables that are not coordinates; dask before memory before lazy."""
+        """The route of the variables without coordinates; of several, dask, memory, then lazy."""
         found = {v.route for name, v in self.variables.items() if name not in self.coords}
         found = found or {variable.route for variable in self.variables.values()}
         order: tuple[Route, ...] = ("dask", "memory", "lazy", "store")
         return next((route for route in order if route in found), "memory")
 
     def shows_the_same(self, other: Source) -> bool:
-        """Say whether the other is the same Dataset object, or the same path, URL or store."""
+        """Return whether the other is the same Dataset object, or the same path, URL or store."""
         if self._dataset is not None:
             return self._dataset is other._dataset
         mine, yours = self._location, other._location
@@ -106,19 +110,21 @@ class Source:
         return mine.store is yours.store if mine.store is not None else mine == yours
 
     def labels(self, dim: str) -> pd.Index | None:
-        """Return the index of a dimension; None where it has none."""
+        """Return the index of a dimension; None if it has none."""
         variable = self.coords.get(dim)
         return None if variable is None or variable.dims != (dim,) else variable.label_index()
 
     def variable(self, given: str | xr.DataArray | Variable) -> Variable:
-        """Return a variable by name, the variable that a DataArray is, or one that is known.
+        """Return the variable of a name or of a DataArray; a Variable as it is.
 
         Raises
         ------
         ValueError
-            If there is no such variable, it has no dimension names, its metadata are wrong, it is
+            There is no such variable, it has no dimension names, its metadata are wrong, it is
             stored with a codec that runs code, or a DataArray's length or index coordinate along a
             shared dimension differs.
+        TypeError
+            `given` is something else.
         """
         if isinstance(given, Variable):
             return given
@@ -146,20 +152,23 @@ class Source:
             raise RuntimeError("the Dataset stayed with the client; only its variables travel")
         group = self._location.open_group()
         consolidated = group.metadata.consolidated_metadata is not None
-        return xr.open_zarr(
+        opened: xr.Dataset = xr.open_zarr(
             group.store,
             chunks=None,
             consolidated=consolidated,
             drop_variables=sorted({*self._unnamed, *self._refused}),
         )
+        return opened
 
     def coordinates(self) -> xr.Dataset:
         """Return the coordinates alone: as xarray opens them, or as this source reads them.
 
-        xarray refuses a whole store for one attribute, of a variable that may be no coordinate.
+        xarray refuses a whole store because of one attribute, even of a variable that is no
+        coordinate; then this source reads the coordinates.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", xr.SerializationWarning)  # said of every variable
+            # xarray warns of every variable.
+            warnings.simplefilter("ignore", xr.SerializationWarning)
             try:
                 return self.to_dataset().coords.to_dataset()
             except (TypeError, ValueError):
@@ -172,7 +181,7 @@ class Source:
             variable.open()
 
     def worker_side(self) -> Source:
-        """Return what travels in a task: small when pickled, without the Dataset."""
+        """Return the source that travels in a task: small when pickled, without the Dataset."""
         return Source(
             {name: variable.worker_side() for name, variable in self.variables.items()},
             frozenset(self.coords),
@@ -211,7 +220,7 @@ class Source:
             )
 
 
-def open_source(data: str | os.PathLike[str] | Store | xr.Dataset | Source) -> Source:
+def open_source(data: Data | Source) -> Source:
     """Open a Zarr store (path, URL, store object) or an xarray Dataset; metadata only.
 
     Paths are made absolute. Zarr v2, v3 and sharded arrays are read.
@@ -219,11 +228,11 @@ def open_source(data: str | os.PathLike[str] | Store | xr.Dataset | Source) -> S
     Raises
     ------
     FileNotFoundError
-        If a path does not exist.
+        A path does not exist.
     ValueError
-        If it is not a Zarr group, or none of its arrays has dimension names.
+        It is not a Zarr group, or none of its arrays has dimension names.
     TypeError
-        If `data` is something else.
+        `data` is something else.
     """
     if isinstance(data, Source):
         return data
@@ -284,15 +293,15 @@ def _source_of_dataset(dataset: xr.Dataset) -> Source:
     )
 
 
-def _labels(dataset: xr.Dataset, name: Any) -> xr.Coordinates:
-    """Return the index that a coordinate is a part of, with all the coordinates that it has."""
+def _labels(dataset: xr.Dataset, name: object) -> xr.Coordinates:
+    """Return all the coordinates of the index that one coordinate belongs to."""
     names = dataset.xindexes.get_all_coords(name)
     indexes = {other: dataset.xindexes[other] for other in names}
     return xr.Coordinates({other: dataset.variables[other] for other in names}, indexes)
 
 
-def _dims(array: zarr.Array) -> tuple[str, ...] | None:
-    """Return the dimension names of an array; None where it has not one for each axis."""
+def _dims(array: ZarrArray) -> tuple[str, ...] | None:
+    """Return the dimension names of an array; None if an axis has no name of its own."""
     if array.metadata.zarr_format == 3:
         names: Any = array.metadata.dimension_names
     else:
@@ -303,7 +312,7 @@ def _dims(array: zarr.Array) -> tuple[str, ...] | None:
     return tuple(names) if complete and len(set(names)) == len(names) else None
 
 
-def _sizes(variables: Any) -> dict[str, int]:
+def _sizes(variables: Iterable[Variable]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for variable in variables:
         for dim, size in variable.sizes.items():

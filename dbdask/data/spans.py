@@ -1,14 +1,16 @@
-"""Spans: positions along one dimension as runs, which cost nothing for each position."""
+"""Spans: positions along one dimension as runs, in memory that does not grow with them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+from dbdask.arrays import BoolArray, Int64Array
 
 PIECE = 1 << 20
-"""Positions that are looked at together, where all of them have to be."""
+"""Positions that are written out at a time, if all of them have to be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +22,7 @@ class Spans:
     Parameters
     ----------
     starts, stops, steps
-        Of every run, as in `range`; a run stops right after its last position.
+        Of every run, as in `range`: int64, (runs,). A run stops right after its last position.
 
     Examples
     --------
@@ -31,9 +33,9 @@ class Spans:
     Spans([(3, 4), (10, 12)])
     """
 
-    starts: np.ndarray
-    stops: np.ndarray
-    steps: np.ndarray
+    starts: Int64Array
+    stops: Int64Array
+    steps: Int64Array
 
     @classmethod
     def of(cls, runs: Iterable[tuple[int, int]]) -> "Spans":
@@ -41,7 +43,7 @@ class Spans:
         pairs = np.array([run for run in runs if run[1] > run[0]], np.int64).reshape(-1, 2)
         return cls(pairs[:, 0], pairs[:, 1], np.ones(len(pairs), np.int64))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Int64Array]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __eq__(self, other: object) -> bool:
@@ -64,16 +66,16 @@ class Spans:
         ]
         return f"Spans({shown}{f' and {len(self) - 4} more' if len(self) > 4 else ''})"
 
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _arrays(self) -> tuple[Int64Array, Int64Array, Int64Array]:
         return self.starts, self.stops, self.steps
 
     @cached_property
-    def ends(self) -> np.ndarray:
+    def ends(self) -> Int64Array:
         """Rank after the last position of every run."""
         return np.cumsum((self.stops - self.starts - 1) // self.steps + 1)
 
     @cached_property
-    def offsets(self) -> np.ndarray:
+    def offsets(self) -> Int64Array:
         """Rank of the first position of every run."""
         return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])[: len(self)]
 
@@ -82,29 +84,29 @@ class Spans:
         """Positions in all."""
         return int(self.ends[-1]) if len(self) else 0
 
-    def run_at(self, ranks: np.ndarray) -> np.ndarray:
-        """Return the run that holds each rank."""
+    def run_at(self, ranks: Int64Array) -> Int64Array:
+        """Return the run that holds each rank: int64, of the shape of `ranks`."""
         return np.searchsorted(self.ends, ranks, side="right")
 
-    def at(self, ranks: np.ndarray) -> np.ndarray:
-        """Return the positions at ranks."""
+    def at(self, ranks: Int64Array) -> Int64Array:
+        """Return the positions at ranks: int64, of the shape of `ranks`."""
         return self.inside(self.run_at(ranks), ranks)
 
-    def inside(self, run: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-        """Return the positions at ranks, of which the runs are known."""
+    def inside(self, run: Int64Array, ranks: Int64Array) -> Int64Array:
+        """Return the positions at ranks, given the run of each."""
         return self.starts[run] + self.steps[run] * (ranks - self.offsets[run])
 
-    def positions(self, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Return the positions at the ranks from `first` to before `last`."""
+    def positions(self, first: int = 0, last: int | None = None) -> Int64Array:
+        """Return the positions at the ranks from `first` to before `last`: int64."""
         return self.at(np.arange(first, self.count if last is None else last))
 
-    def pieces(self, size: int = PIECE) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield all positions, a piece at a time, each with the rank of its first."""
+    def pieces(self, size: int = PIECE) -> Iterator[tuple[int, Int64Array]]:
+        """Yield all positions in pieces, each with the rank of its first position."""
         for first in range(0, self.count, size):
             yield first, self.positions(first, min(first + size, self.count))
 
-    def rank(self, positions: Any) -> np.ndarray:
-        """Return how many positions of the spans are before each of `positions`."""
+    def rank(self, positions: npt.ArrayLike) -> Int64Array:
+        """Return how many positions of the spans are before each of `positions`: int64."""
         given = np.asarray(positions, np.int64)
         if not len(self):
             return np.zeros(given.shape, np.int64)
@@ -118,7 +120,7 @@ class Spans:
         return self.part_with_runs(first, last)[0]
 
     def part_with_runs(self, first: int, last: int) -> tuple["Spans", slice]:
-        """Return a slice by rank, and which runs it was cut from."""
+        """Return the positions of a slice of ranks, and the runs that they were cut from."""
         if first >= last:
             return Spans.of([]), slice(0, 0)
         runs = slice(
@@ -130,7 +132,7 @@ class Spans:
         return Spans(starts, stops, steps), runs
 
     def between(self, start: int, stop: int) -> "Spans":
-        """Return the part in a slice of positions."""
+        """Return the positions from `start` to before `stop`."""
         first, last = self.rank([start, stop]).tolist()
         return self.part(first, last)
 
@@ -145,8 +147,8 @@ class Spans:
         starts, stops, steps = starts[held], cut.stops[held], steps[held]
         return Spans(starts, starts + (stops - starts - 1) // steps * steps + 1, steps)
 
-    def cut_at(self, ranks: np.ndarray) -> tuple["Spans", np.ndarray]:
-        """Return the same positions in runs that end at ranks too, and the run each was part of."""
+    def cut_at(self, ranks: Int64Array) -> tuple["Spans", Int64Array]:
+        """Return the positions in runs cut at ranks, too, and the run that each was part of."""
         if not len(self):
             return self, np.zeros(0, np.int64)
         edges = distinct(np.sort(np.concatenate([self.offsets, ranks, self.ends[-1:]])))
@@ -154,15 +156,15 @@ class Spans:
         starts = self.inside(run, edges[:-1])
         return Spans(starts, self.inside(run, edges[1:] - 1) + 1, self.steps[run]), run
 
-    def pick(self, first: np.ndarray, last: np.ndarray) -> "Spans":
-        """Return the positions whose ranks are in any of the slices, which ascend."""
+    def pick(self, first: Int64Array, last: Int64Array) -> "Spans":
+        """Return the positions whose ranks are in any of some ascending slices."""
         whole, _ = self.cut_at(np.concatenate([first, last]))
         begun, ended = (np.searchsorted(at, whole.offsets, side="right") for at in (first, last))
         held = begun > ended
         return Spans(*(array[held] for array in whole._arrays()))
 
-    def take(self, ranks: np.ndarray) -> "Spans":
-        """Return the positions at ranks, which ascend; what was cut apart stays so."""
+    def take(self, ranks: Int64Array) -> "Spans":
+        """Return the positions at ascending ranks; runs that were apart stay apart."""
         if not len(ranks):
             return Spans.of([])
         run = self.run_at(ranks)
@@ -180,6 +182,7 @@ def joined(several: Iterable[Spans]) -> Spans:
     return Spans(starts, stops, steps)
 
 
-def distinct(ascending: np.ndarray) -> np.ndarray:
-    """Return each of some numbers once; NumPy's own `unique` is far slower than this."""
-    return ascending[np.diff(ascending, prepend=ascending[:1] - 1) != 0]
+def distinct(ascending: Int64Array) -> Int64Array:
+    """Return each of some ascending numbers once, far faster than NumPy's `unique`."""
+    is_new: BoolArray = np.diff(ascending, prepend=ascending[:1] - 1) != 0
+    return ascending[is_new]

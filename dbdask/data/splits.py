@@ -8,17 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import BoolArray, Int64Array
 from dbdask.data.groups import starts_of_groups
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection, Spans
 from dbdask.data.spans import distinct
 
 LEAST_PIECES = 20
-"""Fewer whole chunks than this are drawn in equal pieces, so that fractions are kept."""
+"""If there are fewer chunks, each is cut into equal pieces, so that parts have their sizes."""
 
 
 def check_seed(seed: Any) -> int:
-    """Return a seed that random numbers can start from."""
+    """Return a seed as an int.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no whole number, or below 0.
+    """
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):
         raise TypeError(f"split: seed must be a whole number or None, got {seed!r}")
     if seed < 0:
@@ -27,7 +34,12 @@ def check_seed(seed: Any) -> int:
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
-    """Return one fraction per part; a lone one is followed by the rest.
+    """Return one fraction per part; a lone fraction is followed by the rest.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A fraction is no number between 0 and 1, or they add up to more than 1.
 
     Examples
     --------
@@ -47,7 +59,13 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
 
 
 def contiguous_parts(recipe: Recipe, fractions: Sequence[float]) -> list[Selection]:
-    """Cut along the first sample dimension, in store order."""
+    """Return one selection per part, cut along the first sample dimension in store order.
+
+    Raises
+    ------
+    ValueError
+        A part gets no position.
+    """
     dim = recipe.along[0]
     selected = recipe.selection.along(dim)
     cuts = np.round(np.cumsum([0.0, *fractions]) * selected.count).astype(int)
@@ -57,12 +75,16 @@ def contiguous_parts(recipe: Recipe, fractions: Sequence[float]) -> list[Selecti
 
 
 def drawn_parts(recipe: Recipe, fractions: Sequence[float], seed: int) -> list[Selection]:
-    """Draw whole groups, or whole chunks along the dimension that has most of them.
+    """Return one selection per part, of drawn groups, or of drawn chunks.
+
+    Chunks are drawn along the dimension that has most of them.
 
     Raises
     ------
     DataError
         A group is missing, or returns after another one.
+    ValueError
+        A part gets no group, or no chunk.
     """
     if recipe.groups is not None:
         (dim,) = recipe.groups.dims
@@ -81,14 +103,22 @@ def drawn_parts(recipe: Recipe, fractions: Sequence[float], seed: int) -> list[S
     return [recipe.selection.with_spans(dim, part) for part in parts]
 
 
-def _owned(selected: Spans, pieces: np.ndarray, owned: np.ndarray) -> Spans:
-    """Return the pieces that a part owns; neighbours are not cut apart."""
+def _owned(selected: Spans, pieces: Int64Array, owned: BoolArray) -> Spans:
+    """Return the pieces that a part owns, with neighbours joined.
+
+    Parameters
+    ----------
+    pieces
+        Ranks at which pieces begin, and the number of positions: int64, (pieces + 1,).
+    owned
+        Which pieces the part owns: bool, (pieces,).
+    """
     changes = np.flatnonzero(np.diff(np.concatenate([[False], owned, [False]]).astype(np.int8)))
     return selected.pick(pieces[changes[::2]], pieces[changes[1::2]])
 
 
 def recipe_of_part(recipe: Recipe, selection: Selection, fraction: float) -> Recipe:
-    """Return the recipe of one part; raise where it has positions, but no example."""
+    """Return the recipe of one part; raise ValueError if it has no example."""
     part = replace(recipe, selection=selection)
     if part.rows == 0:
         cut = ", of those that .where kept" if selection.mask is not None else ""
@@ -100,8 +130,8 @@ def recipe_of_part(recipe: Recipe, selection: Selection, fraction: float) -> Rec
     return part
 
 
-def _piece_starts(recipe: Recipe, dim: str, selected: Spans) -> np.ndarray:
-    """Return where, in the selected positions, whole chunks or their pieces start."""
+def _piece_starts(recipe: Recipe, dim: str, selected: Spans) -> Int64Array:
+    """Return the ranks, among selected positions, at which chunks or their pieces start."""
     edges = recipe.grid.lengths[recipe.along.index(dim)].edges
     parts = -(-LEAST_PIECES // (len(edges) - 1))
     finer = edges[:-1, None] + np.diff(edges)[:, None] * np.arange(parts) // parts
@@ -109,8 +139,8 @@ def _piece_starts(recipe: Recipe, dim: str, selected: Spans) -> np.ndarray:
     return starts[starts < selected.count]
 
 
-def _draw(rows: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
-    """Deal pieces out in a drawn order; -1 where a piece is in no part."""
+def _draw(rows: Int64Array, fractions: Sequence[float], seed: int) -> Int64Array:
+    """Return the part of each piece, dealt in a drawn order; -1 for none: int64, (pieces,)."""
     order = np.random.default_rng(seed).permutation(len(rows))
     middles = np.cumsum(rows[order]) - rows[order] / 2
     bounds = np.cumsum(fractions) * rows.sum()

@@ -1,36 +1,40 @@
 """Standardisation: mean and deviation of every variable, merged over chunks in float64."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
+
+from dbdask.arrays import BoolArray, Float32Array, Float64Array, Int64Array
+from dbdask.json_types import JsonObject
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 NEGLIGIBLE = 3e-8
-"""Part of a deviation that rounding a mean may be off without being made up for."""
+"""Share of a deviation by which a float32 mean may be off without a correction."""
 
 SINGLE = ("f4", "f2", "i1", "i2", "u1", "u2", "b1")
 """Dtypes whose values float32 holds exactly."""
 
 
 def rounding_of(dtype: np.dtype) -> float:
-    """Return the part of the mean below which a deviation is rounding: a constant.
+    """Return the share of the mean below which a deviation is rounding, of a constant.
 
     Examples
     --------
     >>> rounding_of(np.dtype("i8")), rounding_of(np.dtype("f4")) == rounding_of(np.dtype("f8"))
     (0.0, True)
     """
-    # Moments are float64, whatever the dtype: values of float32 that differ are no constant.
+    # Moments are float64 for any dtype: values of float32 that differ are no constant.
     return 4 * float(np.finfo(np.float64).eps) if dtype.kind == "f" else 0.0
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and summed squared deviation; scalars, or one per feature; how many are NaN.
+    """Count, mean and summed squared deviations of values, and the number of missing ones.
+
+    The arrays have shape (), or (features,) if each feature is measured on its own.
 
     Examples
     --------
@@ -39,19 +43,22 @@ class Moments:
     (3.0, 14.0)
     """
 
-    count: np.ndarray
-    mean: np.ndarray
-    squares: np.ndarray
+    count: Int64Array
+    mean: Float64Array
+    squares: Float64Array
     missing: int = 0
 
     @classmethod
     def of(cls, values: np.ndarray, per: str) -> "Moments":
-        """Measure one chunk's (positions, features); NaN does not count."""
+        """Return the moments of values (positions, features), without NaN.
+
+        `per` is "variable", for moments of shape (), or "feature", for (features,).
+        """
         axis = 0 if per == "feature" else None
         wide = values.astype(np.float64)
         good = ~np.isnan(wide)
         count = good.sum(axis=axis, dtype=np.int64)
-        # From a value of its own on, a sum rounds by what varies, and a constant not at all.
+        # Sums of differences from a first value round less, and those of a constant not at all.
         pivot = _first(wide, good, axis)
         with np.errstate(over="ignore", invalid="ignore"):
             wide = np.where(good, wide - pivot, 0)
@@ -70,8 +77,8 @@ class Moments:
         return Moments(count, self.mean + step * part, squares, self.missing + other.missing)
 
 
-def _first(values: np.ndarray, good: np.ndarray, axis: int | None) -> np.ndarray:
-    """Return the first value that is not missing, of all or of each column; 0 where none is."""
+def _first(values: Float64Array, good: BoolArray, axis: int | None) -> Float64Array:
+    """Return the first value that is not missing, of all or of each column; 0 if all are."""
     if not values.size:
         return np.zeros(() if axis is None else values.shape[1:])
     place = np.expand_dims(good.argmax(axis=axis), axis if axis is not None else ())
@@ -92,14 +99,14 @@ def merge(moments: Iterable[Moments]) -> Moments:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How a variable is shifted and scaled: (value - mean) / deviation.
+    """The shift and the scale of a variable: (value - mean) / deviation.
 
     Parameters
     ----------
     mean, deviation
         One number, or one per feature (flattened).
     applied
-        False where only the mean is known, to stand for missing elements.
+        False if values are not scaled, and the mean only stands for missing elements.
     """
 
     mean: tuple[float, ...]
@@ -110,7 +117,7 @@ class Scaling:
     def of(cls, moments: Moments, applied: bool = True, rounding: float = 0.0) -> "Scaling":
         """Return the scaling to mean 0 and deviation 1; a constant has deviation 1.
 
-        A deviation of at most `rounding` times the mean is none.
+        A deviation of at most `rounding` times the mean is that of a constant.
         """
         count = np.maximum(moments.count, 1)
         mean = np.atleast_1d(moments.mean)
@@ -119,12 +126,15 @@ class Scaling:
         return cls(tuple(mean.tolist()), tuple(deviation.tolist()), applied)
 
     @cached_property
-    def _exact(self) -> tuple[np.ndarray, np.ndarray]:
+    def _exact(self) -> tuple[Float64Array, Float64Array]:
         return np.array(self.mean), 1 / np.array(self.deviation)
 
     @cached_property
-    def _single(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray] | None:
-        """Mean, what float32 rounds off of it if that counts, and factor; None: float32 fails."""
+    def _single(self) -> tuple[Float32Array, Float32Array | None, Float32Array] | None:
+        """The mean in float32, its rounding error if that counts, and the factor.
+
+        None if float32 cannot hold them.
+        """
         mean, factor = self._exact
         with np.errstate(over="ignore", under="ignore"):
             near, times = mean.astype(np.float32), factor.astype(np.float32)
@@ -137,23 +147,33 @@ class Scaling:
         return near, rest.astype(np.float32) if counts else None, times
 
     @property
-    def fill(self) -> np.ndarray:
-        """What stands for a missing element: the mean, scaled where the values are."""
+    def fill(self) -> Float32Array:
+        """The value of a missing element: the mean, or 0 if values are scaled; float32."""
         return np.zeros(len(self.mean), np.float32) if self.applied else as_float32(self._exact[0])
 
     @cached_property
-    def limit(self) -> np.ndarray:
-        """The magnitude up to which a value, scaled, is a float32 value."""
+    def limit(self) -> Float64Array:
+        """The largest magnitude of a value that scales into float32: float64, () or (features,)."""
         if not self.applied:
             return np.array(FLOAT32_MAX)
         with np.errstate(over="ignore"):
-            return FLOAT32_MAX * np.array(self.deviation) - np.abs(np.array(self.mean))
+            largest: Float64Array = FLOAT32_MAX * np.array(self.deviation)
+            largest = largest - np.abs(np.array(self.mean))
+        return largest
 
-    def apply(self, values: np.ndarray, fresh: bool = False) -> np.ndarray:
-        """Return numbers, whose last axis is the features, scaled and rounded to float32.
+    def apply(self, values: np.ndarray, fresh: bool = False) -> Float32Array:
+        """Return numbers scaled and rounded to float32.
 
-        The mean is taken off before anything is rounded. Float32 values that are `fresh` are
-        scaled in place.
+        Parameters
+        ----------
+        values
+            Any real dtype, (..., features). The mean is subtracted before they are rounded.
+        fresh
+            Whether float32 values may be scaled in place.
+
+        Returns
+        -------
+        float32, of the same shape
         """
         if not self.applied:
             return as_float32(values)
@@ -168,15 +188,16 @@ class Scaling:
             np.subtract(out, rest, out=out)
         return np.multiply(out, factor, out=out)
 
-    def _apply_exactly(self, values: np.ndarray) -> np.ndarray:
+    def _apply_exactly(self, values: np.ndarray) -> Float32Array:
         mean, factor = self._exact
         with np.errstate(over="ignore", invalid="ignore"):
             shifted = np.subtract(values, mean, dtype=np.float64)
             out = np.empty(values.shape, np.float32)
-            return np.multiply(shifted, factor, out=out, casting="same_kind")
+            np.multiply(shifted, factor, out=out, casting="same_kind")
+        return out
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
+    def to_json(self) -> JsonObject:
+        """Return the scaling as JSON."""
         return {
             "mean": list(self.mean),
             "deviation": list(self.deviation),
@@ -184,12 +205,12 @@ class Scaling:
         }
 
     @classmethod
-    def from_json(cls, table: Mapping[str, Any]) -> "Scaling":
-        """Return what `to_json` described."""
+    def from_json(cls, table: JsonObject) -> "Scaling":
+        """Return the scaling of `to_json`."""
         return cls(tuple(table["mean"]), tuple(table["deviation"]), table["applied"])
 
 
-def as_float32(values: np.ndarray) -> np.ndarray:
-    """Return numbers as float32, rounded; infinite where they are too large."""
+def as_float32(values: np.ndarray) -> Float32Array:
+    """Return numbers rounded to float32, of the same shape; one that is too large is infinite."""
     with np.errstate(over="ignore"):
         return values.astype(np.float32, copy=False)

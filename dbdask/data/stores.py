@@ -1,4 +1,4 @@
-"""Stores that look at what they read: files that are files, and chunks that are still there."""
+"""Stores that check what they read: regular files only, and chunks that have not vanished."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
-import zarr
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
@@ -21,22 +20,24 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore, WrapperStore
 
+from dbdask.data.zarr_arrays import ZarrArray
+
 METADATA_BYTES = 128 * 2**20
-"""Bytes of a file that is no chunk: metadata of 100,000 variables fit."""
+"""The most bytes of a file that is no chunk: enough for the metadata of 100,000 variables."""
 
 WATCHED_CHUNKS = 2**33
-"""Chunks of an array beyond which it is not noted which were there: a bit each."""
+"""The most chunks of an array that are recorded, at one bit each."""
 
 
 class Vanished(RuntimeError):
-    """Data that were there and are gone."""
+    """A chunk or an array was there before, and is gone."""
 
 
 class RegularStore(LocalStore):
-    """A folder whose files are read if they are files, and no larger than they may be.
+    """A folder of which only regular files up to a size are read.
 
-    A link to an endless device, a pipe that nothing is written to, or a file of terabytes that are
-    all holes would take a worker's memory, or its time for ever.
+    A link to an endless device, a pipe without a writer, or a sparse file of terabytes would
+    exhaust a worker's memory or block it for ever.
     """
 
     most_bytes = METADATA_BYTES
@@ -47,7 +48,13 @@ class RegularStore(LocalStore):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """Return the bytes of a key; None where there is no such file."""
+        """Return the bytes of a key; None if there is no such file.
+
+        Raises
+        ------
+        ValueError
+            It is no regular file, or has more than `most_bytes` bytes.
+        """
         if not self._is_open:
             await self._open()
         make = (prototype or default_buffer_prototype()).buffer.from_bytes
@@ -72,8 +79,8 @@ def _read(path: Path, byte_range: ByteRequest | None, most_bytes: int) -> bytes:
         return _read_bytes(file, stop - start)
 
 
-def _read_bytes(file: Any, size: int) -> bytes:
-    """Read as many bytes, in as many calls as the system takes for them."""
+def _read_bytes(file: BinaryIO, size: int) -> bytes:
+    """Return `size` bytes, or fewer at the end of the file, in as many calls as it takes."""
     found: bytes = file.read(size)
     while len(found) < size:
         more = file.read(size - len(found))
@@ -84,7 +91,7 @@ def _read_bytes(file: Any, size: int) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for a pipe's other end."""
+    """Open a file without waiting for the other end if it is a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -105,10 +112,10 @@ def _span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
 
 
 class WatchedStore(WrapperStore[Store]):
-    """A store of which one array is read: it knows which chunks were there, and which were not.
+    """A store of one array that records which chunks are in it, and which are not.
 
-    A chunk that is not there is the fill value, by the format. It is that only if the array still
-    is there, and if the chunk was not there before.
+    By the format, a chunk that is not in the store holds the fill value. This is believed only
+    if the array still exists, and if the chunk was not there before.
     """
 
     def __init__(self, store: Store) -> None:
@@ -119,8 +126,8 @@ class WatchedStore(WrapperStore[Store]):
         self._seen = np.zeros(0, np.uint8)
         self._last_seen = ""
 
-    def watch(self, array: zarr.Array) -> None:
-        """Note the chunks of this array from now on."""
+    def watch(self, array: ZarrArray) -> None:
+        """Record the chunks of this array from now on, if it has at most `WATCHED_CHUNKS`."""
         shape = array.shards or array.chunks
         grid = tuple(-(-n // c) for n, c in zip(array.shape, shape, strict=True))
         count = int(np.prod(grid, dtype=object)) if grid else 1
@@ -135,18 +142,18 @@ class WatchedStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return the bytes of a key; None for a chunk that is the fill value.
+        """Return the bytes of a key; None for a chunk that holds the fill value.
 
         Raises
         ------
         Vanished
-            If the chunk, or the array, was there before and is gone.
+            The chunk, or the array, was there before and is gone.
         """
         found = await self._store.get(key, prototype, byte_range)
         number = self._number(key)
         if number is not None:
             if found is None:
-                await self._judge(key, number)
+                await self._check_absent(key, number)
             else:
                 self._seen[number >> 3] |= 1 << (number & 7)
                 self._last_seen = key
@@ -167,7 +174,7 @@ class WatchedStore(WrapperStore[Store]):
             number = number * size + at
         return number
 
-    async def _judge(self, key: str, number: int) -> None:
+    async def _check_absent(self, key: str, number: int) -> None:
         name = key[len(self._prefix) :]
         if self._seen[number >> 3] >> (number & 7) & 1:
             raise Vanished(f"chunk {name} was there when it was read before, and is gone")

@@ -1,6 +1,6 @@
-"""Sweeps: one pass over all blocks, by a client's workers where there are some, else here.
+"""Sweeps: one pass over all blocks, on the workers of a client if there is one, else here.
 
-Results come back in the order of the blocks, and are the same wherever they were computed.
+Results come in the order of the blocks, and are the same wherever they are computed.
 """
 
 from __future__ import annotations
@@ -9,40 +9,59 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from dbdask.data.feed import Reader
-from dbdask.data.sources import Blocks
+from dbdask.data.recipe import Recipe
+from dbdask.data.sources import Blocks, Piece
 from dbdask.errors import WorkerError
 
 if TYPE_CHECKING:
-    from dbdask.data.examples import Examples
+    from distributed import Client, Future
 
 BATCH_BYTES = 64 * 2**20
-"""Stored bytes of the blocks that one task takes."""
+"""Stored bytes of the blocks of one task."""
 
-Measure = Callable[[Reader, int, Blocks | None], Any]
+T = TypeVar("T")
+
+Measure = Callable[[Reader, int, Blocks | None], T]
 
 
-def sweep(examples: Examples, measure: Measure, client: Any = None) -> Iterator[Any]:
-    """Yield `measure(reader, block, blocks)` of every block that holds examples, in order."""
-    batches = _batches(examples)
+def sweep(recipe: Recipe, measure: Measure[T], client: Client | None = None) -> Iterator[T]:
+    """Yield `measure(reader, block, blocks)` of every block that holds examples, in order.
+
+    Parameters
+    ----------
+    recipe
+        The recipe of the examples, as the client holds it.
+    measure
+        Travels pickled to the workers. `blocks` has the values that they cannot read themselves.
+    client
+        None: the current client, else this process.
+
+    Raises
+    ------
+    TypeError
+        `client` is no Dask client.
+    WorkerError
+        Dask has cancelled a task of the pass.
+    """
+    batches = _batches(recipe)
     client = client if client is not None else _current_client()
     if client is not None and not hasattr(client, "submit"):
         raise TypeError(f"client must be a dask.distributed.Client, got {client!r}")
     if client is None:
-        with examples.reader(cache_bytes=0, prefetch=False) as reader:
+        with Reader(recipe, cache_bytes=0, prefetch=False) as reader:
             for batch in batches:
                 yield from (measure(reader, block, None) for block in batch)
     else:
         from dbdask.data.block_provider import beside_task
 
         with beside_task():
-            yield from _sweep_on(client, examples, measure, batches)
+            yield from _sweep_on(client, recipe, measure, batches)
 
 
-def _batches(examples: Examples) -> Iterator[tuple[int, ...]]:
-    recipe = examples.recipe
+def _batches(recipe: Recipe) -> Iterator[tuple[int, ...]]:
     batch: list[int] = []
     held = 0.0
     for block in map(int, recipe.block_rows.nonzero()[0]):
@@ -55,30 +74,32 @@ def _batches(examples: Examples) -> Iterator[tuple[int, ...]]:
         yield tuple(batch)
 
 
-def _current_client() -> Any:
-    """Return the current client; there is none where nothing has imported distributed."""
+def _current_client() -> Client | None:
+    """Return the current client; None if there is none, or distributed was never imported."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
     try:
-        return distributed.default_client()
+        current: Client = distributed.default_client()
+        return current
     except ValueError:
         return None
 
 
 def _sweep_on(
-    client: Any, examples: Examples, measure: Measure, batches: Iterable[tuple[int, ...]]
-) -> Iterator[Any]:
-    """Keep two batches for each worker under way; values that cannot be read there are brought."""
+    client: Client, recipe: Recipe, measure: Measure[T], batches: Iterable[tuple[int, ...]]
+) -> Iterator[T]:
+    """Keep two batches for each worker under way, with the values that it cannot read itself."""
     from dbdask.data.block_provider import BlockProvider
 
-    supply = BlockProvider(examples, client)
-    small = examples.worker_side()
+    recipe.check_values_are_here()
+    provider = BlockProvider(recipe, client)
+    small = recipe.worker_side()
     ahead = 2 * max(1, len(client.nthreads()))
-    under_way: deque[Any] = deque()
+    under_way: deque[Future[list[T]]] = deque()
     try:
         for batch in batches:
-            pieces = supply.bring(batch)
+            pieces = provider.bring(batch)
             under_way.append(
                 client.submit(_measure_batch, small, measure, batch, *pieces, pure=False)
             )
@@ -88,11 +109,11 @@ def _sweep_on(
             yield from _first_of(under_way)
     finally:
         client.cancel(list(under_way))
-        supply.close()
+        provider.close()
 
 
-def _first_of(under_way: deque[Any]) -> Any:
-    """Take the first result; a future that failed stays, to be cancelled with the others.
+def _first_of(under_way: deque[Future[list[T]]]) -> list[T]:
+    """Remove and return the first result; a failed future stays, and is cancelled later.
 
     Raises
     ------
@@ -102,7 +123,7 @@ def _first_of(under_way: deque[Any]) -> Any:
     from dbdask.data.block_provider import why_cancelled
 
     try:
-        result = under_way[0].result()
+        result: list[T] = under_way[0].result()
     except CancelledError as error:
         raise WorkerError(f"a pass over the data failed, because {why_cancelled(error)}") from error
     under_way.popleft()
@@ -110,10 +131,10 @@ def _first_of(under_way: deque[Any]) -> Any:
 
 
 def _measure_batch(
-    examples: Examples, measure: Measure, batch: tuple[int, ...], *pieces: Any
-) -> list[Any]:
+    recipe: Recipe, measure: Measure[T], batch: tuple[int, ...], *pieces: Piece
+) -> list[T]:
     from dbdask.data.block_provider import gather_blocks
 
     blocks = gather_blocks(pieces)
-    with examples.reader(cache_bytes=0, prefetch=False) as reader:
+    with Reader(recipe, cache_bytes=0, prefetch=False) as reader:
         return [measure(reader, block, blocks) for block in batch]

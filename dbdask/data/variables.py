@@ -1,4 +1,4 @@
-"""Variables: one named array each, its metadata and the way to its values."""
+"""Variables: one named array each, with its metadata and the route to its values."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-import zarr
 
+from dbdask.arrays import BoolArray
 from dbdask.data.declared import decode_declared
 from dbdask.data.decoding import OTHER, TEXT, Decoding, Undecided, objects_dtype
 from dbdask.data.lazy_chains import Chain, proven_chain, shows_zeros_as_missing
@@ -33,6 +33,7 @@ from dbdask.data.routes import (
     assemble,
     origin_of,
 )
+from dbdask.data.zarr_arrays import ZarrArray
 from dbdask.errors import DataError
 from dbdask.schedule.lengths import Lengths
 
@@ -54,7 +55,7 @@ _DURATIONS = (
 
 @dataclass(frozen=True)
 class Variable:
-    """One named array of a source: its metadata, and the way to its values."""
+    """One named array of a source: its metadata, and the origin of its values."""
 
     name: str
     key: str
@@ -66,25 +67,25 @@ class Variable:
     attrs: dict[str, Any] = field(repr=False)
     decoding: Decoding = field(repr=False)
     origin: Origin = field(repr=False)
-    was_stored: np.dtype | None = None  # of one that only its description is known of
+    was_stored: np.dtype | None = None  # of a variable that is known from a description only
     dtype_name: str = ""
-    """What a message calls the dtype; empty: as NumPy calls it."""
+    """The name of the dtype in messages; empty: NumPy's."""
     known_dtype: np.dtype | None = field(default=None, repr=False)
-    """The dtype of decoded values, where only the values themselves tell it."""
+    """The dtype of decoded values, if it can be found from the values alone."""
     flag_dtype: np.dtype | None = field(default=None, repr=False)
-    """The integer dtype of what `flag_values` are compared with, where that is known."""
+    """The integer dtype of the values that `flag_values` are compared with; None: not known."""
     masks_zeros: bool = field(default=False, repr=False)
     """Whether xarray seems to show the zeros of a v2 store as missing: for messages only."""
     labels: xr.Coordinates | None = field(default=None, repr=False, compare=False)
     """The index of a Dataset that has this coordinate; it stays with the client."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is derived stays behind: the lengths of 100,000 blocks are no small pickle.
+        # Cached properties stay behind: the lengths of 100,000 blocks are no small pickle.
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def is_beside(self) -> bool:
-        """True where it is a DataArray that was given beside the data."""
+        """Whether it is a DataArray that was given beside the data."""
         return self.key != self.name
 
     @property
@@ -117,7 +118,7 @@ class Variable:
     def value_dtype(self) -> np.dtype:
         """The dtype of decoded values: `TEXT` for text, `OTHER` for neither numbers nor text.
 
-        Object where nobody knows before the values are read.
+        Object if that is not known before the values are read.
         """
         if self.known_dtype is not None:
             return self.known_dtype
@@ -128,7 +129,7 @@ class Variable:
 
     @property
     def shown_dtype(self) -> str:
-        """The dtype as a message names it."""
+        """The name of the dtype in messages."""
         if self.value_dtype.kind == "U":
             return "text"
         if self.value_dtype == OTHER and isinstance(self.origin, Held) and not self.dtype_name:
@@ -138,12 +139,12 @@ class Variable:
 
     @property
     def may_be_missing(self) -> bool:
-        """True where there may be a missing value, as far as the metadata tell."""
+        """Whether a value may be missing, as far as the metadata say."""
         return self.value_dtype.kind in "fmMOUV" or bool(self.decoding.missing)
 
     @property
     def needs_blocks(self) -> bool:
-        """True where a worker must be given the values with its task."""
+        """Whether the values must come to a worker with its task."""
         return isinstance(self.origin.worker_side(), Absent)
 
     def index(self, box: Mapping[str, slice] | None = None) -> Index:
@@ -156,7 +157,20 @@ class Variable:
     def read(
         self, box: Mapping[str, slice] | None = None, blocks: Blocks | None = None
     ) -> np.ndarray:
-        """Return the stored values in the box, in the variable's own dimension order."""
+        """Return the stored values in the box, with the variable's dimensions in their order.
+
+        Parameters
+        ----------
+        box
+            A slice for some of the dimensions; the others are read whole.
+        blocks
+            Values that came with the task, if this process cannot read them itself.
+
+        Raises
+        ------
+        DataError
+            A chunk is damaged, missing, or too large for this process.
+        """
         index = self.index(box)
         nbytes = math.prod(cut.stop - cut.start for cut in index) * self.itemsize
         check_fits(self.name, nbytes, self.lengths)
@@ -167,12 +181,17 @@ class Variable:
         except MemoryError as error:
             raise DataError(too_large(self.name, nbytes, self.lengths, str(error))) from error
 
-    def decode(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return values and the mask of missing ones (None: nothing is missing).
+    def decode(self, stored: np.ndarray) -> tuple[np.ndarray, BoolArray | None]:
+        """Return values and the mask of missing ones, both of the shape of `stored`.
 
-        Values come in the dtype that holds them exactly: numbers as xarray shows them, but that
-        integers without scale stay integers; text, and what is neither number nor text, as Python
-        objects. Under the mask stands anything.
+        Values have the dtype that holds them exactly: numbers are as xarray shows them, except that
+        integers without a scale stay integers; all others are Python objects. Values under the
+        mask are arbitrary. The mask is bool, or None if nothing is missing.
+
+        Raises
+        ------
+        DataError
+            The attributes cannot be applied, or a value has no certain meaning.
         """
         try:
             return self.decoding.apply(stored)
@@ -182,7 +201,7 @@ class Variable:
     def coordinate(
         self, box: Mapping[str, slice] | None = None, blocks: Blocks | None = None
     ) -> np.ndarray:
-        """Return the values as xarray shows them, in full precision: for labels of positions."""
+        """Return the values as xarray shows them, in full precision, as labels of positions."""
         stored = self.read(box, blocks)
         try:
             return self.decoding.as_shown(stored)
@@ -198,7 +217,7 @@ class Variable:
         )
 
     def label_index(self) -> pd.Index:
-        """Return a coordinate of one dimension as the index that its labels make."""
+        """Return the pandas index of the labels of a coordinate of one dimension."""
         if self.labels is not None:
             index = self.labels.xindexes[self.name]
             with suppress(TypeError, NotImplementedError):
@@ -206,7 +225,7 @@ class Variable:
         return xr.IndexVariable(self.dims, self.coordinate()).to_index()
 
     def check_decoding(self) -> None:
-        """Raise ValueError where the metadata alone show that values cannot be decoded."""
+        """Raise ValueError if the metadata alone show that values cannot be decoded."""
         try:
             _ = self.value_dtype
         except Exception as error:
@@ -219,16 +238,16 @@ class Variable:
         self.origin.open()
 
     def worker_side(self) -> Variable:
-        """Return what travels in a task: small when pickled."""
+        """Return the variable that travels in a task: small when pickled."""
         known = self.value_dtype if self.dtype.kind == "O" else self.known_dtype
         origin = self.origin.worker_side()
         return replace(self, origin=origin, known_dtype=known, labels=None)
 
 
 def variable_of_zarr(
-    location: Location, array: zarr.Array, dims: tuple[str, ...], name: str
+    location: Location, array: ZarrArray, dims: tuple[str, ...], name: str
 ) -> Variable:
-    """Return the variable that a Zarr array is: what the store declares of it."""
+    """Return the variable of a Zarr array, as the store declares it."""
     attrs = dict(array.attrs)
     dtype = _native(array.dtype)
     decoding = decode_declared(dtype, attrs, array.metadata.zarr_format, array.fill_value)
@@ -253,10 +272,10 @@ def variable_of_array(
     key: str | None = None,
     labels: xr.Coordinates | None = None,
 ) -> Variable:
-    """Return the variable that an array of a Dataset is; without a key, one of its own.
+    """Return the variable of an array of a Dataset; without a key it gets a new one.
 
-    It means what it shows. Its encoding, which may be older than its values, only says in which
-    blocks they are best read, and how many bytes they take in their store.
+    Its values are those that it shows. Its encoding, which may be older than the values, only
+    gives the blocks in which they are best read, and the bytes that they take in their store.
     """
     origin = origin_of(variable)
     # Two DataArrays may share a name; their pieces must not.
@@ -285,7 +304,7 @@ def variable_of_array(
 
 
 def _of_chain(name: str, key: str, variable: xr.Variable, chain: Chain) -> Variable:
-    """Return the variable that is read from its store, and shown by xarray's own functions."""
+    """Return a variable that is read from its store, and decoded by xarray's functions."""
     array = chain.array
     chunks = zip(array.shards or array.chunks, variable.shape, strict=True)
     start = chain.start if any(chain.start) else ()
@@ -306,22 +325,22 @@ def _of_chain(name: str, key: str, variable: xr.Variable, chain: Chain) -> Varia
     )
 
 
-def _native(dtype: Any) -> np.dtype:
+def _native(dtype: object) -> np.dtype:
     if not isinstance(dtype, np.dtype):
         return np.dtype(object)
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
-def _of_vlen(dtype: Any) -> np.dtype | None:
+def _of_vlen(dtype: object) -> np.dtype | None:
     """Return `TEXT` for objects that a store declares to be text."""
     metadata = getattr(dtype, "metadata", None) or {}
     return TEXT if dtype == np.dtype(object) and metadata.get("element_type") is str else None
 
 
 def _lost_gaps(variable: xr.Variable) -> tuple[tuple[Any, str], ...]:
-    """Return what xarray makes of missing integers whose units are those of a duration.
+    """Return the value that xarray shows for missing integers in units of time, and its error.
 
-    It masks them for a duration, with the smallest integer, and then makes no duration of them.
+    xarray marks them by the smallest integer, as in a duration, and then makes no duration.
     """
     fills = [name for name in ("_FillValue", "missing_value") if name in variable.encoding]
     if not fills or variable.dtype != np.dtype(np.int64):
@@ -337,7 +356,7 @@ def _lost_gaps(variable: xr.Variable) -> tuple[tuple[Any, str], ...]:
 
 
 def _flag_dtype(variable: xr.Variable) -> np.dtype | None:
-    """Return the integer dtype that the shown values have, or had before they became floats."""
+    """Return the integer dtype of the shown values, or the one before they became floats."""
     if not isinstance(variable.dtype, np.dtype):
         return None
     if variable.dtype.kind in "iu":
@@ -350,7 +369,7 @@ def _flag_dtype(variable: xr.Variable) -> np.dtype | None:
 
 
 def _itemsize(dtype: Any) -> int:
-    """Return the bytes of one stored value; text, whose length varies, counts as 16."""
+    """Return the bytes of one stored value; text, whose length varies, counts 16."""
     try:
         found = np.dtype(dtype)
     except Exception:
@@ -359,7 +378,7 @@ def _itemsize(dtype: Any) -> int:
 
 
 def _chunks(variable: xr.Variable, itemsize: int) -> tuple[int | tuple[int, ...], ...]:
-    """Return the blocks of a Dataset's variable: its store's if known, else dask's, else a cut."""
+    """Return the blocks of a variable of a Dataset: of its store, else of dask, else a cut."""
     encoding = variable.encoding
     known = encoding.get("shards") or encoding.get("chunks") or ()
     original = tuple(encoding.get("preferred_chunks") or variable.dims)

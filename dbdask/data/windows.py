@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
+
 
 @dataclass(frozen=True)
 class Window:
@@ -37,11 +39,11 @@ class Window:
         return math.prod(self.shape)
 
     def reach(self, dim: str) -> tuple[int, int]:
-        """First and last offset along a dimension; (0, 0) where there is no window."""
+        """Return the first and last offset along a dimension; (0, 0) if it has no window."""
         return next(((first, last) for name, first, last in self.spans if name == dim), (0, 0))
 
-    def offsets(self, dim: str) -> np.ndarray:
-        """Offset along `dim` of every position of the flattened window."""
+    def offsets(self, dim: str) -> Int64Array:
+        """Return the offset along `dim` of every position of the flattened window: (size,)."""
         axis = self.dims.index(dim)
         first, last = self.reach(dim)
         shape = [1] * len(self.spans)
@@ -121,5 +123,5 @@ def _offsets(dim: str, given: Any) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""The history of a run: one record after another, as an xarray Dataset in the end."""
+"""The history of a run: its records, which become an xarray Dataset."""
 
 import base64
 import math
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dbdask.arrays import Float64Array
+from dbdask.json_types import JsonObject
 from dbdask.schedule.left_out import LeftOut
 
 COORDINATES = ("seconds", "epoch", "step", "examples")
@@ -32,7 +34,7 @@ PACK = 1024
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a run at one moment; a callback gets each one.
+    """The state of a run at one moment; a callback gets each record.
 
     Numbers that do not apply are NaN.
     """
@@ -47,7 +49,7 @@ class Record:
     examples: int
     """Examples so far."""
     loss: float = math.nan
-    """The objective over what was trained since the record before."""
+    """The objective over the examples that were trained since the previous record."""
     validation_loss: float = math.nan
     """Mean loss on the validation examples."""
     validation_accuracy: float = math.nan
@@ -65,7 +67,7 @@ class Record:
     lost: int = 0
     """Shards, and copies of shards, lost with their workers so far."""
     repeated: int = 0
-    """Pushes that a shard had already, so far: of steps, or of bundles."""
+    """Repeated pushes that a shard refused because it had them, so far: of steps or bundles."""
     rolled_back: int = 0
     """Updates that shards lost with their workers, so far: counted once for each such shard. In
     Sandblaster iterations."""
@@ -74,7 +76,7 @@ class Record:
     dropped: int = 0
     """Examples left out so far, in every epoch and pass again: missing, or cut by a group."""
     refused: int = 0
-    """Bad gradients refused, so far: of minibatches, in every epoch and pass again."""
+    """Gradients refused as not finite, so far: of minibatches, in every epoch and pass again."""
     iteration: float = math.nan
     """L-BFGS iterations so far."""
     step_length: float = math.nan
@@ -97,12 +99,12 @@ NAMES = tuple(field.name for field in fields(Record))
 
 
 class History:
-    """The records of a run, in order; and what it left out of the data that it has read."""
+    """The records of a run, in order, and the examples that it left out."""
 
     def __init__(self, records: list[Record] | None = None) -> None:
         self.records = list(records or [])
         self.left_out = LeftOut()
-        self._packed: list[dict[str, Any]] = []  # of the first records: they never change
+        self._packed: list[JsonObject] = []  # of the first records: they never change
         self.first_loss = math.nan  # of the first minibatch, where one is known
         self.ends_refused = False  # whether the last gradients were refused as not finite
 
@@ -114,12 +116,12 @@ class History:
         return len(self.records)
 
     def column(self, name: str) -> np.ndarray:
-        """Return one field of every record."""
+        """Return one field of every record: (records,), int64 for counts, else float64."""
         values = [getattr(record, name) for record in self.records]
         return np.array(values, dtype=np.int64 if name in COUNTS else np.float64)
 
     def to_dataset(self) -> xr.Dataset:
-        """Return a Dataset over `record`; what never applied is left out."""
+        """Return a Dataset over `record`; fields that never applied are left out."""
         keep = [name for name in NAMES if name not in COORDINATES and self._applies(name)]
         return xr.Dataset(
             {name: ("record", self.column(name)) for name in keep},
@@ -132,10 +134,10 @@ class History:
         return bool(np.isfinite(self.column(name)).any()) if self.records else False
 
     def to_json(self) -> dict[str, list[Any]]:
-        """Return columns without NaN (None instead): what a checkpoint keeps.
+        """Return columns with None for NaN, which a checkpoint keeps.
 
-        All but the last records come packed, so that a long history is neither made anew for each
-        snapshot nor written out digit by digit.
+        All but the last records are packed once, so that a long history is neither converted again
+        for each snapshot nor written out digit by digit.
         """
         while len(self.records) - PACK * len(self._packed) > PACK:
             start = PACK * len(self._packed)
@@ -155,25 +157,25 @@ class History:
         return cls([*records, *rest])
 
 
-def _pack(records: list[Record]) -> dict[str, Any]:
-    """Return records as text: every column as 64-bit numbers, whole ones as differences."""
+def _pack(records: list[Record]) -> JsonObject:
+    """Return records as text: each column as 64-bit numbers, and whole ones as differences."""
     columns = [np.array([getattr(record, name) for record in records]) for name in NAMES]
     kinds = ["i" if column.dtype.kind in "iub" else "f" for column in columns]
     numbers = [
         np.diff(column.astype("<i8"), prepend=0) if kind == "i" else _known(column)
         for column, kind in zip(columns, kinds, strict=True)
     ]
-    # Byte after byte of all numbers, not number after number: like bytes are neighbours.
+    # All first bytes, then all second bytes, and so on: equal bytes are neighbours.
     raw = np.stack([column.view(np.uint8).reshape(-1, 8).T for column in numbers])
     data = base64.b85encode(zlib.compress(raw.tobytes(), 1)).decode()
     return {"names": list(NAMES), "kinds": "".join(kinds), "data": data}
 
 
-def _known(column: np.ndarray) -> np.ndarray:
+def _known(column: np.ndarray) -> Float64Array:
     return np.where(np.isfinite(column), column, np.nan).astype("<f8")
 
 
-def _unpack(block: dict[str, Any]) -> list[Record]:
+def _unpack(block: JsonObject) -> list[Record]:
     names, kinds = block["names"], block["kinds"]
     raw = np.frombuffer(zlib.decompress(base64.b85decode(block["data"])), np.uint8)
     table = np.ascontiguousarray(raw.reshape(len(names), 8, -1).transpose(0, 2, 1))
@@ -191,5 +193,5 @@ def _as_json(value: float) -> float | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _from_json(row: dict[str, Any]) -> dict[str, Any]:
+def _from_json(row: JsonObject) -> JsonObject:
     return {name: math.nan if value is None else value for name, value in row.items()}

@@ -1,7 +1,7 @@
-"""Magnitudes: how large the values of a variable are, and what float32 leaves of them.
+"""Magnitudes: the size of a variable's values, and their loss of precision in float32.
 
 A network trains well on inputs around 1. Each replica measures a sample of the first block that
-it reads; the client merges what the workers report, and says so where scaling would help.
+it reads; the client merges the reports of the workers, and warns if scaling would help.
 """
 
 import math
@@ -10,13 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dbdask.arrays import Float64Array
+
 LARGE = 25.0
 """Inputs whose root mean square is above this hinder training: Kelvin and pixels up to 255 do,
 logarithms of energies and standard scores do not."""
 SMALL = 0.01
-"""Inputs none of which is above this hardly reach the first layer."""
+"""Inputs that are all below this hardly change the first layer."""
 LOST_SHARE = 0.01
-"""The part of the deviation that rounding to float32 may take."""
+"""The share of the deviation that rounding to float32 may cost."""
 MOST_NAMED = 3
 
 
@@ -49,8 +51,8 @@ class Magnitude:
     rounding: float
 
     @classmethod
-    def of(cls, role: str, name: str, values: np.ndarray) -> "Magnitude":
-        """Measure float64 values, of which those that are not finite do not count."""
+    def of(cls, role: str, name: str, values: Float64Array) -> "Magnitude":
+        """Return the magnitude of the finite ones of some float64 values, of any shape."""
         good = values[np.isfinite(values)]
         if not good.size:
             return cls(role, name, 0, 0.0, 0.0, 0.0, 0.0)
@@ -62,7 +64,7 @@ class Magnitude:
         return cls(role, name, good.size, mean, squares, float(np.abs(good).max()), rounding)
 
     def __add__(self, other: "Magnitude") -> "Magnitude":
-        """Merge (Chan, Golub and LeVeque, 1983)."""
+        """Return the magnitude of both samples together (Chan, Golub and LeVeque, 1983)."""
         count = self.count + other.count
         step, part = other.mean - self.mean, other.count / count if count else 0.0
         return Magnitude(
@@ -87,12 +89,12 @@ class Magnitude:
 
     @property
     def lost_share(self) -> float:
-        """What rounding to float32 loses, as a part of the deviation; 0 for a constant."""
+        """The error of rounding to float32 as a share of the deviation; 0 for a constant."""
         return math.sqrt(self.rounding / self.squares) if self.squares > 0 else 0.0
 
 
 def merged(reports: Iterable[Sequence[Magnitude]]) -> list[Magnitude]:
-    """Merge what several workers measured, variable by variable."""
+    """Return the reports of several workers merged by variable."""
     found: dict[tuple[str, str], Magnitude] = {}
     for magnitude in (one for report in reports for one in report):
         key = magnitude.role, magnitude.name
@@ -101,7 +103,7 @@ def merged(reports: Iterable[Sequence[Magnitude]]) -> list[Magnitude]:
 
 
 def scale_warning(magnitudes: Sequence[Magnitude]) -> str:
-    """Say which variables should be scaled, and how; "" where none should."""
+    """Return a warning that names variables to scale, and the remedy; "" if there are none."""
     coarse = [one for one in magnitudes if one.lost_share > LOST_SHARE]
     far = [one for one in magnitudes if one not in coarse and _is_far(one)]
     sentences = [

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import astuple, dataclass
-from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import Float32Array, Float64Array, FloatArray, Int64Array
 from dbdask.errors import DataError
-from dbdask.models.evaluation import loss_of_minibatch
+from dbdask.models.evaluation import Batch, loss_of_minibatch
+from dbdask.models.model import Model
 from dbdask.users_code import UsersCode
 
 NOTHING = (
@@ -35,7 +36,13 @@ class Score:
         return Score(*(mine + yours for mine, yours in pairs))
 
     def summary(self) -> dict[str, float]:
-        """Return loss and accuracy of labels, loss and rmse of values, or only the loss."""
+        """Return loss and accuracy of labels, loss and rmse of values, or only the loss.
+
+        Raises
+        ------
+        DataError
+            No example has a weight above 0.
+        """
         if not self.weight > 0:
             raise DataError(NOTHING)
         loss = self.loss / self.weight
@@ -58,13 +65,18 @@ class Determination:
     """
 
     def __init__(self) -> None:
-        self.weight: Any = 0.0
-        self.centre: Any = 0.0
-        self.spread: Any = 0.0  # weighted sum of squared deviations from the centre
-        self.squared_error: Any = 0.0
+        self.weight: float | Float64Array = 0.0
+        self.centre: float | Float64Array = 0.0
+        self.spread: float | Float64Array = (
+            0.0  # weighted sum of squared deviations from the centre
+        )
+        self.squared_error: float | Float64Array = 0.0
 
-    def add(self, errors: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
-        """Add examples, all arrays (examples, elements): Chan, Golub and LeVeque (1983)."""
+    def add(self, errors: Float64Array, targets: Float64Array, weights: Float64Array) -> None:
+        """Add examples; all arrays are float64, (examples, elements).
+
+        Source: Chan, Golub and LeVeque (1983).
+        """
         weight = weights.sum(axis=0)
         total = self.weight + weight
         part = np.divide(weight, total, out=np.zeros_like(total), where=total > 0)
@@ -77,23 +89,25 @@ class Determination:
         self.squared_error = self.squared_error + (weights * np.square(errors)).sum(axis=0)
 
     def mean(self) -> float:
-        """Return r2, averaged over the elements whose targets vary; NaN where none does."""
+        """Return r2, averaged over the elements whose targets vary; NaN if none does."""
         spread, error = np.atleast_1d(self.spread), np.atleast_1d(self.squared_error)
         varies = spread > 0
         return float(np.mean(1 - error[varies] / spread[varies])) if varies.any() else math.nan
 
 
-def means_classes(loss: Any, outputs: int) -> bool:
-    """Say whether a model's outputs for one label an example are those of classes.
+def means_classes(loss: str | None, outputs: int) -> bool:
+    """Return whether a model's outputs for one label an example are those of classes.
 
-    "softmax" and "logistic" say so themselves. For another loss, or none that has a name, several
-    outputs are one for each class, and a single output is a value.
+    Those of "softmax" and "logistic" are. Of another loss, or of one without a name, several
+    outputs are those of classes, and a single output is a value.
     """
     return loss in CLASS_LOSSES or (loss != "squared" and outputs > 1)
 
 
-def class_probabilities(outputs: np.ndarray, loss: Any) -> np.ndarray:
-    """Return (examples, classes): the outputs; a single logistic one is that of the second class.
+def class_probabilities(outputs: FloatArray, loss: str | None) -> FloatArray:
+    """Return the probabilities of classes: float, (examples, classes).
+
+    They are the outputs, (examples, ...); one "logistic" output is that of the second class.
 
     Examples
     --------
@@ -109,31 +123,45 @@ def class_probabilities(outputs: np.ndarray, loss: Any) -> np.ndarray:
     return np.concatenate([1 - flat, flat], axis=1) if two else flat
 
 
-def chosen_classes(outputs: np.ndarray, loss: Any) -> np.ndarray:
-    """Return the class that is most probable for each example."""
-    return class_probabilities(outputs, loss).argmax(axis=1)
+def chosen_classes(outputs: FloatArray, loss: str | None) -> Int64Array:
+    """Return the most probable class of each example: int64, (examples,)."""
+    chosen: Int64Array = class_probabilities(outputs, loss).argmax(axis=1)
+    return chosen
 
 
 def score_minibatch(
-    model: Any,
-    parameters: np.ndarray,
-    batch: Any,
-    scratch: np.ndarray,
-    deviation: float | np.ndarray = 1.0,
+    model: Model,
+    parameters: Float32Array,
+    batch: Batch,
+    scratch: Float32Array,
+    deviation: float | Float64Array = 1.0,
     determination: Determination | None = None,
 ) -> Score:
-    """Score one minibatch.
+    """Return the score of one minibatch.
 
     Parameters
     ----------
+    model
+        The model.
+    parameters
+        float32, of the model's size.
+    batch
+        The examples, with targets.
     scratch
-        A vector of the model's size, for the gradient of a model that has no `loss_only`.
+        float32, of the model's size: takes the gradient of a model without `loss_only`.
     deviation
-        What one unit of a scaled target is in the target's own units.
+        The size of one unit of a scaled target, in the target's own units: one number, or
+        float64 (elements,).
     determination
-        Takes in the errors of values, where r2 is wanted: it has a number for each element.
+        Adds the errors of values for r2; None: r2 is not wanted.
+
+    Raises
+    ------
+    ModelError
+        The loss is no number.
     """
     loss = loss_of_minibatch(model, parameters, batch, scratch=scratch)
+    assert batch.targets is not None
     count = len(batch.inputs)
     weights = np.ones(count) if batch.weights is None else np.asarray(batch.weights, np.float64)
     by_example = weights if weights.ndim == 1 else weights.reshape(count, -1).mean(axis=1)
@@ -154,9 +182,5 @@ def score_minibatch(
     by_element = weights.reshape(count, -1) * np.ones(targets.shape)
     if determination is not None:
         determination.add(errors, targets, by_element)
-    return Score(
-        loss,
-        total,
-        squared_error=float((by_element * errors**2).sum()),
-        elements=float(by_element.sum()),
-    )
+    squared_error = float((by_element * errors**2).sum())
+    return Score(loss, total, squared_error=squared_error, elements=float(by_element.sum()))

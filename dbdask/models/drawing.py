@@ -1,4 +1,4 @@
-"""Initial numbers of parameters: the same whatever the cut, because each block has its stream."""
+"""Initial numbers of parameters, drawn in blocks so that the cut into shards changes nothing."""
 
 import math
 from collections.abc import Callable
@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
+
 BLOCK = 65_536  # numbers that are drawn at once
 
 Stream = tuple[int, ...]
-"""What tells the numbers of one parameter from those of all others: the seed, and its place."""
+"""The entropy of one parameter's random numbers: the seed, and the parameter's place."""
 
-Draw = Callable[[Stream, int, int], np.ndarray]
-"""Returns elements `start` to `stop` of a parameter, shape (stop - start,), for a stream."""
+Draw = Callable[[Stream, int, int], Float32Array]
+"""Returns elements `start` to `stop` of a parameter: float32, (stop - start,), for a stream."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,13 @@ class Constant:
 
     value: float = 0.0
 
-    def __call__(self, stream: Stream, start: int, stop: int) -> np.ndarray:
+    def __call__(self, stream: Stream, start: int, stop: int) -> Float32Array:
         return np.full(stop - start, self.value, np.float32)
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Numbers drawn evenly from `-limit` to `limit`.
+    """Elements are drawn uniformly from `-limit` to `limit`.
 
     Examples
     --------
@@ -44,18 +46,18 @@ class Uniform:
 
     limit: float
 
-    def __call__(self, stream: Stream, start: int, stop: int) -> np.ndarray:
+    def __call__(self, stream: Stream, start: int, stop: int) -> Float32Array:
         numbers = _in_blocks(lambda rng: rng.random(BLOCK, np.float32), stream, start, stop)
         return (2 * numbers - 1) * np.float32(self.limit)
 
 
 @dataclass(frozen=True)
 class Normal:
-    """Numbers of a normal distribution with mean 0 and this standard deviation."""
+    """Elements are drawn from a normal distribution with mean 0 and this standard deviation."""
 
     deviation: float
 
-    def __call__(self, stream: Stream, start: int, stop: int) -> np.ndarray:
+    def __call__(self, stream: Stream, start: int, stop: int) -> Float32Array:
         numbers = _in_blocks(
             lambda rng: rng.standard_normal(BLOCK, np.float32), stream, start, stop
         )
@@ -63,9 +65,12 @@ class Normal:
 
 
 def _in_blocks(
-    draw: Callable[[np.random.Generator], np.ndarray], stream: Stream, start: int, stop: int
-) -> np.ndarray:
-    """Elements `start` to `stop` of a stream of numbers, float32, which is drawn in blocks."""
+    draw: Callable[[np.random.Generator], Float32Array], stream: Stream, start: int, stop: int
+) -> Float32Array:
+    """Return elements `start` to `stop` of a stream of numbers that is drawn in blocks.
+
+    `draw` returns one block, float32 of shape (BLOCK,), from a generator of its own.
+    """
     values = np.empty(stop - start, np.float32)
     for block in range(start // BLOCK, math.ceil(stop / BLOCK)):
         numbers = draw(np.random.default_rng((*stream, block)))

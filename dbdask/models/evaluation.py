@@ -1,22 +1,40 @@
-"""One minibatch through a model, and a look at whether the model filled the gradient it was given.
+"""One minibatch through a model, and the check that the model fills its gradient.
 
-A model that rebinds `gradient` (`gradient = ...`) instead of filling it leaves whatever the buffer
-held, and would train on that without a sign. So the first minibatch of every task gets a buffer of
-one certain NaN, which no arithmetic makes anew: what still holds it was not written. That costs
-two passes over one vector a portion or bundle, which is at least sixteen minibatches.
+A model that rebinds `gradient` (`gradient = ...`) instead of filling it leaves the buffer as it
+was, and would train on old numbers without an error. So the first minibatch of every task gets a
+buffer of one certain NaN, which no arithmetic produces: elements that still hold it were not
+written. That costs two passes over one vector in each portion or bundle, which has at least sixteen
+minibatches.
 """
 
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.errors import ModelError
 from dbdask.models.layout import Layout, as_layout
-from dbdask.models.model import as_loss
+from dbdask.models.model import Model, as_loss
 from dbdask.users_code import UsersCode
 
 UNWRITTEN = np.uint32(0x7FC0DBDA)  # a quiet NaN with a payload of our own
 BLOCK = 65_536  # floats
+
+
+class Batch(Protocol):
+    """The examples of one minibatch, as a model is given them."""
+
+    @property
+    def inputs(self) -> Float32Array:
+        """Shape (examples, *input_shape)."""
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        """int64 labels, (examples,), or float32 values, (examples, *target_shape)."""
+
+    @property
+    def weights(self) -> Float32Array | None:
+        """One an example or one a target element; None: all are 1."""
 
 
 class Evaluator:
@@ -28,31 +46,32 @@ class Evaluator:
         Keeps the `dbdask.Model` contract.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         self.model, self.layout = model, as_layout(model.layout)
         self._buffers = buffer_ranges(self.layout)
         self._is_first = True
 
     def evaluate(
-        self, parameters: np.ndarray, batch: Any, *, seed: int, gradient: np.ndarray
+        self, parameters: Float32Array, batch: Batch, *, seed: int, gradient: Float32Array
     ) -> float:
         """Return the summed loss of a minibatch; `gradient` takes its summed gradient.
 
         Parameters
         ----------
         parameters, gradient
-            Flat float32 vectors; `gradient` is overwritten, with 0 for buffers that the model
-            does not write.
+            Flat float32 vectors of the model's size. `gradient` is overwritten; its elements of
+            buffers are 0 if the model does not write them.
         batch
-            Has `inputs`, `targets` and `weights`.
+            The examples.
         seed
-            For what is random in the model.
+            For random numbers in the model.
 
         Raises
         ------
         ModelError
-            The loss is no number; or the gradient was not overwritten, in the first minibatch.
+            The loss is no number; or the first minibatch did not overwrite the gradient.
         """
+        assert batch.targets is not None  # a run refuses examples without targets
         if self._is_first:
             mark_unwritten(gradient)
         for part in self._buffers:
@@ -73,13 +92,18 @@ class Evaluator:
 
 
 def loss_of_minibatch(
-    model: Any, parameters: np.ndarray, batch: Any, *, scratch: np.ndarray
+    model: Model, parameters: Float32Array, batch: Batch, *, scratch: Float32Array
 ) -> float:
-    """Return the summed loss of a minibatch, without a gradient if the model can do that.
+    """Return the summed loss of a minibatch, from `loss_only` if the model has it.
 
-    `scratch`, a float32 vector of the model's size, takes the gradient that it has to compute
-    else.
+    Else `loss_and_gradient` writes a gradient into `scratch`, a float32 vector of the model's size.
+
+    Raises
+    ------
+    ModelError
+        The loss is no number.
     """
+    assert batch.targets is not None
     if hasattr(model, "loss_only"):
         with UsersCode("model.loss_only"):
             loss = model.loss_only(
@@ -93,8 +117,8 @@ def loss_of_minibatch(
     return as_loss(loss)
 
 
-def mark_unwritten(gradient: np.ndarray) -> None:
-    """Fill a float32 vector with the NaN that tells what was not written since."""
+def mark_unwritten(gradient: Float32Array) -> None:
+    """Fill a float32 vector with the NaN that marks elements as not written."""
     gradient.view(np.uint32).fill(UNWRITTEN)
 
 
@@ -105,8 +129,8 @@ def buffer_ranges(layout: Layout) -> list[slice]:
     return [slice(start, stop) for start, stop in pairs if start < stop]
 
 
-def unwritten_parameters(gradient: np.ndarray, layout: Layout) -> list[str]:
-    """Return the names of the trained parameters of which an element was not written."""
+def unwritten_parameters(gradient: Float32Array, layout: Layout) -> list[str]:
+    """Return the names of trained parameters with an element that was not written."""
     bits = gradient.view(np.uint32)
     return [
         parameter.name
@@ -116,15 +140,15 @@ def unwritten_parameters(gradient: np.ndarray, layout: Layout) -> list[str]:
 
 
 def _is_marked(bits: np.ndarray) -> bool:
-    """Whether an element holds the mark, looked for in blocks."""
+    """Whether an element, as uint32, is the mark; searched in blocks."""
     return any(
         bool((bits[start : start + BLOCK] == UNWRITTEN).any())
         for start in range(0, bits.size, BLOCK)
     )
 
 
-def check_written(gradient: np.ndarray, layout: Layout) -> None:
-    """Raise ModelError if a trained parameter's gradient was not overwritten."""
+def check_written(gradient: Float32Array, layout: Layout) -> None:
+    """Raise ModelError if the gradient of a trained parameter was not overwritten."""
     if gradient.shape != (layout.size,):
         raise ModelError(
             f"model.loss_and_gradient changed the shape of gradient from ({layout.size},) to "
@@ -136,7 +160,7 @@ def check_written(gradient: np.ndarray, layout: Layout) -> None:
 
 
 def unwritten_message(names: list[str], count: int) -> str:
-    """Say what a model left unwritten, and what to change."""
+    """Return the error text for parameters that a model did not write, with the remedy."""
     which = "gradient" if len(names) == count else f"the gradient of {_listed(names)}"
     return (
         f"model.loss_and_gradient did not overwrite {which}: fill the vector that is given in "

@@ -1,4 +1,4 @@
-"""Layers: each knows its parameters, its output, and the gradient through it."""
+"""Layers: each has parameters, outputs, and a gradient through it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
+from dbdask.json_types import JsonObject
 from dbdask.models.drawing import Constant, Draw, Uniform
 from dbdask.models.layout import Parameter
 from dbdask.models.losses import sigmoid
@@ -14,20 +16,20 @@ from dbdask.models.losses import sigmoid
 ACTIVATIONS = ("linear", "sigmoid", "tanh", "relu")
 
 Shape = tuple[int, ...]
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Float32Array]
 
 
 @runtime_checkable
 class Layer(Protocol):
-    """What `dbdask.Network` asks of a layer; any object that keeps this is one.
+    """The members that `dbdask.Network` needs of a layer; an object that has them is one.
 
-    A layer is pickled with its network, and called from several threads at once: what a call
-    needs again goes through `kept`, never into the layer. Arrays hold examples first, and are of
-    the parameters' dtype (float32 in training).
+    A layer is pickled with its network, and called from several threads at once: `forward` hands
+    arrays to `backward` through `kept`, never through the layer. Examples are the first axis of
+    arrays, whose dtype is that of the parameters (float32 in training).
 
-    Optional: `activation`, a name; what is not "linear" may not be the last layer of a "softmax"
-    or "logistic" network. `description()`, plain JSON that tells this layer from others of its
-    class: a checkpoint keeps it.
+    Optional: `activation`, a name; only a "linear" layer may be the last one of a "softmax" or
+    "logistic" network. `description()` returns JSON that distinguishes this layer from others of
+    its class; a checkpoint keeps it.
 
     Examples
     --------
@@ -63,18 +65,19 @@ class Layer(Protocol):
         ...
 
     def initial(self, input_shape: Shape) -> Mapping[str, Draw]:
-        """Return how each parameter begins, by name.
+        """Return the initial numbers of each parameter, by name.
 
-        A `dbdask.Constant`, `Uniform` or `Normal`, or any function (stream, start, stop) that
-        returns elements `start` to `stop`: the same numbers whatever the cut. `stream` is a tuple
-        of whole numbers that seeds this parameter, and no other.
+        They are a `dbdask.Constant`, `Uniform` or `Normal`, or any function (stream, start, stop)
+        that returns elements `start` to `stop`, of shape (stop - start,). Each element depends
+        only on the stream and its place. `stream` is a tuple of whole numbers that seeds this
+        parameter and no other.
         """
         ...
 
     def forward(
-        self, parameters: Arrays, inputs: np.ndarray
-    ) -> tuple[np.ndarray, tuple[np.ndarray | None, ...]]:
-        """Return the outputs, and a tuple of what `backward` will need.
+        self, parameters: Arrays, inputs: Float32Array
+    ) -> tuple[Float32Array, tuple[Float32Array | None, ...]]:
+        """Return the outputs, and a tuple of the arrays that `backward` will need.
 
         Parameters
         ----------
@@ -88,18 +91,18 @@ class Layer(Protocol):
         outputs
             A new array, (examples, *output_shape).
         kept
-            Handed to `backward`. If the outputs are needed again, they stand here themselves.
+            Handed to `backward`. If it needs the outputs, they stand here themselves, no copy.
         """
         ...
 
     def backward(
         self,
         parameters: Arrays,
-        kept: tuple[np.ndarray | None, ...],
-        gradient: np.ndarray,
+        kept: tuple[Float32Array | None, ...],
+        gradient: Float32Array,
         into: Arrays,
         is_first: bool,
-    ) -> np.ndarray | None:
+    ) -> Float32Array | None:
         """Fill the parameters' gradients, and return the gradient at the inputs.
 
         Parameters
@@ -110,10 +113,14 @@ class Layer(Protocol):
         gradient
             The loss's gradient at the outputs, (examples, *output_shape); may be overwritten.
         into
-            Where the gradients of the parameters go, summed over the examples: arrays with
+            Takes the gradients of the parameters, summed over the examples: arrays with
             arbitrary content, which must be overwritten in place, `into["weights"][...] = ...`.
         is_first
-            Nobody needs the gradient at the inputs: None may be returned.
+            Whether this is the first layer: then None may be returned.
+
+        Returns
+        -------
+        A new array, (examples, *input_shape), or None.
         """
         ...
 
@@ -169,9 +176,9 @@ class Dense:
         return {"weights": Uniform(limit), "bias": Constant(0.0)}
 
     def forward(
-        self, parameters: Arrays, inputs: np.ndarray
-    ) -> tuple[np.ndarray, tuple[np.ndarray | None, ...]]:
-        """Return the activations, (examples, units), and what the gradient needs of them."""
+        self, parameters: Arrays, inputs: Float32Array
+    ) -> tuple[Float32Array, tuple[Float32Array | None, ...]]:
+        """Return the activations, (examples, units), and the arrays that `backward` needs."""
         outputs = as_rows(inputs) @ parameters["weights"].T
         outputs += parameters["bias"]
         if self.activation == "linear":
@@ -182,12 +189,12 @@ class Dense:
     def backward(
         self,
         parameters: Arrays,
-        kept: tuple[np.ndarray | None, ...],
-        gradient: np.ndarray,
+        kept: tuple[Float32Array | None, ...],
+        gradient: Float32Array,
         into: Arrays,
         is_first: bool,
-    ) -> np.ndarray | None:
-        """Fill the gradients of weights and bias; the outputs and `gradient` are used up."""
+    ) -> Float32Array | None:
+        """Fill the gradients of weights and bias; overwrite the outputs and `gradient`."""
         inputs, outputs = kept
         assert inputs is not None
         if outputs is not None:
@@ -199,20 +206,20 @@ class Dense:
         below = gradient @ parameters["weights"]
         return below if inputs.ndim == 2 else below.reshape(inputs.shape)
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> JsonObject:
         """Return the layer's numbers as JSON."""
         return {"units": int(self.units), "activation": self.activation}
 
 
-def as_rows(values: np.ndarray) -> np.ndarray:
-    """Return an array over examples as (examples, elements), a view if it can be one."""
+def as_rows(values: Float32Array) -> Float32Array:
+    """Return an array as (examples, elements), a view if possible."""
     if values.ndim == 2:
         return values
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
-def activate(activation: str, values: np.ndarray) -> None:
-    """Overwrite values with their activation."""
+def activate(activation: str, values: Float32Array) -> None:
+    """Overwrite values, of any shape, with their activation."""
     if activation == "sigmoid":
         sigmoid(values)
     elif activation == "tanh":
@@ -221,8 +228,11 @@ def activate(activation: str, values: np.ndarray) -> None:
         np.maximum(values, 0, out=values)
 
 
-def multiply_by_slope(activation: str, activations: np.ndarray, gradient: np.ndarray) -> None:
-    """Multiply a gradient, in place, by the activation's slope; the activations are used up."""
+def multiply_by_slope(activation: str, activations: Float32Array, gradient: Float32Array) -> None:
+    """Multiply a gradient, in place, by the activation's slope; overwrite the activations.
+
+    Both have the same shape.
+    """
     if activation == "sigmoid":
         gradient *= activations
         np.subtract(1, activations, out=activations)

@@ -1,13 +1,14 @@
-"""Named arrays as views of one flat vector, and that vector's cut into shards."""
+"""Named arrays as views of one flat vector, and the cut of that vector into shards."""
 
 import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
+from dbdask.arrays import FloatArray
+from dbdask.json_types import JsonObject
 
 Kind = Literal["trained", "buffer"]
 
@@ -99,8 +100,14 @@ class Layout:
                 ranges.append((start, stop))
         return tuple(ranges)
 
-    def views(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """Return each parameter as a reshaped view of a flat vector."""
+    def views(self, vector: FloatArray) -> dict[str, FloatArray]:
+        """Return each parameter, in its shape, as a view of a flat vector of shape (size,).
+
+        Raises
+        ------
+        ValueError
+            The vector has another shape.
+        """
         if vector.shape != (self.size,):
             raise ValueError(f"the vector must have shape ({self.size},), got {vector.shape}")
         return {
@@ -108,8 +115,8 @@ class Layout:
             for p, offset in zip(self.parameters, self.offsets, strict=True)
         }
 
-    def table(self) -> list[dict[str, Any]]:
-        """Return the layout as JSON: what a checkpoint keeps."""
+    def table(self) -> list[JsonObject]:
+        """Return the layout as JSON, which a checkpoint keeps."""
         return [
             {
                 "name": p.name,
@@ -122,7 +129,7 @@ class Layout:
         ]
 
     @classmethod
-    def from_table(cls, table: list[dict[str, Any]]) -> "Layout":
+    def from_table(cls, table: list[JsonObject]) -> "Layout":
         """Rebuild a layout from `table()`."""
         return cls(
             tuple(
@@ -132,11 +139,16 @@ class Layout:
         )
 
 
-def as_layout(value: Any) -> Layout:
+def as_layout(value: object) -> Layout:
     """Return a `Layout` from one, or from an iterable of parameters.
 
     An item may be a `Parameter`, an object with `name`, `shape` and `dims`, or a tuple
     (name, shape, dims) with an optional kind.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An item is no parameter, or a name, a shape or dims are not allowed.
     """
     if isinstance(value, Layout):
         return value
@@ -147,7 +159,7 @@ def as_layout(value: Any) -> Layout:
     return Layout(tuple(as_parameter(item) for item in value))
 
 
-def as_parameter(item: Any) -> Parameter:
+def as_parameter(item: object) -> Parameter:
     """Return a `Parameter` from one, from a likeness, or from (name, shape[, dims[, kind]])."""
     if isinstance(item, Parameter):
         return item
@@ -164,11 +176,11 @@ def as_parameter(item: Any) -> Parameter:
     return Parameter(name, shape, dims, rest[1] if len(rest) > 1 else "trained")
 
 
-def _default_dims(name: str, shape: Any) -> tuple[str, ...]:
+def _default_dims(name: str, shape: object) -> tuple[str, ...]:
     return tuple(f"{name}_{axis}" for axis in range(len(_as_shape(shape))))
 
 
-def _as_shape(shape: Any) -> tuple[int, ...]:
+def _as_shape(shape: object) -> tuple[int, ...]:
     lengths = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     try:
         return tuple(operator.index(length) for length in lengths)
@@ -177,9 +189,9 @@ def _as_shape(shape: Any) -> tuple[int, ...]:
 
 
 def check_dims(layout: Layout) -> None:
-    """Raise where the parameters would be no `xarray.Dataset`.
+    """Raise ValueError if the parameters cannot be the variables of one `xarray.Dataset`.
 
-    A dimension has two lengths then, or the name of a parameter without dimensions.
+    Then a dimension has two lengths, or the name of a parameter without dimensions.
 
     Examples
     --------
@@ -207,9 +219,9 @@ def check_dims(layout: Layout) -> None:
 
 
 def cut(size: int, count: int) -> tuple[tuple[int, int], ...]:
-    """Cut a flat vector into contiguous slices of one length, the last one shorter.
+    """Return (start, stop) of contiguous slices of one length; the last may be shorter.
 
-    So that each slice is one chunk of a regular Zarr array. More slices than elements give fewer.
+    Each slice is then one chunk of a regular Zarr array. There are at most `size` slices.
 
     Examples
     --------

@@ -1,22 +1,26 @@
 """The three losses, each with the gradient at the network's outputs.
 
-A loss takes the outputs before the activation that belongs to it, overwrites them with their
-gradient, and returns the weighted sum of the losses, summed in float64. Weights are None, one an
-example, or one an element of the outputs; what has weight zero counts for nothing, whatever its
-target holds.
+A loss takes the outputs before its own activation, float of shape (examples, outputs). It
+overwrites them with their gradient, and returns the weighted sum of the losses, summed in float64.
+Weights are None, one an example, or one an element of the outputs. An element of weight zero counts
+for nothing, even if its target is NaN.
+
+Each raises ValueError for targets or weights of a wrong shape, and DataError for targets of a
+wrong value.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
+from dbdask.arrays import Float64Array, FloatArray
 from dbdask.errors import DataError
 
-Loss = Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
+Loss = Callable[[FloatArray, np.ndarray, FloatArray | None], float]
 
 
-def softmax(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> float:
-    """Cross entropy of a softmax over labels, natural log; `outputs` becomes its gradient.
+def softmax(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None) -> float:
+    """Return the cross entropy of a softmax over labels, in nats; `outputs` becomes its gradient.
 
     Parameters
     ----------
@@ -49,11 +53,11 @@ def softmax(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
     return float(losses @ weights[:, 0].astype(np.float64))
 
 
-def logistic(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> float:
-    """One-vs-all cross entropy, summed over outputs; `outputs` becomes its gradient.
+def logistic(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None) -> float:
+    """Return the one-vs-all cross entropy, in nats; `outputs` becomes its gradient.
 
-    `targets` are labels, (examples,), or 0/1 for every output, (examples, outputs). Where there is
-    one output, they are its 0/1.
+    `targets` are labels, (examples,), or numbers from 0 to 1 for every output, (examples, outputs).
+    For one output, (examples,) are such numbers, too.
     """
     wanted = _wanted(outputs, targets, weights)
     losses = np.logaddexp(0, outputs, dtype=np.float64)
@@ -63,16 +67,19 @@ def logistic(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | Non
     return _weigh(losses, outputs, weights)
 
 
-def squared(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> float:
-    """Half the squared error, summed over outputs; `outputs` becomes its gradient."""
+def squared(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None) -> float:
+    """Return half the squared error, summed over outputs; `outputs` becomes its gradient.
+
+    `targets` have one element for each element of `outputs`.
+    """
     outputs -= _shaped_targets(targets, outputs)
     losses = np.square(outputs, dtype=np.float64)
     losses *= 0.5
     return _weigh(losses, outputs, weights)
 
 
-def _weigh(losses: np.ndarray, gradient: np.ndarray, weights: np.ndarray | None) -> float:
-    """Sum elementwise losses by their weights, and weigh the gradient in place."""
+def _weigh(losses: Float64Array, gradient: FloatArray, weights: FloatArray | None) -> float:
+    """Return the weighted sum of elementwise losses; multiply the gradient by the weights."""
     if weights is not None:
         weights = _shaped_weights(weights, losses.shape)
         losses *= weights
@@ -84,8 +91,8 @@ def _weigh(losses: np.ndarray, gradient: np.ndarray, weights: np.ndarray | None)
     return float(losses.sum())
 
 
-def _shaped_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Weights as (examples, 1) or (examples, outputs)."""
+def _shaped_weights(weights: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """Return weights as (examples, 1) or (examples, outputs); raise ValueError if neither fits."""
     weights = np.asarray(weights)
     per_example = weights.shape == shape[:1]
     if weights.shape[:1] != shape[:1] or not (per_example or weights.size == np.prod(shape)):
@@ -96,8 +103,8 @@ def _shaped_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return weights[:, np.newaxis] if per_example else weights.reshape(shape)
 
 
-def _wanted(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """The 0/1 of every output."""
+def _wanted(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None) -> FloatArray:
+    """Return the target of every output: (examples, outputs), from 0 to 1."""
     if outputs.shape[1] > 1 and targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
         wanted = np.zeros_like(outputs)
         wanted[np.arange(len(outputs)), checked_labels(targets, outputs)] = 1
@@ -114,8 +121,8 @@ def _wanted(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
     return wanted
 
 
-def _shaped_targets(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Targets in the shape and the dtype of the outputs, or raise where they do not fit."""
+def _shaped_targets(targets: np.ndarray, outputs: FloatArray) -> FloatArray:
+    """Return targets in the shape and the dtype of the outputs; raise ValueError if they differ."""
     if targets.shape[:1] != outputs.shape[:1] or targets.size != outputs.size:
         raise ValueError(
             f"targets must have one element for each of the {outputs.shape[1]} outputs and "
@@ -124,8 +131,16 @@ def _shaped_targets(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     return targets.reshape(outputs.shape).astype(outputs.dtype, copy=False)
 
 
-def checked_labels(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Return labels as they are, or raise where they do not fit the outputs."""
+def checked_labels(targets: np.ndarray, outputs: FloatArray) -> np.ndarray:
+    """Return labels, (examples,), as they are.
+
+    Raises
+    ------
+    ValueError
+        They are no whole numbers, or not one an example.
+    DataError
+        One is below 0, or not below the number of outputs.
+    """
     if targets.shape != outputs.shape[:1] or not np.issubdtype(targets.dtype, np.integer):
         raise ValueError(
             f"targets must be integer labels of shape ({len(outputs)},), "
@@ -140,16 +155,19 @@ def checked_labels(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     return targets
 
 
-def sigmoid(values: np.ndarray) -> None:
-    """Overwrite values with their logistic function, without overflow."""
+def sigmoid(values: FloatArray) -> None:
+    """Overwrite values, of any shape, with their logistic function, without overflow."""
     values *= 0.5
     np.tanh(values, out=values)
     values += 1
     values *= 0.5
 
 
-def probabilities(loss: str, outputs: np.ndarray) -> np.ndarray:
-    """Turn a network's outputs, in place, into what it predicts under a loss."""
+def probabilities(loss: str, outputs: FloatArray) -> FloatArray:
+    """Overwrite a network's outputs, (examples, outputs), with its predictions, and return them.
+
+    They are probabilities for "softmax" and "logistic", and the outputs themselves for "squared".
+    """
     if loss == "softmax":
         outputs -= outputs.max(axis=1, keepdims=True)
         np.exp(outputs, out=outputs)

@@ -1,15 +1,15 @@
-"""What a model is before it is called with data: its layout, its pickle, its initial parameters."""
+"""Checks of a model that need no data: its layout, its pickle, its initial parameters."""
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import cloudpickle
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.errors import ModelError
 from dbdask.models.layout import Layout, as_layout, check_dims
-from dbdask.models.model import check_members
+from dbdask.models.model import Model, check_members
 
 
 def listed_faults(faults: list[str]) -> str:
@@ -19,8 +19,14 @@ def listed_faults(faults: list[str]) -> str:
     return f"the model does not keep the dbdask.Model contract, {count}:\n{numbered}"
 
 
-def checked_layout(model: Any) -> Layout:
-    """Return a model's layout; raises ModelError if it has none, or lacks a member."""
+def checked_layout(model: Model) -> Layout:
+    """Return a model's layout.
+
+    Raises
+    ------
+    ModelError
+        The model lacks a member, or its layout is wrong or changes.
+    """
     try:
         check_members(model)
         layout, again = as_layout(model.layout), as_layout(model.layout)
@@ -32,16 +38,13 @@ def checked_layout(model: Any) -> Layout:
     return layout
 
 
-def travelled(model: Any, layout: Layout, faults: list[str]) -> Any:
-    """Return the copy of a model that a worker would get; what is wrong with it goes to `faults`.
+def travelled(model: Model, layout: Layout, faults: list[str]) -> Model:
+    """Return the copy of a model that a worker would get; add what is wrong with it to `faults`.
 
-    Raises
-    ------
-    ModelError
-        It cannot be pickled.
+    A model that cannot be pickled is returned as it is.
     """
     try:
-        copy = cloudpickle.loads(cloudpickle.dumps(model))
+        copy: Model = cloudpickle.loads(cloudpickle.dumps(model))
         again = as_layout(copy.layout)
     except Exception as error:
         faults.append(f"model cannot be pickled, and travels to every worker so: {error!r}")
@@ -53,8 +56,8 @@ def travelled(model: Any, layout: Layout, faults: list[str]) -> Any:
     return copy
 
 
-def initial_faults(model: Any, layout: Layout, seed: int) -> list[str]:
-    """Compare slices of the initial vector with the whole one."""
+def initial_faults(model: Model, layout: Layout, seed: int) -> list[str]:
+    """Return what is wrong with the initial vector, whole and in slices: at most one fault."""
     size = layout.size
     try:
         whole = np.asarray(model.initial_parameters(seed, 0, size))
@@ -71,8 +74,8 @@ def initial_faults(model: Any, layout: Layout, seed: int) -> list[str]:
     return [wrong] if wrong else []
 
 
-def _cut_fault(model: Any, layout: Layout, seed: int, whole: np.ndarray) -> str | None:
-    """Ask for slices, as shards do."""
+def _cut_fault(model: Model, layout: Layout, seed: int, whole: np.ndarray) -> str | None:
+    """Return the fault of a slice, asked for as shards do, that differs from the whole vector."""
     size = layout.size
     edges = sorted({0, 1, size // 3, size - 1, size, *layout.offsets[:8]})
     for start, stop in pairwise(edges):
@@ -98,25 +101,25 @@ def _slice_faults(values: np.ndarray, start: int, stop: int) -> Iterator[str]:
 
 
 def checked_initial(
-    values: Any, layout: Layout, start: int, stop: int, *, finite: bool = True
-) -> np.ndarray:
-    """Return a slice of a model's initial vector as float32 of its own.
+    values: object, layout: Layout, start: int, stop: int, *, finite: bool = True
+) -> Float32Array:
+    """Return a slice of a model's initial vector as a new float32 array, (stop - start,).
 
     Parameters
     ----------
     values
-        What the model returned.
+        The slice that the model returned.
     layout
-        The model's.
+        The model's layout.
     start, stop
-        The slice that it was asked for.
+        The slice that the model was asked for.
     finite
         Whether its trained parameters must be finite numbers.
 
     Raises
     ------
     ModelError
-        It has another shape, holds no real numbers, or is not finite: names the parameter.
+        The slice has another shape, holds no real numbers, or is not finite: names the parameter.
     """
     given = np.asarray(values)
     if given.shape != (stop - start,) or given.dtype.kind not in "iuf":
@@ -132,8 +135,8 @@ def checked_initial(
     return vector
 
 
-def _not_finite(vector: np.ndarray, layout: Layout, start: int) -> str:
-    """Return the first trained parameter that has an element in a slice that is not finite."""
+def _not_finite(vector: Float32Array, layout: Layout, start: int) -> str:
+    """Return the first trained parameter with an element that is not finite; "" if none has."""
     stop = start + vector.size
     for parameter, offset in zip(layout.parameters, layout.offsets, strict=True):
         first, last = max(offset, start), min(offset + parameter.size, stop)
@@ -143,13 +146,13 @@ def _not_finite(vector: np.ndarray, layout: Layout, start: int) -> str:
     return ""
 
 
-def starting_point(model: Any, layout: Layout, seed: int) -> np.ndarray:
+def starting_point(model: Model, layout: Layout, seed: int) -> Float32Array:
     """Return a point near the initial one, where no trained parameter is zero: float32, (size,)."""
     point = np.zeros(layout.size, np.float32)
     try:
         point[:] = model.initial_parameters(seed, 0, layout.size)
     except Exception:
-        point[:] = 0  # what is wrong there was noted; the rest is tried from here
+        point[:] = 0  # `initial_faults` has noted the error; other checks start from here
     np.nan_to_num(point, copy=False, posinf=0, neginf=0)
     rng = np.random.default_rng(seed)
     for start, stop in layout.trained:

@@ -1,10 +1,11 @@
-"""The model contract: what training, scoring and predicting ask of a network, whoever wrote it."""
+"""The model contract: the members that training, scoring and predicting need of a model."""
 
 from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dbdask.arrays import Float32Array, FloatArray
 from dbdask.errors import ModelError
 
 MEMBERS = ("layout", "initial_parameters", "loss_and_gradient", "predict")
@@ -22,14 +23,13 @@ _CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 class Model(Protocol):
     """A differentiable model over one flat float32 vector.
 
-    Whatever keeps this contract can be trained, scored, predicted with and saved; no class needs
-    to be inherited. `dbdask.check_model(model, examples)` tries a model and says in words what
-    is wrong.
+    An object that keeps this contract can be trained, scored, predicted with and saved; it inherits
+    from no class. `dbdask.check_model(model, examples)` tries a model and reports every fault.
 
-    A model is pickled to every worker, and called from several threads at once. Arrays that it
-    is given may neither be kept nor written to, but for `gradient`, which must be filled in
-    place. Losses and gradients are sums over the examples, not means: so minibatches add up, and
-    the library divides once, by the sum of the weights. A penalty such as L2 is no part of the
+    A model is pickled to every worker, and called from several threads at once. It may neither
+    keep nor write to the arrays that it is given, except `gradient`, which it must fill in place.
+    Losses and gradients are sums over the examples, not means, so that minibatches add up; the
+    library divides once, by the sum of the weights. A penalty such as L2 is no part of the
     loss: give `weight_decay=` to the optimiser, or `l2=` to `sandblaster`.
 
     Attributes
@@ -44,11 +44,11 @@ class Model(Protocol):
     Optional members, used if a model has them:
 
     `loss` : str
-        "softmax", "logistic" or "squared": how targets are prepared (labels as whole numbers, or
-        values as float32), and what outputs mean. Without it, integer targets mean classes,
-        unless `output_shape` has one element: then a label has one output for each class, and a
-        single output is a value. `Result.predict` gives a value as it is, `evaluate` gives its
-        rmse and r2, and `predict_proba` refuses it.
+        "softmax", "logistic" or "squared": decides how targets are prepared (labels as whole
+        numbers, or values as float32), and what outputs mean. Without it, integer targets mean
+        classes, unless `output_shape` has one element: then a label has one output for each
+        class, and a single output is a value. `Result.predict` gives a value as it is, `evaluate`
+        gives its rmse and r2, and `predict_proba` refuses it.
     `input_shape`, `output_shape` : tuple of int
         Shapes of one example; examples of other shapes are refused before anything is read.
     `loss_only(parameters, inputs, targets, *, weights, seed)`
@@ -56,7 +56,7 @@ class Model(Protocol):
         `Result.evaluate` call it. A model that is random in training returns its loss without
         the randomness here.
     `description()`
-        Returns plain JSON that tells this model from others. A checkpoint keeps it, and a run
+        Returns JSON that distinguishes this model from others. A checkpoint keeps it, and a run
         with another description does not resume from it.
 
     `updated_buffers()` is reserved: this version does not call it, and buffers stay as they were
@@ -84,23 +84,23 @@ class Model(Protocol):
     @property
     def layout(self) -> Any: ...
 
-    def initial_parameters(self, seed: int, start: int, stop: int) -> np.ndarray:
+    def initial_parameters(self, seed: int, start: int, stop: int) -> Float32Array:
         """Return elements `start` to `stop` of the initial vector, shape (stop - start,).
 
-        The numbers depend on the seed and their place alone: the same whatever the cut, because
-        every shard asks for its own slice.
+        Each number depends only on the seed and its place in the vector, because every shard
+        asks for its own slice, and the cut into shards must change nothing.
         """
         ...
 
     def loss_and_gradient(
         self,
-        parameters: np.ndarray,
-        inputs: np.ndarray,
+        parameters: Float32Array,
+        inputs: Float32Array,
         targets: np.ndarray,
         *,
-        weights: np.ndarray | None,
+        weights: Float32Array | None,
         seed: int,
-        gradient: np.ndarray,
+        gradient: Float32Array,
     ) -> float:
         """Return the weighted sum of the examples' losses; overwrite `gradient` with its gradient.
 
@@ -115,30 +115,30 @@ class Model(Protocol):
             always mean classes.
         weights
             None: all are 1. Else float32: one weight an example, (examples,), or one a target
-            element, (examples, *target_shape). What has weight 0 counts for nothing, whatever
-            its target holds.
+            element, (examples, *target_shape). An element of weight 0 counts for nothing, even
+            if its target is NaN.
         seed
-            For all that is random in the model, such as dropout. It comes from the minibatch's
+            Seeds all random numbers in the model, such as dropout. It comes from the minibatch's
             identity (the run's seed, epoch, portion, step), so that a minibatch that is computed
             again, elsewhere, is the same.
         gradient
             float32, of the layout's size, with arbitrary content: it must be overwritten in
-            place, `gradient[:] = ...`. Of buffers it is 0, and need not be written.
+            place, `gradient[:] = ...`. Elements of buffers are 0, and need not be written.
         """
         ...
 
-    def predict(self, parameters: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    def predict(self, parameters: Float32Array, inputs: Float32Array) -> FloatArray:
         """Return the outputs of each example, shape (examples, outputs).
 
-        Probabilities if targets are classes: of each class, or with a "logistic" loss and one
-        output that of the second class. Else values, one for each target element. An example's
-        outputs do not depend on the others.
+        If targets are classes, these are the probabilities of the classes; of a "logistic" loss
+        with one output, that of the second class. Else they are values, one for each target
+        element. The outputs of an example do not depend on other examples.
         """
         ...
 
 
-def check_members(model: Any) -> None:
-    """Raise if a model lacks a member, or one cannot be called as this library calls it.
+def check_members(model: object) -> None:
+    """Raise if a model lacks a member, or has one that cannot be called with its arguments.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def check_members(model: Any) -> None:
             _check_call(model, name)
 
 
-def _check_call(model: Any, name: str) -> None:
+def _check_call(model: object, name: str) -> None:
     method = getattr(model, name)
     given, named = _CALLS[name]
     if not callable(method):
@@ -166,19 +166,19 @@ def _check_call(model: Any, name: str) -> None:
     try:
         signature(method).bind(*given, **dict.fromkeys(named))
     except ValueError:
-        return  # it has no signature to look at, as what is compiled
+        return  # compiled functions have no signature to check
     except TypeError as error:
         stars = ", ".join((*given, *(("*", *named) if named else ())))
         raise TypeError(f"model.{name} must take ({stars}): {error}") from error
 
 
-def as_loss(value: Any, method: str = "loss_and_gradient") -> float:
-    """Return a loss as a number.
+def as_loss(value: object, method: str = "loss_and_gradient") -> float:
+    """Return a loss as a float.
 
     Raises
     ------
     ModelError
-        It is none: a NumPy or torch scalar is one, an array of several elements is not.
+        It is no number. A NumPy or torch scalar is one, an array of several elements is not.
     """
     try:
         number = value.item() if hasattr(value, "item") else value
@@ -191,6 +191,6 @@ def as_loss(value: Any, method: str = "loss_and_gradient") -> float:
     return float(number)
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     shape = getattr(value, "shape", ())
     return f"an array of shape {tuple(shape)}" if shape else repr(value)[:80]

@@ -1,16 +1,16 @@
-"""Whether a model keeps the `dbdask.Model` contract: what `dbdask.check_model` tries, in order.
+"""The checks of `dbdask.check_model`: whether a model keeps the `dbdask.Model` contract.
 
-Each check is a function of a `Trial` that notes what is wrong, in words, with the remedy. A check
-that needs what an earlier one found faulty is left out, so that one mistake is told once.
+Each check is a function of a `Trial` that raises Faulty, or notes a fault, with the remedy. A check
+is left out if an earlier one found that it cannot work, so that one mistake is reported once.
 """
 
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.errors import ModelError
 from dbdask.models.finite_differences import Probe, directions, noise_of, probe
 from dbdask.models.layout import Layout, Parameter
@@ -21,18 +21,19 @@ from dbdask.models.member_checks import (
     starting_point,
     travelled,
 )
+from dbdask.models.model import Model
 from dbdask.models.model_trial import Evaluated, ExampleBatch, Faulty, Trial, is_close
 from dbdask.models.prediction_checks import check_predict
 
-MOST_ARRAYS = 8  # of which the gradient is compared with differences
-LARGE = 1_000_000  # parameters, from which on fewer arrays and threads are tried
+MOST_ARRAYS = 8  # arrays whose gradient is compared with differences, at most
+LARGE = 1_000_000  # parameters of a model for which fewer arrays and threads are tried
 WINDOW = 65_536  # elements of an array that are moved at most
 THREADS = 4
 
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What `check_model` found of a model that keeps the contract.
+    """The report of `check_model` on a model that keeps the contract.
 
     Parameters
     ----------
@@ -45,9 +46,9 @@ class ModelReport:
     outputs
         Outputs of an example.
     probes
-        Directions in which the gradient equals finite differences.
+        Number of directions in which the gradient equals finite differences.
     notes
-        What is allowed, and worth knowing.
+        Properties that are allowed, and worth knowing.
     """
 
     parameters: int
@@ -67,9 +68,9 @@ class ModelReport:
 
 
 def check_on_batch(
-    model: Any, batch: ExampleBatch, *, outputs: int | None = None, seed: int = 0
+    model: Model, batch: ExampleBatch, *, outputs: int | None = None, seed: int = 0
 ) -> ModelReport:
-    """Try a model on a few examples; the model itself is left as it is.
+    """Try a copy of a model on a few examples, and report on it.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ def check_on_batch(
     outputs
         How many outputs an example must have; None: not known.
     seed
-        Of the initial parameters and of what is random in the model.
+        Of the initial parameters, and of random numbers in the model.
 
     Raises
     ------
@@ -110,8 +111,8 @@ def check_on_batch(
 
 
 def _check_base(trial: Trial) -> None:
-    """Evaluate the examples once, and twice."""
-    trial.is_repeatable = False  # as long as it is not seen
+    """Evaluate the examples for the first time, and keep the result as `trial.base`."""
+    trial.is_repeatable = False  # until the call has succeeded
     loss, gradient, trial.first = trial.evaluate_arrays()
     if not math.isfinite(loss):
         raise Faulty(
@@ -195,7 +196,7 @@ _MEAN = (
 
 
 def _check_random_sums(trial: Trial, twice: ExampleBatch) -> None:
-    """Compare means over many seeds: random numbers hide no factor of two."""
+    """Compare means over many seeds, in which random numbers cannot hide a factor of two."""
     losses = [
         np.mean([trial.evaluate(batch, seed=seed).loss for seed in range(16)])
         for batch in (trial.batch, twice)
@@ -205,7 +206,7 @@ def _check_random_sums(trial: Trial, twice: ExampleBatch) -> None:
 
 
 def _check_split(trial: Trial) -> None:
-    """Give the examples in two parts: what is a sum of its own for each example adds up."""
+    """Give the examples in two parts: losses add up if each depends on its example alone."""
     count = len(trial.batch)
     if count < 2:
         return
@@ -219,7 +220,7 @@ def _check_split(trial: Trial) -> None:
 
 
 def _check_weights(trial: Trial) -> None:
-    """Give weights of one an example, and of one a target element."""
+    """Give weights of all kinds: one an example, and one a target element."""
     given = trial.batch.weights
     ones = np.ones(len(trial.batch), np.float32) if given is None else given
     _check_weights_like(trial, ones)
@@ -227,7 +228,7 @@ def _check_weights(trial: Trial) -> None:
         _check_weights_like(trial, np.ones(trial.batch.targets.shape, np.float32))
 
 
-def _check_weights_like(trial: Trial, ones: np.ndarray) -> None:
+def _check_weights_like(trial: Trial, ones: Float32Array) -> None:
     base = trial.base
     shape = f"weights of shape {ones.shape}"
     plain = trial.evaluate(trial.batch.weighted(ones))
@@ -245,8 +246,8 @@ def _check_weights_like(trial: Trial, ones: np.ndarray) -> None:
         _check_zero_weights(trial, ones, shape)
 
 
-def _check_zero_weights(trial: Trial, ones: np.ndarray, shape: str) -> None:
-    """Give half of the examples the weight 0, and other targets: nothing of them may count."""
+def _check_zero_weights(trial: Trial, ones: Float32Array, shape: str) -> None:
+    """Give half of the examples the weight 0, and other targets, which may change nothing."""
     half = ones.copy()
     half[len(half) // 2 :] = 0
     targets = trial.batch.targets.copy()
@@ -266,14 +267,20 @@ def _ratio(value: float, base: float) -> str:
 
 
 def _check_gradient(trial: Trial) -> list[Probe]:
-    """Compare the gradient with finite differences; returns the probes that agree."""
+    """Return the probes in which the gradient agrees with finite differences.
+
+    Raises
+    ------
+    Faulty
+        It disagrees in one.
+    """
     base = trial.base
     if base.gradient is None:
         return []
 
     scratch = np.empty(trial.layout.size, np.float32)
 
-    def loss(point: np.ndarray) -> float:
+    def loss(point: Float32Array) -> float:
         return trial.loss_at(point, scratch)
 
     noise, rng = noise_of(loss, trial.parameters), np.random.default_rng(trial.seed)
@@ -307,7 +314,7 @@ def _gradient_message(wrong: dict[str, list[Probe]], examples: int) -> str:
 
 
 def _constant_ratio(probes: list[Probe]) -> float | None:
-    """Return what the gradient is times what it should be, if that is the same everywhere."""
+    """Return the ratio of the gradient to what it should be, if it is the same everywhere."""
     ratios = np.array([p.claimed / p.measured for p in probes if p.measured])
     if ratios.size < 3 or np.ptp(ratios) > 0.1 * abs(ratios.mean()):
         return None
@@ -324,13 +331,13 @@ def _how_wrong(ratio: float | None, examples: int) -> str:
 
 
 def _arrays(layout: Layout) -> list[tuple[Parameter, slice]]:
-    """Return the trained parameters, and where each is in the flat vector."""
+    """Return the trained parameters, each with its slice of the flat vector."""
     pairs = zip(layout.parameters, layout.offsets, strict=True)
     return [(p, slice(start, start + p.size)) for p, start in pairs if p.kind == "trained"]
 
 
 def _window(part: slice, rng: np.random.Generator) -> slice:
-    """Return a part of the flat vector, or a window by lot of one that is long."""
+    """Return a slice of the flat vector, or a random window of a long one."""
     start = part.start + int(rng.integers(max(1, part.stop - part.start - WINDOW)))
     return slice(start, min(part.stop, start + WINDOW))
 

@@ -1,4 +1,4 @@
-"""A model that is tried: every call gets arrays of its own, and what becomes of them is noted."""
+"""Trials of a model: every call gets new arrays, and wrong changes of them are noted."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import Float32Array, Int64Array
 from dbdask.errors import ModelError
 from dbdask.models.evaluation import (
     buffer_ranges,
@@ -15,43 +16,43 @@ from dbdask.models.evaluation import (
     unwritten_parameters,
 )
 from dbdask.models.layout import Layout
-from dbdask.models.model import as_loss
+from dbdask.models.model import Model, as_loss
 
 
 class Faulty(Exception):
-    """A call that is a fault by itself; the text says what is wrong and what to change."""
+    """A check of a model failed; the text says what is wrong and what to change."""
 
 
 @dataclass(frozen=True)
 class ExampleBatch:
     """A few examples, as a minibatch has them."""
 
-    inputs: np.ndarray
+    inputs: Float32Array
     targets: np.ndarray
-    weights: np.ndarray | None
+    weights: Float32Array | None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def take(self, rows: Any) -> "ExampleBatch":
+    def take(self, rows: slice | Int64Array) -> "ExampleBatch":
         """Return some of the examples, or all of them several times over."""
         weights = None if self.weights is None else self.weights[rows]
         return ExampleBatch(self.inputs[rows], self.targets[rows], weights)
 
-    def weighted(self, weights: np.ndarray | None) -> "ExampleBatch":
+    def weighted(self, weights: Float32Array | None) -> "ExampleBatch":
         """Return the examples with other weights."""
         return ExampleBatch(self.inputs, self.targets, weights)
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a call returned: the loss, and the gradient, None if it was not overwritten."""
+    """The result of a call: the loss, and the gradient, None if it was not overwritten."""
 
     loss: float
-    gradient: np.ndarray | None
+    gradient: Float32Array | None
 
     def is_close(self, other: "Evaluated", factor: float = 1.0) -> bool:
-        """Whether this is `factor` times another, as far as float32 can tell."""
+        """Whether this is `factor` times another one, within the precision of float32."""
         return is_close(self.loss, factor * other.loss) and self.has_gradient_of(other, factor)
 
     def has_gradient_of(self, other: "Evaluated", factor: float = 1.0) -> bool:
@@ -61,8 +62,8 @@ class Evaluated:
         return is_close(self.gradient, factor * other.gradient)
 
 
-def is_close(value: Any, wanted: Any) -> bool:
-    """Whether numbers, or arrays as a whole, differ by no more than float32 arithmetic explains."""
+def is_close(value: object, wanted: object) -> bool:
+    """Whether two numbers, or two arrays in norm, are equal within the precision of float32."""
     value, wanted = np.asarray(value, np.float64), np.asarray(wanted, np.float64)
     scale = max(float(np.linalg.norm(value)), float(np.linalg.norm(wanted)))
     return float(np.linalg.norm(value - wanted)) <= 1e-3 * scale + 1e-6
@@ -81,15 +82,15 @@ class Trial:
     batch
         The examples.
     parameters
-        Where it is tried: float32, of the layout's size.
+        The point at which it is tried: float32, of the layout's size.
     seed
-        Given to the model.
+        The seed that the model is given.
     """
 
-    model: Any
+    model: Model
     layout: Layout
     batch: ExampleBatch
-    parameters: np.ndarray
+    parameters: Float32Array
     seed: int
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -109,7 +110,7 @@ class Trial:
         *,
         seed: int | None = None,
     ) -> Evaluated:
-        """Call `loss_and_gradient` with arrays that nobody else has; raises Faulty."""
+        """Return the result of `loss_and_gradient`, called with new arrays; raises Faulty."""
         loss, gradient, _ = self.evaluate_arrays(batch, seed=seed)
         return Evaluated(loss, gradient)
 
@@ -118,8 +119,8 @@ class Trial:
         batch: ExampleBatch | None = None,
         *,
         seed: int | None = None,
-    ) -> tuple[float, np.ndarray | None, dict[str, np.ndarray]]:
-        """Return what `evaluate` does, and the very arrays that the model was given."""
+    ) -> tuple[float, Float32Array | None, dict[str, np.ndarray]]:
+        """Return loss and gradient as `evaluate`, and the arrays that the model was given."""
         arrays = {"parameters": self.parameters.copy()}
         arrays |= self._arrays(self.batch if batch is None else batch)
         gradient = np.empty(self.layout.size, np.float32)
@@ -133,8 +134,8 @@ class Trial:
         known = None if names else gradient.copy()
         return loss, known, arrays | {"gradient": gradient}
 
-    def loss_at(self, point: np.ndarray, gradient: np.ndarray) -> float:
-        """Return the loss at another point; both vectors are given to the model as they are."""
+    def loss_at(self, point: Float32Array, gradient: Float32Array) -> float:
+        """Return the loss at another point; the model gets both vectors themselves, no copies."""
         arrays = self._arrays(self.batch)
         with _as_fault("loss_and_gradient", arrays):
             value = self.model.loss_and_gradient(
@@ -161,7 +162,7 @@ class Trial:
         method: str,
         arrays: dict[str, np.ndarray],
         seed: int | None = None,
-        **more: np.ndarray,
+        **more: Float32Array,
     ) -> float:
         before = {name: array.copy() for name, array in arrays.items()}
         seed = self.seed if seed is None else seed
@@ -177,8 +178,8 @@ class Trial:
             self._note_written(method, before, arrays)
             return as_loss(value, method)
 
-    def predict(self, inputs: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
-        """Call `predict`; returns the very outputs, and the arrays that it was given."""
+    def predict(self, inputs: Float32Array) -> tuple[Any, dict[str, np.ndarray]]:
+        """Return the outputs of `predict`, uncopied, and the arrays that it was given."""
         arrays = {"parameters": self.parameters.copy(), "inputs": inputs.copy()}
         before = {name: array.copy() for name, array in arrays.items()}
         with _as_fault("predict", arrays):
@@ -198,7 +199,7 @@ class Trial:
                 )
 
     def run(self, check: Callable[["Trial"], None]) -> None:
-        """Make a check; what it raises as Faulty is a fault."""
+        """Make a check, and note as a fault what it raises as Faulty."""
         try:
             check(self)
         except Faulty as error:
@@ -207,7 +208,7 @@ class Trial:
 
 @contextmanager
 def _as_fault(method: str, arrays: dict[str, np.ndarray]) -> Iterator[None]:
-    """Turn what a call of the model raises into a fault that says how it was called."""
+    """Turn an error that the model raises into Faulty, which says how the model was called."""
     try:
         yield
     except ModelError as error:

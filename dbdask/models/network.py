@@ -4,11 +4,13 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from dbdask.arrays import Float32Array, FloatArray
 from dbdask.errors import ModelError
+from dbdask.json_types import JsonObject
 from dbdask.models.layers import Arrays, Dense, Layer, Shape, as_rows
 from dbdask.models.layout import Layout, Parameter, as_parameter
 from dbdask.models.losses import LOSSES, probabilities
@@ -95,10 +97,15 @@ class Network:
         """Shape of one example's output."""
         return self._stages[-1].output_shape
 
-    def initial_parameters(self, seed: int, start: int, stop: int) -> np.ndarray:
-        """Return a slice of the initial vector, float32, as the layers' `initial` says.
+    def initial_parameters(self, seed: int, start: int, stop: int) -> Float32Array:
+        """Return a slice of the initial vector: float32 of (stop - start,), from the layers.
 
-        Every parameter has a stream of numbers of its own, so any cut of the vector gets the same.
+        Every parameter has its own stream of random numbers, so the cut changes nothing.
+
+        Raises
+        ------
+        ModelError
+            `initial` of a layer returned another shape.
         """
         values = np.zeros(stop - start, np.float32)
         index = 0
@@ -121,13 +128,13 @@ class Network:
 
     def loss_and_gradient(
         self,
-        parameters: np.ndarray,
-        inputs: np.ndarray,
+        parameters: Float32Array,
+        inputs: Float32Array,
         targets: np.ndarray,
         *,
-        weights: np.ndarray | None = None,
+        weights: Float32Array | None = None,
         seed: int = 0,
-        gradient: np.ndarray,
+        gradient: Float32Array,
     ) -> float:
         """Return the weighted sum of losses, and overwrite `gradient` (see `dbdask.Model`)."""
         views, into = self._views(parameters), self._views(gradient)
@@ -144,36 +151,36 @@ class Network:
 
     def loss_only(
         self,
-        parameters: np.ndarray,
-        inputs: np.ndarray,
+        parameters: Float32Array,
+        inputs: Float32Array,
         targets: np.ndarray,
         *,
-        weights: np.ndarray | None = None,
+        weights: Float32Array | None = None,
         seed: int = 0,
     ) -> float:
-        """Return the weighted sum of losses, without the work of a gradient."""
+        """Return the weighted sum of losses, without computing a gradient."""
         views = self._views(parameters)
         outputs, _ = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
         return self._loss(outputs, targets, weights)[0]
 
-    def predict(self, parameters: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    def predict(self, parameters: Float32Array, inputs: Float32Array) -> FloatArray:
         """Return (examples, outputs): probabilities for softmax and logistic, else values."""
         views = self._views(parameters)
         outputs, _ = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
         return probabilities(self.loss, as_rows(outputs))
 
     def _loss(
-        self, outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
-    ) -> tuple[float, np.ndarray]:
-        """Return the loss, and its gradient at the outputs, which is made of them."""
+        self, outputs: Float32Array, targets: np.ndarray, weights: Float32Array | None
+    ) -> tuple[float, Float32Array]:
+        """Return the loss, and its gradient at the outputs, which overwrites them."""
         rows = as_rows(outputs)
         loss = LOSSES[self.loss](rows, np.asarray(targets), weights)
         return loss, rows.reshape(outputs.shape)
 
     def _forward(
-        self, views: list[Arrays], inputs: np.ndarray
-    ) -> tuple[np.ndarray, list[tuple[np.ndarray | None, ...]]]:
-        """Return outputs that may be overwritten, and what each layer keeps for its gradient."""
+        self, views: list[Arrays], inputs: Float32Array
+    ) -> tuple[Float32Array, list[tuple[Float32Array | None, ...]]]:
+        """Return outputs that may be overwritten, and the arrays that each layer keeps."""
         below = outputs = inputs
         everything = []
         for stage, parameters in zip(self._stages, views, strict=True):
@@ -186,7 +193,7 @@ class Network:
             outputs = outputs.copy()
         return outputs, everything
 
-    def _views(self, vector: np.ndarray) -> list[Arrays]:
+    def _views(self, vector: Float32Array) -> list[Arrays]:
         """Return each layer's parameters by name, as views of a flat vector."""
         if vector.shape != (self._layout.size,):
             raise ValueError(
@@ -202,7 +209,7 @@ class Network:
             for stage in self._stages
         ]
 
-    def _checked_inputs(self, inputs: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    def _checked_inputs(self, inputs: np.ndarray, dtype: np.dtype) -> Float32Array:
         inputs = np.asarray(inputs)
         if inputs.shape[1:] != self.input_shape:
             raise ValueError(
@@ -211,8 +218,8 @@ class Network:
             )
         return np.ascontiguousarray(inputs, dtype)
 
-    def description(self) -> dict[str, Any]:
-        """Return the network as JSON; of a layer of one's own, its name and what it says."""
+    def description(self) -> JsonObject:
+        """Return the network as JSON; of a user's layer, its name and its description."""
         rows = [_row(layer) for layer in self.layers]
         return {
             "network": "own layers" if any("own" in row for row in rows) else "dense",
@@ -222,13 +229,13 @@ class Network:
         }
 
     @classmethod
-    def from_description(cls, description: dict[str, Any]) -> "Network":
+    def from_description(cls, description: JsonObject) -> "Network":
         """Rebuild a network from `description()`.
 
         Raises
         ------
         ValueError
-            It has layers that are not this library's.
+            A layer is not from this library.
         """
         names = {row["layer"] for row in description["layers"]}
         if description["network"] != "dense" or not names <= set(LAYERS):
@@ -246,7 +253,7 @@ class Network:
 
 
 def _stages(layers: Sequence[Layer], shape: Shape) -> tuple[tuple[Stage, ...], list[Parameter]]:
-    """Return the layers one after another, and all their parameters under the layers' names."""
+    """Return the stages of a network, and all parameters with the layers' names before theirs."""
     stages: list[Stage] = []
     everything: list[Parameter] = []
     end = 0
@@ -282,9 +289,9 @@ def _check_initial(layer: Layer, input_shape: Shape, parameters: list[Parameter]
 
 
 def _of_shape(
-    array: np.ndarray | None, examples: int, shape: Shape, name: str, method: str
-) -> np.ndarray:
-    """Return what a layer made, if it has the shape that the layer said."""
+    array: Float32Array | None, examples: int, shape: Shape, name: str, method: str
+) -> Float32Array:
+    """Return an array that a layer made; raise ModelError if it has not the shape declared."""
     if array is None or array.shape != (examples, *shape):
         found = "None" if array is None else f"shape {array.shape}"
         what = "its outputs" if method == "forward" else "the gradient at its inputs"
@@ -294,8 +301,8 @@ def _of_shape(
     return array
 
 
-def _row(layer: Any) -> dict[str, Any]:
-    """Describe a layer; one that is not this library's is marked as its author's own."""
+def _row(layer: object) -> JsonObject:
+    """Return the description of a layer; one of a user's class is marked as "own"."""
     describe = getattr(layer, "description", None)
     described = describe() if callable(describe) else {}
     name = type(layer).__qualname__
@@ -304,15 +311,15 @@ def _row(layer: Any) -> dict[str, Any]:
     return {"layer": name, "own": described}
 
 
-def what_is_own(description: Any) -> str:
-    """Say what of a model its description cannot rebuild; empty if it is all this library's."""
+def what_is_own(description: object) -> str:
+    """Return the parts of a model that its description cannot rebuild, in words; "" if none."""
     if not isinstance(description, dict) or "network" not in description:
         return "a model of yours"
     names = sorted({row["layer"] for row in description["layers"] if "own" in row})
     return f"layers of yours ({', '.join(names)})" if names else ""
 
 
-def _checked_shape(shape: Any) -> Shape:
+def _checked_shape(shape: object) -> Shape:
     lengths = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     if not all(hasattr(length, "__index__") for length in lengths):
         raise TypeError(f"input_shape must hold whole numbers, got {shape!r}")
@@ -321,16 +328,17 @@ def _checked_shape(shape: Any) -> Shape:
     return tuple(operator.index(length) for length in lengths)
 
 
-def _checked_layers(layers: Any) -> tuple[Layer, ...]:
+def _checked_layers(layers: object) -> tuple[Layer, ...]:
     if not isinstance(layers, Iterable):
         raise TypeError(f"layers must be a list of layers, got {layers!r}")
-    layers = tuple(layers)
-    if not layers:
-        raise ValueError("layers must hold at least one layer, got none")
+    found: list[Layer] = []
     for layer in layers:
         if isinstance(layer, type) or not isinstance(layer, Layer):
             raise TypeError(
                 f"layers must hold layers such as dbdask.Dense, got {layer!r}: an object with "
                 "output_shape, parameters, initial, forward and backward is one"
             )
-    return layers
+        found.append(layer)
+    if not found:
+        raise ValueError("layers must hold at least one layer, got none")
+    return tuple(found)

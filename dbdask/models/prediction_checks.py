@@ -1,6 +1,4 @@
-"""What a model predicts: the shape, the meaning, and that it depends on the example alone."""
-
-from typing import Any
+"""Checks of `predict`: its shape, its meaning, and that each example counts alone."""
 
 import numpy as np
 
@@ -8,7 +6,13 @@ from dbdask.models.model_trial import Faulty, Trial, is_close
 
 
 def check_predict(trial: Trial, outputs: int | None) -> int:
-    """Check `predict`; returns how many outputs an example has. Raises Faulty."""
+    """Return how many outputs `predict` gives an example, after all checks of it.
+
+    Raises
+    ------
+    Faulty
+        A check failed.
+    """
     count = len(trial.batch)
     given, arrays = trial.predict(trial.batch.inputs)
     values = np.array(given)
@@ -17,7 +21,7 @@ def check_predict(trial: Trial, outputs: int | None) -> int:
             f"model.predict must return numbers of shape (examples, outputs), ({count}, "
             f"{outputs or 'n'}), got {values.dtype} {values.shape}"
         )
-    size = values[0].size
+    size = int(values[0].size)
     if outputs is not None and size != outputs:
         raise Faulty(
             f"model.predict must return {outputs} outputs an example, shape ({count}, {outputs}), "
@@ -48,9 +52,9 @@ def _check_probabilities(trial: Trial, values: np.ndarray) -> None:
 
 
 def _check_predict_again(
-    trial: Trial, values: np.ndarray, given: Any, arrays: dict[str, np.ndarray]
+    trial: Trial, values: np.ndarray, given: object, arrays: dict[str, np.ndarray]
 ) -> None:
-    """Predict again, and one example alone; and change the arrays of the first call."""
+    """Raise Faulty if `predict` depends on earlier calls, their arrays, or other examples."""
     for array in arrays.values():
         array[...] = 1e3
     again = np.array(trial.predict(trial.batch.inputs)[0])

@@ -1,14 +1,16 @@
-"""What a replica does to a gradient before it sends it: divide, measure, judge, clip."""
+"""Operations on a replica's gradient before it is sent: divide, measure, check, clip."""
 
 import math
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
+
 BLOCK = 65_536  # floats: a block stays in the cache between the division and the sum
 
 
-def divide_and_measure(gradient: np.ndarray, weight: float) -> float:
-    """Divide a summed gradient by the sum of weights, in place; return its Euclidean norm.
+def divide_and_measure(gradient: Float32Array, weight: float) -> float:
+    """Divide a summed gradient, (n,), by the sum of weights in place; return its Euclidean norm.
 
     The norm is infinite or NaN exactly when a component of the result is, or when the squares
     overflow float32 within a block; both are reasons to refuse the gradient.
@@ -18,7 +20,7 @@ def divide_and_measure(gradient: np.ndarray, weight: float) -> float:
         block = gradient[start : start + BLOCK]
         if weight != 1.0:
             np.divide(block, np.float32(weight), out=block)
-        with np.errstate(over="ignore", invalid="ignore"):  # the norm says so
+        with np.errstate(over="ignore", invalid="ignore"):  # the norm shows it
             squares += float(np.dot(block, block))
     return math.sqrt(squares) if squares >= 0.0 else math.nan
 
@@ -28,14 +30,18 @@ def is_good(loss: float, norm: float) -> bool:
     return math.isfinite(loss) and math.isfinite(norm)
 
 
-def clip(gradient: np.ndarray, norm: float, clip_norm: float | None) -> None:
-    """Scale a gradient in place so that its norm is at most `clip_norm`."""
+def clip(gradient: Float32Array, norm: float, clip_norm: float | None) -> None:
+    """Scale a gradient, (n,), in place so that its norm is at most `clip_norm`."""
     if clip_norm is not None and norm > clip_norm:
         np.multiply(gradient, np.float32(clip_norm / norm), out=gradient)
 
 
-def first_bad_parameter(gradient: np.ndarray, names: list[str], offsets: list[int]) -> str:
-    """Name the parameter that holds the first component that is not finite."""
+def first_bad_parameter(gradient: Float32Array, names: list[str], offsets: list[int]) -> str:
+    """Return the name of the parameter with the first component that is not finite.
+
+    `offsets` is the place of each parameter in the gradient, (n,). If all components are finite,
+    this is "the loss".
+    """
     bad = np.flatnonzero(~np.isfinite(gradient))
     if not bad.size:
         return "the loss"
@@ -44,12 +50,16 @@ def first_bad_parameter(gradient: np.ndarray, names: list[str], offsets: list[in
 
 
 def minibatch_seed(seed: int, epoch: int, portion: int, step: int) -> int:
-    """Return the model's seed for a minibatch: from its identity, so that a repeat is the same."""
+    """Return the model's seed for a minibatch, from its identity: a repeat gets the same seed."""
     return int(np.random.SeedSequence((seed, epoch, portion, step)).generate_state(1)[0])
 
 
-def weight_of(weights: np.ndarray | None, examples: int) -> float:
-    """Return the sum of a minibatch's weights: of the examples, also where elements are masked."""
+def weight_of(weights: Float32Array | None, examples: int) -> float:
+    """Return the sum of the weights of a minibatch's examples.
+
+    `weights` is (examples,), or (examples, *target_shape), of which an example's weight is the
+    mean, or None, if all are 1.
+    """
     if weights is None:
         return float(examples)
     weights = np.asarray(weights)

@@ -1,10 +1,10 @@
-"""L-BFGS whose vectors stay where they are: the recursion runs on inner products (section 4.2).
+"""L-BFGS that computes on inner products, so that vectors stay in their shards (section 4.2).
 
-Vector-free two-loop recursion: Chen, Wang and Zhou, *Large-scale L-BFGS using MapReduce*, NIPS
-2014. One command returns the inner products of the new vectors with all others, the recursion is
-done on scalars, one command forms the direction. The method is a generator: it yields what it
-wants done (`Round`, `Evaluate`, `Accepted`) and is sent the answer, so the same lines run on
-NumPy arrays and on a parameter server.
+Source: Chen, Wang and Zhou, *Large-scale L-BFGS using MapReduce*, NIPS 2014, the vector-free
+two-loop recursion. One command returns the inner products of the new vectors with all others, the
+recursion runs on scalars, and one command forms the direction. The method is a generator: it
+yields requests (`Round`, `Evaluate`, `Accepted`) and is sent their answers, so the same code runs
+on NumPy arrays and on a parameter server.
 """
 
 import math
@@ -14,43 +14,50 @@ from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import Float64Array
 from dbdask.optim.line_search import Trial, strong_wolfe
 from dbdask.optim.vectors import Add, Combine, Command, Copy, Dot, Gram, Largest
 
 X, GRADIENT, DIRECTION = "parameters", "gradient", "direction"
 TRIAL, TRIAL_GRADIENT = "trial", "trial_gradient"
-PATIENCE = 10  # iterations in a row that bring less than the loss can tell apart
+PATIENCE = 10  # iterations in a row whose decrease is below the resolution of the loss
 LEAST_CURVATURE = 1e-10  # a pair with s.y below this share of |s||y| is skipped
 
 
 @dataclass(frozen=True)
 class Round:
-    """Commands for every slice, in one round trip; their merged answers are wanted."""
+    """A request for one round trip of commands to every slice, answered by merged answers."""
 
     commands: tuple[Command, ...]
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """A pass over the data: the mean loss at `point` is wanted, its gradient goes into `into`."""
+    """A request for a pass over the data: the answer is the mean loss at `point`, and `after`'s.
+
+    The mean gradient goes into `into`.
+    """
 
     before: tuple[Command, ...]
     point: str
     into: str
-    after: tuple[Command, ...]  # done when the gradient is whole; their answers are wanted
+    after: tuple[Command, ...]  # done when the gradient is whole; their answers are returned
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """The state holds a new point; True is wanted where the method is to stop here."""
+    """A report that the state holds a new point; the answer True ends the method."""
 
 
 Request = Round | Evaluate | Accepted
 
+Answer = Any
+"""What a request is answered with: answers of commands, a loss beside them, or a truth value."""
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What the method is told."""
+    """The settings of the method."""
 
     iterations: int = 100
     history_length: int = 10
@@ -61,7 +68,7 @@ class Settings:
 
 @dataclass
 class State:
-    """All that the method knows beside the vectors: what a checkpoint keeps.
+    """All that the method knows beside the vectors; a checkpoint keeps it.
 
     The Gram matrix is of the pairs' s, then their y, then the gradient; a pair is named by its
     slot, and `pairs` lists the slots in use, oldest first.
@@ -73,16 +80,16 @@ class State:
     largest: float = 0.0  # magnitude of the gradient's components
     squared_norm: float = 0.0  # of the gradient
     step_length: float = 0.0
-    stalled: int = 0  # iterations in a row whose decrease the loss cannot tell apart
+    stalled: int = 0  # iterations in a row whose decrease is below the resolution of the loss
     pairs: list[int] = field(default_factory=list)
     products: dict[str, float] = field(default_factory=dict)  # "s0 y1": their inner product
 
     def product(self, left: str, right: str) -> float:
-        """An inner product, whichever way round it is kept."""
+        """Return an inner product, kept in either order of its vectors."""
         return self.products[" ".join(sorted((left, right)))]
 
-    def keep(self, rows: Sequence[str], columns: Sequence[str], gram: np.ndarray) -> None:
-        """Note the answer of a `Gram` command."""
+    def keep(self, rows: Sequence[str], columns: Sequence[str], gram: Float64Array) -> None:
+        """Keep the answer of a `Gram` command: float64, (rows, columns)."""
         for i, row in enumerate(rows):
             for j, column in enumerate(columns):
                 self.products[" ".join(sorted((row, column)))] = float(gram[i, j])
@@ -94,17 +101,17 @@ class State:
 
 
 def names_of(state: State) -> list[str]:
-    """The vectors that a checkpoint keeps beside the state."""
+    """Return the names of the vectors that a checkpoint keeps beside the state."""
     pairs = [f"{letter}{slot}" for slot in state.pairs for letter in "sy"]
     return [X, GRADIENT, *pairs] if state.started else [X]
 
 
-def minimise(state: State, settings: Settings) -> Generator[Request, Any, str]:
-    """Minimise from `parameters`, or go on from a state; returns why it stopped.
+def minimise(state: State, settings: Settings) -> Generator[Request, Answer, str]:
+    """Minimise from `parameters`, or continue from a state; return the reason of the stop.
 
-    The reasons are `tolerance`, `iterations`, `precision` (the search failed where the predicted
-    decrease is below what the loss can tell apart, or `PATIENCE` iterations in a row brought no
-    more than that), `search_failed`, and `stopped`.
+    The reasons are `tolerance`, `iterations`, `search_failed`, `stopped`, and `precision`: the
+    decrease was below the resolution of the loss in `PATIENCE` iterations in a row, or the search
+    failed and had predicted such a decrease.
     """
     if not state.started:
         yield from _first_point(state, settings)
@@ -129,7 +136,7 @@ def minimise(state: State, settings: Settings) -> Generator[Request, Any, str]:
             return "stopped"
 
 
-def _first_point(state: State, settings: Settings) -> Generator[Request, Any, None]:
+def _first_point(state: State, settings: Settings) -> Generator[Request, Answer, None]:
     after = (
         Add(GRADIENT, settings.l2, X),
         Dot(X, X),
@@ -145,8 +152,8 @@ def _first_point(state: State, settings: Settings) -> Generator[Request, Any, No
 
 def _iterate(
     state: State, settings: Settings
-) -> Generator[Request, Any, tuple[Trial | None, float]]:
-    """One iteration; returns the accepted trial, if any, and the decrease that was predicted."""
+) -> Generator[Request, Answer, tuple[Trial | None, float]]:
+    """Make one iteration; return the accepted trial, if any, and the predicted decrease."""
     coefficients = direction_coefficients(state)
     slope = sum(factor * state.product(name, GRADIENT) for name, factor in coefficients.items())
     yield Round((Combine(DIRECTION, coefficients),))
@@ -175,8 +182,8 @@ def _iterate(
 
 def _try(
     state: State, settings: Settings, step: float
-) -> Generator[Request, Any, tuple[float, float, float, float]]:
-    """Evaluate at a step along the direction: value, slope, largest component, squared norm."""
+) -> Generator[Request, Answer, tuple[float, float, float, float]]:
+    """Return value, slope, and the gradient's largest component and squared norm at a step."""
     before = (Combine(TRIAL, {X: 1.0, DIRECTION: step}),)
     after = (
         Add(TRIAL_GRADIENT, settings.l2, TRIAL),
@@ -191,7 +198,7 @@ def _try(
     return loss + 0.5 * settings.l2 * norm, slope, largest, squared
 
 
-def _move(state: State, settings: Settings) -> Generator[Request, Any, None]:
+def _move(state: State, settings: Settings) -> Generator[Request, Answer, None]:
     """Make the trial the point, and its step and change of gradient the newest pair."""
     slot = _free_slot(state, settings.history_length)
     s, y = f"s{slot}", f"y{slot}"
@@ -216,21 +223,21 @@ def _move(state: State, settings: Settings) -> Generator[Request, Any, None]:
 
 
 def _free_slot(state: State, history_length: int) -> int:
-    """The slot of the next pair: a free one, else that of the oldest."""
+    """Return the slot for the next pair: a free one, else that of the oldest."""
     free = [slot for slot in range(history_length) if slot not in state.pairs]
     return free[0] if free else state.pairs[0]
 
 
 def _forget_products(state: State) -> None:
-    """Keep the products of vectors that are still there."""
+    """Drop the products of vectors that are no longer used."""
     alive = {GRADIENT, *(f"{letter}{slot}" for slot in state.pairs for letter in "sy")}
     state.products = {key: v for key, v in state.products.items() if set(key.split()) <= alive}
 
 
 def direction_coefficients(state: State) -> dict[str, float]:
-    """The two-loop recursion on scalars: the direction as a combination of vectors.
+    """Return the direction as coefficients of the gradient, of every s and of every y.
 
-    Returns the coefficients of the gradient, of every s and of every y.
+    This is the two-loop recursion on scalars.
     """
     basis = [f"{letter}{slot}" for letter in "sy" for slot in state.pairs] + [GRADIENT]
     c = dict.fromkeys(basis, 0.0)
@@ -256,5 +263,5 @@ def direction_coefficients(state: State) -> dict[str, float]:
 
 
 def _resolution(state: State, settings: Settings) -> float:
-    """The smallest decrease of the loss that can be told from rounding."""
+    """Return the smallest decrease of the loss that exceeds its rounding."""
     return settings.epsilon * abs(state.loss)

@@ -1,7 +1,7 @@
 """A line search for the strong Wolfe conditions, by safeguarded cubic interpolation.
 
-Nocedal and Wright, *Numerical Optimization* (2006), sections 3.5 and 3.6. It is a generator:
-it yields the step that it wants to know about and is sent (value, slope) there.
+Source: Nocedal and Wright, *Numerical Optimization* (2006), sections 3.5 and 3.6. The search is a
+generator: it yields a step, and is sent the (value, slope) there.
 """
 
 import math
@@ -28,7 +28,7 @@ Search = Generator[float, tuple[float, float], Trial | None]
 
 
 def strong_wolfe(value: float, slope: float, first_step: float, resolution: float = 0.0) -> Search:
-    """Search along a descent direction; returns the trial that is accepted, or None.
+    """Search along a descent direction; return the trial that is accepted, or None.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def strong_wolfe(value: float, slope: float, first_step: float, resolution: floa
     first_step
         The step to try first.
     resolution
-        What the value can tell apart. Where a decrease is smaller, the slopes decide (the
+        The smallest decrease of the value that exceeds rounding. Below it, the slopes decide (the
         approximate Wolfe conditions of Hager and Zhang, 2005).
     """
     origin = Trial(0.0, value, slope)
@@ -79,14 +79,14 @@ def _is_too_high(origin: Trial, trial: Trial, resolution: float) -> bool:
 
 
 def _extrapolate(before: Trial, trial: Trial) -> float:
-    """A larger step, where the slope still goes down."""
+    """Return a larger step, for a slope that is still negative."""
     wanted = _cubic_minimum(before, trial)
     least, most = 1.1 * trial.step, EXPAND * trial.step
     return min(max(wanted, least), most) if wanted > trial.step else most
 
 
 def _interpolate(low: Trial, high: Trial) -> float:
-    """A step between the ends of the bracket, not too near to either."""
+    """Return a step between the ends of the bracket, not too near to either."""
     if not math.isfinite(high.value):
         return low.step + SAFEGUARD * (high.step - low.step)
     left, right = sorted((low.step, high.step))
@@ -98,7 +98,7 @@ def _interpolate(low: Trial, high: Trial) -> float:
 
 
 def _cubic_minimum(a: Trial, b: Trial) -> float:
-    """The minimiser of the cubic through two values and two slopes (equation 3.59)."""
+    """Return the minimiser of the cubic through two values and two slopes (equation 3.59)."""
     if a.step == b.step:
         return math.nan
     d1 = a.slope + b.slope - 3 * (a.value - b.value) / (a.step - b.step)

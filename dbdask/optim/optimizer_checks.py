@@ -1,31 +1,32 @@
-"""What stands between a run and an update rule that a user wrote: checks, slots, one update."""
+"""Update rules of users: checks before a run, their slots, and one update."""
 
 from collections.abc import Callable, Sequence
 from inspect import signature
-from typing import Any
 
 import cloudpickle
 import numpy as np
 
+from dbdask.arrays import Float32Array
+from dbdask.json_types import JsonObject
 from dbdask.optim.optimizers import Optimizer, Slots, UpdateRule, is_own
 
 RESERVED = ("parameters", "best", "commit")  # a snapshot has these beside the slots
 
-Update = Callable[[np.ndarray, np.ndarray, Slots], None]
+Update = Callable[[Float32Array, Float32Array, Slots], None]
 
 
-def checked_optimizer(given: Any) -> Optimizer:
-    """Return an update rule that may be given to a run.
+def checked_optimizer(given: object) -> Optimizer:
+    """Return an update rule that a run can use.
 
-    A rule that is not one of this library's is tried on a few numbers, in a pickled copy.
+    A rule of a user is tried on a few numbers, in a pickled copy.
 
     Raises
     ------
     TypeError, ValueError
-        It is none: it lacks `slots` or `update`, cannot be pickled, changes nothing, or returns
-        what it should have changed in place. An error of its own comes out with a note.
+        It lacks `slots` or `update`, cannot be pickled, changes nothing, or returns arrays
+        instead of changing its own in place. An error that the rule raises gets a note.
     """
-    if not is_own(given):
+    if isinstance(given, UpdateRule) and not is_own(given):
         return given
     if isinstance(given, type) or not isinstance(given, Optimizer) or not callable(given.update):
         raise TypeError(
@@ -39,9 +40,12 @@ def checked_optimizer(given: Any) -> Optimizer:
     return given
 
 
-def _check_slots(slots: Any) -> None:
-    is_listed = isinstance(slots, Sequence) and not isinstance(slots, (str, bytes))
-    if not is_listed or not all(isinstance(name, str) for name in slots):
+def _check_slots(slots: object) -> None:
+    if (
+        not isinstance(slots, Sequence)
+        or isinstance(slots, (str, bytes))
+        or not all(isinstance(name, str) for name in slots)
+    ):
         raise TypeError(f"optimizer.slots must be a tuple of names, got {slots!r}")
     wrong = [name for name in slots if name in RESERVED or not name.isidentifier()]
     if wrong or len(set(slots)) < len(slots):
@@ -55,7 +59,7 @@ def _check_signature(rule: Optimizer) -> None:
     try:
         signature(rule.update).bind(None, None, None, None)
     except ValueError:
-        return  # it has no signature to look at, as what is compiled
+        return  # compiled functions have no signature to check
     except TypeError as error:
         raise TypeError(
             f"optimizer.update must take (parameters, gradient, slots, step): {error}"
@@ -74,10 +78,10 @@ def _travelled(rule: Optimizer) -> Optimizer:
 
 
 def _try(rule: Optimizer) -> None:
-    """Let a rule make some updates of eight parameters."""
+    """Apply some updates of a rule to eight parameters; raise if it is no update in place."""
     parameters = np.array([0, 1, -1, 2, 0, 0.5, -3, 1], np.float32)
     gradient = np.array([1, -1, 0.5, 2, -2, 1, 1, -0.25], np.float32)
-    update: Callable[..., Any] = rule.update
+    update: Callable[..., object] = rule.update
     try:
         slots = initial_slots(rule, parameters.size)
         before = [vector.copy() for vector in (parameters, *slots.values())]
@@ -98,26 +102,26 @@ def _try(rule: Optimizer) -> None:
         )
 
 
-def _still_moves_nothing(rule: Optimizer, parameters: np.ndarray, slots: Slots) -> bool:
-    """Look at a late step: a rule may begin with a rate of zero."""
+def _still_moves_nothing(rule: Optimizer, parameters: Float32Array, slots: Slots) -> bool:
+    """Whether a late step changes nothing, too; a rule may begin with a rate of zero."""
     before = [vector.copy() for vector in (parameters, *slots.values())]
     try:
         rule.update(parameters, _read_only(np.ones_like(parameters)), slots, 1000)
     except Exception:
-        return False  # a list of rates may end before: nothing is known
+        return False  # a list of rates may be shorter: nothing is known
     return _is_unchanged(before, parameters, slots)
 
 
-def _is_unchanged(before: list[np.ndarray], parameters: np.ndarray, slots: Slots) -> bool:
+def _is_unchanged(before: list[Float32Array], parameters: Float32Array, slots: Slots) -> bool:
     now = (parameters, *slots.values())
     return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, now, strict=True))
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else repr(value)
 
 
-def _read_only(vector: np.ndarray) -> np.ndarray:
+def _read_only(vector: Float32Array) -> Float32Array:
     view = vector[:]
     view.flags.writeable = False
     return view
@@ -159,10 +163,10 @@ def prepared_update(optimizer: Optimizer, step: int) -> Update:
     )
 
 
-def kept_of(optimizer: Optimizer) -> str | dict[str, Any]:
-    """Return what a checkpoint keeps of a rule: its name, or an own one's class and slots.
+def kept_of(optimizer: Optimizer) -> str | JsonObject:
+    """Return what a checkpoint keeps of a rule: its name, or the class and slots of a user's.
 
-    The numbers are not kept: the rule is given again when a run resumes.
+    Its numbers are not kept, because the rule is given again when a run resumes.
     """
     if isinstance(optimizer, UpdateRule) and not is_own(optimizer):
         return optimizer.name

@@ -1,31 +1,34 @@
-"""Update rules: what a parameter shard does with a gradient.
+"""Update rules: how a parameter shard applies a gradient.
 
-A rule is any object with `slots` and `update` (see `Optimizer`). Those here work in blocks that
-stay in the processor's cache, and element by element: a slice gets the same bits as the whole
-vector.
+A rule is any object with `slots` and `update` (see `Optimizer`). The rules here work in blocks that
+stay in the processor's cache, and element by element, so that a slice gets the same bits as in
+the whole vector.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+
+from dbdask.arrays import Float32Array
+from dbdask.json_types import JsonObject
 
 BLOCK = 32_768  # floats
 
 Rate = float | Callable[[int], float]
-Slots = dict[str, np.ndarray]
+Slots = dict[str, Float32Array]
 
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """What a parameter shard asks of an update rule; any object that keeps this is one.
+    """The members that a parameter shard needs of an update rule; an object with them is one.
 
     A rule travels pickled, and every shard has a copy of its own, which one thread at a time
     calls with the shard's slice of the vectors. A rule must work on any slice. All that it
-    remembers from one update to the next belongs into the slots: checkpoints keep slots, and
-    nothing of the object but its class's name.
+    remembers from one update to the next belongs into the slots: checkpoints keep slots, and of
+    the object only the name of its class.
 
     Optional: `initial_slot(name, size)` returns a slot's first content, float32 of shape
     (size,); without it slots start as zeros.
@@ -48,11 +51,13 @@ class Optimizer(Protocol):
     @property
     def slots(self) -> Sequence[str]: ...
 
-    def update(self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int) -> None:
+    def update(
+        self, parameters: Float32Array, gradient: Float32Array, slots: Slots, step: int
+    ) -> None:
         """Apply one update in place; the gradient is read-only.
 
-        What can fail (a schedule, a check) must come before the first change: an update that
-        raises counts as not applied.
+        Code that can fail (a schedule, a check) must come before the first change, because an
+        update that raises counts as not applied.
 
         Parameters
         ----------
@@ -98,8 +103,8 @@ class UpdateRule:
         _check(name, value, **limits)
         object.__setattr__(self, name, float(value))
 
-    def initial_slot(self, name: str, size: int) -> np.ndarray:
-        """Return a slot's first content, float32 of `size` elements."""
+    def initial_slot(self, name: str, size: int) -> Float32Array:
+        """Return a slot's first content: float32, (size,)."""
         return np.zeros(size, np.float32)
 
     def rate(self, step: int) -> float:
@@ -121,14 +126,19 @@ class UpdateRule:
             raise ValueError(f"learning_rate({step}) must be finite and at least 0, got {rate}")
         return rate
 
-    def update(self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int) -> None:
+    def update(
+        self, parameters: Float32Array, gradient: Float32Array, slots: Slots, step: int
+    ) -> None:
         """Apply one update in place, as `Optimizer.update` says."""
         self.apply(parameters, gradient, slots, step, self.rate(step))
 
     def apply(
-        self, parameters: np.ndarray, gradient: np.ndarray, slots: Slots, step: int, rate: float
+        self, parameters: Float32Array, gradient: Float32Array, slots: Slots, step: int, rate: float
     ) -> None:
-        """Apply one update with a rate that is known: then nothing here can fail half way."""
+        """Apply one update at a known rate, which cannot fail half way.
+
+        All vectors are float32 of one shape, (n,); the gradient is only read.
+        """
         held = [slots[name] for name in self.slots]
         shapes = {vector.shape for vector in (parameters, gradient, *held)}
         assert len(shapes) == 1, shapes
@@ -144,18 +154,18 @@ class UpdateRule:
 
     def _update_block(
         self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: list[np.ndarray],
+        parameters: Float32Array,
+        gradient: Float32Array,
+        slots: list[Float32Array],
         rate: float,
         step: int,
-        spare: np.ndarray,
+        spare: Float32Array,
     ) -> None:
-        """Update a block in place; `spare` has its shape, and arbitrary content."""
+        """Update a block in place; `spare` has its shape, and content that may be overwritten."""
         raise NotImplementedError
 
-    def description(self) -> dict[str, Any]:
-        """Return the rule as JSON; a schedule is named, not kept."""
+    def description(self) -> JsonObject:
+        """Return the rule as JSON, with only the name of a schedule."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         rate = self.learning_rate
         values["learning_rate"] = _schedule_name(rate) if callable(rate) else float(rate)
@@ -163,13 +173,13 @@ class UpdateRule:
 
 
 def _schedule_name(schedule: Callable[[int], float]) -> str:
-    """Name a schedule without its address, so that a second process names it alike."""
+    """Return the name of a schedule, without its address, so that all processes agree on it."""
     return getattr(schedule, "__qualname__", type(schedule).__qualname__)
 
 
 def _check(
     name: str,
-    value: Any,
+    value: object,
     *,
     above: float | None = None,
     least: float | None = None,
@@ -201,12 +211,12 @@ class Sgd(UpdateRule):
 
     def _update_block(
         self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: list[np.ndarray],
+        parameters: Float32Array,
+        gradient: Float32Array,
+        slots: list[Float32Array],
         rate: float,
         step: int,
-        spare: np.ndarray,
+        spare: Float32Array,
     ) -> None:
         np.multiply(gradient, rate, out=spare)
         parameters -= spare
@@ -233,12 +243,12 @@ class Momentum(UpdateRule):
 
     def _update_block(
         self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: list[np.ndarray],
+        parameters: Float32Array,
+        gradient: Float32Array,
+        slots: list[Float32Array],
         rate: float,
         step: int,
-        spare: np.ndarray,
+        spare: Float32Array,
     ) -> None:
         (velocity,) = slots
         velocity *= self.momentum
@@ -271,12 +281,12 @@ class Nesterov(UpdateRule):
 
     def _update_block(
         self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: list[np.ndarray],
+        parameters: Float32Array,
+        gradient: Float32Array,
+        slots: list[Float32Array],
         rate: float,
         step: int,
-        spare: np.ndarray,
+        spare: Float32Array,
     ) -> None:
         (velocity,) = slots
         velocity *= self.momentum
@@ -286,7 +296,11 @@ class Nesterov(UpdateRule):
 
 
 def _look_ahead(
-    velocity: np.ndarray, gradient: np.ndarray, momentum: float, rate: float, spare: np.ndarray
+    velocity: Float32Array,
+    gradient: Float32Array,
+    momentum: float,
+    rate: float,
+    spare: Float32Array,
 ) -> None:
     """Write `rate * (gradient + momentum * velocity)` into `spare`."""
     np.multiply(velocity, momentum, out=spare)
@@ -296,7 +310,7 @@ def _look_ahead(
 
 @dataclass(frozen=True)
 class Adagrad(UpdateRule):
-    """Adagrad as the paper has it: `a += gradient**2; parameters -= rate * gradient / sqrt(a)`.
+    """Adagrad as in the paper: `a += gradient**2; parameters -= rate * gradient / sqrt(a)`.
 
     `epsilon` is added to the root, and `initial_accumulator` is where every sum of squares
     starts. With the default, zero, as in the paper, the first step of every parameter is `rate`
@@ -314,18 +328,18 @@ class Adagrad(UpdateRule):
         self._set_number("epsilon", above=0.0)
         self._set_number("initial_accumulator", least=0.0)
 
-    def initial_slot(self, name: str, size: int) -> np.ndarray:
-        """Return the first sums of squares, float32 of `size` elements."""
+    def initial_slot(self, name: str, size: int) -> Float32Array:
+        """Return the first sums of squares: float32, (size,)."""
         return np.full(size, self.initial_accumulator, np.float32)
 
     def _update_block(
         self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: list[np.ndarray],
+        parameters: Float32Array,
+        gradient: Float32Array,
+        slots: list[Float32Array],
         rate: float,
         step: int,
-        spare: np.ndarray,
+        spare: Float32Array,
     ) -> None:
         (accumulator,) = slots
         np.multiply(gradient, gradient, out=spare)
@@ -361,12 +375,12 @@ class Adam(UpdateRule):
 
     def _update_block(
         self,
-        parameters: np.ndarray,
-        gradient: np.ndarray,
-        slots: list[np.ndarray],
+        parameters: Float32Array,
+        gradient: Float32Array,
+        slots: list[Float32Array],
         rate: float,
         step: int,
-        spare: np.ndarray,
+        spare: Float32Array,
     ) -> None:
         mean, square = slots
         np.multiply(gradient, 1 - self.beta1, out=spare)
@@ -392,5 +406,5 @@ RULES = {rule.name: rule for rule in (Sgd, Momentum, Nesterov, Adagrad, Adam)}
 
 
 def is_own(optimizer: Optimizer) -> bool:
-    """Whether a rule was written by a user; a subclass of one of ours is the user's."""
+    """Whether a user wrote the rule, also as a subclass of one of these."""
     return type(optimizer) not in RULES.values()

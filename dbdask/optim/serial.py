@@ -1,30 +1,34 @@
-"""Batch methods on NumPy arrays: the same generator that a parameter server drives."""
+"""Batch methods on NumPy arrays, by the generator that a parameter server runs, too."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from dbdask.optim.lbfgs import Accepted, Evaluate, Round, Settings, State, minimise
+from dbdask.arrays import FloatArray
+from dbdask.optim.lbfgs import Accepted, Answer, Evaluate, Round, Settings, State, minimise
 from dbdask.optim.vectors import Vectors, carry_out
 
-Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
+Objective = Callable[[FloatArray], tuple[float, FloatArray]]
 
 
 def minimise_array(
     objective: Objective,
-    start: np.ndarray,
+    start: FloatArray,
     settings: Settings | None = None,
     state: State | None = None,
-) -> tuple[np.ndarray, State, str]:
-    """Minimise a function of one array; returns the point, the method's state, and the reason.
+) -> tuple[FloatArray, State, str]:
+    """Minimise a function of one array; return the point, the method's state, and the reason.
 
     Parameters
     ----------
     objective
-        Returns the value and the gradient at a point.
+        Returns the value and the gradient at a point, (n,).
     start
-        Where to start; its dtype is that of all vectors.
+        The first point, float of (n,); its dtype is that of all vectors.
+    settings
+        None: the defaults, with the precision of `start`.
+    state
+        Continues from a state that was returned; None: begins anew.
 
     Examples
     --------
@@ -36,7 +40,7 @@ def minimise_array(
     state = state or State()
     vectors: Vectors = {"parameters": np.array(start)}
     method = minimise(state, settings)
-    answer: Any = None
+    answer: Answer = None
     while True:
         try:
             request = method.send(answer)

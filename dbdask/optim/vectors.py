@@ -1,8 +1,8 @@
 """Commands on named vectors: the small set that a batch method needs (section 4.2).
 
-A command is data. A shard carries it out on its own slices, and so does a dictionary of NumPy
-arrays; what they answer (inner products, largest magnitudes) adds up over slices. So a method
-that is written on commands runs on one array or on a parameter server without a change.
+A command is data. A shard carries it out on its own slices, and a program on a dictionary of NumPy
+arrays; the answers (inner products, largest magnitudes) of several slices can be merged. So a
+method that is written in commands runs on one array or on a parameter server without a change.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +11,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dbdask.arrays import Float64Array, FloatArray
+
 BLOCK = 16_384  # elements: a float64 block of a few vectors stays in the cache
 
-Vectors = dict[str, np.ndarray]
+Vectors = dict[str, FloatArray]
 
 
 class Command(Protocol):
-    """One step on named vectors; `merge` brings the answers of all slices together."""
+    """One operation on named vectors, all of shape (n,); `merge` merges the answers of slices."""
 
     def __call__(self, vectors: Vectors) -> Any: ...
 
@@ -34,7 +36,7 @@ class _Silent:
 
 @dataclass(frozen=True)
 class Fill(_Silent):
-    """into = value; makes the vector where it is new, like `like`."""
+    """into = value; a new vector gets the dtype of `like`."""
 
     into: str
     value: float
@@ -136,7 +138,7 @@ class Gram:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
 
-    def __call__(self, vectors: Vectors) -> np.ndarray:
+    def __call__(self, vectors: Vectors) -> Float64Array:
         names = list(dict.fromkeys(self.rows + self.columns))
         at = {name: position for position, name in enumerate(names)}
         rows, columns = [at[n] for n in self.rows], [at[n] for n in self.columns]
@@ -149,9 +151,10 @@ class Gram:
             products += part[rows] @ part[columns].T
         return products
 
-    def merge(self, answers: Sequence[np.ndarray]) -> np.ndarray:
+    def merge(self, answers: Sequence[Float64Array]) -> Float64Array:
         """Return the sum over slices."""
-        return np.sum(np.stack(answers), axis=0)
+        total: Float64Array = np.sum(np.stack(answers), axis=0)
+        return total
 
 
 @dataclass(frozen=True)
@@ -170,12 +173,12 @@ class Largest:
 
 
 def carry_out(commands: Sequence[Command], vectors: Vectors) -> list[Any]:
-    """Do commands one after the other on the vectors of one slice; their answers come back."""
+    """Carry out commands in order on the vectors of one slice; return their answers."""
     return [command(vectors) for command in commands]
 
 
 def merge_answers(commands: Sequence[Command], slices: Sequence[Sequence[Any]]) -> list[Any]:
-    """Bring the answers of all slices together, command by command."""
+    """Return the merged answer of each command; `slices` are the answers of each slice."""
     return [command.merge([answers[i] for answers in slices]) for i, command in enumerate(commands)]
 
 
@@ -183,7 +186,7 @@ def _blocks(size: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, size, BLOCK))
 
 
-def _made(vectors: Vectors, name: str, like: str) -> np.ndarray:
+def _made(vectors: Vectors, name: str, like: str) -> FloatArray:
     if name not in vectors:
         vectors[name] = np.empty_like(vectors[like])
     return vectors[name]

@@ -36,7 +36,7 @@ from dbdask.worker.context import (
     give_up_long_reads,
     unwant,
 )
-from dbdask.worker.drain_on_close import add_farewell, forget_farewell, shard_prefix
+from dbdask.worker.drain_on_close import add_drain, forget_drain, shard_prefix
 from dbdask.worker.initial import FromNeighbour
 from dbdask.worker.link import ServerHandle, ShardPlace
 from dbdask.worker.shard import ParameterShard, ShardState
@@ -252,7 +252,7 @@ class ParameterServer:
         except BaseException:
             self._unwanted.append(release_when_made(self.client, future))
             raise
-        await self._tell([address], add_farewell, self.run)
+        await self._tell([address], add_drain, self.run)
         return ShardCopy(ActorPlace(address, key), future)
 
     # Talking to shards
@@ -401,7 +401,7 @@ class ParameterServer:
         for telling in self._telling:
             telling.cancel()
         await self._tell(workers, close_context, self.run)
-        await self._tell(workers, forget_farewell, self.run)
+        await self._tell(workers, forget_drain, self.run)
         if self._unwanted and has_scheduler(self.client):
             await asyncio.wait(self._unwanted, timeout=deadline("connect"))
         keys = [copy.place.key for copies in self._copies for copy in copies]

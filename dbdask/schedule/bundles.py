@@ -1,6 +1,6 @@
-"""Load balancing of a pass: which portions a worker gets, how many, and what gets a backup copy.
+"""Load balancing of a pass: which portions a worker gets, how many, and when a backup copy runs.
 
-Pure bookkeeping and policies: the clock is passed in, and a test needs no cluster.
+These are pure functions and plain records: the clock is passed in, and a test needs no cluster.
 """
 
 import math
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
 from dbdask.schedule.portions import Portion
 
 SHARE = 0.35  # of its fair part of what is left, that a worker is given at once
@@ -50,21 +51,21 @@ class BundleAttempt:
 
 @dataclass
 class Pace:
-    """What is known of the workers' speed, over all passes, in seconds; the newest counts half."""
+    """Measured speed of the workers over all passes, in seconds; the newest report counts half."""
 
     seconds: dict[str, float] = field(default_factory=dict)  # a portion, by worker
     push: float = 0.0  # a bundle's push
     task: float = 0.0  # getting a task there and back
 
     def note(self, worker: str, portions: int, working: float, pushing: float, out: float) -> None:
-        """Take in the report of a bundle that was out for so long."""
+        """Add the report of a bundle that was out for `out` seconds."""
         now, task = working / portions, max(0.0, out - working - pushing)
         self.seconds[worker] = 0.5 * (now + self.seconds.get(worker, now))
         self.push = 0.5 * (pushing + (self.push or pushing))
         self.task = 0.5 * (task + (self.task or task))
 
     def of(self, worker: str) -> float | None:
-        """Seconds a portion; a worker that is new is taken for a typical one."""
+        """Return the seconds that a worker takes for a portion; a new one counts as typical."""
         if worker in self.seconds:
             return self.seconds[worker]
         return statistics.median(self.seconds.values()) if self.seconds else None
@@ -75,14 +76,15 @@ def bundle_length(
 ) -> int:
     """Return how many portions a worker is given.
 
-    A share of its fair part of the work that is left, by its speed: so bundles start long and
-    shorten toward the tail, and a slow worker holds nobody up. Long enough for push and task to
-    be a small part of the work, but never more than the fair part. One where no speed is known.
+    It is a share of the worker's fair part, by its speed, of the work that is left. So bundles
+    start long and become shorter toward the end, and no worker waits long for a slow one. A bundle
+    is long enough for push and task to be a small part of its work, but never exceeds the fair
+    part. If no speed is known, it is one portion.
 
     Parameters
     ----------
     remaining
-        Portions that nobody has.
+        Portions that no worker has.
     out
         Portions that workers have and still have to do.
 
@@ -104,7 +106,7 @@ def bundle_length(
 
 
 def work_out(copies: Iterable[BundleAttempt], pace: Pace, now: float) -> float:
-    """Return the portions that workers have and still have to do, as far as can be told.
+    """Return an estimate of the portions that workers have and still have to do.
 
     Examples
     --------
@@ -128,11 +130,11 @@ def choose_backup(
     *,
     times: float = BACKUP_TIMES,
 ) -> BundleAttempt | None:
-    """Return the outstanding bundle of which `worker`, which is free, should run a copy, if any.
+    """Return the outstanding bundle that `worker`, which is free, should run a copy of, if any.
 
-    The one that is expected to end last, where that is `times` longer than the copy would take.
-    A bundle within its expected time needs the rest of it; one beyond needs as long again as it
-    has been out: nothing else is known of it. A bundle has two copies at most.
+    It is the bundle that is expected to end last, if that takes `times` as long as the copy. A
+    bundle within its expected time needs the rest of it; an overdue one is expected to need as
+    long again as it has been out. A bundle has at most two copies.
 
     Examples
     --------
@@ -183,19 +185,20 @@ class Assignment:
 
     @property
     def remaining(self) -> int:
-        """Portions that nobody has."""
+        """Portions that no worker has."""
         again = sum(len(bundle.portions) for bundle in self._again)
         return again + sum(map(len, self._pending.values()))
 
     def take(self, worker: str, length: int, workers: Sequence[str]) -> Bundle | None:
         """Cut the worker's next bundle, of at most `length` portions.
 
-        Its own first, then neighbours that nobody here owns, then the end of what another owns.
+        It gets its own portions first, then neighbours without an owner, then the last ones of
+        another owner.
         A bundle that failed goes out again as it is.
         """
         if self._again:
             return self._again.pop()
-        self._free_those_of_others(workers)
+        self._free_without_owner(workers)
         if not any(map(len, self._pending.values())):
             return None
         run = self._next_run(worker, length, workers)
@@ -207,14 +210,14 @@ class Assignment:
         """Take back a bundle of which no copy is left; it is never cut again."""
         self._again.append(bundle)
 
-    def _free_those_of_others(self, workers: Sequence[str]) -> None:
-        """Nobody owns what a worker had that is not there any more."""
+    def _free_without_owner(self, workers: Sequence[str]) -> None:
+        """Free the portions whose owner has left."""
         gone = [name for name in self._pending if name is not None and name not in workers]
         if gone:
             theirs = [self._pending.pop(name) for name in gone]
             self._pending[None] = np.sort(np.concatenate([self._pending[None], *theirs]))
 
-    def _next_run(self, worker: str, length: int, workers: Sequence[str]) -> np.ndarray:
+    def _next_run(self, worker: str, length: int, workers: Sequence[str]) -> Int64Array:
         """Take the worker's next portions out of what is pending."""
         mine, free = self._pending.get(worker, NONE), self._pending[None]
         if len(mine):  # in its memory, whether neighbours or not
@@ -235,7 +238,7 @@ class Assignment:
 NONE = np.zeros(0, np.int64)
 
 
-def _by_owner(count: int, owners: Mapping[int, str]) -> dict[str | None, np.ndarray]:
+def _by_owner(count: int, owners: Mapping[int, str]) -> dict[str | None, Int64Array]:
     """Return the numbers below `count`, ascending, by the worker that owns them."""
     found: dict[str | None, list[int]] = {}
     for number, owner in owners.items():
@@ -249,12 +252,12 @@ def _by_owner(count: int, owners: Mapping[int, str]) -> dict[str | None, np.ndar
 
 
 def _part_of(count: int, worker: str, workers: Sequence[str]) -> int:
-    """Where this worker's part begins of what nobody owns."""
+    """Return the place at which this worker's part of the portions without an owner begins."""
     place = list(workers).index(worker) if worker in workers else 0
     return count * place // max(len(workers), 1)
 
 
-def _consecutive(numbers: np.ndarray) -> np.ndarray:
-    """The longest beginning of numbers that are neighbours."""
+def _consecutive(numbers: Int64Array) -> Int64Array:
+    """Return the longest run of neighbours at the beginning of some numbers."""
     breaks = np.flatnonzero(np.abs(np.diff(numbers)) != 1)
     return numbers[: breaks[0] + 1] if len(breaks) else numbers

@@ -1,4 +1,4 @@
-"""The ledger: two numbers for each portion, so that nothing is applied twice or goes uncounted."""
+"""The ledger: two numbers for each portion, so that every push is applied and counted once."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from dbdask.schedule.portion_marks import PortionTable
 
 
 class Row(NamedTuple):
-    """How far one portion has come in a shard, or several neighbours that have come as far."""
+    """The progress of one portion in a shard, or of several neighbours with the same progress."""
 
     epoch: int
     portion: int
@@ -40,15 +40,15 @@ class Ledger:
         self._first_open_epoch = 0
 
     def last(self, epoch: int, portion: int) -> int:
-        """Return the last applied step of a portion; -1 where none was applied."""
+        """Return the last applied step of a portion; -1 if none was applied."""
         return (self._last.get(epoch, portion) or (-1, 0))[0]
 
     def is_new(self, epoch: int, portion: int, step: int) -> bool:
-        """Whether a step was not applied yet, and may be: its epoch is open."""
+        """Whether a step was not applied yet, and its epoch is open."""
         return epoch >= self._first_open_epoch and step > self.last(epoch, portion)
 
     def admit(self, epoch: int, portion: int, step: int) -> bool:
-        """Note a step and return True, or return False where it was applied before."""
+        """Record a step and return True; return False if it was applied before or is closed."""
         if not self.is_new(epoch, portion, step):
             return False
         updates = (self._last.get(epoch, portion) or (-1, 0))[1]
@@ -61,7 +61,7 @@ class Ledger:
         self._last.forget_before(epoch)
 
     def rows(self) -> list[Row]:
-        """Return a row for each portion, or for neighbours alike, sorted: for a checkpoint."""
+        """Return sorted rows, one for each portion or run of equal neighbours, for a checkpoint."""
         return [Row(*row) for row in self._last.rows()]
 
     @classmethod
@@ -73,24 +73,25 @@ class Ledger:
         return ledger
 
     def copy(self) -> "Ledger":
-        """Return a ledger that goes its own way from here."""
+        """Return an independent copy."""
         other = Ledger()
         other._first_open_epoch, other._last = self._first_open_epoch, self._last.copy()
         return other
 
 
 class ShardProgress(NamedTuple):
-    """What a shard says of itself when it is asked to rest: its ledger, and its updates."""
+    """The progress of a shard at rest: the rows of its ledger, and its number of updates."""
 
     rows: list[Row]
     applied: int
 
 
 def furthest(progresses: Iterable[ShardProgress], first_epoch: int) -> ShardProgress:
-    """Return the progress of a shard that has everything that one of several shards has.
+    """Return the progress of a shard that has applied all that any of several shards has.
 
-    Of each portion the row with the largest step; `applied` grows by the updates that the shard
-    it was taken from lacks. Rows of epochs before `first_epoch`, which are closed, are left out.
+    It has, for each portion, the row with the largest step; `applied` is that of the first shard
+    and the updates that it lacks. Rows of epochs before `first_epoch`, which are closed, are left
+    out.
 
     Examples
     --------

@@ -1,7 +1,6 @@
-"""What is left out: examples with a missing value, by the block of data that holds them."""
+"""Examples that are left out because a value is missing, by the block that holds them."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass
@@ -13,7 +12,7 @@ class Fills:
     total
         Chunks that the variable has.
     chunks
-        Numbers of those that are not there.
+        Numbers of the chunks that are not in the store.
     """
 
     total: int
@@ -22,24 +21,25 @@ class Fills:
 
 @dataclass
 class LeftOut:
-    """What the blocks that were read leave out; taking in a block again changes nothing.
+    """The examples that blocks leave out; adding the same block again changes nothing.
 
     Parameters
     ----------
     total
-        Examples in all blocks, those included that were not read.
+        Examples in all blocks, also in those that were not read.
     rows
         Examples of each block that was read, by its number.
     missing
-        Those of them that are left out because a value is missing, where there are some.
+        Examples of a block that are left out because a value is missing; blocks without any are
+        not in it.
     places
-        Where the first missing value of a block is; of several blocks, of the first.
+        Where the first missing value of a block is; of several blocks, of the first one only.
     kept
         The classes of which an example is left: bit `n` is class `n`.
     lost
         The labels of classes, by number, of which a block has examples and leaves out all.
     fills
-        What of each variable is not in the store, where there is something.
+        The missing chunks of each variable; variables without any are not in it.
 
     Examples
     --------
@@ -55,16 +55,16 @@ class LeftOut:
     missing: dict[int, int] = field(default_factory=dict)
     places: dict[int, str] = field(default_factory=dict)
     kept: int = 0
-    lost: dict[int, Any] = field(default_factory=dict)
+    lost: dict[int, object] = field(default_factory=dict)
     fills: dict[str, Fills] = field(default_factory=dict)
 
     def add(self, other: "LeftOut") -> None:
-        """Take in what other blocks, or the same ones, leave out."""
+        """Add the examples that other blocks, or the same ones, leave out."""
         self.total = max(self.total, other.total)
         self.rows.update(other.rows)
         self.missing.update(other.missing)
         self.places.update(other.places)
-        if self.places:  # a text for each block would be much, and only the first is told
+        if self.places:  # a text for each block would be large, and only the first is reported
             first = min(self.places)
             self.places = {first: self.places[first]}
         self.kept |= other.kept
@@ -84,12 +84,12 @@ class LeftOut:
 
     @property
     def first_place(self) -> str:
-        """Where the first missing value is; empty where there is none."""
+        """Where the first missing value is; empty if there is none."""
         return self.places[min(self.places)] if self.places else ""
 
     @property
-    def lost_classes(self) -> tuple[Any, ...]:
-        """Labels of which no example is left; none before every block was read."""
+    def lost_classes(self) -> tuple[object, ...]:
+        """Labels of which no example is left; empty before every block was read."""
         if self.rows_read < self.total:
             return ()
         return tuple(self.lost[n] for n in sorted(self.lost) if not self.kept >> n & 1)

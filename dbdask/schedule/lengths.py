@@ -1,15 +1,17 @@
-"""Lengths of blocks along one dimension: two numbers where they are regular, else their edges."""
+"""Lengths of blocks along one dimension: two numbers if they are regular, else their edges."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, SupportsIndex, overload
+from typing import SupportsIndex, overload
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
+
 
 class Lengths(Sequence[int]):
-    """The lengths of the blocks along one dimension: reads as a tuple of them does.
+    """The lengths of the blocks along one dimension, as a sequence that equals their tuple.
 
-    Regular blocks (all of one length, but for a shorter last one) take no memory for each.
+    Regular blocks (all of one length, but for a shorter last one) take no memory each.
 
     Examples
     --------
@@ -17,10 +19,10 @@ class Lengths(Sequence[int]):
     ((4, 4, 2), True, array([ 0,  3,  8, 10]))
     """
 
-    def __init__(self, lengths: Sequence[int] | np.ndarray) -> None:
+    def __init__(self, lengths: Sequence[int] | Int64Array) -> None:
         given = np.asarray(lengths, np.int64)
         self._count = len(given)
-        self._irregular: np.ndarray | None = None  # edges
+        self._irregular: Int64Array | None = None  # edges
         self._chunk = max(1, int(given[0])) if len(given) else 1
         self.size = int(given.sum())
         if (given[:-1] != self._chunk).any() or not 0 < int(given[-1:].sum()) <= self._chunk:
@@ -68,14 +70,14 @@ class Lengths(Sequence[int]):
         return repr(tuple(self)) if self._count <= 8 else f"({self[0]}, ..., {self[-1]})"
 
     def edge(self, place: int) -> int:
-        """Return where a block begins; for the number of blocks, where the last one ends."""
+        """Return the begin of a block, or the end of the last one for the number of blocks."""
         if self._irregular is not None:
             return int(self._irregular[place])
         return min(place * self._chunk, self.size)
 
     @property
-    def edges(self) -> np.ndarray:
-        """Where every block begins, and where the last one ends."""
+    def edges(self) -> Int64Array:
+        """The begin of every block, and the end of the last one: int64, (blocks + 1,)."""
         if self._irregular is not None:
             return self._irregular
         return np.minimum(np.arange(self._count + 1) * self._chunk, self.size)
@@ -103,6 +105,6 @@ class Lengths(Sequence[int]):
         return self._count if position >= self.size else position // self._chunk
 
 
-def as_lengths(given: Any) -> Lengths:
+def as_lengths(given: Sequence[int]) -> Lengths:
     """Return lengths as they are, or those of a sequence."""
     return given if isinstance(given, Lengths) else Lengths(given)

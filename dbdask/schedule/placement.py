@@ -1,4 +1,4 @@
-"""Where copies of shards live: a pure function of who holds what."""
+"""Placement of copies of shards on workers, as a pure function of their holders."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 def missing_copies(
     holders: Sequence[Sequence[str]], copies: int, workers: Sequence[str]
 ) -> list[tuple[int, str]]:
-    """Choose a worker for every copy that a shard lacks: (shard, worker), in order.
+    """Return a worker for every copy that a shard lacks: (shard, worker), in order.
 
-    A worker holds a shard once, and of those that may, the one with the fewest gets it. First
-    copies are given out before second ones, so that both spread evenly.
+    A worker holds a shard at most once; of the others, the one with the fewest shards gets the
+    copy. First copies are placed before second ones, so that both spread evenly.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
-"""The run's decisions, as pure functions of evidence; the clock is passed in."""
+"""The run's decisions, as pure functions of evidence."""
 
 import math
 from collections.abc import Sequence
 
 CACHE_SHARE = {"train": 0.3, "validation": 0.1}  # of a worker's memory limit
-CACHE_BYTES = 256 * 2**20  # where a worker has no limit
+CACHE_BYTES = 256 * 2**20  # for a worker without a limit
 
 SHARD_BYTES = 4 * 2**20  # a shard smaller than this costs more in messages than it saves
 
@@ -23,7 +23,7 @@ def shards_for(size: int, workers: int) -> int:
 def places_for(replicas: int | None, workers: Sequence[str]) -> dict[str, int]:
     """Return how many replicas run on each worker.
 
-    None is one a worker. More replicas than workers share them as evenly as can be.
+    None means one a worker. More replicas than workers are spread evenly.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def places_for(replicas: int | None, workers: Sequence[str]) -> dict[str, int]:
 
 
 def tasks_for(places: int, replicas: int | None) -> int:
-    """Return how many portion tasks a worker has submitted: what runs, and what waits its turn.
+    """Return how many portion tasks are submitted to a worker: those that run, and a queue.
 
     A lone replica has one, so that its order is fixed. A run that follows its workers keeps
     more, so that an adaptive cluster sees the demand.
@@ -50,9 +50,9 @@ def tasks_for(places: int, replicas: int | None) -> int:
 
 
 def replica_bytes(size: int, n_fetch: int, n_push: int) -> int:
-    """Return the bytes of a running replica's vectors, with those that are under way.
+    """Return the bytes of a running replica's vectors, those under way included.
 
-    Parameters and gradient, and what has come of the parameters for the next step.
+    They are parameters, gradient, and the parameters for the next step as they arrive.
     """
     vectors = 3 + (n_fetch > 1) + 2 * (n_push > 1)
     return 4 * size * vectors
@@ -61,7 +61,7 @@ def replica_bytes(size: int, n_fetch: int, n_push: int) -> int:
 def shard_bytes(length: int, slots: int, keep_best: bool, *, copied: bool) -> int:
     """Return the bytes of a shard of `length` elements.
 
-    Its vectors, and a snapshot copy of them (`copied`), or of the parameters alone.
+    They are its vectors, and a snapshot copy of all of them (`copied`) or of the parameters alone.
     """
     vectors = 1 + slots + keep_best
     return 4 * length * (vectors + (vectors if copied else 1))

@@ -1,14 +1,16 @@
-"""What is known of each portion of an epoch, kept in arrays and told as ranges of portions."""
+"""Marks and numbers of each portion of an epoch, kept in arrays and reported as ranges."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-LEAST = 1024  # portions that a table has room for
+from dbdask.arrays import Int64Array
+
+LEAST = 1024  # portions that a new table can hold
 
 
 class Finished:
-    """The finished ones of the portions of an epoch.
+    """Marks of the portions of an epoch that are finished.
 
     Parameters
     ----------
@@ -32,7 +34,7 @@ class Finished:
         return bool(self._marks[number])
 
     def add(self, number: int) -> bool:
-        """Mark a portion; False where it was marked."""
+        """Mark a portion; return False if it was marked before."""
         if self._marks[number]:
             return False
         self._marks[number] = 1
@@ -46,7 +48,7 @@ class Finished:
         self._marks[first:stop] = b"\1" * max(0, stop - first)
 
     def first_open(self, number: int) -> int:
-        """Return the first portion from `number` on that is not marked; their number if none is."""
+        """Return the first unmarked portion from `number` on; their number if there is none."""
         found = self._marks.find(0, number)
         return len(self._marks) if found < 0 else found
 
@@ -69,23 +71,23 @@ class PortionTable:
     """
 
     def __init__(self) -> None:
-        self._epochs: dict[int, np.ndarray] = {}  # -1 where nothing is known
+        self._epochs: dict[int, Int64Array] = {}  # -1 where nothing is known
 
     def get(self, epoch: int, portion: int) -> tuple[int, int] | None:
-        """Return the numbers of a portion; None where there are none."""
+        """Return the numbers of a portion; None if there are none."""
         table = self._epochs.get(epoch)
         if table is None or portion >= len(table) or table[portion, 0] < 0:
             return None
         return int(table[portion, 0]), int(table[portion, 1])
 
     def put(self, epoch: int, portion: int, first: int, second: int, count: int = 1) -> None:
-        """Set the numbers of a portion, and of as many from it on as `count` says."""
+        """Set the numbers of `count` portions, of which `portion` is the first."""
         table = self._epochs.get(epoch)
         if table is None or portion + count > len(table):
             table = self._grown(epoch, portion + count)
         table[portion : portion + count] = first, second
 
-    def _grown(self, epoch: int, size: int) -> np.ndarray:
+    def _grown(self, epoch: int, size: int) -> Int64Array:
         old = self._epochs.get(epoch, np.empty((0, 2), np.int64))
         new = np.full((max(LEAST, size, 2 * len(old)), 2), -1, np.int64)
         new[: len(old)] = old
@@ -97,7 +99,7 @@ class PortionTable:
         self._epochs = {known: t for known, t in self._epochs.items() if known >= epoch}
 
     def copy(self) -> "PortionTable":
-        """Return a table that goes its own way from here."""
+        """Return an independent copy."""
         other = PortionTable()
         other._epochs = {epoch: table.copy() for epoch, table in self._epochs.items()}
         return other
@@ -127,11 +129,11 @@ class PortionTable:
             table.put(epoch, portion, first, second, *count)
         return table
 
-    def steps(self, epoch: int, size: int) -> np.ndarray:
+    def steps(self, epoch: int, size: int) -> Int64Array:
         """Return the first numbers of the portions of an epoch, up to `size`; -1 for none."""
         return self._columns(epoch, size)[:, 0]
 
-    def _columns(self, epoch: int, size: int) -> np.ndarray:
+    def _columns(self, epoch: int, size: int) -> Int64Array:
         held = self._epochs.get(epoch, np.empty((0, 2), np.int64))[:size]
         rest = np.full((size - len(held), 2), -1, np.int64)
         return np.concatenate([held, rest])

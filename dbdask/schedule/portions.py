@@ -1,4 +1,4 @@
-"""The order in which a network meets its examples: a pure function of data, seed and epoch.
+"""The order in which a network sees its examples: a pure function of data, seed and epoch.
 
 The sample space is a grid of blocks (whole Zarr chunks). Blocks drawn from all over the store make
 a shuffle group, whose rows are permuted together and cut into portions. Nothing here depends on
@@ -13,19 +13,20 @@ from typing import overload
 
 import numpy as np
 
+from dbdask.arrays import Int64Array
 from dbdask.schedule.lengths import Lengths, as_lengths
 
 MIX_BYTES = 64 * 2**20
-"""Stored bytes that a shuffle group goes on collecting: labels sorted in the store get mixed."""
+"""Stored bytes of a shuffle group: enough to mix labels that are sorted in the store."""
 
 MIX_BLOCKS = 1024
-"""Blocks of a group that are mixed enough: tiny chunks are not collected any further."""
+"""The most blocks of a shuffle group, so that it does not collect tiny chunks without end."""
 
 PORTION_BYTES = 32 * 2**20
-"""Most stored bytes that a suggested portion covers."""
+"""The most stored bytes that a suggested portion covers."""
 
 LEAST_STEPS = 16
-"""Fewest minibatches of a suggested portion, so that small models do not drown in messages."""
+"""The fewest minibatches of a suggested portion, to limit the messages of small models."""
 
 NOMINAL_FLOPS = 20e9
 """Assumed speed: suggested portions are about a second of work at it."""
@@ -69,20 +70,20 @@ class Grid:
         return math.prod(self.shape)
 
     def position(self, block: int) -> tuple[int, ...]:
-        """Place of a block in the grid."""
+        """Return the place of a block in the grid; raise IndexError if there is no such block."""
         if not 0 <= block < self.block_count:
             raise IndexError(f"block must be in 0..{self.block_count - 1}, got {block}")
         return tuple(int(index) for index in np.unravel_index(block, self.shape))
 
     def box(self, block: int) -> tuple[slice, ...]:
-        """Positions that a block covers, one slice per dimension."""
+        """Return the positions that a block covers, one slice per dimension."""
         return tuple(
             slice(lengths.edge(index), lengths.edge(index + 1))
             for lengths, index in zip(self.lengths, self.position(block), strict=True)
         )
 
     def rows(self, block: int) -> int:
-        """Positions in a block."""
+        """Return the number of positions in a block."""
         return math.prod(cut.stop - cut.start for cut in self.box(block))
 
 
@@ -133,21 +134,22 @@ class Portion:
         return self.stop - self.start
 
     def steps(self, batch_size: int) -> int:
-        """Minibatches in the portion."""
+        """Return the number of minibatches in the portion."""
         return -(-self.rows // batch_size)
 
 
 class Portions(Sequence[Portion]):
-    """The portions of an epoch, in their order: each is made when it is asked for.
+    """The portions of an epoch, in order; each is made when it is indexed.
 
     Parameters
     ----------
     epoch
         The epoch.
     blocks, first_block
-        The blocks of all groups, one group after another, and where in them each group begins.
+        The blocks of all groups, one group after another, and the place in them at which each
+        group begins: int64.
     rows
-        Rows of each group.
+        Rows of each group: int64, (groups,).
     portion_rows
         Rows of a portion; the last one of a group may have fewer.
     seed
@@ -162,9 +164,9 @@ class Portions(Sequence[Portion]):
     def __init__(
         self,
         epoch: int,
-        blocks: np.ndarray,
-        first_block: np.ndarray,
-        rows: np.ndarray,
+        blocks: Int64Array,
+        first_block: Int64Array,
+        rows: Int64Array,
         portion_rows: int,
         seed: int | None,
     ) -> None:
@@ -218,22 +220,22 @@ class Portions(Sequence[Portion]):
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """How blocks become portions.
+    """The cut of blocks into shuffle groups and portions.
 
     Parameters
     ----------
     block_rows
-        Examples in every block; blocks without any are passed over.
+        Examples in every block: int64, (blocks,). Blocks without any are skipped.
     block_bytes
-        Stored bytes that reading each block takes.
+        Stored bytes that reading each block takes: int64, (blocks,).
     portion_rows
         Rows of a portion: a multiple of the batch size.
     mix_bytes
         Stored bytes that a shuffle group collects.
     """
 
-    block_rows: np.ndarray
-    block_bytes: np.ndarray
+    block_rows: Int64Array
+    block_bytes: Int64Array
     portion_rows: int
     mix_bytes: int = MIX_BYTES
 
@@ -248,7 +250,7 @@ class Cut:
 
     @property
     def digest(self) -> str:
-        """What tells one cut into blocks from another; the length of portions is no part."""
+        """A text that is the same for the same blocks, for any length of portions."""
         found = hashlib.sha256(b"(")
         for numbers in (self.block_rows, self.block_bytes):
             for text in _as_text(numbers):
@@ -258,15 +260,16 @@ class Cut:
         return found.hexdigest()[:16]
 
     def portions(self, seed: int, epoch: int) -> Portions:
-        """Cut an epoch into shuffled portions; the same for the same seed and epoch."""
+        """Return the shuffled portions of an epoch: the same for the same seed and epoch."""
         drawn = self._draw(np.random.default_rng((seed, epoch)))
         return self._cut(epoch, drawn, self._collect(drawn, self.mix_bytes), seed)
 
-    def _draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Return the blocks in an order of which every run of a group's length spans the store.
+    def _draw(self, rng: np.random.Generator) -> Int64Array:
+        """Return the blocks in an order in which every group has blocks from the whole store.
 
-        Neighbours in the store are alike (labels may be sorted, weather lasts), so each group
-        takes one block, by lot, of every stratum of as many neighbours as there are groups.
+        Neighbours in the store are alike (labels may be sorted, weather lasts). So the store is
+        divided into strata of as many neighbours as there are groups, and each group takes one
+        block of every stratum, at random.
         """
         filled = np.flatnonzero(self.block_rows)
         count = max(1, len(self._collect(filled, self.mix_bytes)))
@@ -286,19 +289,22 @@ class Cut:
         return drawn
 
     def contiguous(self) -> Portions:
-        """Cut all rows into portions in store order."""
+        """Return the portions of all rows in store order."""
         filled = np.flatnonzero(self.block_rows)
         return self._cut(0, filled, self._collect(filled, 0), None)
 
-    def _collect(self, blocks: np.ndarray, mix_bytes: int) -> np.ndarray:
-        """Return where groups begin: of at least a portion, and of `mix_bytes` while they fit."""
+    def _collect(self, blocks: Int64Array, mix_bytes: int) -> Int64Array:
+        """Return the places at which groups begin: int64, (groups,).
+
+        A group has the rows of at least a portion, and as many blocks as fit in `mix_bytes`.
+        """
         if not blocks.size:
             return np.zeros(0, np.int64)
         rows = np.cumsum(self.block_rows[blocks])
         held = np.cumsum(self.block_bytes[blocks])
         rows_before, held_before = rows - self.block_rows[blocks], held - self.block_bytes[blocks]
-        # A group that begins here ends before the first block with which it would be too large,
-        # once it has the rows of a portion.
+        # For each block, the end of a group that begins there: before the first block with which
+        # it would be too large, but not before it has the rows of a portion.
         mixed = np.searchsorted(held, held_before + mix_bytes, side="right")
         mixed = np.minimum(mixed, np.arange(len(blocks)) + MIX_BLOCKS)
         enough = np.searchsorted(rows, rows_before + self.portion_rows) + 1
@@ -310,14 +316,14 @@ class Cut:
         return np.array(begins, np.int64)
 
     def _cut(
-        self, epoch: int, blocks: np.ndarray, begins: np.ndarray, seed: int | None
+        self, epoch: int, blocks: Int64Array, begins: Int64Array, seed: int | None
     ) -> Portions:
         held = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.block_rows[blocks])])
         rows = np.diff(held[np.append(begins, len(blocks))])
         return Portions(epoch, blocks, begins, rows, self.portion_rows, seed)
 
 
-def _as_text(numbers: np.ndarray) -> Iterator[str]:
+def _as_text(numbers: Int64Array) -> Iterator[str]:
     """Yield the text of a tuple of the numbers, piece by piece."""
     yield "("
     for start in range(0, len(numbers), 1 << 16):

@@ -39,7 +39,7 @@ class DrainOnClose(WorkerPlugin):
         while worker.status in (Status.running, Status.paused):
             await asyncio.sleep(deadline("lease"))
             if not self._shards(worker):
-                await forget_farewell(self.run, worker)
+                await forget_drain(self.run, worker)
 
     async def teardown(self, worker: Any) -> None:
         """Wait, where the worker closes, until its shards have moved or the deadline has passed."""
@@ -50,6 +50,8 @@ class DrainOnClose(WorkerPlugin):
                 worker.status = Status.closing
             await asyncio.sleep(LOOK_SECONDS)
         self._lease.cancel()
+        for key in self._shards(worker):  # a closed worker keeps its actors, and they their threads
+            worker.state.actors.pop(key, None)
         if not any(isinstance(plugin, DrainOnClose) for plugin in worker.plugins.values()):
             leave_signals()
 
@@ -68,13 +70,13 @@ def plugin_name(run: str) -> str:
     return f"dbdask-drain-{run}"
 
 
-async def add_farewell(run: str, dask_worker: Any) -> None:
+async def add_drain(run: str, dask_worker: Any) -> None:
     """Let a worker wait for the shards of a run when it closes."""
     if plugin_name(run) not in dask_worker.plugins:
         await dask_worker.plugin_add(DrainOnClose(run), name=plugin_name(run))
 
 
-async def forget_farewell(run: str, dask_worker: Any) -> None:
+async def forget_drain(run: str, dask_worker: Any) -> None:
     """Let it wait no more."""
     plugin = dask_worker.plugins.get(plugin_name(run))
     if plugin is not None:

@@ -1,4 +1,4 @@
-"""What users are promised at the verbs' door, beyond the numbers."""
+"""What users are promised of arguments and callbacks, beyond the numbers."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ both_verbs = pytest.mark.parametrize("verb", [train, minimise])
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return write_store(tmp_path_factory.mktemp("door") / "store.zarr")
+    return write_store(tmp_path_factory.mktemp("promises") / "store.zarr")
 
 
 def test_minibatches_between_validations_count_though_an_epoch_is_one_portion(
@@ -145,8 +145,10 @@ def test_totals_of_sandblaster_go_on_with_a_resumed_run(threads_client, store, t
 
 def test_a_worker_that_cannot_see_the_data_is_named_with_the_remedy(process_client, store):
     data = xr.open_zarr(store, consolidated=False).load()
-    data.chunk(row=100).to_zarr("memory://door/store.zarr", consolidated=False)
-    examples = dbdask.Examples("memory://door/store.zarr", inputs="x", targets="label", along="row")
+    data.chunk(row=100).to_zarr("memory://promises/store.zarr", consolidated=False)
+    examples = dbdask.Examples(
+        "memory://promises/store.zarr", inputs="x", targets="label", along="row"
+    )
     with pytest.raises(dbdask.WorkerError, match=r"worker tcp://.* cannot take part.*every worker"):
         dbdask.downpour(network(), examples, client=process_client, progress=False)
     assert_nothing_left(process_client)
@@ -156,7 +158,7 @@ def test_a_worker_that_cannot_see_the_data_is_named_with_the_remedy(process_clie
 def test_a_worker_that_cannot_see_the_checkpoint_is_named_with_the_remedy(
     process_client, store, verb
 ):
-    path = "memory://door/run.zarr"
+    path = "memory://promises/run.zarr"
     said = rf"worker tcp://\S+ cannot take part: nothing is at checkpoint='{path}'.*every worker"
     with pytest.raises(dbdask.WorkerError, match=said) as raised:
         verb(process_client, store, checkpoint=path)

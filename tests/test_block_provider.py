@@ -75,13 +75,13 @@ def expected(examples, blocks):
 def test_tasks_read_what_the_client_holds(request, cluster, route):
     client = request.getfixturevalue(cluster)
     examples = Windowed(given(route))
-    supply = BlockProvider(examples, client)
+    provider = BlockProvider(examples, client)
     for worker in addresses(client):
-        futures = supply.futures(portion(), workers=[worker])
+        futures = provider.futures(portion(), workers=[worker])
         found = train(client, examples, futures, (2, 7), worker)
         for values, wanted in zip(found, expected(examples, (2, 7)), strict=True):
             assert np.array_equal(values, wanted)
-    supply.close()
+    provider.close()
 
 
 def test_workers_that_can_read_get_nothing(tmp_path, threads_client):
@@ -102,31 +102,31 @@ def test_persisted_arrays(process_client):
 
 @pytest.mark.parametrize("route", ["memory", "dask"])
 def test_portions_of_a_group_share_and_the_last_drops(threads_client, route):
-    supply = BlockProvider(Windowed(given(route)), threads_client)
-    first = supply.futures(portion(0))
-    assert [future.key for future in supply.futures(portion(1))] == [f.key for f in first]
-    supply.release(portion(0))
-    supply.release(portion(0))
-    again = supply.futures(portion(2))
+    provider = BlockProvider(Windowed(given(route)), threads_client)
+    first = provider.futures(portion(0))
+    assert [future.key for future in provider.futures(portion(1))] == [f.key for f in first]
+    provider.release(portion(0))
+    provider.release(portion(0))
+    again = provider.futures(portion(2))
     assert [future.key for future in again] == [future.key for future in first]
-    other = supply.futures(portion(3, group=1))
+    other = provider.futures(portion(3, group=1))
     assert not {future.key for future in other} & {future.key for future in first}
-    supply.release(portion(1))
-    supply.release(portion(2))
-    fresh = supply.futures(portion(1))
+    provider.release(portion(1))
+    provider.release(portion(2))
+    fresh = provider.futures(portion(1))
     assert not {future.key for future in fresh} & {future.key for future in first}
 
 
 @pytest.mark.parametrize("route", ["memory", "dask"])
 def test_asking_again_brings_afresh(threads_client, route):
     examples = Windowed(given(route))
-    supply = BlockProvider(examples, threads_client)
-    first = supply.futures(portion(0))
-    again = supply.futures(portion(0))
+    provider = BlockProvider(examples, threads_client)
+    first = provider.futures(portion(0))
+    again = provider.futures(portion(0))
     assert not {future.key for future in again} & {future.key for future in first}
     threads_client.cancel(again)
     worker = addresses(threads_client)[1]
-    healthy = supply.futures(portion(1), workers=[worker])
+    healthy = provider.futures(portion(1), workers=[worker])
     found = train(threads_client, examples, healthy, (2, 7), worker)
     assert np.array_equal(found[0], expected(examples, (2,))[0])
 
@@ -139,12 +139,12 @@ def test_a_dead_worker_loses_nothing(route):
     ):
         victim, survivor = addresses(client)
         examples = Windowed(given(route))
-        supply = BlockProvider(examples, client)
-        held = supply.futures(portion(), workers=[victim])
+        provider = BlockProvider(examples, client)
+        held = provider.futures(portion(), workers=[victim])
         train(client, examples, held, (2, 7), victim)
         worker = next(w for w in cluster.workers.values() if w.worker_address == victim)
         client.sync(worker.kill)
-        futures = supply.futures(portion(), workers=[survivor])
+        futures = provider.futures(portion(), workers=[survivor])
         found = train(client, examples, futures, (2, 7), survivor)
         assert np.array_equal(found[0], expected(examples, (2,))[0])
 
@@ -180,7 +180,7 @@ def test_only_the_blocks_asked_for_are_computed(threads_client):
 
 def test_release_does_not_wait_for_what_travels(threads_client):
     examples, began, go_on = Windowed(data()), threading.Event(), threading.Event()
-    supply = BlockProvider(examples, threads_client)
+    provider = BlockProvider(examples, threads_client)
     reads = examples.reads
 
     def slow(block):
@@ -190,10 +190,10 @@ def test_release_does_not_wait_for_what_travels(threads_client):
 
     examples.reads = slow
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(supply.futures, portion(0))
+        first = pool.submit(provider.futures, portion(0))
         assert began.wait(10)
-        second = pool.submit(supply.futures, portion(1))
-        supply.release(portion(0, group=5))
+        second = pool.submit(provider.futures, portion(1))
+        provider.release(portion(0, group=5))
         go_on.set()
         assert [f.key for f in first.result(10)] == [f.key for f in second.result(10)]
 
@@ -214,13 +214,13 @@ def test_blocks_that_fail_raise_in_the_task_and_may_be_asked_for_again(own_clien
     raw = data().chunk(row=500)
     broken = raw["value"].data.map_blocks(read_from_disk, dtype="float64", meta=np.empty((0, 0)))
     examples = Windowed(raw.assign(value=(("row", "column"), broken)))
-    supply = BlockProvider(examples, own_client)
+    provider = BlockProvider(examples, own_client)
     worker = addresses(own_client)[0]
     disk_is_away.append(True)
-    futures = supply.futures(portion())
+    futures = provider.futures(portion())
     with pytest.raises(OSError, match="disk is away"):
         train(own_client, examples, futures, (2, 7), worker)
     disk_is_away.clear()
-    futures = supply.futures(portion())
+    futures = provider.futures(portion())
     found = train(own_client, examples, futures, (2, 7), worker)
     assert np.array_equal(found[0], expected(Windowed(data()), (2,))[0])

@@ -15,6 +15,8 @@ PACKAGE = ROOT / "dbdask"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 LEVELS = {
     "errors": 0,
+    "arrays": 0,
+    "json_types": 0,
     "users_code": 0,
     "schedule": 1,
     "optim": 1,
