@@ -81,7 +81,8 @@ def test_workers_that_a_guard_did_not_see_while_it_slept_have_not_left():
 def test_workers_that_were_on_their_way_before_a_pause_may_still_come():
     times = Time()
     clock = AwakeClock(times)
-    roster = Roster(None, b"", None, None, clock=clock)
+    facts = {"other": contact.WorkerFacts("other", "other", "here", 0)}
+    roster = Roster(None, b"", None, None, facts=facts, clock=clock)
     roster.check_arrival("no worker")
     times.pause(100)
     roster.check_arrival("no worker")

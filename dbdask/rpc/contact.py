@@ -159,11 +159,15 @@ async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: 
 
 async def _connect(pool: ConnectionPool, address: str, seconds: float) -> Any:
     """Return a connection; where this process paused on the way, Dask's time-out judges nobody."""
+    if any(not comm.closed() for comm in pool.available.get(address, ())):
+        return await pool.connect(address, timeout=seconds)
     while True:
         clock = AwakeClock(asyncio.get_running_loop().time)
         watching = asyncio.ensure_future(_watch(clock))
         try:
-            return await _connect_once(pool, address, seconds)
+            return await _connect_anew(pool, address, seconds)
+        except ConnectionRefusedError:
+            raise
         except OSError:
             clock.seconds()
             if not clock.pauses:
@@ -179,15 +183,13 @@ async def _watch(clock: AwakeClock) -> None:
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _connect_once(pool: ConnectionPool, address: str, seconds: float) -> Any:
-    """Return a connection; Dask tries an address where nobody listens until the time is up.
+async def _connect_anew(pool: ConnectionPool, address: str, seconds: float) -> Any:
+    """Return a new connection; Dask tries an address where nobody listens until the time is up.
 
     Tornado never closes a socket whose connecting is cancelled in the very turn in which it is
     connected. So nothing is cancelled at once, and Dask gets all the time there is: it cancels what
     takes longer than a fifth of it, and begins again.
     """
-    if any(not comm.closed() for comm in pool.available.get(address, ())):
-        return await pool.connect(address, timeout=seconds)
     connecting = asyncio.ensure_future(pool.connect(address, timeout=seconds))
     try:
         await asyncio.wait({connecting}, timeout=FIRST_TRY_SECONDS)
