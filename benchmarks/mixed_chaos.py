@@ -157,15 +157,24 @@ class Silence(logging.Handler):
         self.heard = time.monotonic()
         self.longest = 0.0
         self.begun = threading.Event()  # training, by its first record
-        self.asleep = 0.0  # of the process itself: it could say nothing
+        self.asleep = 0.0  # of the process itself, which could say nothing
+        self.stopped: float | None = None  # since when it may be stopped
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.getMessage().startswith("the run begins"):
             self.heard = time.monotonic()  # importing, and looking at the data, is no run yet
         self.hear()
 
-    def hear(self, record: object = None) -> None:
+    def wake(self, *, is_over: bool = False) -> float:
+        """Count the time in which the process may have been stopped; returns the time."""
         now = time.monotonic()
+        if self.stopped is not None:
+            self.asleep += now - self.stopped
+            self.stopped = None if is_over else now
+        return now
+
+    def hear(self, record: object = None) -> None:
+        now = self.wake()
         self.longest = max(self.longest, now - self.heard - self.asleep)
         self.heard, self.asleep = now, 0.0
         if isinstance(record, dbdask.Record):
@@ -262,9 +271,9 @@ class Mischief(threading.Thread):
         """Stop this process itself, and with it the scheduler."""
         seconds = self.random.uniform(2.0, 8.0)
         later(seconds, os.getpid())
-        began = time.monotonic()
+        self.silence.stopped = time.monotonic()
         os.kill(os.getpid(), signal.SIGSTOP)
-        self.silence.asleep += time.monotonic() - began
+        self.silence.wake(is_over=True)
 
     def slow(self) -> None:
         self.mood("slow", self.random.uniform(2.0, 6.0))
