@@ -1,9 +1,8 @@
 """Predictions: lazy arrays on the data's own grid, computed block by block."""
 
 import itertools
-import math
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -16,12 +15,13 @@ from dask.delayed import delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.typing import Key
 
-from dbdask.arrays import Float32Array, Float64Array, FloatArray
+from dbdask.arrays import Float32Array, FloatArray
 from dbdask.data.examples import Examples
 from dbdask.data.feed import BlockExamples, Reader
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Index, Piece
 from dbdask.data.sources import Source, Variable
+from dbdask.meanings import Meaning
 from dbdask.models.model import Model
 from dbdask.storage.checkpoint import VectorReference
 
@@ -38,14 +38,14 @@ class Predictor:
     _lock: Lock = field(default_factory=Lock, repr=False)
     _open: tuple[Reader, Float32Array] | None = field(default=None, repr=False)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in ("model", "examples", "parameters")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _open=None, _lock=Lock())
 
     def opened(self) -> tuple[Reader, Float32Array]:
-        """Return a reader and the flat vector, opened once in this process."""
+        """Return a reader and the flat vector, float32 of (parameters,), opened once a process."""
         with self._lock:
             if self._open is None:
                 vector = self.parameters
@@ -66,21 +66,6 @@ class Predictor:
             for start in range(0, len(inputs), ROWS)
         ]
         return block, np.concatenate(parts) if parts else np.empty((0, 0))
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """The array that outputs become: its dtype, extra dimensions, and the value of gaps."""
-
-    name: str
-    dtype: np.dtype | type
-    fill: Any
-    convert: Callable[[FloatArray], np.ndarray]  # outputs (examples, outputs) -> (examples, *extra)
-    dims: tuple[str, ...] = ()
-    shape: tuple[int, ...] = ()
-    coords: dict[str, Any] = field(default_factory=dict)
-    attrs: dict[str, Any] = field(default_factory=dict)
-    encoding: dict[str, Any] = field(default_factory=dict)
 
 
 def may_have_gaps(recipe: Recipe) -> bool:
@@ -246,7 +231,7 @@ def _coordinates(source: Source, array: xr.DataArray, meaning: Meaning) -> xr.Co
     return coords.coords
 
 
-def _writable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+def _writable(attrs: Mapping[Any, object]) -> dict[str, object]:
     """Return attributes in types that both netCDF and Zarr can write: text, numbers, lists.
 
     Examples
@@ -258,7 +243,7 @@ def _writable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if value is not None}
 
 
-def _attribute(value: object) -> Any:
+def _attribute(value: object) -> object:
     if isinstance(value, bool | np.bool_):
         return int(value)
     if value is None or isinstance(value, str | int | float | np.integer | np.floating):
@@ -273,49 +258,3 @@ def _attribute(value: object) -> Any:
     if found is not None and found.dtype.kind == "b":
         return found.astype(np.int8)
     return str(value)
-
-
-@dataclass(frozen=True)
-class TargetUnits:
-    """The conversion of a model's outputs to the target variables' values, in their own units.
-
-    Parameters
-    ----------
-    shapes
-        Shape of each target variable's part of one example.
-    scaling
-        Mean and deviation of all targets together, float64; None if they were not scaled.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]
-    scaling: tuple[Float64Array, Float64Array] | None
-
-    def dtype(self, number: int, stored: np.dtype) -> np.dtype:
-        """Return the dtype that holds one target variable's values.
-
-        The values of a scaled target may be so far from zero that float32 cannot distinguish them.
-        """
-        if self.scaling is None:
-            return np.dtype(np.float32)
-        mean, deviation = (self.part(array[np.newaxis], number) for array in self.scaling)
-        wide = stored.itemsize >= (4 if stored.kind in "iu" else 8)
-        coarse = np.abs(mean) * np.finfo(np.float32).eps > 1e-3 * deviation
-        return np.dtype(np.float64 if wide or coarse.any() else np.float32)
-
-    def values(self, outputs: FloatArray, number: int) -> FloatArray:
-        """Return one target variable's values, (examples, *its shape), of (examples, outputs)."""
-        values = outputs.reshape(len(outputs), -1)
-        if self.scaling is not None:
-            mean, deviation = self.scaling
-            values = values.astype(np.float64) * deviation.ravel() + mean.ravel()
-        return self.part(values, number)
-
-    def part(self, values: FloatArray, number: int) -> FloatArray:
-        """Return one target's part, (examples, *its shape), of values of all targets."""
-        count, shape = len(values), self.shapes[number]
-        values = values.reshape(count, -1)
-        if len(set(self.shapes)) == 1:
-            return values.reshape(count, *shape, len(self.shapes))[..., number]
-        sizes = [math.prod(other) for other in self.shapes]
-        start = sum(sizes[:number])
-        return values[:, start : start + sizes[number]].reshape(count, *shape)

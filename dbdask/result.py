@@ -1,35 +1,32 @@
 """The result of a run: a trained model that predicts, scores, and can be saved."""
 
-import itertools
 import math
 import os
+from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.delayed import delayed
 
-from dbdask.arrays import Float32Array, Float64Array, FloatArray
-from dbdask.data.decoding import exact_array
+from dbdask.arrays import Float32Array, Float64Array
 from dbdask.data.examples import Examples
-from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.feed import Reader
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Data, Source
+from dbdask.meanings import label_meaning, probability_meaning, value_meanings
 from dbdask.metrics.history import History
 from dbdask.metrics.scores import (
     Determination,
     Score,
-    chosen_classes,
-    class_probabilities,
     means_classes,
     score_minibatch,
 )
 from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
-from dbdask.prediction import Meaning, Predictor, TargetUnits, may_have_gaps, predict_array
+from dbdask.prediction import Predictor, may_have_gaps, predict_array
 from dbdask.saving import Parts, save
 from dbdask.saving import load as load_parts
 from dbdask.schedule.portions import Portion
@@ -119,7 +116,7 @@ class Result:
         -------
         dict
             `loss`: the mean loss as trained, without the penalty; and `accuracy` for labels, or
-            `rmse` and `r2` for values, or neither where a model of your own has another number of
+            `rmse` and `r2` for values, or neither if a model of your own has another number of
             outputs than the targets have elements. `loss` of classes is in nats. `rmse` is one
             number over all elements of all targets, each in its own units, so that the largest
             one dominates. `r2` has no units: it is found for each element, and averaged over the
@@ -175,9 +172,9 @@ class Result:
         """
         recipe, source, predictor = self._on(data)
         if self._tells_classes:
-            meaning = self._label_meaning(may_have_gaps(recipe))
+            meaning = label_meaning(self.examples, self._loss, self._outputs, may_have_gaps(recipe))
             return predict_array(predictor, recipe, source, meaning)
-        meanings = self._value_meanings()
+        meanings = value_meanings(self.examples, self._outputs)
         arrays = {m.name: predict_array(predictor, recipe, source, m) for m in meanings}
         return next(iter(arrays.values())) if len(arrays) == 1 else xr.Dataset(arrays)
 
@@ -202,16 +199,7 @@ class Result:
                 "predict_proba adds a dimension 'class', which is a sample dimension of data: "
                 "rename that one with data.rename"
             )
-        labels = self._labels()
-        meaning = Meaning(
-            self._targets.names[0],
-            np.float32,
-            np.nan,
-            _Probabilities(self._loss),
-            ("class",),
-            (len(labels),),
-            {"class": labels},
-        )
+        meaning = probability_meaning(self.examples, self._loss, self._outputs)
         return predict_array(predictor, recipe, source, meaning)
 
     def _on(self, data: Data) -> tuple[Recipe, Source, Predictor]:
@@ -219,12 +207,6 @@ class Result:
         assert examples.source is not None
         predictor = Predictor(self.model, examples.worker_side(), self._vector)
         return examples.recipe, examples.source, predictor
-
-    @property
-    def _targets(self) -> FeatureSet:
-        targets = self.examples.recipe.targets
-        assert targets is not None
-        return targets
 
     @property
     def _loss(self) -> str | None:
@@ -235,7 +217,7 @@ class Result:
         """Whether the outputs are those of classes; one output of a user's loss is a value."""
         return self.examples.has_labels and means_classes(self._loss, self._outputs)
 
-    @property
+    @cached_property
     def _outputs(self) -> int:
         """The number of outputs for one example, by a trial if the model does not declare it."""
         declared = getattr(self.model, "output_shape", None)
@@ -243,64 +225,6 @@ class Result:
             return math.prod(declared)
         one = np.zeros((1, *self.examples.input_shape), np.float32)
         return np.asarray(self.model.predict(self.vector(), one)).size
-
-    def _labels(self) -> np.ndarray:
-        """The label of each output."""
-        known = self.examples.output_classes
-        if known is not None:
-            labels = exact_array(known)
-            of_floats = self._targets.variables[0].value_dtype.kind == "f"
-            # Whole floats may be beyond every integer dtype.
-            return labels.astype(np.float64) if of_floats and labels.dtype == object else labels
-        return np.arange(class_probabilities(np.zeros((1, self._outputs)), self._loss).shape[1])
-
-    def _label_meaning(self, has_gaps: bool) -> Meaning:
-        labels, variable = self._labels(), self._targets.variables[0]
-        dtype: Any = labels.dtype
-        fill: Any = 0  # no position has it
-        encoding, attrs = {}, {}
-        declared = [one for one in variable.decoding.missing if _holds(dtype, one)]
-        if dtype.kind in "iu" and declared:
-            fill = declared[0]
-            encoding["_FillValue"] = dtype.type(fill)
-        elif dtype.kind in "US":
-            # Zarr and xarray write lazy text only if it has no NaN.
-            dtype, fill = (object, np.nan) if has_gaps and "" in labels else (dtype, "")
-        elif dtype.kind in "mM":
-            fill = dtype.type("NaT")
-        elif has_gaps and np.array_equal(labels.astype(np.float64).astype(object), labels):
-            dtype, fill = np.dtype(np.float64), np.nan
-        elif has_gaps:
-            fill = next(number for number in itertools.count() if number not in labels)
-            attrs["missing_label"] = dtype.type(fill)
-        decode = _Decode(labels, self._loss)
-        return Meaning(variable.name, dtype, fill, decode, attrs=attrs, encoding=encoding)
-
-    def _value_meanings(self) -> list[Meaning]:
-        """Return the meaning of the outputs: one for each target, or one of raw outputs."""
-        targets = self._targets
-        elements = sum(math.prod(shape) for shape in targets.shapes)
-        if self._outputs == elements:
-            return [self._value_meaning(number) for number in range(len(targets.names))]
-        name = targets.names[0] if len(targets.names) == 1 else "outputs"
-        shape = (self._outputs,)
-        coords = {"output": np.arange(self._outputs)}
-        return [Meaning(name, np.float32, np.nan, _Raw(), ("output",), shape, coords)]
-
-    def _value_meaning(self, number: int) -> Meaning:
-        targets = self._targets
-        variable = targets.variables[number]
-        units = TargetUnits(targets.shapes, self.examples.target_scaling)
-        known = ("units", "long_name", "standard_name")
-        return Meaning(
-            variable.name,
-            units.dtype(number, variable.stored_dtype),
-            np.nan,
-            _InUnits(units, number),
-            targets.feature_dims[number],
-            targets.shapes[number],
-            attrs={name: variable.attrs[name] for name in known if name in variable.attrs},
-        )
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Save the result as a Zarr group: parameters, layers, the description of the examples.
@@ -352,49 +276,6 @@ def _lazy(reference: VectorReference, offset: int, shape: tuple[int, ...]) -> da
     ]
     whole: da.Array = da.concatenate(pieces) if shape else pieces[0]
     return whole
-
-
-class _Decode:
-    """Turns outputs, (examples, outputs), into the label of the most probable class."""
-
-    def __init__(self, labels: np.ndarray, loss: str | None) -> None:
-        self.labels, self.loss = labels, loss
-
-    def __call__(self, outputs: FloatArray) -> np.ndarray:
-        return self.labels[chosen_classes(outputs, self.loss)]
-
-
-class _Probabilities:
-    """Turns outputs, (examples, outputs), into the probability of each class."""
-
-    def __init__(self, loss: str | None) -> None:
-        self.loss = loss
-
-    def __call__(self, outputs: FloatArray) -> FloatArray:
-        return class_probabilities(outputs, self.loss)
-
-
-class _Raw:
-    """Leaves outputs as the model gives them: (examples, outputs)."""
-
-    def __call__(self, outputs: FloatArray) -> FloatArray:
-        return outputs.reshape(len(outputs), -1)
-
-
-def _holds(dtype: np.dtype, value: Any) -> bool:
-    """Whether an integer dtype has the value."""
-    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
-    return limits is not None and limits.min <= value <= limits.max
-
-
-class _InUnits:
-    """Turns outputs, (examples, outputs), into one target variable's values in its own units."""
-
-    def __init__(self, units: TargetUnits, number: int) -> None:
-        self.units, self.number = units, number
-
-    def __call__(self, outputs: FloatArray) -> np.ndarray:
-        return self.units.values(outputs, self.number)
 
 
 def _score(

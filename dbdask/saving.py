@@ -3,9 +3,17 @@
 model.zarr                   sealed: how long the vector is
 model.zarr/parameters        the flat vector
 model.zarr/description       sealed: all the rest; the last key
+
+A result that replaces another one is written beside it, as a group of the same form in `model.zarr`
+whose name begins with a higher number; then the other one is deleted. Nothing is overwritten or
+renamed: a reader takes what is complete and has the highest number, so there is one result or the
+other at every moment.
 """
 
+import logging
 import os
+import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +28,17 @@ from dbdask.metrics.history import History
 from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
 from dbdask.models.network import Network, what_is_own
+from dbdask.rpc.deadlines import deadline
 from dbdask.status import Status
 from dbdask.storage import sealed
+from dbdask.storage.bounded import within
 from dbdask.storage.checkpoint import VECTORS, VectorReference, write_vectors
 
+logger = logging.getLogger("dbdask")
+
 KIND = {"dbdask_result": 2}
+ROOT, PARAMETERS, DESCRIPTION = "zarr.json", "parameters", "description"
+LATER = re.compile(r"(\d{8,})-\w+")  # the groups of results that have replaced another
 CHUNK = 2**22  # floats
 
 
@@ -77,7 +91,7 @@ def _reading(path: str) -> Iterator[None]:
 
 
 def save(parts: Parts, path: Any, *, overwrite: bool) -> None:
-    """Write the parts of a result.
+    """Write the parts of a result. What it replaces is deleted when all of it is written.
 
     Raises
     ------
@@ -88,17 +102,51 @@ def save(parts: Parts, path: Any, *, overwrite: bool) -> None:
     given = parts.parameters
     vector = given.read() if isinstance(given, VectorReference) else given
     description = sealed.as_json(_describe(parts))
-    _make_room(path, overwrite)
-    chunk = min(CHUNK, max(1, vector.size))
     try:
-        write_vectors(path, "", {**KIND, **VECTORS}, ["parameters"], vector.size, chunk)
-        sealed.write_slice(path, "parameters", 0, vector.size, vector)
-        sealed.write(path, "description", KIND, description)
+        if _is_free(path, overwrite):
+            _write(path, "", vector, description)
+        else:
+            _replace(path, vector, description)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise OSError(
             f"path={path!r} cannot be written: {error}; give a path or URL that this process can "
             "write"
         ) from error
+
+
+def _write(path: str, group: str, vector: Float32Array, description: dict[str, Any]) -> None:
+    chunk = min(CHUNK, max(1, vector.size))
+    write_vectors(path, group, {**KIND, **VECTORS}, [PARAMETERS], vector.size, chunk)
+    sealed.write_slice(path, f"{group}/{PARAMETERS}".lstrip("/"), 0, vector.size, vector)
+    sealed.write(path, f"{group}/{DESCRIPTION}".lstrip("/"), KIND, description)
+
+
+def _replace(path: str, vector: Float32Array, description: dict[str, Any]) -> None:
+    """Write a result beside another one, and then delete all that is not its."""
+    before = {name for name in sealed.children(path) if name != ROOT}
+    number = 1 + max((_number(name) for name in before if LATER.fullmatch(name)), default=0)
+    group = f"{number:08d}-{uuid.uuid4().hex[:12]}"
+    try:
+        _write(path, group, vector, description)
+    except BaseException:
+        _delete(path, {group})
+        raise
+    _delete(path, before)
+
+
+def _number(group: str) -> int:
+    return int(group.split("-")[0])
+
+
+def _delete(path: str, names: set[str]) -> None:
+    """Delete what no result needs: what cannot be deleted costs space, until the next one comes."""
+    for name in names:
+        try:
+            sealed.delete(path, name)
+        except Exception as error:
+            logger.warning("%s of path=%r could not be deleted: %r", name, path, error)
 
 
 def _describe(parts: Parts) -> dict[str, Any]:
@@ -112,10 +160,10 @@ def _describe(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _make_room(path: str, overwrite: bool) -> None:
-    """Leave nothing at the path, but delete no more than a saved result."""
+def _is_free(path: str, overwrite: bool) -> bool:
+    """Whether nothing lies at the path; if something does, it must be a saved result."""
     if sealed.is_empty(path):
-        return
+        return True
     if not overwrite:
         raise FileExistsError(f"path={path!r} exists already: choose another, or overwrite=True")
     if not _is_ours(path):
@@ -123,7 +171,7 @@ def _make_room(path: str, overwrite: bool) -> None:
             f"path={path!r} is no saved result, which is all that overwrite=True replaces: "
             "choose another path, or delete it yourself"
         )
-    sealed.clear(path)
+    return False
 
 
 def _is_ours(path: str) -> bool:
@@ -147,10 +195,7 @@ def load(path: Any, *, model: Model | None = None) -> Parts:
     if model is not None and not hasattr(model, "layout"):
         raise TypeError(f"model must keep the dbdask.Model contract, got {model!r}")
     with _reading(path):
-        if sealed.is_empty(path):
-            raise ResultError(f"path={path!r} does not exist: give what Result.save was given")
-        size = sealed.read(path, "", KIND)["size"]
-        found = sealed.read(path, "description", KIND)
+        group, size, found = _read_in_time(path)
         model = _model_of(path, found, model)
         examples = Examples.from_description(found["examples"])
         history = History.from_json(found["history"])
@@ -158,7 +203,41 @@ def load(path: Any, *, model: Model | None = None) -> Parts:
         wanted = as_layout(model.layout).size
         if size != wanted:
             raise ResultError(f"path={path!r} holds {size} parameters, the model has {wanted}")
-    return Parts(model, examples, SavedVector(path, ""), history, status)
+    return Parts(model, examples, SavedVector(path, group), history, status)
+
+
+Found = tuple[str, int, dict[str, Any]]
+"""The group of a result, how long its vector is, and its description."""
+
+
+def _read_in_time(path: str) -> Found:
+    seconds = deadline("store")
+    try:
+        found: Found = within(seconds, _read, path)
+        return found
+    except TimeoutError as error:
+        raise ResultError(
+            f"path={path!r} gave no answer in {seconds:g} s (dbdask.store): its store hangs, or "
+            "needs a longer dbdask.store"
+        ) from error
+
+
+def _read(path: str) -> Found:
+    """Return the result of the highest number that is complete."""
+    if sealed.is_empty(path):
+        raise ResultError(f"path={path!r} does not exist: give what Result.save was given")
+    later = sorted((name for name in sealed.children(path) if LATER.fullmatch(name)), key=_number)
+    for group in reversed(later):
+        try:
+            return _read_group(path, group)
+        except Exception as error:  # its writer died, or it is being written
+            logger.warning("%s of path=%r is no whole result: %r", group, path, error)
+    return _read_group(path, "")
+
+
+def _read_group(path: str, group: str) -> Found:
+    size = sealed.read(path, group, KIND)["size"]
+    return group, size, sealed.read(path, f"{group}/{DESCRIPTION}".lstrip("/"), KIND)
 
 
 def _as_path(path: Any) -> str:

@@ -7,13 +7,18 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from asking import workers_of
 from distributed import Client, WorkerPlugin
+
+from dbdask.errors import CheckpointError
+from dbdask.storage import checkpoint
 
 
 def everyone(client: Client) -> list[str]:
@@ -183,17 +188,41 @@ class Disturb:
 
 
 @dataclass(frozen=True)
+class Delete:
+    """The checkpoint is deleted; once a snapshot is there again, a shard's worker may be killed."""
+
+    kills: bool = False
+
+    def __call__(self, client: Client, rng: random.Random, path: str) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        until = time.monotonic() + 30
+        while not _has_snapshot(path):
+            assert time.monotonic() < until, "no snapshot was written again"
+            time.sleep(0.02)
+        if self.kills:
+            Kill(a_shard_holder)(client, rng)
+
+
+def _has_snapshot(path: str) -> bool:
+    try:
+        return checkpoint.latest(path) is not None
+    except CheckpointError:  # it is being written
+        return False
+
+
+@dataclass(frozen=True)
 class Fault:
     """One row of the table: what happens, when, how often, and what a run is given against it."""
 
     name: str
-    act: Callable[[Client, random.Random], None]
+    act: Callable[..., None]  # is given the client, a random generator, and what `of` says
     copies: int = 1
     checkpoint: bool = True
     times: int = 1
     loses: bool = False  # whether acknowledged updates may be rolled back
     chaos: bool = False  # only in the long suite
     shards: int = 2
+    of: str = ""  # "checkpoint": what happens is given its path
 
 
 def assert_felt(result, act):
@@ -248,5 +277,13 @@ TABLE = [
         "late, repeated pushes; twins", Disturb(0.3, 0.2), copies=2, checkpoint=False, chaos=True
     ),
     Fault("answers lost", Disturb(0.1, 0.1, 0.01), checkpoint=False, chaos=True),
+    Fault("delete the checkpoint", Delete(), times=3, chaos=True, of="checkpoint"),
+    Fault(
+        "delete the checkpoint, then kill a shard's worker",
+        Delete(kills=True),
+        loses=True,
+        chaos=True,
+        of="checkpoint",
+    ),
     Fault("answers lost; twins", Disturb(0.1, 0.1, 0.01), copies=2, checkpoint=False),
 ]

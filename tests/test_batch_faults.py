@@ -157,8 +157,8 @@ def assert_all_over(client):
 @pytest.mark.parametrize("fault", CASES)
 def test_every_step_is_one_of_a_single_process(cluster, store, tmp_path, accepted, fault):
     _, client = cluster
-    until = tmp_path / "happened"
-    trouble = Trouble(client, fault, 7, until, apart=8 if fault.chaos else 3)
+    until, path = tmp_path / "happened", str(tmp_path / "run.zarr")
+    trouble = Trouble(client, fault, 7, until, apart=8 if fault.chaos else 3, path=path)
     bowl = Bowl(1e4, 0.002, until) if fault.chaos else Bowl(10.0, 0.001, until)
     result = minimise(
         client,
@@ -166,7 +166,7 @@ def test_every_step_is_one_of_a_single_process(cluster, store, tmp_path, accepte
         bowl,
         shards=fault.shards,
         shard_copies=fault.copies,
-        checkpoint=str(tmp_path / "run.zarr") if fault.checkpoint else None,
+        checkpoint=path if fault.checkpoint else None,
         snapshot_every="300ms",
         callbacks=[trouble],
     )

@@ -63,6 +63,10 @@ def crowded(tmp_path):
     return path, groups
 
 
+def below(path, number):
+    return [group for group in checkpoint.snapshots(path) if checkpoint.is_older(group, number)]
+
+
 def test_all_below_a_committed_snapshot_goes_the_lowest_first(crowded, monkeypatch):
     path, groups = crowded
     delete, order = checkpoint.delete, []
@@ -73,7 +77,7 @@ def test_all_below_a_committed_snapshot_goes_the_lowest_first(crowded, monkeypat
         assert checkpoint.latest(path).number == 3
 
     monkeypatch.setattr(checkpoint, "delete", watched)
-    checkpoint.delete_all(path, checkpoint.older(path, 3))
+    checkpoint.delete_all(path, below(path, 3))
     assert order == sorted(groups[:3])
     assert [name for name in sealed.children(path) if name in groups] == groups[3:]
     assert checkpoint.attributes(path) == {}
@@ -89,7 +93,7 @@ def test_one_that_cannot_be_deleted_keeps_no_other_there(crowded, monkeypatch, c
         delete(path, group)
 
     monkeypatch.setattr(checkpoint, "delete", fail)
-    checkpoint.delete_all(path, checkpoint.older(path, 3))
+    checkpoint.delete_all(path, below(path, 3))
     assert f"{groups[0]} could not be deleted: OSError('locked')" in caplog.text
     assert [n for n in sealed.children(path) if n in groups] == [groups[0], *groups[3:]]
 

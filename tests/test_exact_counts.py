@@ -457,16 +457,16 @@ def labelled_network(client, store, path, **options):
 def test_after_a_loss_in_the_ending_the_result_is_what_was_validated(
     threads_client, store, tmp_path, monkeypatch, keep, lost
 ):
-    losses, write, times = Losses(monkeypatch), Run.write, []
+    losses, write, times = Losses(monkeypatch), Run.write_end, []
 
     async def lose(run):
         if run.method.stream.done and not times:
             times.append(0)
             losses.next = lost
             raise ShardLost("as if it died while the last snapshot was written")
-        await write(run)
+        return await write(run)
 
-    monkeypatch.setattr(Run, "write", lose)
+    monkeypatch.setattr(Run, "write_end", lose)
     result = labelled_network(threads_client, store, tmp_path, epochs=3, keep=keep)
     assert times
     scores = result.history["validation_loss"].values

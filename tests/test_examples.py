@@ -361,6 +361,15 @@ def test_missing_examples_are_dropped():
     assert (report.examples, report.dropped) == (8, 4)
 
 
+def test_check_raises_as_training_does_for_masked_inputs_without_a_value():
+    data = _with_gaps().assign(x=lambda found: found["x"] * np.nan)
+    examples = Examples(data, inputs="x", targets="y", along="time", missing="mask")
+    with pytest.raises(DataError, match="'x' has no value that is not missing"):
+        examples.check()
+    with pytest.raises(DataError, match="'x' has no value that is not missing"):
+        examples.worker_side()
+
+
 def test_missing_elements_are_masked():
     examples = Examples(_with_gaps(), inputs="x", targets="y", along="time", missing="mask")
     inputs, targets, weights = _fed(examples.standardize(targets=False), batch_size=12)

@@ -44,9 +44,10 @@ class Trouble:
     When all has happened it makes the file at `until`: the run is slow so long.
     """
 
-    def __init__(self, client, fault, seed, until, apart=8):
+    def __init__(self, client, fault, seed, until, apart=8, path=None):
         self.client, self.fault, self.rng = client, fault, random.Random(seed)
         self.until, self.left = until, fault.times
+        self.of = [str(path)] if fault.of == "checkpoint" else []
         self.apart, self.records, self.happened = apart, 0, 0
         self.threads, self.errors = [], []
 
@@ -59,7 +60,7 @@ class Trouble:
 
     def _act(self):
         try:
-            self.fault.act(self.client, self.rng)
+            self.fault.act(self.client, self.rng, *self.of)
         except Exception as error:
             self.errors.append(error)
         self.left -= 1
@@ -80,7 +81,7 @@ class Trouble:
 
 def run_through(client, store, fault, seed, path, epochs=EPOCHS):
     """Train the counting model while a fault happens; returns the result."""
-    trouble = Trouble(client, fault, seed, path + "-happened")
+    trouble = Trouble(client, fault, seed, path + "-happened", path=path)
     result = dbdask.downpour(
         SlowUntil(CountingModel(ROWS, fault.shards, seconds=0.005), trouble.until, 30),
         counted(store),

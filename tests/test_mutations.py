@@ -185,7 +185,8 @@ def check(path, read, same, error_type, count):
 
 def resumed(path, settings, cuts):
     """All that a resumed run reads, by shards that end at `cuts`."""
-    _, last = open_checkpoint(str(path), True, settings)
+    with open_checkpoint(str(path), True, settings) as opened:
+        last = opened.last
     assert last is not None
     Tally(last.state, lambda record: None)
     names = checkpoint.vector_names(str(path), last.group)

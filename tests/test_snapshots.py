@@ -13,6 +13,7 @@ from dbdask.errors import CheckpointError
 from dbdask.models.layout import cut
 from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.outcome import brought_home
+from dbdask.run.ownership import Ownership
 from dbdask.run.snapshots import Snapshots
 from dbdask.storage import checkpoint, sealed
 
@@ -35,6 +36,7 @@ class Server:
         start, stop = self.slices[index]
         ones = {"parameters": np.ones(stop - start, np.float32)}
         checkpoint.write_slice(path, group, start, stop, ones)
+        return True
 
 
 @pytest.fixture
@@ -143,13 +145,13 @@ def test_a_store_that_hangs_is_an_error_that_names_the_step(path, monkeypatch, s
 
 
 def test_a_deletion_that_hangs_holds_up_no_snapshot(path, monkeypatch, caplog):
-    older, released, times = checkpoint.older, threading.Event(), []
+    snapshots_of, released, times = checkpoint.snapshots, threading.Event(), []
 
-    def hang(path, number):
-        times.append(number)
-        if number == 1:
+    def hang(path):
+        times.append(max(numbers(path)))
+        if len(times) == 1:
             assert released.wait(60)
-        return older(path, number)
+        return snapshots_of(path)
 
     async def live():
         snapshots = Snapshots(Server(), path, 0.0, None)
@@ -157,13 +159,13 @@ def test_a_deletion_that_hangs_holds_up_no_snapshot(path, monkeypatch, caplog):
             await asyncio.wait_for(snapshots.write_live(NAMES, {}), 60)
         await asyncio.wait_for(snapshots.write_live(NAMES, {}), 60)
 
-    monkeypatch.setattr(checkpoint, "older", hang)
+    monkeypatch.setattr(checkpoint, "snapshots", hang)
     try:
         asyncio.run(live())
     finally:
         released.set()
     assert times == [1, 2] and numbers(path) == [2]
-    assert "snapshots older than 1 could not be deleted: TimeoutError" in caplog.text
+    assert "older snapshots could not be deleted: TimeoutError" in caplog.text
 
 
 def test_parameters_that_a_store_does_not_hand_over_stay_there():
@@ -226,3 +228,126 @@ asyncio.run(live())
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (0, "given up\n"), done.stderr
+
+
+# Which snapshots are good
+
+
+class Refusing(Server):
+    """Shards whose parameters are not finite while `bad` is set."""
+
+    bad = False
+
+    async def call(self, *arguments, **options):
+        await super().call(*arguments, **options)
+        return not self.bad
+
+
+def left_of(path, *steps, last=None):
+    """What lies in a checkpoint after some snapshots, each good, doubtful, bad, or a bad end."""
+
+    async def live():
+        server = Refusing()
+        snapshots = Snapshots(server, path, 0.0, last)
+        for step in steps:
+            server.bad = step == "not finite"
+            if step == "bad end":
+                group = await snapshots.write_end(NAMES, {}, "it has diverged")
+                assert numbers(path)[-1] == snapshots.number == int(group[:8])
+                await snapshots.forget(group)
+            elif step == "end":
+                await snapshots.write_end(NAMES, {}, "")
+            else:
+                doubt = "of refusals" if step == "doubtful" else ""
+                await snapshots.write_live(NAMES, {}, doubt)
+        return snapshots
+
+    snapshots = asyncio.run(live())
+    last = checkpoint.latest(path)
+    assert snapshots.committed.group == last.group
+    assert snapshots.last_good == last.last_good
+    return numbers(path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        (["good", "good"], [2]),
+        (["good", "doubtful"], [1, 2]),
+        (["good", "doubtful", "doubtful"], [1, 3]),
+        (["good", "doubtful", "good"], [3]),
+        (["good", "not finite"], [1]),
+        (["good", "not finite", "good"], [3]),
+        (["good", "doubtful", "not finite"], [1, 2]),
+        (["good", "doubtful", "bad end"], [1]),
+        (["good", "bad end"], [1]),
+        (["good", "doubtful", "end"], [3]),
+        (["not finite"], [1]),  # nothing is there that would be better
+    ],
+)
+def test_the_last_good_snapshot_stays_until_there_is_another(path, steps, left):
+    assert left_of(path, *steps) == left
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [(["bad end"], [1]), (["doubtful"], [1, 3]), (["good"], [3]), (["not finite"], [1, 2])],
+)
+def test_a_run_that_goes_on_from_a_doubtful_snapshot_knows_the_good_one(path, steps, left):
+    assert left_of(path, "good", "doubtful") == [1, 2]
+    assert left_of(path, *steps, last=checkpoint.latest(path)) == left
+
+
+# A checkpoint that is deleted
+
+
+@pytest.mark.parametrize("step", ["begin", "commit"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_snapshot_that_is_deleted_while_it_is_written_is_written_once_more(
+    path, monkeypatch, step, times, caplog
+):
+    ownership = Ownership(path, {"seed": 3})
+    ownership.take()
+    left = times
+
+    def deleting(function):
+        def call(*arguments):
+            nonlocal left
+            if step == "begin":
+                function(*arguments)
+            if left:
+                left -= 1
+                sealed.clear(path)
+            if step == "commit":
+                return function(*arguments)
+
+        return call
+
+    target = (checkpoint, "begin") if step == "begin" else (ownership, "confirm")
+    monkeypatch.setattr(*target, deleting(getattr(*target)))
+
+    async def live():
+        snapshots = Snapshots(Server(), path, 0.0, None, ownership)
+        await snapshots.write_live(NAMES, {})
+
+    try:
+        if times == 2:
+            with pytest.raises(CheckpointError, match="was deleted while it was written; no snap"):
+                asyncio.run(live())
+            return
+        asyncio.run(live())
+    finally:
+        ownership.release()
+    assert "it is written once more" in caplog.text
+    assert checkpoint.attributes(path) == {"seed": 3}
+    assert numbers(path) == [checkpoint.latest(path).number]
+
+
+def test_a_disk_that_is_full_is_not_taken_for_a_deletion(path, monkeypatch, caplog):
+    def full(*arguments):
+        raise CheckpointError("no space left")
+
+    monkeypatch.setattr(checkpoint, "begin", full)
+    with pytest.raises(CheckpointError, match="no space left; no snapshot"):
+        asyncio.run(Snapshots(Server(), path, 0.0, None).write_live(NAMES, {}))
+    assert "once more" not in caplog.text

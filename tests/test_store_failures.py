@@ -14,9 +14,10 @@ from test_leaving import wait_until
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 import dbdask
+from dbdask import saving
 from dbdask.errors import CheckpointError
 from dbdask.models.layout import cut
-from dbdask.storage import checkpoint, sealed
+from dbdask.storage import checkpoint, owner, sealed
 
 SIZE, SHARDS = 10, 3
 NEVER = 1 << 30
@@ -41,7 +42,7 @@ class Fate:
 
 
 class Failing(WrapperStore):
-    """A store of which one change fails."""
+    """A store of which one change fails; how often an owner gives a sign of life is its own."""
 
     def __init__(self, store, fate):
         super().__init__(store)
@@ -51,7 +52,7 @@ class Failing(WrapperStore):
         return type(self)(store, self.fate)
 
     async def set(self, key, value):
-        if not self.fate.now():
+        if key == owner.KEY or not self.fate.now():
             return await self._store.set(key, value)
         if self.fate.how == "half":
             await self._store.set(key, value[: len(value) // 2])
@@ -64,7 +65,7 @@ class Failing(WrapperStore):
             await self.set(key, value)
 
     async def delete(self, key):
-        fails = self.fate.now()
+        fails = key != owner.KEY and self.fate.now()
         if not fails or self.fate.how == "all":
             await self._store.delete(key)
         if fails:
@@ -158,20 +159,20 @@ def test_a_first_snapshot_that_fails_leaves_a_checkpoint_that_can_be_begun_again
         assert last is None or (index, how) == (count - 1, "all")
 
 
-@pytest.mark.parametrize("how", ["nothing", "half", "all"])
-def test_a_saved_result_is_whole_or_an_error(tmp_path, monkeypatch, how):
-    fate = Fate()
-    monkeypatch.setattr(
-        sealed,
-        "open_store",
-        lambda place: place if isinstance(place, MemoryStore) else Failing(LocalStore(place), fate),
-    )
+def result_of(vector):
     data = xr.Dataset({"x": ("row", np.arange(4.0)), "y": ("row", np.arange(4.0))})
     examples = dbdask.Examples(data, inputs="x", targets="y", along="row")
     model = dbdask.Network(input_shape=(), layers=[dbdask.Dense(1)], loss="squared")
-    vector = np.array([2.0, 0.0], np.float32)
     status = dbdask.Status("epochs", "done")
-    result = dbdask.Result(model, examples, vector, dbdask.metrics.history.History(), status)
+    vector = np.array(vector, np.float32)
+    return dbdask.Result(model, examples, vector, dbdask.metrics.history.History(), status)
+
+
+@pytest.mark.parametrize("how", ["nothing", "half", "all"])
+def test_a_saved_result_is_whole_or_an_error(tmp_path, monkeypatch, how):
+    fate = failing_stores(monkeypatch, "local")
+    vector = [2.0, 0.0]
+    result = result_of(vector)
     path = tmp_path / "count.zarr"
     result.save(path)
     for index in range(fate.count):
@@ -185,6 +186,68 @@ def test_a_saved_result_is_whole_or_an_error(tmp_path, monkeypatch, how):
             assert how == "all"
         except dbdask.ResultError as error:
             assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("kind", ["local", "object"])
+@pytest.mark.parametrize("how", ["nothing", "half", "all"])
+def test_a_result_that_replaces_another_is_whole_or_the_other_still_is(
+    tmp_path, monkeypatch, how, kind, caplog
+):
+    fate = failing_stores(monkeypatch, kind)
+    first, second = result_of([2.0, 0.0]), result_of([3.0, 1.0])
+    path = tmp_path / "count.zarr"
+    first.save(path)
+    once = operations_of(fate, lambda: second.save(path, overwrite=True))
+    again = operations_of(fate, lambda: first.save(path, overwrite=True))
+    assert (once, again) == (4 + 3, 4 + 4)  # four keys of a result, and the root stays
+    kept = set()
+    for index in range(once):
+        path = tmp_path / f"{index}.zarr"
+        first.save(path)
+        fate.restart(index, how)
+        try:
+            second.save(path, overwrite=True)
+            kept.add("deleting")
+            assert "could not be deleted" in caplog.text
+        except OSError as error:
+            assert str(path) in str(error)
+        assert fate.struck
+        fate.restart(NEVER, how)
+        found = dbdask.load(path).vector().tolist()
+        assert found in ([2.0, 0.0], [3.0, 1.0])
+        kept.add(found[0])
+        first.save(path, overwrite=True)
+        np.testing.assert_array_equal(dbdask.load(path).vector(), [2.0, 0.0])
+        assert len(sealed.children(str(path))) == 2  # the root, and the one group
+    assert kept == {2.0, 3.0, "deleting"}
+
+
+def operations_of(fate, action):
+    fate.restart(NEVER, "nothing")
+    action()
+    return fate.count
+
+
+def killed(*arguments):
+    raise OSError("killed")
+
+
+def test_a_process_that_dies_while_it_replaces_a_result_leaves_one(tmp_path, monkeypatch):
+    """Nothing is cleaned up then, neither before the root is replaced nor after."""
+    first, second = result_of([2.0, 0.0]), result_of([3.0, 1.0])
+    monkeypatch.setattr(saving, "_delete", lambda path, names: None)
+    path = tmp_path / "count.zarr"
+    first.save(path)
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(sealed, "write_slice", killed)
+        second.save(path, overwrite=True)
+    np.testing.assert_array_equal(dbdask.load(path).vector(), [2.0, 0.0])
+    second.save(path, overwrite=True)
+    np.testing.assert_array_equal(dbdask.load(path).vector(), [3.0, 1.0])
+    assert len(sealed.children(str(path))) > 3
+    monkeypatch.undo()
+    first.save(path, overwrite=True)
+    assert len(sealed.children(str(path))) == 2
 
 
 # A run
@@ -354,8 +417,22 @@ class Hanging(WrapperStore):
         return type(self)(store, self.pattern, self.released)
 
     async def set(self, key, value):
+        await self._wait(key)
+        await self._store.set(key, value)
+
+    async def _wait(self, key):
         if re.fullmatch(self.pattern, key):
             await asyncio.wrap_future(self.released)
+
+
+class Withholding(Hanging):
+    """A store that gives a key of some pattern only when it is released."""
+
+    async def get(self, key, prototype=None, byte_range=None):
+        await self._wait(key)
+        return await self._store.get(key, prototype, byte_range)
+
+    async def set(self, key, value):
         await self._store.set(key, value)
 
 
@@ -397,3 +474,96 @@ def test_a_run_whose_store_hangs_ends_and_can_be_called_again(
     assert [name for name in sealed.children(options["checkpoint"]) if name != "zarr.json"] == [
         last.group
     ]
+
+
+@pytest.mark.parametrize("verb", [train, minimise])
+@pytest.mark.parametrize(
+    ("pattern", "doing"),
+    [
+        ("zarr.json", "it was read"),
+        ("owner/zarr.json", "looking for its owner"),
+        (r"0.*/commit/zarr.json", "it was read"),
+        (r"0.*/parameters/zarr.json", r"worker inproc.* read parameters \d+ to \d+ of snapshot 0"),
+        (r"0.*/parameters/c/0", r"worker inproc.* read parameters 0 to \d+ of snapshot 0"),
+    ],
+    ids=["root", "owner", "commit", "vector", "chunk"],
+)
+def test_a_store_that_hangs_at_the_start_is_an_error_that_says_where(
+    threads_client, data, tmp_path, monkeypatch, verb, pattern, doing
+):
+    released, path = Future(), str(tmp_path / "run.zarr")
+    verb(data, threads_client, checkpoint=path)
+
+    def open_store(place):
+        if isinstance(place, MemoryStore):
+            return place
+        return Withholding(LocalStore(place), pattern, released)
+
+    message = rf"run.zarr' gave no answer in 1 s \(dbdask.store\) while {doing}"
+    try:
+        with (
+            monkeypatch.context() as patched,
+            dask.config.set({"dbdask.store": "1s"}),
+            pytest.raises(CheckpointError, match=message),
+        ):
+            patched.setattr(sealed, "open_store", open_store)
+            verb(data, threads_client, checkpoint=path, resume=True)
+    finally:
+        released.set_result(None)
+    assert_nothing_left(threads_client)
+    wait_until(lambda: "dbdask-store" not in {thread.name for thread in threading.enumerate()})
+    verb(data, threads_client, checkpoint=path, resume=True)
+    assert len(sealed.children(path)) == 2
+
+
+def test_what_a_store_that_hangs_holds_is_an_error_where_it_is_wanted(
+    threads_client, data, tmp_path, monkeypatch
+):
+    released, path = Future(), str(tmp_path / "model.zarr")
+    result = train(data, threads_client)
+    result.save(path)
+    loaded = dbdask.load(path)
+
+    def open_store(place):
+        if isinstance(place, MemoryStore):
+            return place
+        return Withholding(LocalStore(place), "zarr.json", released)
+
+    monkeypatch.setattr(sealed, "open_store", open_store)
+    try:
+        with dask.config.set({"dbdask.store": "500ms"}):
+            with pytest.raises(dbdask.ResultError, match=r"gave no answer in 0.5 s"):
+                dbdask.load(path)
+            with pytest.raises(CheckpointError, match=r"parameters= were not read in 0.5 s"):
+                train(data, threads_client, parameters=loaded)
+    finally:
+        released.set_result(None)
+
+
+# A checkpoint that is deleted
+
+
+@pytest.mark.parametrize("what", ["all", "root", "snapshots"])
+@pytest.mark.parametrize("verb", [train, minimise])
+def test_a_checkpoint_that_is_deleted_while_the_run_trains_is_whole_at_its_end(
+    threads_client, data, tmp_path, verb, what, caplog
+):
+    path, deleted = str(tmp_path / "run.zarr"), []
+
+    def delete(record):
+        if deleted:
+            return
+        deleted.append(record)
+        for name in sealed.children(path):
+            if what == "all" or (name == "zarr.json") == (what == "root"):
+                sealed.delete(path, name)
+
+    whole = flat(verb(data, threads_client))
+    options = {"checkpoint": path, "snapshot_every": "1us"}
+    result = verb(data, threads_client, callbacks=[delete], **options)
+    assert deleted and result.status.ok
+    np.testing.assert_array_equal(flat(result), whole)
+    assert sealed.children(path) == [checkpoint.latest(path).group, "zarr.json"]
+    assert what == "snapshots" or "begun anew" in caplog.text
+    again = verb(data, threads_client, resume=True, **options)
+    np.testing.assert_array_equal(flat(again), whole)

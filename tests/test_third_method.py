@@ -125,7 +125,11 @@ def synchronous(client, store, path=None, callbacks=(), **options):
     examples = counted(store)
     model = SlowUntil(CountingModel(ROWS), over(callbacks), PORTION // 10)
     settings = settings_of("synchronous", model, examples)
-    path, last = open_checkpoint(path, False, settings)
+    with open_checkpoint(path, False, settings) as opened:
+        return trained(client, model, examples, settings, opened, callbacks, options)
+
+
+def trained(client, model, examples, settings, opened, callbacks, options):
     plan = Plan(
         job=cloudpickle.dumps(SandblasterJob(model, examples.worker_side(), None, 1.0, PORTION, 0)),
         model=cloudpickle.dumps(model),
@@ -134,8 +138,9 @@ def synchronous(client, store, path=None, callbacks=(), **options):
         supply=BlockProvider(examples, client),
         seed=0,
         settings=settings,
-        path=path,
-        last=last,
+        path=opened.path,
+        last=opened.last,
+        ownership=opened.ownership,
         shards=2,
         **options,
     )

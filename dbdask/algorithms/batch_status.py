@@ -9,9 +9,13 @@ from dbdask.status import Status
 
 def batch_status(reason: str, method: Settings, state: State, statistics: PassStatistics) -> Status:
     """Put a reason into words; a search that only bad gradients ended is called by their name."""
-    if reason == "search_failed" and statistics.refused and not math.isfinite(state.loss):
+    if (
+        reason == "search_failed"
+        and statistics.refused_since_start
+        and not math.isfinite(state.loss)
+    ):
         reason = "bad_gradients"  # at the first point: no other is gone to
-    refused = f"{statistics.refused} gradients were refused"
+    refused = f"{statistics.refused_since_start} gradients were refused"
     searched = "the line search found no lower point"
     if statistics.last_refusal:
         refused += f", the last in {statistics.last_refusal}"

@@ -1,6 +1,7 @@
 """Downpour SGD: model replicas train on portions and push to the parameter server (section 4.1)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import cloudpickle
@@ -15,7 +16,7 @@ from dbdask.optim.optimizers import Optimizer, Sgd, adagrad
 from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.run import arguments
-from dbdask.run.concluding import ScaleNotice, conclude, setting_of
+from dbdask.run.concluding import ScaleNotice, blind_loss, conclude, setting_of
 from dbdask.run.fitting import check_fit, targets_for
 from dbdask.run.plan import Plan
 from dbdask.run.resuming import digest_of, open_checkpoint, settings_of
@@ -119,7 +120,8 @@ def downpour(
     keep
         "last", or "best" by validation loss: which parameters the result has.
     checkpoint
-        Path or URL of the checkpoint, a Zarr group that every worker can write.
+        Path or URL of the checkpoint, a Zarr group that every worker can write: of one run at a
+        time.
     snapshot_every
         Time between two snapshots.
     resume
@@ -160,7 +162,8 @@ def downpour(
     WorkerError
         A worker cannot take part, none is left, or some work failed wherever it was tried.
     CheckpointError
-        The checkpoint is there, is not, is of another run, is damaged, or cannot be written.
+        The checkpoint is there, is not, is of another run or in use by one, is damaged, or cannot
+        be read or written.
     ShardLost
         A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from; or
         the scheduler was lost.
@@ -199,9 +202,12 @@ def downpour(
     start = flat_parameters(parameters, layout)
     names = worker_names("workers", workers)
     shard_names = worker_names("shard_workers", shard_workers)
-    path, last = open_checkpoint(checkpoint, resume, settings)
-    portion_rows = last.state["portion_rows"] if last else portion_rows
-    with client_for(client) as connected:
+    with (
+        open_checkpoint(checkpoint, resume, settings) as opened,
+        client_for(client) as connected,
+    ):
+        path, last = opened.path, opened.last
+        portion_rows = last.state["portion_rows"] if last else portion_rows
         check_named("workers", names, connected)
         check_named("shard_workers", shard_names, connected)
         plan = Plan(
@@ -226,6 +232,8 @@ def downpour(
             keep=keep,
             path=path,
             last=last,
+            ownership=opened.ownership,
+            blind_loss=partial(blind_loss, model, examples),
             snapshot_seconds=arguments.duration("snapshot_every", snapshot_every),
             seed=seed,
             settings=settings | {"portion_rows": portion_rows},

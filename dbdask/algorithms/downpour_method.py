@@ -138,7 +138,7 @@ class Downpour:
             self.stream.finish(portion)
         else:
             self.stream.hand_back(portion)
-        if run.tally.refused >= self.max_refused:
+        if run.tally.refused_since_start >= self.max_refused:
             run.request_stop("bad_gradients")
         if self.target_loss is not None and run.tally.last_loss <= self.target_loss:
             run.request_stop("target")
@@ -195,7 +195,8 @@ class Downpour:
             "callback": "a callback stopped the run",
             "interrupted": "the run was interrupted",
             "bad_gradients": (
-                f"{run.tally.refused} gradients were refused: {run.tally.last_refusal}"
+                f"{run.tally.refused_since_start} gradients were refused, the last in "
+                f"{run.tally.last_refusal}"
             ),
         }
         return Status(reason, messages[reason])

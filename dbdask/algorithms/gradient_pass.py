@@ -56,6 +56,7 @@ class PassStatistics:
     dropped: int = 0
     repeated: int = 0
     refused: int = 0
+    refused_before: int = 0  # before a resume
     last_refusal: str = ""  # since the last good point
     left_out: LeftOut = field(default_factory=LeftOut)
     magnitudes: dict[str, tuple[Magnitude, ...]] = field(default_factory=dict)  # by worker
@@ -68,6 +69,12 @@ class PassStatistics:
         """Go on from the totals of a run that was before."""
         for name in TOTALS:
             setattr(self, name, totals[name])
+        self.refused_before = self.refused
+
+    @property
+    def refused_since_start(self) -> int:
+        """Bad gradients since this run began or was resumed."""
+        return self.refused - self.refused_before
 
 
 @dataclass

@@ -76,6 +76,8 @@ class Sandblaster:
 
     def _restore_point(self, state: dict[str, Any]) -> None:
         self.point = State(**state["method"])
+        if not math.isfinite(self.point.loss):  # at the first point: it is evaluated anew
+            self.point = State()
         passes = max(self.statistics.evaluations, self.point.evaluations)
         self.statistics.evaluations = passes  # their numbers are never used again
 

@@ -23,7 +23,7 @@ from concurrent.futures import Future as Promise
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from dask._task_spec import GraphNode, Task, TaskRef, convert_legacy_graph
@@ -306,7 +306,7 @@ def _name(portion: Portion) -> _Name:
     return portion.epoch, portion.group, portion.blocks
 
 
-def _parts(key: Key) -> tuple[Any, ...]:
+def _parts(key: Key) -> tuple[Key, ...]:
     return key if isinstance(key, tuple) else (key,)
 
 

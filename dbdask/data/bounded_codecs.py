@@ -95,7 +95,7 @@ def _index_bytes(shape: tuple[int, ...], inner: tuple[int, ...]) -> int:
     return 256 * count
 
 
-def _names(codec: Any) -> Iterable[str]:
+def _names(codec: Codec) -> Iterable[str]:
     yield str(codec.to_dict().get("name", ""))
     for nested in (*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())):
         yield from _names(nested)
@@ -122,7 +122,7 @@ def _bounded_format_2(codec: Any, array: ZarrArray) -> Codec:
 class _Bounded:
     """A codec of numcodecs that decodes up to a limit."""
 
-    codec: Any
+    codec: numcodecs.abc.Codec
     limit: int
     values: int
 
@@ -164,7 +164,7 @@ def _bounded(codecs: Iterable[Codec], beside: int = 0) -> tuple[Codec, ...]:
 class CountedTexts(ArrayBytesCodec):
     """A codec of texts that checks their number before it decodes them."""
 
-    codec: Any
+    codec: VLenUTF8Codec | VLenBytesCodec
     is_fixed_size = False
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:

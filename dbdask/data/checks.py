@@ -31,7 +31,7 @@ class Report:
     first_dropped
         Where the first missing value is; empty if there is none.
     class_counts
-        Examples of each class index; None where the targets are no labels.
+        Examples of each class index; None if the targets are no labels.
     lost_classes
         Indices of the classes of which every example is left out.
     filled_chunks

@@ -71,9 +71,9 @@ def _number_of_text(text: str) -> int | float | None:
 
 def _fills(
     dtype: np.dtype, attributes: Attributes, zarr_format: int, fill_value: object
-) -> list[Any]:
+) -> list[object]:
     """Return every value that is declared as missing, in the type in which it is declared."""
-    found: list[Any] = []
+    found: list[object] = []
     for name in _FILLS:
         for value in _listed(attributes.get(name)):
             coded = name == "_FillValue" and zarr_format == 3 and isinstance(value, str)
@@ -91,7 +91,7 @@ def _listed(value: object) -> Iterable[Any]:
     return value if isinstance(value, list | tuple) else (value,)
 
 
-def _uncoded(value: str, dtype: np.dtype) -> Any:
+def _uncoded(value: str, dtype: np.dtype) -> object:
     """Return the fill value that xarray has encoded as text in a v3 store."""
     if dtype.kind not in "fS":
         return value
@@ -102,7 +102,7 @@ def _uncoded(value: str, dtype: np.dtype) -> Any:
     return found.decode() if isinstance(found, bytes) else found
 
 
-def _numbers(dtype: np.dtype, attributes: Attributes, fills: list[Any]) -> Decoding:
+def _numbers(dtype: np.dtype, attributes: Attributes, fills: list[object]) -> Decoding:
     signs = _signs(dtype, attributes)
     shown = signs or dtype
     packing = _packing(attributes)
@@ -188,7 +188,7 @@ def _as_float(fill: int | float, dtype: np.dtype) -> Any:
             return dtype.type(math.inf)
 
 
-def _in_text(texts: list[Any], missing: list[Any]) -> tuple[tuple[Any, str], ...]:
+def _in_text(texts: list[int | float], missing: list[Any]) -> tuple[tuple[Any, str], ...]:
     """Return fills that are declared as text, each with its error: xarray ignores them."""
     said = (
         "holds {0!s}, which may be its declared fill '{0!s}': that is text, so xarray shows the "

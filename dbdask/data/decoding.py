@@ -46,7 +46,7 @@ class Decoding:
     attributes
         The CF attributes that xarray's decoder is to apply.
     steps
-        Elementwise functions that xarray applies to what is stored, the first one first.
+        Elementwise functions that xarray applies to stored values, in this order.
     signs
         The integer dtype as which the stored bytes are read; None: as they are stored.
     gaps
@@ -250,7 +250,7 @@ def _with_none(values: np.ndarray, absent: BoolArray) -> np.ndarray:
     return found
 
 
-def _each(values: np.ndarray, absent: BoolArray | None) -> Iterator[tuple[Any, bool]]:
+def _each(values: np.ndarray, absent: BoolArray | None) -> Iterator[tuple[Any, np.bool_]]:
     gaps = np.zeros(values.size, bool) if absent is None else absent.ravel()
     return zip(values.ravel(), gaps, strict=True)
 

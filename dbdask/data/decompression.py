@@ -43,7 +43,7 @@ class _Inflater(Protocol):
     def eof(self) -> bool: ...
     @property
     def unused_data(self) -> bytes: ...
-    def decompress(self, data: Any, max_length: int, /) -> bytes: ...
+    def decompress(self, data: memoryview | bytes, max_length: int, /) -> bytes: ...
 
 
 def inflate(name: str, config: Config, stored: memoryview, limit: int) -> bytes | None:
@@ -79,7 +79,7 @@ def inflate(name: str, config: Config, stored: memoryview, limit: int) -> bytes 
 def _inflate(make: Callable[[], _Inflater], stored: memoryview, limit: int, many: bool) -> bytes:
     parts: list[bytes] = []
     left = limit + 1
-    rest: Any = stored
+    rest: memoryview | bytes = stored
     while True:
         inflater = make()
         parts.append(inflater.decompress(rest, left))
@@ -93,7 +93,7 @@ def _inflate(make: Callable[[], _Inflater], stored: memoryview, limit: int, many
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _gzip(config: Config) -> Any:
+def _gzip(config: Config) -> _Inflater:
     return zlib.decompressobj(wbits=31)
 
 
@@ -104,7 +104,7 @@ def _lzma(config: Config) -> _Inflater:
     return lzma.LZMADecompressor(form, memlimit=XZ_MEMORY)
 
 
-_INFLATERS: dict[str, Callable[[Config], Any]] = {
+_INFLATERS: dict[str, Callable[[Config], _Inflater]] = {
     "zlib": lambda config: zlib.decompressobj(),
     "gzip": _gzip,
     "bz2": lambda config: bz2.BZ2Decompressor(),

@@ -68,6 +68,11 @@ def inputs_on(recipe: Recipe, source: Source, own: Source | None) -> Recipe:
 
     Examples with missing values are left out, unless training masked them. `own` is the source
     of the recipe, if it is known.
+
+    Raises
+    ------
+    ValueError
+        The source lacks an input or the groups, or has the inputs in another shape.
     """
     described = describe(recipe) | {"targets": None, "weights": None, "missing": "drop"}
     if recipe.missing == "mask":

@@ -136,7 +136,7 @@ class Examples:
     def __deepcopy__(self, memo: dict[int, object]) -> "Examples":
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         if self.source is None:  # a worker's side, which has nothing more to carry
             return {"source": None, "recipe": self.recipe}
         return {"parcel": pack(self)}
@@ -238,7 +238,7 @@ class Examples:
         """Return a reader, which opens the stores when it first reads."""
         return Reader(self.recipe, cache_bytes, prefetch)
 
-    def isel(self, indexers: Mapping[str, Any] | None = None, **more: object) -> "Examples":
+    def isel(self, indexers: Mapping[str, object] | None = None, **more: object) -> "Examples":
         """Return the examples at positions along sample dimensions, as xarray's `isel` does.
 
         Windows end at the cuts.
@@ -252,7 +252,7 @@ class Examples:
 
     def sel(
         self,
-        indexers: Mapping[str, Any] | None = None,
+        indexers: Mapping[str, object] | None = None,
         method: str | None = None,
         tolerance: object = None,
         **more: object,

@@ -23,7 +23,7 @@ class FeatureSet:
     Parameters
     ----------
     variables, along, window, scalings
-        The variables, the sample dimensions, what is seen of them, and how each is scaled.
+        The variables, the sample dimensions, the window over these, and each variable's scaling.
     orders
         The order of each variable's own dimensions in an example; None: as the variable has them,
         or as the first variable of the same dimensions has them.
@@ -70,7 +70,7 @@ class FeatureSet:
         return tuple(variable.name for variable in self.variables)
 
     def ordered(self, argument: str, orders: Sequence[Sequence[str]]) -> "FeatureSet":
-        """Return the feature set with each variable's dimensions in the order of the training.
+        """Return the feature set with its variables' own dimensions in the order a model knows.
 
         Raises
         ------

@@ -37,7 +37,7 @@ def _sample(variable: Variable, stored: np.ndarray) -> Float64Array:
     decoded, missing = variable.decode(stored)
     values = decoded.astype(np.float64)
     if stored.dtype == np.float64 and decoded.dtype == np.float32:
-        # Not rounded yet, where rounding is all that decoding does.
+        # If decoding only rounds, the stored values are measured.
         with np.errstate(over="ignore"):
             same = np.array_equal(decoded, stored.astype(np.float32), equal_nan=True)
         values = stored if same else values

@@ -13,7 +13,7 @@ from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Mask, Selection, Spans
 
 
-def isel_selection(recipe: Recipe, indexers: Mapping[str, Any]) -> Selection:
+def isel_selection(recipe: Recipe, indexers: Mapping[str, object]) -> Selection:
     """Return the selection cut by positions, which count within the present selection.
 
     Raises
@@ -35,8 +35,8 @@ def isel_selection(recipe: Recipe, indexers: Mapping[str, Any]) -> Selection:
 
 
 def sel_indexers(
-    recipe: Recipe, indexers: Mapping[str, Any], method: str | None, tolerance: object
-) -> dict[str, Any]:
+    recipe: Recipe, indexers: Mapping[str, object], method: str | None, tolerance: object
+) -> dict[str, Int64Array]:
     """Return the positions of labels for each dimension, as xarray finds them.
 
     Raises
@@ -44,7 +44,7 @@ def sel_indexers(
     ValueError, KeyError
         A dimension is not in `along` or has no coordinate, or a label is not there.
     """
-    wanted: dict[str, dict[str, Any]] = {}
+    wanted: dict[str, dict[str, object]] = {}
     for name, label in indexers.items():
         wanted.setdefault(_dim_of(recipe, name), {})[name] = label
     return {
@@ -65,7 +65,7 @@ def _dim_of(recipe: Recipe, name: str) -> str:
 
 
 def _found(
-    recipe: Recipe, dim: str, wanted: dict[str, Any], method: str | None, tolerance: Any
+    recipe: Recipe, dim: str, wanted: dict[str, object], method: str | None, tolerance: Any
 ) -> Int64Array:
     """Return the positions, among those selected, that xarray finds for labels: int64."""
     selected = recipe.selection.along(dim)

@@ -90,7 +90,7 @@ class Classes:
         flat = values.astype(object).ravel() if text else values.ravel()
         numbers, different = pd.factorize(flat)
         places = [self._place(value) for value in different.tolist()]
-        # Number -1 is what `factorize` gives a missing value: the last place.
+        # `factorize` gives a missing value the number -1, which is the last place.
         codes: Int64Array = np.array([*places, UNKNOWN], np.int64)[numbers]
         return codes.reshape(values.shape)
 

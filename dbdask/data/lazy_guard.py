@@ -54,7 +54,7 @@ class ReopenedArray:
 
 
 def guarded(variable: xr.Variable) -> tuple[xr.Variable, ReopenedArray | None]:
-    """Return a lazy variable whose Zarr array is opened again, and that array.
+    """Return a lazy variable whose Zarr array is opened again, and that array or None.
 
     A variable of another kind of file, or behind wrappers that are not xarray's own, is returned
     as it is, but without its cache.

@@ -23,7 +23,7 @@ from dbdask.storage.sealed import local_path
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
 
-# A MemoryStore lives in one process and never travels: what is pickled is a token, which finds
+# A MemoryStore lives in one process and never travels: a pickle holds a token, which finds
 # the store again in a worker that is a thread of the process that opened it.
 _living: WeakValueDictionary[str, Store] = WeakValueDictionary()
 
@@ -43,7 +43,7 @@ class Location:
     def __str__(self) -> str:
         return str(self.path or self.url or self.store or "a store in another process's memory")
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         store = None if self.token else self.store
         return {"path": self.path, "url": self.url, "store": store, "token": self.token}
 

@@ -70,7 +70,7 @@ class Mask:
 
     @classmethod
     def of(cls, dims: Sequence[str], values: BoolArray) -> "Mask":
-        """Pack truth values."""
+        """Return the mask of truth values: bool, with an axis for each of `dims`."""
         return cls((_Tiles.of(dims, values),))
 
     @property
@@ -92,7 +92,11 @@ class Mask:
         Parameters
         ----------
         positions
-            Along each of `dims`, ascending; those of dims that the mask lacks are ignored.
+            Along each of `dims`, ascending int64; those of dims that the mask lacks are ignored.
+
+        Returns
+        -------
+        bool, with an axis for each of `dims`
         """
         known = dict(zip(dims, positions, strict=True))
         shape = [len(known[dim]) if dim in self.dims else 1 for dim in dims]

@@ -218,7 +218,7 @@ def _scan(
 def _too_large(values: np.ndarray, limit: Float64Array) -> BoolArray | None:
     """Return which values float32 cannot hold once they are scaled; None if it holds all."""
     bound = limit.min()
-    if -bound <= values.min() and values.max() <= bound:  # neither, where there are NaN
+    if -bound <= values.min() and values.max() <= bound:  # False if there is a NaN
         return None
     with np.errstate(invalid="ignore"):
         large: BoolArray = np.abs(values) > limit

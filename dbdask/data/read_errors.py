@@ -18,7 +18,7 @@ def read_error(
     error
         The error that reading raised.
     name, index, store
-        The variable, the box, and where it is.
+        The variable, the box, and the store.
     chunk
         The chunk that holds more than it is declared to, if it is known.
     """

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from dbdask.arrays import Int64Array
 from dbdask.data.feature_sets import FeatureSet
@@ -195,6 +195,6 @@ class Recipe:
             coordinates={dim: change(v) for dim, v in self.coordinates.items()},
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         fields = self.__dataclass_fields__
         return {name: value for name, value in self.__dict__.items() if name in fields}

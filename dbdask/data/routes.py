@@ -105,7 +105,7 @@ class Stored:
             check_memory(array, index)
             return waited_for(lambda: read_array(array, index), what, nbytes)
         except (MemoryError, ReadGivenUp, DataError):
-            raise  # the chunk may be sound
+            raise  # that says nothing of the chunk
         except Oversized as error:
             chunk = waited_for(lambda: oversized_chunk(array, index), what, nbytes)
             raise read_error(error, self.path, index, str(self.location), chunk) from error

@@ -142,7 +142,10 @@ def centres(selection: Selection, window: Window, edges: str) -> tuple[CentreRun
 
 
 def bounds_of_blocks(grid: Grid, along: Sequence[CentreRuns]) -> list[Int64Array]:
-    """Return, per dimension, the rank of each block's first centre, and the number of centres."""
+    """Return, per dimension, the rank of each block's first centre, then the number of centres.
+
+    Each is int64, (blocks along the dimension + 1,).
+    """
     return [c.runs.rank(n.edges) for c, n in zip(along, grid.lengths, strict=True)]
 
 

@@ -1,6 +1,6 @@
 """Sources: data that a user gives, opened, with any of the four routes to their values.
 
-The interface, as the modules beside this one use it::
+The interface, as the other modules of the package use it::
 
     source = open_source(data)             # path, URL, Zarr store or Dataset; reads metadata only
     source.route                           # "store", "lazy", "dask" or "memory"
@@ -145,7 +145,13 @@ class Source:
         raise ValueError(f"no variable {given!r} in {self.description}; it has: {known}")
 
     def to_dataset(self) -> xr.Dataset:
-        """Return the data as a Dataset: the one given, or the store opened lazily."""
+        """Return the data as a Dataset: the one given, or the store opened lazily.
+
+        Raises
+        ------
+        RuntimeError
+            This is a worker's side, which has no Dataset.
+        """
         if self._dataset is not None:
             return self._dataset
         if self._location is None:

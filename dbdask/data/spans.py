@@ -71,12 +71,12 @@ class Spans:
 
     @cached_property
     def ends(self) -> Int64Array:
-        """Rank after the last position of every run."""
+        """The rank after the last position of every run: int64, (runs,)."""
         return np.cumsum((self.stops - self.starts - 1) // self.steps + 1)
 
     @cached_property
     def offsets(self) -> Int64Array:
-        """Rank of the first position of every run."""
+        """The rank of the first position of every run: int64, (runs,)."""
         return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])[: len(self)]
 
     @property
@@ -93,7 +93,7 @@ class Spans:
         return self.inside(self.run_at(ranks), ranks)
 
     def inside(self, run: Int64Array, ranks: Int64Array) -> Int64Array:
-        """Return the positions at ranks, given the run of each."""
+        """Return the positions at ranks, given the run of each: int64, of their shape."""
         return self.starts[run] + self.steps[run] * (ranks - self.offsets[run])
 
     def positions(self, first: int = 0, last: int | None = None) -> Int64Array:
@@ -101,7 +101,7 @@ class Spans:
         return self.at(np.arange(first, self.count if last is None else last))
 
     def pieces(self, size: int = PIECE) -> Iterator[tuple[int, Int64Array]]:
-        """Yield all positions in pieces, each with the rank of its first position."""
+        """Yield all positions in pieces, int64 of at most `size`, after the rank of the first."""
         for first in range(0, self.count, size):
             yield first, self.positions(first, min(first + size, self.count))
 
@@ -148,7 +148,7 @@ class Spans:
         return Spans(starts, starts + (stops - starts - 1) // steps * steps + 1, steps)
 
     def cut_at(self, ranks: Int64Array) -> tuple["Spans", Int64Array]:
-        """Return the positions in runs cut at ranks, too, and the run that each was part of."""
+        """Return the positions in runs cut at ranks, too, and the old run of each: int64."""
         if not len(self):
             return self, np.zeros(0, np.int64)
         edges = distinct(np.sort(np.concatenate([self.offsets, ranks, self.ends[-1:]])))
@@ -157,14 +157,17 @@ class Spans:
         return Spans(starts, self.inside(run, edges[1:] - 1) + 1, self.steps[run]), run
 
     def pick(self, first: Int64Array, last: Int64Array) -> "Spans":
-        """Return the positions whose ranks are in any of some ascending slices."""
+        """Return the positions whose ranks are in any of some ascending slices.
+
+        The slices go from `first` to before `last`: int64, (slices,).
+        """
         whole, _ = self.cut_at(np.concatenate([first, last]))
         begun, ended = (np.searchsorted(at, whole.offsets, side="right") for at in (first, last))
         held = begun > ended
         return Spans(*(array[held] for array in whole._arrays()))
 
     def take(self, ranks: Int64Array) -> "Spans":
-        """Return the positions at ascending ranks; runs that were apart stay apart."""
+        """Return the positions at ascending ranks, int64 of (n,); runs that were apart stay so."""
         if not len(ranks):
             return Spans.of([])
         run = self.run_at(ranks)
@@ -183,6 +186,6 @@ def joined(several: Iterable[Spans]) -> Spans:
 
 
 def distinct(ascending: Int64Array) -> Int64Array:
-    """Return each of some ascending numbers once, far faster than NumPy's `unique`."""
+    """Return each of some ascending numbers, (n,), once: faster than NumPy's `unique`."""
     is_new: BoolArray = np.diff(ascending, prepend=ascending[:1] - 1) != 0
     return ascending[is_new]

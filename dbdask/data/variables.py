@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
@@ -79,7 +80,7 @@ class Variable:
     labels: xr.Coordinates | None = field(default=None, repr=False, compare=False)
     """The index of a Dataset that has this coordinate; it stays with the client."""
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # Cached properties stay behind: the lengths of 100,000 blocks are no small pickle.
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
@@ -157,7 +158,7 @@ class Variable:
     def read(
         self, box: Mapping[str, slice] | None = None, blocks: Blocks | None = None
     ) -> np.ndarray:
-        """Return the stored values in the box, with the variable's dimensions in their order.
+        """Return the stored values in the box, of the box's shape, dimensions in their order.
 
         Parameters
         ----------
@@ -201,7 +202,13 @@ class Variable:
     def coordinate(
         self, box: Mapping[str, slice] | None = None, blocks: Blocks | None = None
     ) -> np.ndarray:
-        """Return the values as xarray shows them, in full precision, as labels of positions."""
+        """Return the values as xarray shows them, of the box's shape: exact labels of positions.
+
+        Raises
+        ------
+        DataError
+            The values cannot be read or decoded.
+        """
         stored = self.read(box, blocks)
         try:
             return self.decoding.as_shown(stored)
@@ -368,7 +375,7 @@ def _flag_dtype(variable: xr.Variable) -> np.dtype | None:
     return np.dtype(f"{signs}{stored.itemsize}")
 
 
-def _itemsize(dtype: Any) -> int:
+def _itemsize(dtype: npt.DTypeLike) -> int:
     """Return the bytes of one stored value; text, whose length varies, counts 16."""
     try:
         found = np.dtype(dtype)

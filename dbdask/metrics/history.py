@@ -105,7 +105,7 @@ class History:
         self.records = list(records or [])
         self.left_out = LeftOut()
         self._packed: list[JsonObject] = []  # of the first records: they never change
-        self.first_loss = math.nan  # of the first minibatch, where one is known
+        self.first_loss = math.nan  # of the first minibatch, if it is known
         self.ends_refused = False  # whether the last gradients were refused as not finite
 
     def append(self, record: Record) -> None:

@@ -34,7 +34,7 @@ class Batch(Protocol):
 
     @property
     def weights(self) -> Float32Array | None:
-        """One an example or one a target element; None: all are 1."""
+        """float32, one an example or one a target element; None: all are 1."""
 
 
 class Evaluator:
@@ -130,7 +130,7 @@ def buffer_ranges(layout: Layout) -> list[slice]:
 
 
 def unwritten_parameters(gradient: Float32Array, layout: Layout) -> list[str]:
-    """Return the names of trained parameters with an element that was not written."""
+    """Return the names of trained parameters with an element of `gradient`, (n,), unwritten."""
     bits = gradient.view(np.uint32)
     return [
         parameter.name
@@ -148,7 +148,7 @@ def _is_marked(bits: np.ndarray) -> bool:
 
 
 def check_written(gradient: Float32Array, layout: Layout) -> None:
-    """Raise ModelError if the gradient of a trained parameter was not overwritten."""
+    """Raise ModelError if part of a gradient was not overwritten, or its shape was changed."""
     if gradient.shape != (layout.size,):
         raise ModelError(
             f"model.loss_and_gradient changed the shape of gradient from ({layout.size},) to "

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Layer(Protocol):
         """Return the shape of one example's output; raise ValueError if the input does not fit."""
         ...
 
-    def parameters(self, input_shape: Shape) -> Sequence[Any]:
+    def parameters(self, input_shape: Shape) -> Sequence[object]:
         """Return the layer's parameters, any number of them, in the order of the flat vector.
 
         Each is a `dbdask.Parameter` or (name, shape) with optional dims and kind. The network
@@ -194,7 +194,10 @@ class Dense:
         into: Arrays,
         is_first: bool,
     ) -> Float32Array | None:
-        """Fill the gradients of weights and bias; overwrite the outputs and `gradient`."""
+        """Fill the gradients of weights and bias; return the gradient at the inputs, or None.
+
+        The outputs and `gradient`, both (examples, units), are overwritten.
+        """
         inputs, outputs = kept
         assert inputs is not None
         if outputs is not None:

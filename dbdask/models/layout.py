@@ -160,7 +160,15 @@ def as_layout(value: object) -> Layout:
 
 
 def as_parameter(item: object) -> Parameter:
-    """Return a `Parameter` from one, from a likeness, or from (name, shape[, dims[, kind]])."""
+    """Return a `Parameter` from one, from an object like it, or from a tuple.
+
+    The tuple is (name, shape), (name, shape, dims) or (name, shape, dims, kind).
+
+    Raises
+    ------
+    TypeError, ValueError
+        The item is no parameter, or its name, shape, dims or kind are not allowed.
+    """
     if isinstance(item, Parameter):
         return item
     if hasattr(item, "name") and hasattr(item, "shape"):
@@ -222,6 +230,11 @@ def cut(size: int, count: int) -> tuple[tuple[int, int], ...]:
     """Return (start, stop) of contiguous slices of one length; the last may be shorter.
 
     Each slice is then one chunk of a regular Zarr array. There are at most `size` slices.
+
+    Raises
+    ------
+    ValueError
+        `size` or `count` is below 1.
 
     Examples
     --------

@@ -70,7 +70,7 @@ def logistic(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | Non
 def squared(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None) -> float:
     """Return half the squared error, summed over outputs; `outputs` becomes its gradient.
 
-    `targets` have one element for each element of `outputs`.
+    `targets` have one element for each element of `outputs`, (examples, outputs).
     """
     outputs -= _shaped_targets(targets, outputs)
     losses = np.square(outputs, dtype=np.float64)

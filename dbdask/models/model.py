@@ -1,7 +1,7 @@
 """The model contract: the members that training, scoring and predicting need of a model."""
 
 from inspect import signature
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Model(Protocol):
     `input_shape`, `output_shape` : tuple of int
         Shapes of one example; examples of other shapes are refused before anything is read.
     `loss_only(parameters, inputs, targets, *, weights, seed)`
-        Returns what `loss_and_gradient` returns, without a gradient. Validation and
+        Returns the loss of `loss_and_gradient`, without a gradient. Validation and
         `Result.evaluate` call it. A model that is random in training returns its loss without
         the randomness here.
     `description()`
@@ -82,7 +82,7 @@ class Model(Protocol):
     """
 
     @property
-    def layout(self) -> Any: ...
+    def layout(self) -> object: ...
 
     def initial_parameters(self, seed: int, start: int, stop: int) -> Float32Array:
         """Return elements `start` to `stop` of the initial vector, shape (stop - start,).

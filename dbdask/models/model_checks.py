@@ -86,7 +86,7 @@ def check_on_batch(
     Raises
     ------
     ModelError
-        Names every fault, and what to change.
+        Names every fault and its remedy.
     """
     layout = checked_layout(model)
     faults: list[str] = []

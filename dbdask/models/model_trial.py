@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ class Faulty(Exception):
 
 @dataclass(frozen=True)
 class ExampleBatch:
-    """A few examples, as a minibatch has them."""
+    """A few examples, with the arrays and shapes of a minibatch."""
 
     inputs: Float32Array
     targets: np.ndarray
@@ -135,7 +134,7 @@ class Trial:
         return loss, known, arrays | {"gradient": gradient}
 
     def loss_at(self, point: Float32Array, gradient: Float32Array) -> float:
-        """Return the loss at another point; the model gets both vectors themselves, no copies."""
+        """Return the loss at another point, (n,); the model gets both vectors, uncopied."""
         arrays = self._arrays(self.batch)
         with _as_fault("loss_and_gradient", arrays):
             value = self.model.loss_and_gradient(
@@ -178,7 +177,7 @@ class Trial:
             self._note_written(method, before, arrays)
             return as_loss(value, method)
 
-    def predict(self, inputs: Float32Array) -> tuple[Any, dict[str, np.ndarray]]:
+    def predict(self, inputs: Float32Array) -> tuple[object, dict[str, np.ndarray]]:
         """Return the outputs of `predict`, uncopied, and the arrays that it was given."""
         arrays = {"parameters": self.parameters.copy(), "inputs": inputs.copy()}
         before = {name: array.copy() for name, array in arrays.items()}

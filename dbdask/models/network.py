@@ -158,7 +158,7 @@ class Network:
         weights: Float32Array | None = None,
         seed: int = 0,
     ) -> float:
-        """Return the weighted sum of losses, without computing a gradient."""
+        """Return the weighted sum of losses, without a gradient; the arrays are as for that."""
         views = self._views(parameters)
         outputs, _ = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
         return self._loss(outputs, targets, weights)[0]

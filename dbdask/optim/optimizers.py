@@ -129,7 +129,7 @@ class UpdateRule:
     def update(
         self, parameters: Float32Array, gradient: Float32Array, slots: Slots, step: int
     ) -> None:
-        """Apply one update in place, as `Optimizer.update` says."""
+        """Apply one update in place; see `Optimizer.update`."""
         self.apply(parameters, gradient, slots, step, self.rate(step))
 
     def apply(
@@ -312,9 +312,9 @@ def _look_ahead(
 class Adagrad(UpdateRule):
     """Adagrad as in the paper: `a += gradient**2; parameters -= rate * gradient / sqrt(a)`.
 
-    `epsilon` is added to the root, and `initial_accumulator` is where every sum of squares
-    starts. With the default, zero, as in the paper, the first step of every parameter is `rate`
-    long. Source: Duchi, Hazan, Singer 2011; Dean et al. 2012, section 4.1.
+    `epsilon` is added to the root, and every sum of squares starts at `initial_accumulator`. With
+    the default, zero, as in the paper, the first step of every parameter is `rate` long. Source:
+    Duchi, Hazan, Singer 2011; Dean et al. 2012, section 4.1.
     """
 
     name = "adagrad"

@@ -152,7 +152,7 @@ class Gram:
         return products
 
     def merge(self, answers: Sequence[Float64Array]) -> Float64Array:
-        """Return the sum over slices."""
+        """Return the sum over slices: float64, (rows, columns)."""
         total: Float64Array = np.sum(np.stack(answers), axis=0)
         return total
 

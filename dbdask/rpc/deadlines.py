@@ -16,6 +16,7 @@ DEFAULTS = {
     "placement": "60s",
     "preflight": "60s",
     "store": "60s",
+    "owner": "30s",
     "silence": "10s",
     "portion-end": "30s",
     "arrival": "15s",
@@ -25,7 +26,9 @@ DEFAULTS = {
 """connect: reaching a worker. ping: a worker that answers none for so long is lost. answer: after
 so long (plus the bytes at `BYTES_PER_SECOND`) a pending call asks by ping. placement: a shard's
 constructor. preflight: a worker opening data and checkpoint, while it answers pings. store: writing
-and committing a snapshot (plus its bytes at `BYTES_PER_SECOND`), deleting old ones. silence: so
+and committing a snapshot (plus its bytes at `BYTES_PER_SECOND`), deleting old ones; each question
+to a checkpoint before the run begins. owner: a run that a checkpoint names as its owner, and that
+gives no sign of life for so long, is dead. silence: so
 often the worker of a portion is asked for a sign of life. portion-end: the portions in flight, once
 told to end. arrival: a worker, where none is left. hand-on: how long a closing worker waits for its
 shards to be fetched (a nanny ends it after some 4 s). lease: what idles on a worker looks so often

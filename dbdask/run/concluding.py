@@ -89,20 +89,41 @@ def judged(outcome: Outcome, setting: Setting) -> Status:
     status, history = outcome.status, outcome.history
     if status.reason not in JUDGED or not history.records:
         return status
-    first, last = _first_and_last(history, setting)
     if history.ends_refused:
-        refused = history.records[-1].refused
-        message = f"{refused} gradients were refused as not finite, and the last ones among them"
-        return Status("diverged", message)
+        return Status("diverged", _ends_refused(history))
     vector = outcome.parameters
     if isinstance(vector, np.ndarray) and not np.isfinite(vector).all():
         return Status("diverged", "the parameters are not finite any more")
-    if last > GROWTH * max(first, setting.blind_loss):
-        return Status("diverged", f"the loss grew from {first:.3g} to {last:.3g}")
-    return status
+    grown = _growth(history, setting.blind_loss, keeps_best=setting.keeps_best)
+    return Status("diverged", grown) if grown else status
 
 
-def _first_and_last(history: History, setting: Setting) -> tuple[float, float]:
+def divergence(history: History, blind: float) -> str:
+    """Return why a run has diverged, as far as its history shows now; "" if it has not.
+
+    It says so of the parameters that are trained, and not of the best ones so far.
+    """
+    if not history.records:
+        return ""
+    if history.ends_refused:
+        return _ends_refused(history)
+    return _growth(history, blind, keeps_best=False)
+
+
+def _ends_refused(history: History) -> str:
+    refused = history.records[-1].refused
+    return f"{refused} gradients were refused as not finite, and the last ones among them"
+
+
+def _growth(history: History, blind: float, *, keeps_best: bool) -> str:
+    first, last = _first_and_last(history, keeps_best)
+    if math.isinf(last):
+        return "the loss is not finite any more"
+    grown = last > GROWTH * max(first, blind)
+    return f"the loss grew from {first:.3g} to {last:.3g}" if grown else ""
+
+
+def _first_and_last(history: History, keeps_best: bool) -> tuple[float, float]:
     """Return the loss at the beginning, and that of the parameters that the result has."""
     losses = history.column("loss")
     losses = losses[~np.isnan(losses)]
@@ -111,7 +132,7 @@ def _first_and_last(history: History, setting: Setting) -> tuple[float, float]:
     first = losses[0] if math.isnan(history.first_loss) else history.first_loss
     validated = history.column("validation_loss")
     validated = validated[~np.isnan(validated)]
-    best = setting.keeps_best and len(validated) > 0
+    best = keeps_best and len(validated) > 0
     return float(first), float(validated.min() if best else losses[-1])
 
 
@@ -137,5 +158,12 @@ def what_to_change(reason: str, setting: Setting) -> str:
         )
     why = "they are not finite: " if reason == "bad_gradients" else ""
     if setting.verb == "sandblaster":
-        return f"{why}begin with other parameters=, or another seed={scale}"
-    return f"{why}lower the learning rate of optimizer=, or give clip_norm=1.0{scale}"
+        where = "" if setting.path is None else ", in another checkpoint="
+        return f"{why}begin with other parameters=, or another seed={where}{scale}"
+    change = f"{why}lower the learning rate of optimizer=, or give clip_norm=1.0{scale}"
+    if setting.path is None:
+        return change
+    return (
+        f"{change}; the checkpoint keeps the last good snapshot: go on from it with "
+        f"checkpoint={setting.path!r}, resume=True"
+    )

@@ -1,14 +1,22 @@
 """What a verb settles before the first task, whichever method trains."""
 
+import math
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dbdask.data.block_provider import BlockProvider
+from dbdask.metrics.magnitudes import Magnitude
+from dbdask.run.ownership import Ownership
 from dbdask.schedule.portions import Cut
 from dbdask.storage.checkpoint import Snapshot
+
+
+def _unknown_loss(_magnitudes: Sequence[Magnitude]) -> float:
+    return math.inf
 
 
 def _new_name() -> str:
@@ -53,6 +61,11 @@ class Plan:
     """The checkpoint."""
     last: Snapshot | None = None
     """The committed snapshot that the run goes on from."""
+    ownership: Ownership | None = None
+    """The run's hold of the checkpoint; None if nobody else can want it."""
+    blind_loss: Callable[[Sequence[Magnitude]], float] = _unknown_loss
+    """About the loss of a model that knows nothing, by the magnitudes of the data; infinite if no
+    loss shows that the run has diverged."""
     snapshot_seconds: float = 30.0
 
     @property

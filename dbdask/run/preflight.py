@@ -18,6 +18,7 @@ from dbdask.rpc.contact import (
 )
 from dbdask.rpc.deadlines import deadline
 from dbdask.run.daemon_threads import DaemonThreadRunner
+from dbdask.run.ownership import in_time
 from dbdask.storage import checkpoint
 
 USED = (
@@ -133,9 +134,13 @@ def _open_all(job: bytes, path: str | None, trains: bool) -> None:
             reader.open()
             reader.close()
     if path is not None:
-        if not checkpoint.exists(path):
-            raise CheckpointError(f"nothing is at checkpoint={path!r}, which the client has made")
-        checkpoint.attributes(path)
+        in_time(path, "it was opened", _open_checkpoint, path)
+
+
+def _open_checkpoint(path: str) -> None:
+    if not checkpoint.exists(path):
+        raise CheckpointError(f"nothing is at checkpoint={path!r}, which the client has made")
+    checkpoint.attributes(path)
 
 
 def check_memory(facts: list[WorkerFacts], replica: int, shard: int, model: str) -> None:

@@ -1,11 +1,15 @@
 """The three forms of `resume`, and whether a checkpoint is of this very run."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from dbdask.data.examples import Examples
 from dbdask.errors import CheckpointError
 from dbdask.models.layout import as_layout
+from dbdask.run.ownership import Ownership, in_time
 from dbdask.schedule.portions import Cut
 from dbdask.storage import checkpoint as store
 from dbdask.storage.checkpoint import Snapshot
@@ -53,19 +57,47 @@ def digest_of(cut: Cut) -> str:
     return cut.digest
 
 
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A checkpoint that a run may write to, as long as it is open."""
+
+    path: str | None = None
+    last: Snapshot | None = None
+    """The committed snapshot to go on from."""
+    ownership: Ownership | None = None
+
+
+@contextmanager
 def open_checkpoint(
     path: str | None, resume: bool | str, settings: dict[str, Any]
-) -> tuple[str | None, Snapshot | None]:
-    """Begin a checkpoint, or find the snapshot to go on from.
+) -> Iterator[OpenCheckpoint]:
+    """Begin a checkpoint, or find the snapshot to go on from; it is this run's until the end.
 
     Raises
     ------
     CheckpointError
-        The checkpoint exists (`resume=False`) or does not (`resume=True`), or is of another run.
+        The checkpoint exists (`resume=False`) or does not (`resume=True`), is of another run, or in
+        use by one; or its store hangs.
     """
     if path is None:
-        return None, None
+        yield OpenCheckpoint()
+        return
     path = absolute(os.fspath(path))
+    in_time(path, "it was read", _find, path, resume, settings)  # what is wrong is said at once
+    ownership = Ownership(path, settings)
+    ownership.take()
+    try:
+        # Read anew: the owner of before may have written meanwhile.
+        last = in_time(path, "it was read", _find, path, resume, settings)
+        if last is None:
+            in_time(path, "it was begun", _begin, path, settings)
+        yield OpenCheckpoint(path, last, ownership)
+    finally:
+        ownership.release()
+
+
+def _find(path: str, resume: bool | str, settings: dict[str, Any]) -> Snapshot | None:
+    """Return the snapshot to go on from; None where the run is to begin."""
     is_there = store.exists(path)
     settings_there = store.attributes(path) if is_there else {}
     last = store.latest(path) if is_there else None
@@ -76,16 +108,19 @@ def open_checkpoint(
                 '(or resume="auto"), or delete it to start anew'
             )
         _check_same(path, settings_there, settings)
-        return path, last
+        return last
     if resume is True:
         why = "holds no snapshot yet" if is_there else "does not exist"
         raise CheckpointError(
             f'resume=True, but checkpoint={path!r} {why}: resume="auto" starts one'
         )
-    if is_there:
-        store.clear(path)  # of a run that ended before its first snapshot
+    return None
+
+
+def _begin(path: str, settings: dict[str, Any]) -> None:
+    """Begin a checkpoint; what a run left that ended before its first snapshot goes."""
+    store.clear(path)
     store.create(path, settings)
-    return path, None
 
 
 def _check_same(path: str, found: dict[str, Any], settings: dict[str, Any]) -> None:

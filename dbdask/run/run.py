@@ -8,14 +8,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from distributed import Client
 
 from dbdask.errors import ShardLost
 from dbdask.metrics.history import Record
+from dbdask.metrics.magnitudes import merged
 from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.contact import has_scheduler, worker_answers
 from dbdask.rpc.deadlines import deadline
 from dbdask.run.arrivals import await_workers
+from dbdask.run.concluding import divergence
 from dbdask.run.outcome import brought_home
 from dbdask.run.parameter_server import Initial, ParameterServer
 from dbdask.run.plan import Plan
@@ -149,7 +152,9 @@ class Run:
             plan.shard_copies,
             plan.trained,
         )
-        self.snapshots = Snapshots(self.server, plan.path, plan.snapshot_seconds, plan.last)
+        self.snapshots = Snapshots(
+            self.server, plan.path, plan.snapshot_seconds, plan.last, plan.ownership
+        )
         self.validator = Validator(
             plan, self.workforce, self.server, self.snapshots, self.tally, self.request_stop
         )
@@ -326,7 +331,7 @@ class Run:
             if validate:
                 self.validator.start(number, self.method.epoch)
             if copied:
-                self.snapshots.start_writing(number, *self._state())
+                self.snapshots.start_writing(number, *self._state(), self._doubt())
         if write and not copied:
             await self._write_at_rest()
         await self.method.go_on(self)
@@ -354,7 +359,23 @@ class Run:
 
     async def write(self) -> None:
         """Write the shards as they are; the run is at rest."""
-        await self.snapshots.write_live(*self._state())
+        await self.snapshots.write_live(*self._state(), self._doubt())
+
+    async def write_end(self) -> str:
+        """Write what the run ends with, and keep it if it is good; returns its group."""
+        bad = "the run ends in bad_gradients" if self.stop_reason == "bad_gradients" else ""
+        return await self.snapshots.write_end(*self._state(), bad or self._divergence())
+
+    def _doubt(self) -> str:
+        """Why a snapshot taken now would be no good one, if so; it counts as taken."""
+        refused, self.tally.refused_lately = self.tally.refused_lately, 0
+        if refused:
+            return f"{refused} gradients were refused since the one before"
+        return self._divergence()
+
+    def _divergence(self) -> str:
+        magnitudes = merged(list(self.tally.magnitudes.values()))
+        return divergence(self.tally.history, self.plan.blind_loss(magnitudes))
 
     async def check_background(self) -> None:
         """Let an error of writing or validating come out; trouble leads to recovery anyway."""
@@ -376,11 +397,14 @@ class Run:
         name = "best" if self.validator.has_best else "parameters"
         if plan.path is None:
             return await self.server.read(name)
-        if plan.last is None or self.progress or self.stop_reason:
-            await self.write()
         assert self.snapshots.committed is not None
-        reference = VectorReference(plan.path, self.snapshots.committed.group, name)
-        return await brought_home(reference, plan.size)
+        group = self.snapshots.committed.group
+        if plan.last is None or self.progress or self.stop_reason:
+            group = await self.write_end()
+        parameters = await brought_home(VectorReference(plan.path, group, name), plan.size)
+        if group != self.snapshots.committed.group and isinstance(parameters, np.ndarray):
+            await self.snapshots.forget(group)
+        return parameters
 
     async def release(self) -> None:
         """End what is under way, and leave nothing on the cluster.

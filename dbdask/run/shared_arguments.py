@@ -12,14 +12,16 @@ from distributed import Client
 from dbdask.data.checks import drop_warning
 from dbdask.data.examples import Examples
 from dbdask.data.fills import fill_warnings
-from dbdask.errors import DataError, WorkerError
+from dbdask.errors import CheckpointError, DataError, WorkerError
 from dbdask.metrics.scores import NOTHING
 from dbdask.models.layout import as_layout, check_dims
 from dbdask.rpc.contact import workers_now
+from dbdask.rpc.deadlines import deadline
 from dbdask.run import arguments
 from dbdask.run.fitting import check_contract, layout_size
 from dbdask.run.outcome import Outcome
 from dbdask.schedule.portions import Cut
+from dbdask.storage.bounded import within
 
 
 def check_shared(given: dict[str, Any]) -> None:
@@ -136,7 +138,23 @@ def flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
     ------
     ValueError, TypeError
         They do not fit the model, or are not finite: the parameter is named.
+    CheckpointError
+        The store that they are read from hangs.
     """
+    if parameters is None or isinstance(parameters, np.ndarray):
+        return _flat_parameters(parameters, layout)
+    seconds = round(deadline("store", 4 * layout.size), 1)
+    try:
+        vector: np.ndarray = within(seconds, _flat_parameters, parameters, layout)
+        return vector
+    except TimeoutError as error:
+        raise CheckpointError(
+            f"parameters= were not read in {seconds:g} s (dbdask.store): the store that holds them "
+            "hangs, or needs a longer dbdask.store"
+        ) from error
+
+
+def _flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
     if parameters is None:
         return None
     parameters = getattr(parameters, "parameters", parameters)

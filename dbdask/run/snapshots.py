@@ -1,15 +1,22 @@
-"""Snapshots: consistent copies in the shards, written to the checkpoint and committed."""
+"""Snapshots: consistent copies in the shards, written to the checkpoint and committed.
+
+A snapshot is *good* if its parameters are finite, no replica refused a gradient since the one
+before, and the loss has not grown as that of a run that has diverged. A good one takes the place of
+all before it. One that is not good but finite is kept beside the last good one, for the case that
+the run is lost; if the run ends badly it goes, and the last good one is what is left.
+"""
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dbdask.errors import CheckpointError
 from dbdask.rpc.deadlines import deadline, within
 from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.outcome import resume_hint
+from dbdask.run.ownership import Ownership
 from dbdask.run.parameter_server import ParameterServer
 from dbdask.storage import checkpoint
 from dbdask.storage.checkpoint import Snapshot
@@ -17,6 +24,10 @@ from dbdask.storage.checkpoint import Snapshot
 logger = logging.getLogger("dbdask")
 
 MOST_NAMED = 3  # shards, in an error
+
+
+class Deleted(CheckpointError):
+    """What was written of a snapshot is not there any more: someone has deleted the checkpoint."""
 
 
 class Snapshots:
@@ -32,13 +43,22 @@ class Snapshots:
         Seconds between two snapshots.
     last
         The committed snapshot that the run goes on from, if any.
+    ownership
+        The run's hold of the checkpoint; None if nobody else can want it.
     """
 
     def __init__(
-        self, server: ParameterServer, path: str | None, every: float, last: Snapshot | None
+        self,
+        server: ParameterServer,
+        path: str | None,
+        every: float,
+        last: Snapshot | None,
+        ownership: Ownership | None = None,
     ) -> None:
         self.server, self.path, self.every = server, path, every
+        self.ownership = ownership
         self.committed = last
+        self.last_good = last.last_good if last else ""  # its group
         self.number = last.highest if last else 0
         self.writing: asyncio.Task[None] | None = None
         self._users: dict[int, int] = {}
@@ -71,53 +91,128 @@ class Snapshots:
             del self._users[number]
             await self.server.command("drop", number)
 
-    def start_writing(self, number: int, names: list[str], state: dict[str, Any]) -> None:
+    def start_writing(
+        self, number: int, names: list[str], state: dict[str, Any], doubt: str = ""
+    ) -> None:
         """Write a copy beside training."""
         self._since = time.monotonic()
-        self.writing = asyncio.ensure_future(self.write(number, names, state))
+        self.writing = asyncio.ensure_future(self.write(number, names, state, doubt))
 
-    async def write(self, number: int, names: list[str], state: dict[str, Any]) -> None:
-        """Write a copy, commit it, and delete the snapshots before it."""
-        await self._write(number, names, state, "write", number)
+    async def write(
+        self, number: int, names: list[str], state: dict[str, Any], doubt: str = ""
+    ) -> None:
+        """Write a copy, and commit it; `doubt` says why it is not a good one."""
+        await self._forget_bad(await self._write(number, names, state, "write", number, doubt))
         await self.drop(number)
 
-    async def write_live(self, names: list[str], state: dict[str, Any]) -> None:
+    async def write_live(self, names: list[str], state: dict[str, Any], doubt: str = "") -> None:
         """Write vectors that nothing changes meanwhile: without a copy of them."""
         self.number += 1
-        await self._write(self.number, names, state, "write_vectors", names)
+        group = await self._write(self.number, names, state, "write_vectors", names, doubt)
+        await self._forget_bad(group)
         self._since = time.monotonic()
 
-    async def _write(
-        self, number: int, names: list[str], state: dict[str, Any], method: str, what: Any
-    ) -> None:
-        assert self.path is not None
-        server, path = self.server, self.path
-        group = checkpoint.name_of(number, server.generation, server.run)
-        writing = _Writing(self._store, server, path, group, names)
-        seconds = round(deadline("store", 4 * server.size * len(names)), 1)
-        try:
-            async with within(seconds):
-                await writing.begin()
-                await writing.write(method, what)
-                await writing.commit(state)
-        except TimeoutError as error:
-            raise CheckpointError(
-                f"checkpoint={path!r} gave no answer in {seconds:g} s (dbdask.store) while "
-                f"{writing.step}; {self.resume_hint()}"
-            ) from error
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; {self.resume_hint()}") from error
-        self.committed = Snapshot(path, group, number, state)
-        await self._delete_older(path, number)
+    async def write_end(self, names: list[str], state: dict[str, Any], bad: str) -> str:
+        """Write the vectors that a run ends with; returns their group.
 
-    async def _delete_older(self, path: str, number: int) -> None:
+        `bad` says why they are no state to go on from, if so: then they are not committed, and the
+        last good snapshot is all that a reader finds. So too if they are not finite.
+        """
+        self.number += 1
+        group = await self._write(self.number, names, state, "write_vectors", names, "", bad)
+        assert self.committed is not None
+        if group != self.committed.group:
+            await self._keep_last_good(group)
+        return group
+
+    async def _write(
+        self,
+        number: int,
+        names: list[str],
+        state: dict[str, Any],
+        method: str,
+        what: Any,
+        doubt: str,
+        bad: str = "",
+    ) -> str:
+        """Write vectors and commit them, but for those that are bad; returns their group.
+
+        Where the checkpoint was deleted meanwhile it is begun anew, and all is written once more.
+        """
+        assert self.path is not None
+        seconds = round(deadline("store", 4 * self.server.size * len(names)), 1)
+        for is_last in (False, True):
+            group = checkpoint.name_of(number, self.server.generation, self.server.run)
+            writing = _Writing(self._store, self.server, self.path, group, names, self.ownership)
+            try:
+                async with within(seconds):
+                    is_finite = await writing.write(method, what)
+                    bad = bad or ("" if is_finite else "the parameters are not finite")
+                    if bad and self.committed is not None:
+                        self._say(number, bad, "it is not kept")
+                        return group
+                    good = self.last_good if doubt else group
+                    state = {**state, checkpoint.LAST_GOOD: good}
+                    await writing.commit(state)
+                    break
+            except TimeoutError as error:
+                raise CheckpointError(
+                    f"checkpoint={self.path!r} gave no answer in {seconds:g} s (dbdask.store) "
+                    f"while {writing.step}; {self.resume_hint()}"
+                ) from error
+            except Deleted as error:
+                if is_last:
+                    raise CheckpointError(f"{error}; {self.resume_hint()}") from error
+                logger.warning("%s: it is written once more", error)
+                self.number = number = self.number + 1
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}; {self.resume_hint()}") from error
+        if doubt:
+            self._say(number, doubt, "the last good one is kept beside it")
+        self.committed, self.last_good = Snapshot(self.path, group, number, state), good
+        await self._delete_older(number)
+        return group
+
+    def _say(self, number: int, why: str, so: str) -> None:
+        logger.warning(
+            "snapshot %d of checkpoint=%r is not good: %s; %s", number, self.path, why, so
+        )
+
+    async def _delete_older(self, number: int) -> None:
         """Delete what the snapshot of a number replaces; what stays behind only costs space."""
+        await self._delete("older", lambda group: checkpoint.is_older(group, number))
+
+    async def _keep_last_good(self, ended: str) -> None:
+        """Delete every snapshot but the last good one, and what the run ended with."""
+        assert self.path is not None
+        await self._delete("other", lambda group: group != ended)
+        number = checkpoint.number_of(self.last_good)
+        self.committed = Snapshot(self.path, self.last_good, number, {})
+
+    async def forget(self, group: str) -> None:
+        """Delete vectors that were written and not committed, once they were read."""
+        await self._delete("read", group.__eq__)
+
+    async def _forget_bad(self, group: str) -> None:
+        if self.committed is None or group != self.committed.group:
+            await self.forget(group)
+
+    async def _delete(self, which: str, is_unwanted: Callable[[str], bool]) -> None:
+        """Delete snapshots, never the last good one; what stays behind only costs space."""
+        good = self.last_good
+
+        def delete() -> None:
+            assert self.path is not None
+            if self.ownership is not None:
+                self.ownership.confirm()
+            groups = [g for g in checkpoint.snapshots(self.path) if g != good and is_unwanted(g)]
+            checkpoint.delete_all(self.path, groups)
+
         try:
             async with within(deadline("store")):
-                older = await self._store.do(checkpoint.older, path, number)
-                await self._store.do(checkpoint.delete_all, path, older)
+                await self._store.do(delete)
         except Exception as error:
-            logger.warning("snapshots older than %d could not be deleted: %r", number, error)
+            logger.warning("%s snapshots could not be deleted: %r", which, error)
             self._store = DaemonThreadRunner()  # nothing waits for a deletion that hangs
 
     def resume_hint(self, *, copies_help: bool = True) -> str:
@@ -161,9 +256,10 @@ class _Writing:
         path: str,
         group: str,
         names: Sequence[str],
+        ownership: Ownership | None,
     ) -> None:
         self.store, self.server, self.path, self.group = store, server, path, group
-        self.names = names
+        self.names, self.ownership = names, ownership
         self._step = "beginning"
         self._unwritten: set[int] = set()
 
@@ -179,22 +275,63 @@ class _Writing:
         named, others = shards[:MOST_NAMED], len(shards[MOST_NAMED:])
         return ", ".join(named) + (f" and {others} more" if others else "")
 
-    async def begin(self) -> None:
-        """Make the empty vectors."""
+    async def write(self, method: str, what: Any) -> bool:
+        """Make the vectors, and let every shard write its slice; returns whether all are finite.
+
+        Raises
+        ------
+        Deleted
+            The vectors are not there any more.
+        """
         size, chunk = self.server.size, self.server.chunk
-        await self.store.do(checkpoint.begin, self.path, self.group, self.names, size, chunk)
+        try:
+            await self.store.do(checkpoint.begin, self.path, self.group, self.names, size, chunk)
+            self._step, self._unwritten = "writing", set(range(len(self.server.slices)))
+            finite = await asyncio.gather(
+                *(self._write_one(i, method, what) for i in sorted(self._unwritten))
+            )
+        except CheckpointError as error:
+            if await self.store.do(self._is_deleted):
+                raise self._deleted() from error
+            raise
+        return all(finite)
 
-    async def write(self, method: str, what: Any) -> None:
-        """Let every shard write its slice."""
-        self._step, self._unwritten = "writing", set(range(len(self.server.slices)))
-        await asyncio.gather(*(self._write_one(i, method, what) for i in sorted(self._unwritten)))
+    def _is_deleted(self) -> bool:
+        if not checkpoint.is_begun(self.path):
+            return True
+        was_begun = self._step == "writing"
+        return was_begun and not checkpoint.has_vectors(self.path, self.group, self.names)
 
-    async def _write_one(self, index: int, method: str, what: Any) -> None:
+    async def _write_one(self, index: int, method: str, what: Any) -> bool:
         nbytes = 4 * self.server.chunk * len(self.names)
-        await self.server.call(index, method, self.path, self.group, what, nbytes=nbytes)
+        is_finite = await self.server.call(
+            index, method, self.path, self.group, what, nbytes=nbytes
+        )
         self._unwritten.discard(index)
+        return bool(is_finite)
 
     async def commit(self, state: dict[str, Any]) -> None:
-        """Put the commit, when all else is there."""
+        """Put the commit, when all else is there.
+
+        Raises
+        ------
+        Deleted
+            Something of the snapshot is not there any more.
+        CheckpointError
+            Another run has taken the checkpoint.
+        """
         self._step = "committing"
-        await self.store.do(checkpoint.commit, self.path, self.group, state)
+        await self.store.do(self._commit, state)
+
+    def _commit(self, state: dict[str, Any]) -> None:
+        chunks = len(self.server.slices)
+        if self.ownership is not None:
+            self.ownership.confirm()
+        if not checkpoint.is_whole(self.path, self.group, self.names, chunks):
+            raise self._deleted()
+        checkpoint.commit(self.path, self.group, state)
+
+    def _deleted(self) -> Deleted:
+        return Deleted(
+            f"snapshot {self.group} of checkpoint={self.path!r} was deleted while it was written"
+        )

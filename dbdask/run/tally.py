@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from dbdask.metrics.history import History, Record
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.schedule.portion_marks import PortionTable
@@ -36,6 +38,8 @@ class Tally:
         self.history = History()
         self.magnitudes: dict[str, tuple[Magnitude, ...]] = {}  # by worker
         self.seconds_before = 0.0
+        self.refused_lately = 0  # since the last snapshot, by replicas that train
+        self._refused_before = 0  # before a resume
         self.steps = self.examples = self.applied = 0
         self._done = PortionTable()  # steps, examples of the open portions
         self._epoch = 0
@@ -50,7 +54,15 @@ class Tally:
         self.history = History.from_json(state["history"])
         for name, value in state["counts"].items():
             setattr(self, name, value)
+        self._refused_before = self.refused
+        self.history.first_loss = state.get("first_loss") or self._first_recorded()
         self._restore_done(state)
+
+    def _first_recorded(self) -> float:
+        """What an older checkpoint tells of the loss at the beginning."""
+        losses = self.history.column("loss")
+        known = losses[~np.isnan(losses)]
+        return float(known[0]) if len(known) else math.nan
 
     def _restore_done(self, state: dict[str, Any]) -> None:
         self._done = PortionTable.from_rows(state["done"])
@@ -64,6 +76,7 @@ class Tally:
             "counts": {name: getattr(self, name) for name in COUNTS},
             "done": [list(row) for row in self._done.rows()],
             "history": self.history.to_json(),
+            "first_loss": None if math.isnan(first := self.history.first_loss) else first,
         }
 
     @property
@@ -75,6 +88,11 @@ class Tally:
     def steps_since_start(self) -> int:
         """Minibatches since this run began or was resumed."""
         return self.steps - self._steps_at_start
+
+    @property
+    def refused_since_start(self) -> int:
+        """Bad gradients since this run began or was resumed."""
+        return self.refused - self._refused_before
 
     def go_back(self, state: dict[str, Any]) -> None:
         """The whole run goes back to a snapshot: what came after is done, and counted, again."""
@@ -98,6 +116,7 @@ class Tally:
         if report.steps:
             self.history.ends_refused = report.ends_refused
         self.refused += sum(step >= before for step, _ in report.refused)
+        self.refused_lately += len(report.refused)
         for step, parameter in report.refused[-1:]:
             self.last_refusal = (
                 f"epoch {report.epoch}, portion {report.number}, step {step}: {parameter}"

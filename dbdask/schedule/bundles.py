@@ -13,10 +13,10 @@ import numpy as np
 from dbdask.arrays import Int64Array
 from dbdask.schedule.portions import Portion
 
-SHARE = 0.35  # of its fair part of what is left, that a worker is given at once
+SHARE = 0.35  # of its fair part of the remaining work, which a worker is given at once
 PUSH_SHARE = 0.02  # of a bundle's work that its push may take, while there is enough work
 TASK_SHARE = 0.1  # of a bundle's work that it may take to get the task there and back
-BACKUP_TIMES = 1.2  # a copy is worth while where the original needs so much longer than the copy
+BACKUP_TIMES = 1.2  # a copy runs if the original needs so many times as long
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ class Row(NamedTuple):
     epoch: int
     portion: int
     step: int  # the last one applied
-    updates: int  # applied so far; fewer than steps where a push accrues several
+    updates: int  # applied so far; fewer than steps if a push accrues several
     portions: int = 1  # from this one on
 
 

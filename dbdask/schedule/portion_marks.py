@@ -130,7 +130,7 @@ class PortionTable:
         return table
 
     def steps(self, epoch: int, size: int) -> Int64Array:
-        """Return the first numbers of the portions of an epoch, up to `size`; -1 for none."""
+        """Return the first number of each portion of an epoch, -1 for none: int64, (size,)."""
         return self._columns(epoch, size)[:, 0]
 
     def _columns(self, epoch: int, size: int) -> Int64Array:

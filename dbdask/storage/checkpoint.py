@@ -1,6 +1,7 @@
 """The checkpoint: numbered snapshots of the flat vector in one Zarr group, complete when committed.
 
     run.zarr                     sealed: what the checkpoint is of
+    run.zarr/owner               the run that writes to it, as long as it lives
     run.zarr/<snapshot>          sealed: its vectors; named after (number, generation, run)
     run.zarr/<snapshot>/<vector> a vector (parameters, optimiser slots), one chunk a shard
     run.zarr/<snapshot>/commit   sealed: the state of the run; the last key
@@ -8,12 +9,13 @@
 Nothing is renamed: a reader takes the committed snapshot of the highest number and looks at
 nothing else, so a writer that is late or died half way disturbs nobody. A run's numbers are above
 all that were there when it began, and what is below a committed one is deleted after it. A commit
-that comes later still, into a snapshot that was deleted, does not count.
+that comes later still, into a snapshot that was deleted, does not count. The state of a snapshot
+names the last good one, which may be another, below it, and is kept (`dbdask.run.snapshots`).
 """
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +24,7 @@ import numpy as np
 from zarr.core.sync import sync
 
 from dbdask.errors import CheckpointError
-from dbdask.storage import sealed
+from dbdask.storage import owner, sealed
 from dbdask.storage.sealed import Place
 
 logger = logging.getLogger("dbdask")
@@ -30,6 +32,7 @@ logger = logging.getLogger("dbdask")
 KIND = {"dbdask_checkpoint": 3}
 VECTORS = {"dbdask_vectors": 2}
 COMMIT = {"dbdask_commit": 2}
+LAST_GOOD = "last_good"
 SNAPSHOT = re.compile(r"(\d{8,})-\d+-\w+")
 
 
@@ -42,6 +45,11 @@ class Snapshot:
     number: int
     state: dict[str, Any]
     highest: int = 0  # number of a snapshot that was there when it was read, committed or not
+
+    @property
+    def last_good(self) -> str:
+        """The group of the last snapshot that counts as good: this one, if it says no other."""
+        return str(self.state.get(LAST_GOOD) or self.group)
 
 
 @contextmanager
@@ -58,20 +66,21 @@ def _reading(path: Place) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(path: Place) -> Iterator[None]:
+def writing(path: Place) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         raise CheckpointError(
             f"checkpoint={path!r} cannot be written: {error!r}; give a path or URL that the "
-            "client and every worker can write, with room for two snapshots"
+            "client and every worker can write, with room for three snapshots"
         ) from error
 
 
 def exists(path: Place) -> bool:
-    """Whether anything lies at `path`."""
+    """Whether anything lies at `path` but the name of an owner."""
     try:
-        return not sealed.is_empty(path)
+        names = sealed.children(path)
+        return not sealed.is_empty(path) if not names else names != [owner.GROUP]
     except Exception as error:
         raise CheckpointError(
             f"checkpoint={path!r} cannot be reached: {error}; give a path or URL that the client "
@@ -81,14 +90,33 @@ def exists(path: Place) -> bool:
 
 def create(path: Place, attributes: dict[str, Any]) -> None:
     """Begin a checkpoint, where there is none: a group that says what it is of."""
-    with _writing(path):
+    with writing(path):
         sealed.write(path, "", KIND, attributes)
 
 
+def is_begun(path: Place) -> bool:
+    """Whether a group is there that says what the checkpoint is of.
+
+    Where that group was deleted, Zarr makes an empty one as soon as anything is written below it.
+    """
+    if sealed.holds(path, "zarr.json") and not sealed.is_bare(path):
+        attributes(path)
+        return True
+    return False
+
+
+def begin_anew(path: Place, attributes: dict[str, Any]) -> None:
+    """Begin a checkpoint that was deleted, whatever was written into it since."""
+    with writing(path):
+        sealed.replace_root(path, KIND, attributes)
+
+
 def clear(path: Place) -> None:
-    """Delete all that lies at `path`."""
-    with _writing(path):
-        sealed.clear(path)
+    """Delete all of a checkpoint but the name of its owner; what it is of goes last."""
+    with writing(path):
+        for name in sorted(sealed.children(path), key="zarr.json".__eq__):
+            if name != owner.GROUP:
+                sealed.delete(path, name)
 
 
 def attributes(path: Place) -> dict[str, Any]:
@@ -116,7 +144,7 @@ def name_of(number: int, generation: int, run: str) -> str:
 
 def begin(path: Place, group: str, names: list[str], size: int, chunk: int) -> None:
     """Make the vectors of a snapshot: one chunk for each shard, with a checksum."""
-    with _writing(path):
+    with writing(path):
         write_vectors(path, group, VECTORS, names, size, chunk)
 
 
@@ -133,14 +161,31 @@ def write_slice(
     path: Place, group: str, start: int, stop: int, vectors: dict[str, np.ndarray]
 ) -> None:
     """Write one shard's slice of every vector: exactly one chunk each."""
-    with _writing(path):
+    with writing(path):
         for name, vector in vectors.items():
             sealed.write_slice(path, f"{group}/{name}", start, stop, vector)
 
 
+def is_whole(path: Place, group: str, names: Sequence[str], chunks: int) -> bool:
+    """Whether every key of a snapshot is there, but for its commit."""
+    slices = {f"{group}/{name}/c/{number}" for name in names for number in range(chunks)}
+    with _reading(path):
+        return slices | _headers(group, names) <= sealed.keys(path, group)
+
+
+def has_vectors(path: Place, group: str, names: Sequence[str]) -> bool:
+    """Whether the vectors of a snapshot were made and are still there."""
+    with _reading(path):
+        return _headers(group, names) <= sealed.keys(path, group)
+
+
+def _headers(group: str, names: Sequence[str]) -> set[str]:
+    return {f"{group}/zarr.json", *(f"{group}/{name}/zarr.json" for name in names)}
+
+
 def commit(path: Place, group: str, state: dict[str, Any]) -> None:
     """Put the one key that makes a snapshot count."""
-    with _writing(path):
+    with writing(path):
         sealed.write(path, f"{group}/commit", COMMIT, state)
 
 
@@ -153,7 +198,7 @@ def latest(path: Place) -> Snapshot | None:
         Snapshots were committed, and none can be read any more.
     """
     with _reading(path):
-        names = _snapshots(path)
+        names = snapshots(path)
         trouble = None
         for group in reversed(names):
             try:
@@ -164,11 +209,11 @@ def latest(path: Place) -> Snapshot | None:
                 trouble = trouble or error
                 continue
             if state is not None:
-                return Snapshot(path, group, _number(group), state, _number(names[-1]))
+                return Snapshot(path, group, number_of(group), state, number_of(names[-1]))
         if trouble is not None:
             raise ValueError(f"no commit can be read: {trouble}")
         # A run's second snapshot is begun when its first is committed.
-        if any(_number(group) > 1 for group in names):
+        if any(number_of(group) > 1 for group in names):
             raise ValueError(f"it holds {', '.join(names)}, and their commits are missing")
         return None
 
@@ -186,12 +231,13 @@ def _state_of(path: Place, group: str) -> dict[str, Any] | None:
     return state
 
 
-def _snapshots(path: Place) -> list[str]:
+def snapshots(path: Place) -> list[str]:
     """The snapshots that are there, committed or not; the highest number last."""
     return [name for name in sealed.children(path) if SNAPSHOT.fullmatch(name)]
 
 
-def _number(group: str) -> int:
+def number_of(group: str) -> int:
+    """The number of a snapshot."""
     return int(group.split("-")[0])
 
 
@@ -213,9 +259,9 @@ def delete(path: Place, group: str) -> None:
     sync(store.delete_dir(group))
 
 
-def older(path: Place, number: int) -> list[str]:
-    """List what is below a committed snapshot, also what was begun and never committed."""
-    return [group for group in _snapshots(path) if _number(group) < number]
+def is_older(group: str, number: int) -> bool:
+    """Whether a snapshot is below that of a number."""
+    return number_of(group) < number
 
 
 def delete_all(path: Place, groups: list[str]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
@@ -84,11 +85,56 @@ def clear(place: Place) -> None:
     sync(open_store(place).clear())
 
 
+def holds(place: Place, key: str) -> bool:
+    """Whether a key is there."""
+    return _holds(open_store(place), key)
+
+
+def is_bare(place: Place) -> bool:
+    """Whether the group at a place itself says nothing."""
+    group = zarr.open_group(open_store(place), mode="r", zarr_format=3, use_consolidated=False)
+    return not dict(group.attrs)
+
+
+def keys(place: Place, group: str) -> set[str]:
+    """Return every key of a group; none where there is no such group."""
+
+    async def collect(names: AsyncIterator[str]) -> set[str]:
+        return {name async for name in names}
+
+    try:
+        return sync(collect(open_store(place).list_prefix(f"{group}/")))
+    except FileNotFoundError:
+        return set()
+
+
+def delete(place: Place, name: str) -> None:
+    """Delete a key, or a group with all its keys, right below a place."""
+    store = open_store(place)
+    if keys(place, name):
+        sync(store.delete_dir(name))
+    else:
+        sync(store.delete(name))
+
+
 def write(place: Place, path: str, kind: dict[str, Any], content: dict[str, Any]) -> None:
     """Make a group whose attributes are `kind`, which tells it apart, and the sealed content."""
+    _create(open_store(place), path, kind, content)
+
+
+def _create(store: Store, path: str, kind: dict[str, Any], content: dict[str, Any]) -> None:
     content = as_json(content)
     attributes = {**kind, "sealed": content, "sha256": _checksum(content)}
-    zarr.create_group(open_store(place), path=path, zarr_format=3, attributes=attributes)
+    zarr.create_group(store, path=path, zarr_format=3, attributes=attributes)
+
+
+def replace_root(place: Place, kind: dict[str, Any], content: dict[str, Any]) -> None:
+    """Put other content into the group at a place itself: one key changes, and nothing else."""
+    memory = MemoryStore()
+    _create(memory, "", kind, content)
+    made = sync(memory.get("zarr.json", prototype=default_buffer_prototype()))
+    assert made is not None
+    sync(open_store(place).set("zarr.json", made))
 
 
 def as_json(content: dict[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,19 @@
 import pickle
 from dataclasses import dataclass
 
+import numpy as np
+
+from dbdask.errors import CheckpointError
 from dbdask.models.layout import as_layout
 from dbdask.models.member_checks import checked_initial
 from dbdask.optim.optimizer_checks import initial_slots
 from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.contact import ActorPlace, call_actor, start_on, this_worker, worker_loop
+from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.ledger import Ledger, Row
 from dbdask.storage import checkpoint
+from dbdask.storage.bounded import within
 from dbdask.users_code import UsersCode
 from dbdask.worker.shard import ShardState
 
@@ -47,12 +52,23 @@ class FromSnapshot:
     first_open_epoch: int
 
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
-        names = checkpoint.vector_names(self.path, self.group)
-        vectors = {
-            name: checkpoint.read_slice(self.path, self.group, name, start, stop) for name in names
-        }
+        nbytes = 4 * (stop - start) * (2 + len(optimizer.slots))
+        seconds = round(deadline("store", nbytes), 1)
+        try:
+            vectors = within(seconds, self._read, start, stop)
+        except TimeoutError as error:
+            raise CheckpointError(
+                f"checkpoint={self.path!r} gave no answer in {seconds:g} s (dbdask.store) while "
+                f"worker {this_worker().address} read parameters {start} to {stop} of snapshot "
+                f"{self.group}: its store hangs, or needs a longer dbdask.store"
+            ) from error
         ledger = Ledger.from_rows(self.rows, self.first_open_epoch)
         return ShardState(vectors, self.applied, ledger)
+
+    def _read(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        path, group = self.path, self.group
+        names = checkpoint.vector_names(path, group)
+        return {name: checkpoint.read_slice(path, group, name, start, stop) for name in names}
 
 
 @dataclass(frozen=True)

@@ -370,15 +370,26 @@ class ParameterShard:
 
     # What has no number: it changes nothing here, and a repeat writes the same bytes again
 
-    async def write(self, path: str, group: str, number: int) -> None:
-        """Write a copy into its own chunk of a snapshot, on a thread that serves no calls."""
-        vectors = self._kept(number).vectors
-        await asyncio.to_thread(checkpoint.write_slice, path, group, self.start, self.stop, vectors)
+    async def write(self, path: str, group: str, number: int) -> bool:
+        """Write a copy into its own chunk of a snapshot, on a thread that serves no calls.
 
-    async def write_vectors(self, path: str, group: str, names: Sequence[str]) -> None:
-        """Write vectors as they are, without a copy: nothing may change them meanwhile."""
+        Returns whether the parameters are finite.
+        """
+        vectors = self._kept(number).vectors
+        return await asyncio.to_thread(self._write, path, group, vectors)
+
+    async def write_vectors(self, path: str, group: str, names: Sequence[str]) -> bool:
+        """Write vectors as they are, without a copy: nothing may change them meanwhile.
+
+        Returns whether the parameters are finite.
+        """
         vectors = {name: self._vector(name) for name in names}
-        await self._serve(checkpoint.write_slice, path, group, self.start, self.stop, vectors)
+        finite: bool = await self._serve(self._write, path, group, vectors)
+        return finite
+
+    def _write(self, path: str, group: str, vectors: dict[str, np.ndarray]) -> bool:
+        checkpoint.write_slice(path, group, self.start, self.stop, vectors)
+        return all(is_finite(vectors["parameters"][part]) for part in self.trained)
 
     async def read(self, name: str) -> np.ndarray:
         """Return a copy of one vector: `parameters`, `best`, or an optimiser slot."""
@@ -391,6 +402,11 @@ class ParameterShard:
         """
         await asyncio.gather(*self._doing.values(), return_exceptions=True)
         return await self._serve(self.state.everything)
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether all of a vector is finite: without a second vector, because both pass NaN on."""
+    return bool(np.isfinite(values.min(initial=0.0)) and np.isfinite(values.max(initial=0.0)))
 
 
 def _attempt(
