@@ -148,7 +148,7 @@ def test_closing_a_reader_waits_for_no_read(hanging):
     hung = next(p for p in portions if p.blocks == (3,))
     reader.prefetch(hung)
     ahead = reader._ahead
-    while not reader._reads._waited_for:
+    while not any("chunk c/3/0" in wait.what() for wait in list(waiting._waits)):
         time.sleep(0.001)
     began = time.monotonic()
     reader.close()
