@@ -1,4 +1,4 @@
-"""Arrivals: a cluster that has no worker yet is asked for one, and waited for."""
+"""Arrivals: ask a cluster without workers for one, and wait for it."""
 
 import asyncio
 import uuid
@@ -14,14 +14,14 @@ LOOK_SECONDS = 0.25
 
 
 async def await_workers(client: Client) -> None:
-    """Return when the scheduler has a worker.
+    """Wait until the scheduler has a worker.
 
     An adaptive cluster starts workers for tasks that wait, so a task that does nothing waits here.
 
     Raises
     ------
     WorkerError
-        None came within the deadline `arrival`.
+        No worker came within the deadline `arrival`.
     """
     if await workers_now(client):
         return
@@ -40,7 +40,7 @@ async def await_workers(client: Client) -> None:
         waiting.release()
 
 
-def ask_for_worker(client: Client) -> Future:
+def ask_for_worker(client: Client) -> "Future[None]":
     """Let a task wait for a worker, so that an adaptive cluster starts one; release it then."""
     return client.submit(_do_nothing, key=f"dbdask-arrival-{uuid.uuid4().hex}", pure=False)
 

@@ -12,20 +12,25 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from distributed import Worker
 from threadpoolctl import ThreadpoolController
 
+from dbdask.data.examples import Examples
+from dbdask.data.feed import Reader
 from dbdask.errors import Stale
+from dbdask.models.model import Model
 from dbdask.rpc.contact import answers_ping, this_worker, worker_loop
 from dbdask.rpc.deadlines import deadline
 from dbdask.schedule.policies import cache_bytes
 from dbdask.worker.link import Calls, ServerHandle, ServerLink
 
-_contexts: weakref.WeakKeyDictionary[Any, dict[str, "WorkerContext"]] = weakref.WeakKeyDictionary()
-_ended: weakref.WeakKeyDictionary[Any, deque[str]] = weakref.WeakKeyDictionary()
+_contexts: weakref.WeakKeyDictionary[Worker, dict[str, "WorkerContext"]] = (
+    weakref.WeakKeyDictionary()
+)
+_ended: weakref.WeakKeyDictionary[Worker, deque[str]] = weakref.WeakKeyDictionary()
 _rooms_lock = threading.Lock()
 
 Place = tuple[int, int, int, int]
@@ -34,6 +39,29 @@ Place = tuple[int, int, int, int]
 LONG_READ_SECONDS = 1.0  # a read that a run which is to stop does not wait for
 
 REMEMBERED_RUNS = 256  # ended runs whose late tasks a worker refuses
+
+
+class Job(Protocol):
+    """What every task of a run needs, whatever the method."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def train(self) -> Examples: ...
+
+    @property
+    def validation(self) -> Examples | None: ...
+
+    @property
+    def deviation(self) -> np.ndarray | float:
+        """One unit of a scaled target, in its own units."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 class _Point:
@@ -52,12 +80,13 @@ class WorkerContext:
     def __init__(self, worker: Worker, run: str, job: bytes) -> None:
         self.worker = worker
         self.run = run
-        self._pickled, self._job = job, None
+        self._pickled = job
+        self._job: Job | None = None
         self._job_lock = threading.Lock()
         self.calls = Calls()
         self.handle: ServerHandle | None = None
         self.closed = False
-        self.readers: dict[str, Any] = {}
+        self.readers: dict[str, Reader] = {}
         self.copies: dict[int, np.ndarray] = {}
         self.unwanted: set[tuple[int, int]] = set()  # bundles that another worker has finished
         self._points: dict[int, _Point] = {}
@@ -70,7 +99,7 @@ class WorkerContext:
         worker_loop(worker).call_soon_threadsafe(self._begin_lease)
 
     @property
-    def job(self) -> Any:
+    def job(self) -> Job:
         """What the run's replicas need, opened once, on the thread of the first task.
 
         Opening may take long (it imports the model's library): no lock that the event loop takes
@@ -150,7 +179,7 @@ class WorkerContext:
             self._free.append(left[1])
             return None
 
-    def reader(self, name: str) -> Any:
+    def reader(self, name: str) -> Reader:
         """Return the reader of the job's examples called `name`, opened once.
 
         Raises
