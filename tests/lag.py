@@ -42,7 +42,7 @@ async def _end_at_scheduler(dask_scheduler):
 def waits_for_a_read():
     """On a worker: whether it has waited for a chunk for a moment; imports nothing there."""
     waiting = sys.modules.get("dbdask.data.waiting")
-    return bool(waiting and waiting._waits)
+    return bool(getattr(waiting, "_waits", ()))  # it may be half imported
 
 
 @contextmanager

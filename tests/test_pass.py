@@ -309,7 +309,9 @@ def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out():
     told = []
     server = SimpleNamespace(handle=None, unwant=lambda *what: told.append(what))
     plan = SimpleNamespace(run="run", replicas=None)
-    run = SimpleNamespace(plan=plan, workforce=hands, roster=hands.roster, server=server)
+    run = SimpleNamespace(
+        plan=plan, workforce=hands, roster=hands.roster, server=server, clock=clock
+    )
     work = GradientPass(run, portions(3), PassStatistics(), "x")
 
     def end(worker):
