@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -81,11 +82,11 @@ def test_a_run_that_diverged_is_not_ok_and_says_what_to_change(
 SETTING = Setting("downpour", True, None, False, 0.5)
 
 
-def outcome_of(losses, reason="epochs", *, first=1.0, vector=None, **more):
+def outcome_of(losses, reason="epochs", *, first=1.0, vector=None, is_best=False, **more):
     history = History([Record(0.0, 0, 1, 20, loss=loss, **more) for loss in losses])
     history.first_loss = first
     vector = np.zeros(3, np.float32) if vector is None else vector
-    return Outcome(vector, history, Status(reason, "told"))
+    return Outcome(vector, history, Status(reason, "told"), is_best)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +113,17 @@ def test_a_loss_that_grew_beyond_that_of_knowing_nothing_diverged(losses, first,
 
 def test_the_best_parameters_are_judged_by_their_own_loss():
     best = Setting("downpour", True, None, True, 0.5)
-    assert conclude(outcome_of([1e15], validation_loss=0.4), best).status.ok
+    outcome = partial(outcome_of, [1e15], is_best=True)
+    assert conclude(outcome(validation_loss=0.4), best).status.ok
     with pytest.warns(dbdask.TrainingWarning, match="diverged"):
-        assert not conclude(outcome_of([1e15], validation_loss=1e9), best).status.ok
+        assert not conclude(outcome(validation_loss=1e9), best).status.ok
+
+
+def test_where_there_is_no_best_the_last_parameters_are_judged():
+    best = Setting("downpour", True, None, True, 0.5)
+    with pytest.warns(dbdask.TrainingWarning) as said:
+        assert not conclude(outcome_of([1e15], validation_loss=np.nan), best).status.ok
+    assert "no best parameters" in str(said[0].message) and "diverged" in str(said[1].message)
 
 
 def test_parameters_that_are_not_finite_are_no_success():

@@ -51,7 +51,7 @@ def outstanding(work, worker, outcome=None):
         future.set_exception(outcome)
     elif outcome is not None:
         future.set_result(outcome)
-    return Outstanding(work, worker, future, time.monotonic())
+    return Outstanding(work, worker, future, time.monotonic(), lambda report: "", lambda: None)
 
 
 def workforce(*workers):

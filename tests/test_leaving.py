@@ -131,7 +131,7 @@ def test_the_end_of_a_run_waits_a_moment_for_workers_that_leave(monkeypatch, cap
             can_leave=lambda *_: True, move=nothing, workers=workers, copies=1, wanted=1
         )
         workforce, tally = types.SimpleNamespace(roster=roster), types.SimpleNamespace()
-        placement = ShardPlacement(None, server, workforce, None, tally, None, asyncio.Lock())
+        placement = ShardPlacement(None, server, workforce, None, tally, None)
         placement._hear({"action": "retire-workers", "could-not-retire": workers})
         await asyncio.wait_for(placement.reconcile(), 30)
         with dask.config.set({"dbdask.answer": "1s"}):

@@ -17,7 +17,6 @@ from dbdask.algorithms.gradient_pass import GradientPass, PassStatistics
 from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.rpc import contact
 from dbdask.run.parameter_server import ParameterServer
-from dbdask.run.workforce import Outstanding
 from dbdask.worker.batch_replica import BundleReport
 from dbdask.worker.batch_shard import BatchShard
 
@@ -294,15 +293,13 @@ class Hands:
         self.roster, self.given = SimpleNamespace(workers=workers), []
 
     def idle_places(self, replicas):
-        return [w for w in self.roster.workers if all(w != out.worker for out in self.given)]
+        return [w for w in self.roster.workers if all(w != worker for _, worker, _ in self.given)]
 
     def places(self, worker, replicas):
         return 1
 
-    def give(self, bundle, function, order, worker):
-        out = Outstanding(bundle, worker, None, 0.0)
-        self.given.append(out)
-        return out
+    def give(self, bundle, function, order, worker, *, take, take_back):
+        self.given.append((bundle, worker, take))
 
 
 def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out(monkeypatch):
@@ -311,19 +308,20 @@ def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out(monk
     hands = Hands(["a", "b", "c"])
     told = []
     server = SimpleNamespace(handle=None, unwant=lambda *what: told.append(what))
-    three = portions(3)
-    work = GradientPass("run", hands, server, three, PassStatistics(), "x", None, lambda: False)
+    plan = SimpleNamespace(run="run", replicas=None)
+    run = SimpleNamespace(plan=plan, workforce=hands, roster=hands.roster, server=server)
+    work = GradientPass(run, portions(3), PassStatistics(), "x")
 
     def end(worker):
         """The worker's task ends with success, if it has one; it is given the next, or none."""
-        for out in [out for out in hands.given if out.worker == worker]:
-            hands.given.remove(out)
-            work._take_in(out, BundleReport(worker, working=1.0, finished=True))
+        for given in [given for given in hands.given if given[1] == worker]:
+            hands.given.remove(given)
+            given[2](BundleReport(worker, working=1.0, finished=True))
         work._hand_out()
-        return [out.work.number for out in hands.given if out.worker == worker]
+        return [bundle.number for bundle, other, _ in hands.given if other == worker]
 
     work._hand_out()
-    others = sorted(out.work.number for out in hands.given if out.worker != "b")
+    others = sorted(bundle.number for bundle, worker, _ in hands.given if worker != "b")
     clock.now = 1.0
     assert end("b") == []
     clock.now = 10.0

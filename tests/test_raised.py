@@ -288,11 +288,13 @@ def test_what_initial_parameters_raise_ends_the_run(threads_client, store, verb,
 
 
 @pytest.mark.parametrize("make", [SIGNALS["asyncio"], SIGNALS["lost"]])
-def test_what_a_model_raises_in_validation_ends_the_run(threads_client, store, make, caplog):
+def test_what_a_model_raises_in_validation_is_counted_and_named(
+    threads_client, store, make, caplog
+):
     model = Raising(make, "predict")
-    with pytest.raises(RuntimeError, match="model.predict raised") as caught:
+    words = "of validation .*failed 5 times, .*model.predict raised.* on worker .*check_model"
+    with pytest.raises(WorkerError, match=words):
         train("downpour", threads_client, store, model, validation=counted(store))
-    assert not isinstance(caught.value, ShardLost)
     assert "recovering" not in caplog.text
     assert_nothing_left(threads_client)
 

@@ -271,7 +271,7 @@ def test_who_was_asked_to_leave_waits_for_the_check_of_a_successor(monkeypatch):
             can_leave=lambda going, among: bool(set(among) - going),
         )
         workforce = types.SimpleNamespace(roster=roster)
-        placement = ShardPlacement(None, server, workforce, None, None, None, None)
+        placement = ShardPlacement(None, server, workforce, None, None, None)
         placement._hear({"action": "retire-workers", "could-not-retire": ["old"]})
         assert placement.must_move  # to be told that it cannot
         opened = asyncio.Event()
@@ -336,7 +336,7 @@ def test_a_newcomer_in_its_check_is_waited_for_as_a_home(monkeypatch):
     )
     workforce = types.SimpleNamespace(refresh=refresh, watch_silence=watch_silence, roster=roster)
     snapshots = types.SimpleNamespace(resume_hint=lambda: "")
-    placement = ShardPlacement(None, None, workforce, snapshots, None, None, None)
+    placement = ShardPlacement(None, None, workforce, snapshots, None, None)
     monkeypatch.setattr(places, "TURN_SECONDS", 0.0)
     with dask.config.set({"dbdask.arrival": "0s"}):
         asyncio.run(placement.wait())

@@ -3,6 +3,8 @@
 A step is the mean gradient over `n` portions at one point. The shards add it up, and move.
 """
 
+from functools import partial
+
 import cloudpickle
 import numpy as np
 import pytest
@@ -61,7 +63,12 @@ class SynchronousSGD:
                 order = BundleOrder(
                     run.plan.run, run.server.handle, self.waiting[0], "parameters", 1
                 )
-                run.workforce.give(self.waiting.pop(0), accrue_bundle, order, worker)
+                bundle = self.waiting.pop(0)
+                ends = {
+                    "take": partial(self.take, bundle),
+                    "take_back": partial(self.take_back, bundle),
+                }
+                run.workforce.give(bundle, accrue_bundle, order, worker, **ends)
         if len(self.done) < self.n:
             await run.take_in()
         if len(self.done) == self.n:
@@ -87,11 +94,12 @@ class SynchronousSGD:
         run.tally.record(epoch=self.epoch)
         run.note_progress()
 
-    def take(self, run, bundle, worker, report):
+    def take(self, bundle, report):
         if report is not None and report.finished and bundle.evaluation == self.passes:
             self.done[bundle.number] = report
         else:
             self.take_back(bundle)
+        return report.trouble if report is not None else ""
 
     def take_back(self, bundle):
         if bundle.evaluation == self.passes and bundle.number not in self.done:

@@ -9,14 +9,14 @@ from dbdask.schedule.portions import Portion
 
 
 class Barrier:
-    """Brings a run to rest (a replica hands its portion back with the push that it is in).
+    """Brings a run to rest: a replica hands its portion back after the push that is under way.
 
     Parameters
     ----------
     stream
-        Knows the epoch that is open, and its portions.
+        The open epoch and its portions.
     complete
-        Has a worker bring all shards to the last step of a portion that one of them has.
+        Gives a worker a portion, to bring all shards to the last step that one of them has.
     """
 
     def __init__(
@@ -28,15 +28,15 @@ class Barrier:
         self.progress = ShardProgress([], 0)  # of every copy of every shard, at the last rest
 
     async def rest(self, run: Run) -> None:
-        """Return when no replica works and every shard has applied the same steps.
+        """Wait until no replica works and every shard has applied the same steps.
 
-        A task that was given up for silent may still be pushing: then the generation ends too.
+        A task whose worker was silent, and which was given up, may still be pushing. Then the
+        generation ends too.
         """
         await run.server.order("pause", True)
         await self._empty(run)
         if run.workforce.abandoned:
-            async with run.validator.choice:
-                await run.server.advance()
+            await run.server.advance()
             run.workforce.abandoned = False
         while apart := await self._uneven(run):
             await self._even_out(run, apart)
@@ -46,15 +46,15 @@ class Barrier:
         await run.server.order("pause", False)
 
     async def _uneven(self, run: Run) -> set[tuple[int, int]]:
-        """The portions that copies of shards hold at different steps."""
+        """Return the portions that copies of shards hold at different steps."""
         progresses = await run.server.pause()
         self.progress = progresses[0]
-        # Some shards may not have heard yet that other epochs are closed.
+        # A shard may not know yet that other epochs are closed.
         return uneven(progresses, self.stream.epoch)
 
     async def _empty(self, run: Run) -> None:
-        """Take in until nothing is outstanding; trouble on the way comes out."""
-        while run.workforce.outstanding:
+        """Take in work until no training is under way; raise the trouble that it reports."""
+        while run.workforce.training:
             await run.take_in()
 
     async def _even_out(self, run: Run, apart: set[tuple[int, int]]) -> None:

@@ -1,4 +1,4 @@
-"""Why a Sandblaster run stopped, as its status says it."""
+"""The status of a Sandblaster run: why it stopped."""
 
 import math
 
@@ -8,7 +8,7 @@ from dbdask.status import Status
 
 
 def batch_status(reason: str, method: Settings, state: State, statistics: PassStatistics) -> Status:
-    """Put a reason into words; a search that only bad gradients ended is called by their name."""
+    """Return the status for a reason; a search that bad gradients ended is `bad_gradients`."""
     if (
         reason == "search_failed"
         and statistics.refused_since_start

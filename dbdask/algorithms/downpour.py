@@ -1,6 +1,6 @@
 """Downpour SGD: model replicas train on portions and push to the parameter server (section 4.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from dbdask.algorithms.downpour_method import Downpour
 from dbdask.data.block_provider import BlockProvider
 from dbdask.data.examples import Examples
 from dbdask.models.layout import as_layout
+from dbdask.models.model import Model
 from dbdask.optim.optimizer_checks import checked_optimizer, kept_of
 from dbdask.optim.optimizers import Optimizer, Sgd, adagrad
 from dbdask.progress import Progress
@@ -23,6 +24,7 @@ from dbdask.run.resuming import digest_of, open_checkpoint, settings_of
 from dbdask.run.run import Run
 from dbdask.run.session import Callback, client_for, watch
 from dbdask.run.shared_arguments import (
+    Parameters,
     check_named,
     check_shared,
     check_what_was_left_out,
@@ -39,11 +41,11 @@ from dbdask.worker.replica import DownpourJob
 
 
 def downpour(
-    model: Any,
+    model: Model,
     examples: Examples,
     *,
     client: Client | None = None,
-    parameters: Any = None,
+    parameters: Parameters | None = None,
     optimizer: Optimizer | None = None,
     batch_size: int = 128,
     epochs: int = 1,
@@ -215,7 +217,7 @@ def downpour(
             model=cloudpickle.dumps(model),
             size=layout.size,
             trained=layout.trained,
-            validation_cut=validation_cut(validation, batch_size, portion_rows),
+            validation_cut=validation_cut(validation, layout.size, batch_size),
             supply=BlockProvider(examples, connected),
             validation_supply=BlockProvider(validation, connected)
             if validation is not None
@@ -258,7 +260,7 @@ def downpour(
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 
-def _check_counts(given: dict[str, Any]) -> None:
+def _check_counts(given: Mapping[str, Any]) -> None:
     """Check every argument that needs no more than itself."""
     for name in ("batch_size", "epochs", "n_fetch", "n_push", "max_refused"):
         arguments.at_least(name, given[name], 1)

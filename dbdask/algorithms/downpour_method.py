@@ -1,12 +1,12 @@
-"""Downpour SGD as a run's coordinator sees it: Algorithm 1.1 of the paper."""
+"""Downpour SGD on the coordinator's side: Algorithm 1.1 of the paper."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 from dbdask.algorithms.barrier import Barrier
 from dbdask.algorithms.stream import PortionStream
 from dbdask.optim.optimizers import Optimizer
-from dbdask.run.plan import Plan
+from dbdask.run.plan import Plan, SavedState
 from dbdask.run.run import Memory, Reached, Run, ShardKind
 from dbdask.schedule import policies
 from dbdask.schedule.portions import Cut, Portion
@@ -61,7 +61,7 @@ class Downpour:
         self.kind = ShardKind(ParameterShard, optimizer)
         self.epochs, self.warmstart, self.target_loss = epochs, warmstart, target_loss
         self.max_refused, self.replica_bytes = max_refused, replica_bytes
-        state: dict[str, Any] = last.state if last else {"epoch": 0, "finished": []}
+        state: SavedState = last.state if last else {"epoch": 0, "finished": []}
 
         def portions_of(epoch: int) -> Sequence[Portion]:
             return cut.portions(seed, epoch)
@@ -101,7 +101,7 @@ class Downpour:
             await run.server.command("close_epochs", self.stream.epoch)
 
     def _hand_out(self, run: Run) -> None:
-        """Give every worker that wants one its next portion."""
+        """Give its next portion to every worker that wants one."""
         for worker in run.workforce.free_places(self._replicas(run)):
             portion = self.stream.take(worker)
             if portion is None:
@@ -109,7 +109,7 @@ class Downpour:
             self._give(run, portion, worker)
 
     def _replicas(self, run: Run) -> int | None:
-        """How many replicas may run now: one while the warm start lasts."""
+        """Return how many replicas may run now: one during the warm start."""
         return 1 if run.tally.steps < self.warmstart else run.plan.replicas
 
     def _give(
@@ -126,12 +126,19 @@ class Downpour:
             warm if warm > 0 else None,
             complete_only,
         )
-        run.workforce.give(portion, train_portion, order, worker)
+        run.workforce.give(
+            portion,
+            train_portion,
+            order,
+            worker,
+            take=partial(self._take, run, portion, worker),
+            take_back=partial(self.stream.hand_back, portion),
+        )
 
-    def take(self, run: Run, portion: Portion, worker: str, report: PortionReport | None) -> None:
+    def _take(self, run: Run, portion: Portion, worker: str, report: PortionReport | None) -> str:
         """Count what a replica did, and finish its portion or hand it back."""
         report = report or PortionReport(portion.epoch, portion.number, worker)
-        if report.pushes or report.finished:  # a step that no shard took is none
+        if report.pushes or report.finished:  # a step that no shard took is no progress
             run.note_progress()
         run.tally.add(report, self.stream.epoch, len(run.roster.workers), run.plan.replicas)
         if report.finished:
@@ -142,10 +149,7 @@ class Downpour:
             run.request_stop("bad_gradients")
         if self.target_loss is not None and run.tally.last_loss <= self.target_loss:
             run.request_stop("target")
-
-    def take_back(self, portion: Portion) -> None:
-        """Hand a portion out again that was given up."""
-        self.stream.hand_back(portion)
+        return report.trouble
 
     # Rests and snapshots
 
@@ -161,11 +165,11 @@ class Downpour:
         await self.barrier.release(run)
 
     def vectors(self) -> list[str]:
-        """The parameters and the optimiser's state."""
+        """Return the names of the parameters and the optimiser's state."""
         return ["parameters", *self.kind.optimizer.slots]
 
-    def state(self) -> dict[str, Any]:
-        """Where the data were left, and what shards had applied, at the last rest."""
+    def state(self) -> SavedState:
+        """Return the position in the data, and the shards' progress, at the last rest."""
         progress = self.barrier.progress
         return {
             "epoch": self.stream.epoch,
@@ -174,13 +178,13 @@ class Downpour:
             "applied": progress.applied,
         }
 
-    def restore(self, run: Run, state: dict[str, Any]) -> None:
+    def restore(self, run: Run, state: SavedState) -> None:
         """Go back to a snapshot: portions that were finished since are trained again."""
         run.tally.go_back(state)
         self.stream.restart(state["epoch"], [tuple(done) for done in state["finished"]])
 
     def reached(self, run: Run) -> Reached:
-        """Updates that shards have applied."""
+        """Return how many updates the shards have applied."""
         return Reached(run.tally.applied, f"after {run.tally.applied} updates")
 
     # The end

@@ -1,15 +1,14 @@
-"""One pass over the data: bundles to whoever is free, backup copies at the tail, one sum."""
+"""One pass over the data: bundles for free workers, backup copies at the tail, one sum."""
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from dbdask.errors import ShardLost
 from dbdask.metrics.magnitudes import Magnitude
-from dbdask.run.parameter_server import ParameterServer
-from dbdask.run.workforce import Outstanding, Workforce
+from dbdask.run.run import Run
 from dbdask.schedule.bundles import (
     Assignment,
     Bundle,
@@ -39,12 +38,12 @@ TOTALS = (
 
 
 class Interrupted(Exception):
-    """The pass is not wanted any more: the run was asked to stop, or a worker leaves."""
+    """The pass is given up: the run was asked to stop, or shards have to move."""
 
 
 @dataclass
 class PassStatistics:
-    """What passes learn from each other, and their totals."""
+    """The totals over passes, and the measured speed of workers."""
 
     pace: Pace = field(default_factory=Pace)
     owners: dict[int, str] = field(default_factory=dict)  # portion number to worker
@@ -63,11 +62,11 @@ class PassStatistics:
     magnitudes: dict[str, tuple[Magnitude, ...]] = field(default_factory=dict)  # by worker
 
     def totals(self) -> dict[str, int]:
-        """What the history adds up over passes, for a resumed run to go on from."""
+        """Return the totals that the history adds up over passes, for a resumed run."""
         return {name: getattr(self, name) for name in TOTALS}
 
     def go_on_from(self, totals: Mapping[str, Any]) -> None:
-        """Go on from the totals of a run that was before."""
+        """Go on from the totals of an earlier run."""
         for name in TOTALS:
             setattr(self, name, totals[name])
         self.refused_before = self.refused
@@ -80,7 +79,7 @@ class PassStatistics:
 
 @dataclass
 class Sums:
-    """What a pass has added up so far: scalars of the bundles that are done."""
+    """The sums of a pass so far: scalars of the bundles that are done."""
 
     loss: float = 0.0
     weight: float = 0.0
@@ -92,63 +91,49 @@ class GradientPass:
     """The coordinator's side of one evaluation.
 
     A bundle is cut when it is handed out, and done when the first of its copies has been
-    acknowledged by every shard. The shards add a bundle once, whichever copies push it.
+    acknowledged by every shard. The shards add a bundle once, however many copies push it.
     """
 
     def __init__(
-        self,
-        run: str,
-        workforce: Workforce,
-        server: ParameterServer,
-        portions: Sequence[Portion],
-        statistics: PassStatistics,
-        point: str,
-        replicas: int | None,
-        give_up: Callable[[], bool],
+        self, run: Run, portions: Sequence[Portion], statistics: PassStatistics, point: str
     ) -> None:
-        self.run, self.workforce, self.server = run, workforce, server
-        self.statistics, self.point, self.replicas = statistics, point, replicas
-        self.give_up = give_up
+        self.run, self.statistics, self.point = run, statistics, point
         self.number = statistics.evaluations
         statistics.evaluations += 1
         self.assignment = Assignment(self.number, portions, statistics.owners)
         self.count = len(portions)
-        self.copies: dict[Outstanding, BundleAttempt] = {}
+        self.copies: list[BundleAttempt] = []
         self.done: dict[int, BundleReport] = {}
         self.portions_done = 0
         self.sums = Sums()
+        self._is_open = True
 
-    async def work(self) -> Sums:
+    async def work(self) -> None:
         """Hand out and take in until every portion counts once.
 
         Raises
         ------
         Interrupted
-            `give_up` said so.
+            The run was asked to stop, or shards have to move.
         ShardLost
             A task lost a shard.
         """
-        while self.portions_done < self.count:
-            if self.give_up():
-                raise Interrupted
-            await self.workforce.refresh()
-            self._hand_out()
-            for out, report in await self.workforce.ended(TURN_SECONDS):
-                self._take_in(out, report)
-            await self.workforce.watch_silence()
-            self._take_back()
-            gone = set(self.server.workers) - set(self.workforce.roster.everyone)
-            if gone:
-                raise ShardLost(f"worker {min(gone)} left, which held a shard")
+        try:
+            while self.portions_done < self.count:
+                if self.run.stop_reason or self.run.placement.due:
+                    raise Interrupted
+                self._hand_out()
+                await self.run.take_in(TURN_SECONDS)
+        finally:
+            self._is_open = False
         self._tell_losers()
         self.statistics.passes += 1
         self.statistics.examples += self.sums.examples
         self.statistics.dropped += self.sums.rows - self.sums.examples
-        return self.sums
 
     def _hand_out(self) -> None:
         pace = self.statistics.pace
-        for worker in self.workforce.idle_places(self.replicas):
+        for worker in self.run.workforce.idle_places(self.run.plan.replicas):
             now = time.monotonic()
             workers, length = self._share_of(worker, now)
             bundle = self.assignment.take(worker, length, workers)
@@ -161,43 +146,56 @@ class GradientPass:
                 self._give(slowest.bundle, worker, is_backup=True)
 
     def _needed(self) -> list[BundleAttempt]:
-        """The copies of bundles that are not done; what lost may be out for as long as it likes."""
-        return [copy for copy in self.copies.values() if copy.bundle.number not in self.done]
+        """Return the copies of bundles that are not done."""
+        return [copy for copy in self.copies if copy.bundle.number not in self.done]
 
     def _share_of(self, worker: str, now: float) -> tuple[Sequence[str], int]:
-        """The workers that a bundle is cut for, and its portions.
+        """Return the workers that a bundle is cut for, and its number of portions.
 
-        A lone replica's are cut by their number: by its speed, no two runs would cut alike, nor
-        add up to the same bits.
+        A lone replica's bundles have a fixed length. If they followed its speed, two runs would
+        not cut alike, and their sums would differ in the last bits.
         """
-        workers, pace = self.workforce.roster.workers, self.statistics.pace
-        if sum(places_for(self.replicas, workers).values()) == 1:
+        workers, pace = self.run.roster.workers, self.statistics.pace
+        if sum(places_for(self.run.plan.replicas, workers).values()) == 1:
             return [worker], math.ceil(self.count / LONE_BUNDLES)
         out = work_out(self._needed(), pace, now)
         return workers, bundle_length(self.assignment.remaining, out, worker, workers, pace)
 
     def _give(self, bundle: Bundle, worker: str, *, is_backup: bool) -> None:
-        places = self.workforce.places(worker, self.replicas)
-        order = BundleOrder(self.run, self.server.handle, bundle, self.point, places)
-        out = self.workforce.give(bundle, accrue_bundle, order, worker)
-        self.copies[out] = BundleAttempt(bundle, worker, time.monotonic(), is_backup)
+        run = self.run
+        places = run.workforce.places(worker, run.plan.replicas)
+        order = BundleOrder(run.plan.run, run.server.handle, bundle, self.point, places)
+        attempt = BundleAttempt(bundle, worker, time.monotonic(), is_backup)
+        self.copies.append(attempt)
+        run.workforce.give(
+            bundle,
+            accrue_bundle,
+            order,
+            worker,
+            take=partial(self._take, attempt),
+            take_back=partial(self._take_back, attempt),
+        )
 
-    def _take_in(self, out: Outstanding, report: BundleReport | None) -> None:
+    def _take(self, attempt: BundleAttempt, report: BundleReport | None) -> str:
+        """Count a bundle, or hand it out again if its last copy failed."""
+        self.copies.remove(attempt)
         if report is not None:
             self.statistics.repeated += report.repeated
-        copy = self.copies.pop(out, None)
-        if copy is None:  # of an earlier pass
-            return
-        if report is not None and report.trouble:
-            raise ShardLost(report.trouble)
-        bundle = copy.bundle
+        if not self._is_open:
+            return ""
         if report is not None and report.finished:
-            self._count(bundle, report, copy)
-        elif bundle.number not in self.done:
-            self._hand_back(bundle)
+            self._count(attempt.bundle, report, attempt)
+        else:
+            self._hand_back(attempt.bundle)
+        return "" if report is None else report.trouble
+
+    def _take_back(self, attempt: BundleAttempt) -> None:
+        """Hand out a bundle again if its last copy was given up; a push of it is a repeat."""
+        self.copies.remove(attempt)
+        self._hand_back(attempt.bundle)
 
     def _count(self, bundle: Bundle, report: BundleReport, copy: BundleAttempt) -> None:
-        """The first finished copy of a bundle counts."""
+        """Count the first finished copy of a bundle."""
         out = time.monotonic() - copy.since
         pace = self.statistics.pace
         pace.note(copy.worker, len(bundle.portions), report.working, report.pushing, out)
@@ -218,26 +216,19 @@ class GradientPass:
         self.statistics.last_refusal = report.refusal or self.statistics.last_refusal
         for portion in bundle.portions:
             self.statistics.owners[portion.number] = copy.worker
-        losers = [c.worker for c in self.copies.values() if c.bundle.number == bundle.number]
+        losers = [c.worker for c in self.copies if c.bundle.number == bundle.number]
         if losers:
-            self.server.unwant(losers, [bundle.identity])
+            self.run.server.unwant(losers, [bundle.identity])
 
     def _hand_back(self, bundle: Bundle) -> None:
-        """A copy is lost: where it was the last one, the same bundle goes out again."""
-        if all(copy.bundle.number != bundle.number for copy in self.copies.values()):
+        """Hand a bundle out again, unless it is done or another copy of it is under way."""
+        under_way = any(copy.bundle.number == bundle.number for copy in self.copies)
+        if bundle.number not in self.done and not under_way:
             self.assignment.hand_back(bundle)
 
-    def _take_back(self) -> None:
-        """Silent workers' copies are given up; what comes of them later is a repeat."""
-        held = set(self.workforce.outstanding)
-        for out in [out for out in self.copies if out not in held]:
-            bundle = self.copies.pop(out).bundle
-            if bundle.number not in self.done:
-                self._hand_back(bundle)
-
     def _tell_losers(self) -> None:
-        """Copies that are still running stop by themselves."""
-        workers = sorted({copy.worker for copy in self.copies.values()})
-        identities = sorted({copy.bundle.identity for copy in self.copies.values()})
+        """Tell the workers of copies that still run to stop them."""
+        workers = sorted({copy.worker for copy in self.copies})
+        identities = sorted({copy.bundle.identity for copy in self.copies})
         if workers:
-            self.server.unwant(workers, identities)
+            self.run.server.unwant(workers, identities)

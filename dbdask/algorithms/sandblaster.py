@@ -1,7 +1,7 @@
 """Sandblaster L-BFGS: a coordinator that never holds the parameters (section 4.2)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.data.block_provider import BlockProvider
 from dbdask.data.examples import Examples
 from dbdask.models.layout import as_layout
+from dbdask.models.model import Model
 from dbdask.optim.lbfgs import Settings
 from dbdask.progress import Progress
 from dbdask.result import Result
@@ -23,6 +24,7 @@ from dbdask.run.resuming import open_checkpoint, settings_of
 from dbdask.run.run import Run
 from dbdask.run.session import Callback, client_for, watch
 from dbdask.run.shared_arguments import (
+    Parameters,
     check_named,
     check_shared,
     check_what_was_left_out,
@@ -42,11 +44,11 @@ PORTION_BYTES = 32 * 2**20  # most stored bytes of a suggested portion
 
 
 def sandblaster(
-    model: Any,
+    model: Model,
     examples: Examples,
     *,
     client: Client | None = None,
-    parameters: Any = None,
+    parameters: Parameters | None = None,
     iterations: int = 100,
     history_length: int = 10,
     tolerance: float = 1e-5,
@@ -201,7 +203,7 @@ def sandblaster(
             model=cloudpickle.dumps(model),
             size=layout.size,
             trained=layout.trained,
-            validation_cut=validation_cut(validation, batch_size, batch_size),
+            validation_cut=validation_cut(validation, layout.size, batch_size),
             supply=BlockProvider(examples, connected),
             validation_supply=BlockProvider(validation, connected)
             if validation is not None
@@ -246,7 +248,7 @@ def suggest_rows(rows: int, row_bytes: float) -> int:
     return min(max(LEAST_ROWS, math.ceil(rows / PORTIONS)), most)
 
 
-def _check_arguments(given: dict[str, Any]) -> None:
+def _check_arguments(given: Mapping[str, Any]) -> None:
     """Check every argument that needs no more than itself."""
     for name in ("iterations", "history_length"):
         arguments.at_least(name, given[name], 1)

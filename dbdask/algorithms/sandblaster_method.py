@@ -1,7 +1,7 @@
-"""Sandblaster L-BFGS as a run's coordinator sees it: Algorithm 1.2 of the paper.
+"""Sandblaster L-BFGS on the coordinator's side: Algorithm 1.2 of the paper.
 
-Scalars travel; vectors stay in the shards. L-BFGS is a generator that yields what it wants done
-and is sent the answer.
+Scalars travel; vectors stay in the shards. L-BFGS is a generator: it yields requests, and is sent
+the answers.
 """
 
 import math
@@ -28,7 +28,7 @@ from dbdask.optim.lbfgs import (
 )
 from dbdask.optim.optimizers import sgd
 from dbdask.optim.vectors import Command, merge_answers
-from dbdask.run.plan import Plan
+from dbdask.run.plan import Plan, SavedState
 from dbdask.run.run import Memory, Reached, Run, ShardKind
 from dbdask.schedule import policies
 from dbdask.schedule.portions import Cut
@@ -40,8 +40,8 @@ from dbdask.worker.batch_shard import BatchShard
 class Sandblaster:
     """Serves the requests of L-BFGS: passes over the data, and commands on the shards' vectors.
 
-    A request that trouble interrupts is served again, if all shards still have what they had: a
-    command under its number, which makes the repeat harmless, and a pass from its beginning.
+    A request that trouble interrupts is served again if no shard is lost: a command under its
+    number, which makes the repeat harmless, and a pass from its beginning.
 
     Parameters
     ----------
@@ -68,13 +68,13 @@ class Sandblaster:
             self._go_on_from(last.state)
         self._begin_anew()
 
-    def _go_on_from(self, state: dict[str, Any]) -> None:
+    def _go_on_from(self, state: SavedState) -> None:
         totals = state["totals"]
         self._restore_point(state)
         self.statistics.go_on_from(totals)
         self.evaluating, self.commanding = totals["evaluating"], totals["commanding"]
 
-    def _restore_point(self, state: dict[str, Any]) -> None:
+    def _restore_point(self, state: SavedState) -> None:
         self.point = State(**state["method"])
         if not math.isfinite(self.point.loss):  # at the first point: it is evaluated anew
             self.point = State()
@@ -82,9 +82,9 @@ class Sandblaster:
         self.statistics.evaluations = passes  # their numbers are never used again
 
     def _begin_anew(self) -> None:
-        """Have L-BFGS go on from the point that is there."""
+        """Begin L-BFGS anew at the current point."""
         self._steps: Generator[Request, Any, str] = minimise(self.point, self.settings)
-        self._request: Request | None = None  # that is being served
+        self._request: Request | None = None  # the one that is being served
         self._answer: Any = None  # to the request before
         self._number = 0  # of the command that serves the request; 0 before it is given
         self._whole: GradientPass | None = None  # a pass that the shards have yet to close
@@ -123,7 +123,7 @@ class Sandblaster:
         self._request = None
 
     def _next_request(self, run: Run) -> Request | None:
-        """Send L-BFGS the last answer; nothing comes back where it has stopped."""
+        """Send L-BFGS the last answer; return its next request, or None if it has stopped."""
         try:
             self._request = self._steps.send(self._answer)
         except StopIteration as done:
@@ -154,7 +154,7 @@ class Sandblaster:
         return sums.loss / sums.weight, merge_answers(after, answers)
 
     async def _pass(self, run: Run, request: Evaluate) -> GradientPass:
-        """Make one try of a pass.
+        """Try once to make a pass.
 
         Raises
         ------
@@ -162,22 +162,13 @@ class Sandblaster:
             The run was asked to stop, or shards have to move: then the pass is begun again.
         """
         await run.attend_shards()
-        work = GradientPass(
-            run.plan.run,
-            run.workforce,
-            run.server,
-            self.portions,
-            self.statistics,
-            request.point,
-            run.plan.replicas,
-            lambda: bool(run.stop_reason) or run.placement.due,
-        )
+        work = GradientPass(run, self.portions, self.statistics, request.point)
         await run.server.order("open_pass", work.number, request.before)
         await work.work()
         return work
 
     async def _command(self, run: Run, commands: tuple[Command, ...]) -> list[Any]:
-        """One round trip for a sequence of commands on all shards."""
+        """Carry out commands on all shards, in one round trip."""
         began = time.monotonic()
         try:
             answers = await self._repeatable(run, "carry_out", commands)
@@ -191,7 +182,7 @@ class Sandblaster:
         return await run.server.command(name, *arguments, number=self._number)
 
     async def _accept(self, run: Run) -> bool:
-        """A new point: validate and write if due; True if the run is to stop."""
+        """Validate and write at a new point, if due; return whether the run is to stop."""
         await run.attend(epoch_ended=not run.validator.is_busy)
         return bool(run.stop_reason)
 
@@ -220,29 +211,23 @@ class Sandblaster:
     # Rests and snapshots
 
     async def rest(self, run: Run) -> None:
-        """Nothing changes the vectors between two requests."""
+        """Do nothing: between two requests nothing changes the vectors."""
 
     async def go_on(self, run: Run) -> None:
-        """Nothing was held up."""
-
-    def take(self, run: Run, work: Any, worker: str, report: Any) -> None:
-        """Leave alone what comes of a pass that was given up."""
-
-    def take_back(self, work: Any) -> None:
-        """Leave alone what was given up: its pass is begun again."""
+        """Do nothing: a rest has held nothing up."""
 
     def vectors(self) -> list[str]:
-        """The point, its gradient, and the pairs."""
+        """Return the names of the point, its gradient, and the pairs."""
         return names_of(self.point)
 
-    def state(self) -> dict[str, Any]:
-        """The point's scalars, and what the history adds up over passes."""
+    def state(self) -> SavedState:
+        """Return the point's scalars, and the totals over passes."""
         seconds = {"evaluating": self.evaluating, "commanding": self.commanding}
         totals = self.statistics.totals() | seconds
         return {"method": asdict(self.point), "totals": totals, "applied": 0}
 
-    def restore(self, run: Run, state: dict[str, Any]) -> None:
-        """Go back to the last committed iteration. What the run has done stays counted."""
+    def restore(self, run: Run, state: SavedState) -> None:
+        """Go back to the last committed iteration. The history keeps its counts."""
         iteration = self.point.iteration
         self._steps.close()
         self._restore_point(state)
@@ -250,7 +235,7 @@ class Sandblaster:
         run.tally.rolled_back += max(0, iteration - self.point.iteration)
 
     def reached(self, run: Run) -> Reached:
-        """Iterations that were accepted."""
+        """Return how many iterations were accepted."""
         return Reached(self.point.iteration, f"at iteration {self.point.iteration}")
 
     # The end

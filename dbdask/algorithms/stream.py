@@ -1,7 +1,7 @@
-"""The stream of portions: which one a worker gets next. Pure bookkeeping, without Dask.
+"""The stream of portions: which portion a worker gets next. Pure bookkeeping, without Dask.
 
-Nothing here is done for each portion of an epoch but to mark the finished ones: what nobody has
-touched yet is a place in the order.
+The only work for each portion of an epoch is to mark it as finished. Portions that were never
+handed out are one position in the order.
 """
 
 import heapq
@@ -63,7 +63,7 @@ class PortionStream:
         return self._pending.portions[number]
 
     def take(self, worker: str) -> Portion | None:
-        """Hand a portion to a worker: of its own shuffle group, else of one that nobody has."""
+        """Hand a portion to a worker: of its own shuffle group, else of a group without one."""
         if not self._pending:
             return None
         group = self._choose(worker)
@@ -74,7 +74,7 @@ class PortionStream:
         return portion
 
     def following(self, worker: str) -> Portion | None:
-        """Say what the worker gets next, so that it may begin to read; others leave it alone."""
+        """Return the worker's next portion, so that it may read ahead; others get it last."""
         if not self._pending:
             return None
         group = self._choose(worker)
@@ -107,7 +107,7 @@ class PortionStream:
             self._pending.put_back(portion)
 
     def finish(self, portion: Portion) -> bool:
-        """Note that a portion is finished; False where it was already."""
+        """Note that a portion is finished; return False if it was already."""
         if portion.epoch != self.epoch:
             return False
         was_out = self._out.pop(portion.identity, None) is not None
@@ -129,7 +129,7 @@ class PortionStream:
         self._open(self.epoch + 1)
 
     def restart(self, epoch: int, finished: Iterable[Sequence[int]]) -> None:
-        """Go back to where a checkpoint stood."""
+        """Go back to the position of a checkpoint."""
         self._open(epoch, finished)
 
 
@@ -143,9 +143,10 @@ class _Group:
 
 
 class _Pending:
-    """The portions that nobody has, by shuffle group; a group is known by its place in the order.
+    """The portions without a worker, by shuffle group. A group's name is its place in the order.
 
-    Heaps hold groups that may have something pending: what holds no more is dropped at the top.
+    Heaps hold groups that may have a pending portion. A group without one is dropped when it
+    comes to the top.
     """
 
     def __init__(self, portions: Sequence[Portion], finished: Finished) -> None:
@@ -162,7 +163,7 @@ class _Pending:
         return self._left > 0
 
     def has(self, group: int) -> bool:
-        """Whether something of a group that was touched is pending."""
+        """Whether a group that was touched has a pending portion."""
         known = self._groups.get(group)
         return known is not None and self._lowest(known) < known.stop
 
@@ -195,7 +196,7 @@ class _Pending:
         self._left += 1
 
     def finish(self, portion: Portion, *, was_out: bool) -> bool:
-        """Mark a portion as finished, whether pending or out; False where it was already."""
+        """Mark a portion, pending or out, as finished; return False if it was already."""
         is_new = self.finished.add(portion.number)
         self._left -= is_new and not was_out
         return is_new
@@ -221,7 +222,7 @@ class _Pending:
         return self._holders[group]
 
     def first_free(self) -> int | None:
-        """Return the first group with something pending that nobody holds, if there is one."""
+        """Return the first group with a pending portion that no worker holds, if there is one."""
         free = self._free
         while free and (self._holders[free[0]] or not self.has(free[0])):
             heapq.heappop(free)
@@ -232,7 +233,7 @@ class _Pending:
         return self._untouched if number < len(self.portions) else None
 
     def first_of_all(self) -> int:
-        """Return the first group with something pending, of those that were touched."""
+        """Return the first group with a pending portion, of those that were touched."""
         while not self.has(self._touched[0]):
             heapq.heappop(self._touched)
         return self._touched[0]

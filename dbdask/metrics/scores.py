@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from dbdask.arrays import Float32Array, Float64Array, FloatArray, Int64Array
-from dbdask.errors import DataError
+from dbdask.errors import DataError, ModelError
 from dbdask.models.evaluation import Batch, loss_of_minibatch
 from dbdask.models.model import Model
 from dbdask.users_code import UsersCode
@@ -158,7 +158,7 @@ def score_minibatch(
     Raises
     ------
     ModelError
-        The loss is no number.
+        The loss is no number, or the outputs are not one row for each example.
     """
     loss = loss_of_minibatch(model, parameters, batch, scratch=scratch)
     assert batch.targets is not None
@@ -168,6 +168,11 @@ def score_minibatch(
     total = float(by_example.sum())
     with UsersCode("model.predict"):
         outputs = np.asarray(model.predict(parameters, batch.inputs), np.float64)
+    if outputs.shape[:1] != (count,):
+        raise ModelError(
+            f"model.predict must return one row of outputs for each of the {count} examples, got "
+            f"shape {outputs.shape}; dbdask.check_model(model, examples) tries a model"
+        )
     outputs = outputs.reshape(count, -1)
     name = getattr(model, "loss", None)
     if np.issubdtype(batch.targets.dtype, np.integer):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import cloudpickle
 from distributed import Client, Worker
-from distributed.comm import get_address_host_port
+from distributed.comm import Comm, get_address_host_port
 from distributed.core import ConnectionPool, send_recv
 from distributed.protocol import to_serialize
 from distributed.worker import get_worker
@@ -38,7 +38,7 @@ GRACE_SECONDS = 1.0  # a connection that nobody waits for any more
 
 
 async def call_actor(
-    pool: ConnectionPool, place: ActorPlace, method: str, *arguments: Any, nbytes: int = 0
+    pool: ConnectionPool, place: ActorPlace, method: str, *arguments: object, nbytes: int = 0
 ) -> Any:
     """Call a method of an actor; a passed deadline asks the actor's worker, it does not judge.
 
@@ -110,7 +110,7 @@ async def while_alive(
         working.cancel()
 
 
-def hear_out(work: "asyncio.Task[Any]") -> None:
+def hear_out(work: "asyncio.Task[T]") -> None:
     """Take the error of work that nobody may wait for any more, before asyncio complains."""
     if not work.cancelled():
         work.exception()
@@ -128,7 +128,7 @@ async def _call(
     pool: ConnectionPool,
     place: ActorPlace,
     method: str,
-    arguments: tuple[Any, ...],
+    arguments: tuple[object, ...],
     connecting: str = "connect",
 ) -> Any:
     reply = await _talk(
@@ -146,7 +146,7 @@ async def _call(
     return unwrap(reply["result"])
 
 
-async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: Any) -> Any:
+async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: object) -> Any:
     """One message and its answer over a pooled connection; `connecting` names its deadline."""
     comm = await _connect(pool, address, deadline(connecting))
     try:
@@ -155,7 +155,7 @@ async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: 
         pool.reuse(address, comm)
 
 
-async def _connect(pool: ConnectionPool, address: str, seconds: float) -> Any:
+async def _connect(pool: ConnectionPool, address: str, seconds: float) -> Comm:
     """Return a connection; Dask tries an address where nobody listens until the time is up.
 
     Tornado never closes a socket whose connecting is cancelled in the very turn in which it is
@@ -176,10 +176,10 @@ async def _connect(pool: ConnectionPool, address: str, seconds: float) -> Any:
         raise
 
 
-def _let_end(pool: ConnectionPool, address: str, connecting: "asyncio.Task[Any]") -> None:
+def _let_end(pool: ConnectionPool, address: str, connecting: "asyncio.Task[Comm]") -> None:
     """Leave a connection that nobody waits for any more to the next who asks, if it is made."""
 
-    def give_back(connecting: "asyncio.Task[Any]") -> None:
+    def give_back(connecting: "asyncio.Task[Comm]") -> None:
         if not connecting.cancelled() and connecting.exception() is None:
             pool.reuse(address, connecting.result())
 
@@ -216,7 +216,7 @@ def refused_certificate(pool: ConnectionPool, address: str, error: BaseException
     )
 
 
-def unwrap(value: Any) -> Any:
+def unwrap(value: object) -> Any:
     """Between workers of one process a message arrives still wrapped for serialisation."""
     return getattr(value, "data", value) if type(value).__name__ == "Serialize" else value
 
@@ -248,7 +248,7 @@ async def run_on(
     pool: ConnectionPool,
     address: str,
     function: Callable[..., Any],
-    *arguments: Any,
+    *arguments: object,
     seconds: float,
 ) -> Any:
     """Run a function on a worker's event loop (a coroutine function is awaited there).
@@ -280,27 +280,28 @@ async def run_on(
 
 
 def start_on(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]
-) -> concurrent.futures.Future[Any]:
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]
+) -> concurrent.futures.Future[T]:
     """Start a coroutine on a loop from another thread."""
     return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
 
-def this_worker() -> Any:
+def this_worker() -> Worker:
     """The worker that runs the calling task."""
     return get_worker()
 
 
 def client_loop(client: Client) -> asyncio.AbstractEventLoop:
     """The asyncio loop on which a client talks to its cluster."""
-    loop: Any = client.loop  # tornado's, of which its types do not say that it has asyncio's
-    return loop.asyncio_loop
+    assert client.loop is not None
+    loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop  # type: ignore[attr-defined]
+    return loop
 
 
 def worker_loop(worker: Worker) -> asyncio.AbstractEventLoop:
     """The asyncio loop on which a worker serves its calls."""
-    loop: Any = worker.loop
-    return loop.asyncio_loop
+    loop: asyncio.AbstractEventLoop = worker.loop.asyncio_loop  # type: ignore[attr-defined]
+    return loop
 
 
 def is_registered(worker: Worker) -> bool:

@@ -2,9 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
-from distributed import Client
+from distributed import Client, Future
 
 from dbdask.errors import ShardLost, WorkerError
 from dbdask.rpc.contact import hear_out, while_alive, worker_answers
@@ -20,8 +19,8 @@ from dbdask.rpc.tasks import (
 
 
 def submit_actor(
-    client: Client, kind: type, arguments: Sequence[Any], key: str, worker: str
-) -> Any:
+    client: Client, kind: type[object], arguments: Sequence[object], key: str, worker: str
+) -> "Future[object]":
     """Ask for an actor on a worker and no other, before all other work there.
 
     The future keeps it alive. Where others might make it, Dask would let one that is idle steal
@@ -40,7 +39,7 @@ def submit_actor(
 _unwanted: "set[asyncio.Task[None]]" = set()
 
 
-def release_when_made(client: Client, future: Any) -> "asyncio.Task[None]":
+def release_when_made(client: Client, future: "Future[object]") -> "asyncio.Task[None]":
     """Release the future of an actor that nobody wants any more, once no worker is making it.
 
     Dask keeps an actor that is released before in the books of its worker: it would never let
@@ -59,7 +58,9 @@ def release_when_made(client: Client, future: Any) -> "asyncio.Task[None]":
     return task
 
 
-async def made(client: Client, future: Any, name: str, worker: str, *, nbytes: int = 0) -> str:
+async def made(
+    client: Client, future: "Future[object]", name: str, worker: str, *, nbytes: int = 0
+) -> str:
     """Wait until an actor of `nbytes` is made; returns its worker.
 
     Raises
@@ -80,7 +81,7 @@ async def made(client: Client, future: Any, name: str, worker: str, *, nbytes: i
     failure = error_of(future)
     if status == "error" and failure is not None and not is_loss_of_actor(failure):
         raise failure
-    address = await place_of(client, future.key)
+    address = await place_of(client, str(future.key))
     if status != "finished" or address is None:
         raise ShardLost(f"{name} was lost while it was made")
     return address

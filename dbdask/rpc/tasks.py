@@ -6,15 +6,17 @@ With `contact` the only module that touches the inside of `distributed`.
 import asyncio
 from collections.abc import Collection
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from distributed import Client
+from distributed import Client, Future, Worker
 from distributed.utils_comm import gather_from_workers
 
 from dbdask.errors import ShardLost
 from dbdask.rpc.contact import LOST, run_on, scheduler_of, unwrap
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.portable import is_misread
+
+T = TypeVar("T")
 
 LOOK_SECONDS = 0.5  # a wait that looks about looks so often
 AT_WORK = ("waiting", "constrained", "ready", "executing", "long-running", "resumed")
@@ -40,13 +42,15 @@ class Whereabouts(NamedTuple):
         return is_nowhere or self.at_scheduler in ENDED
 
 
-async def ended(future: Any) -> None:
+async def ended(future: "Future[T]") -> None:
     """Wait, on the client's loop, until a future ends, in whatever way."""
+    assert future._state is not None
     await future._state.wait()
 
 
-def error_of(future: Any) -> BaseException | None:
+def error_of(future: "Future[T]") -> BaseException | None:
     """Return what a future that has ended failed with, if it did."""
+    assert future._state is not None
     failure: BaseException | None = future._state.exception
     return failure
 
@@ -62,7 +66,7 @@ async def place_of(client: Client, key: str) -> str | None:
     return next(iter(holders.get(key, ())), None)
 
 
-async def result_of(client: Client, future: Any) -> Any:
+async def result_of(client: Client, future: "Future[T]") -> T:
     """Wait, on the client's loop, for the result of a task that returns scalars.
 
     It comes straight from its worker. `client.gather` makes one question of all that are asked
@@ -77,6 +81,7 @@ async def result_of(client: Client, future: Any) -> Any:
         The result is there, by what the scheduler says, and cannot be had; or the task raised what
         would pass for its cancellation.
     """
+    assert future._state is not None
     for _ in range(MOST_FETCHES):
         await ended(future)
         failure = error_of(future)
@@ -86,9 +91,10 @@ async def result_of(client: Client, future: Any) -> Any:
             raise failure.with_traceback(future._state.traceback)
         with suppress(TimeoutError, OSError):  # whether scheduler and worker live, others judge
             async with asyncio.timeout(deadline("ping")):
-                found = await _fetched(client, future.key)
+                found = await _fetched(client, str(future.key))
             if found:
-                return found[0]
+                result: T = found[0]
+                return result
         await asyncio.sleep(LOOK_SECONDS)  # where it is lost, the scheduler has yet to notice
     raise RuntimeError(f"nobody hands over the result of {future.key}")
 
@@ -102,7 +108,7 @@ async def _fetched(client: Client, key: str) -> list[Any]:
     return [unwrap(value) for value in data.values()]
 
 
-async def settled(client: Client, future: Any, seconds: float) -> str:
+async def settled(client: Client, future: "Future[T]", seconds: float) -> str:
     """Wait, on the client's loop, until a future ends; its status comes back.
 
     Raises
@@ -118,18 +124,18 @@ async def settled(client: Client, future: Any, seconds: float) -> str:
         while not (await asyncio.wait({waiting}, timeout=LOOK_SECONDS))[0]:
             if asyncio.get_running_loop().time() > until:
                 raise TimeoutError
-            if await _at_scheduler(client, future.key) == "no-worker":
+            if await _at_scheduler(client, str(future.key)) == "no-worker":
                 raise ShardLost(f"the worker that was to make {future.key} left, or is paused")
     finally:
         waiting.cancel()
     return str(future.status)
 
 
-async def is_processed(client: Client, future: Any) -> bool:
+async def is_processed(client: Client, future: "Future[T]") -> bool:
     """Whether a worker has been given a future's task, and has not ended it."""
     try:
         async with asyncio.timeout(deadline("ping")):
-            return await _at_scheduler(client, future.key) == "processing"
+            return await _at_scheduler(client, str(future.key)) == "processing"
     except LOST:
         return False
 
@@ -173,6 +179,6 @@ async def _at_scheduler(client: Client, key: str) -> str | None:
     return state
 
 
-def _at_worker(keys: Collection[str], dask_worker: Any) -> dict[str, str]:
+def _at_worker(keys: Collection[str], dask_worker: Worker) -> dict[str, str]:
     tasks = dask_worker.state.tasks
     return {key: str(tasks[key].state) if key in tasks else "unknown" for key in keys}

@@ -1,4 +1,4 @@
-"""Checks of the verbs' arguments: each error names the argument, the value and the rule."""
+"""Checks of public arguments: each error names the argument, the value and the rule."""
 
 import math
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def duration(name: str, value: Any) -> float:
     return seconds
 
 
-def not_yet(name: str, value: Any, only: Any) -> None:
-    """Refuse a promised value that does not work yet."""
+def not_yet(name: str, value: object, only: object) -> None:
+    """Refuse a value that a later version will take."""
     if value != only:
         raise NotImplementedError(f"{name} must be {only!r} in this version, got {value!r}")

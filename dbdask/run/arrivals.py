@@ -1,4 +1,4 @@
-"""Arrivals: a cluster that has no worker yet is asked for one, and waited for."""
+"""Arrivals: ask a cluster without workers for one, and wait for it."""
 
 import asyncio
 import time
@@ -14,14 +14,14 @@ LOOK_SECONDS = 0.25
 
 
 async def await_workers(client: Client) -> None:
-    """Return when the scheduler has a worker.
+    """Wait until the scheduler has a worker.
 
     An adaptive cluster starts workers for tasks that wait, so a task that does nothing waits here.
 
     Raises
     ------
     WorkerError
-        None came within the deadline `arrival`.
+        No worker came within the deadline `arrival`.
     """
     if await workers_now(client):
         return

@@ -6,6 +6,7 @@ from typing import Any
 from dbdask.data.examples import Examples
 from dbdask.errors import DataError
 from dbdask.metrics.scores import NOTHING
+from dbdask.models.model import Model
 from dbdask.models.model_checks import ModelReport, check_on_batch
 from dbdask.models.model_trial import ExampleBatch
 from dbdask.run import arguments
@@ -14,7 +15,7 @@ from dbdask.schedule.portions import Portion
 
 
 def check_model(model: Any, examples: Examples, *, size: int = 8, seed: int = 0) -> ModelReport:
-    """Try a model on a few examples, in this process; says in words what is wrong.
+    """Try a model on a few examples in this process, and say in words what is wrong.
 
     It looks at the layout and at slices of the initial parameters; compares the gradient with
     finite differences, in float32 as training computes; and tries that losses are sums over the
@@ -25,10 +26,10 @@ def check_model(model: Any, examples: Examples, *, size: int = 8, seed: int = 0)
     Parameters
     ----------
     model
-        What is to keep the `dbdask.Model` contract. A copy is tried; memory holds some ten vectors
-        of its size.
+        The model, which must keep the `dbdask.Model` contract. A copy is tried; memory holds some
+        ten vectors of its size.
     examples
-        What it is to be trained on; one chunk of it is read.
+        The examples to train on; one chunk of them is read.
     size
         How many examples the model is tried on.
     seed
@@ -72,11 +73,11 @@ def check_model(model: Any, examples: Examples, *, size: int = 8, seed: int = 0)
     )
 
 
-def _outputs(model: Any, examples: Examples) -> int | None:
-    """How many outputs an example must have; None if nothing says so."""
+def _outputs(model: Model, examples: Examples) -> int | None:
+    """Return how many outputs an example must have; None if nothing says so."""
     declared = getattr(model, "output_shape", None)
     if declared is not None:
-        return math.prod(declared)
+        return int(math.prod(declared))
     labels = examples.output_classes
     if examples.has_labels:
         one_for_two = getattr(model, "loss", None) == "logistic"

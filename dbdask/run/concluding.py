@@ -1,22 +1,22 @@
-"""How a run ended: whether it has diverged after all, and what its user is told to change."""
+"""The conclusion of a run: whether it has diverged, and what the user is told to change."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from dbdask.data.examples import Examples
 from dbdask.metrics.history import History, Record
 from dbdask.metrics.magnitudes import Magnitude, merged, scale_warning
+from dbdask.models.model import Model
 from dbdask.run.outcome import Outcome
 from dbdask.run.tally import Tally
 from dbdask.run.warn import warn_user
 from dbdask.status import Status
 
 GROWTH = 10.0
-"""A loss that ends above so many times its beginning, and that of knowing nothing, diverged."""
+"""A run has diverged if its loss ends above so many times the first, and a blind model's."""
 JUDGED = ("epochs", "iterations", "tolerance", "precision")
 
 
@@ -38,27 +38,27 @@ class ScaleNotice:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run was asked to do, as far as it decides on what to change."""
+    """The settings of a run that decide on the advice to its user."""
 
     verb: str
     is_scaled: bool
     path: str | None
     keeps_best: bool
     blind_loss: float
-    """The loss of a model that knows nothing but the mean, or the number of classes."""
+    """The loss of a blind model, which knows only the mean, or the number of classes."""
 
 
 def setting_of(
-    verb: str, model: Any, examples: Examples, tally: Tally, path: str | None, keep: str
+    verb: str, model: Model, examples: Examples, tally: Tally, path: str | None, keep: str
 ) -> Setting:
-    """Return what decides on the advice after a run."""
+    """Return the settings that decide on the advice after a run."""
     is_scaled = examples.recipe.inputs.flat_scaling is not None
     blind = blind_loss(model, examples, merged(list(tally.magnitudes.values())))
     return Setting(verb, is_scaled, path, keep == "best", blind)
 
 
-def blind_loss(model: Any, examples: Examples, magnitudes: Sequence[Magnitude]) -> float:
-    """Return about the loss of a model that knows nothing, summed over its outputs."""
+def blind_loss(model: Model, examples: Examples, magnitudes: Sequence[Magnitude]) -> float:
+    """Return about the loss of a blind model, summed over its outputs."""
     if examples.has_labels:
         classes = max(2, len(examples.output_classes or ()))
         one_vs_all = getattr(model, "loss", None) == "logistic"
@@ -71,10 +71,17 @@ def blind_loss(model: Any, examples: Examples, magnitudes: Sequence[Magnitude]) 
 
 
 def conclude(outcome: Outcome, setting: Setting) -> Outcome:
-    """Return the outcome with its true status, and warn where that is not ok.
+    """Return the outcome with its true status, and warn if that is not ok.
 
-    The message of a status that is not ok says what to change; who interrupts a run knows why.
+    The message of a status that is not ok says what to change. That of an interrupted run does
+    not, because its user knows why.
     """
+    if setting.keeps_best and not outcome.is_best:
+        warn_user(
+            'keep="best" found no best parameters, because no validation loss since the last '
+            "snapshot was finite: the result has the last ones; see that the validation examples, "
+            "and the model's losses on them, are finite"
+        )
     status = judged(outcome, setting)
     if status.ok:
         return outcome
@@ -85,7 +92,7 @@ def conclude(outcome: Outcome, setting: Setting) -> Outcome:
 
 
 def judged(outcome: Outcome, setting: Setting) -> Status:
-    """Return the status, with divergence seen even where every epoch was done."""
+    """Return the status, which is `diverged` even if every epoch was done."""
     status, history = outcome.status, outcome.history
     if status.reason not in JUDGED or not history.records:
         return status
@@ -94,20 +101,20 @@ def judged(outcome: Outcome, setting: Setting) -> Status:
     vector = outcome.parameters
     if isinstance(vector, np.ndarray) and not np.isfinite(vector).all():
         return Status("diverged", "the parameters are not finite any more")
-    grown = _growth(history, setting.blind_loss, keeps_best=setting.keeps_best)
+    grown = _growth(history, setting.blind_loss, is_best=outcome.is_best)
     return Status("diverged", grown) if grown else status
 
 
 def divergence(history: History, blind: float) -> str:
     """Return why a run has diverged, as far as its history shows now; "" if it has not.
 
-    It says so of the parameters that are trained, and not of the best ones so far.
+    The trained parameters are judged, not the best ones so far.
     """
     if not history.records:
         return ""
     if history.ends_refused:
         return _ends_refused(history)
-    return _growth(history, blind, keeps_best=False)
+    return _growth(history, blind, is_best=False)
 
 
 def _ends_refused(history: History) -> str:
@@ -115,15 +122,15 @@ def _ends_refused(history: History) -> str:
     return f"{refused} gradients were refused as not finite, and the last ones among them"
 
 
-def _growth(history: History, blind: float, *, keeps_best: bool) -> str:
-    first, last = _first_and_last(history, keeps_best)
+def _growth(history: History, blind: float, *, is_best: bool) -> str:
+    first, last = _first_and_last(history, is_best)
     if math.isinf(last):
         return "the loss is not finite any more"
     grown = last > GROWTH * max(first, blind)
     return f"the loss grew from {first:.3g} to {last:.3g}" if grown else ""
 
 
-def _first_and_last(history: History, keeps_best: bool) -> tuple[float, float]:
+def _first_and_last(history: History, is_best: bool) -> tuple[float, float]:
     """Return the loss at the beginning, and that of the parameters that the result has."""
     losses = history.column("loss")
     losses = losses[~np.isnan(losses)]
@@ -131,13 +138,13 @@ def _first_and_last(history: History, keeps_best: bool) -> tuple[float, float]:
         return math.nan, math.nan
     first = losses[0] if math.isnan(history.first_loss) else history.first_loss
     validated = history.column("validation_loss")
-    validated = validated[~np.isnan(validated)]
-    best = keeps_best and len(validated) > 0
+    validated = validated[np.isfinite(validated)]  # others are never best
+    best = is_best and len(validated) > 0
     return float(first), float(validated.min() if best else losses[-1])
 
 
 def what_to_change(reason: str, setting: Setting) -> str:
-    """Return the remedy for a run that ended otherwise than it was asked to.
+    """Return the remedy for a run whose status is not ok.
 
     Examples
     --------

@@ -1,25 +1,27 @@
-"""What may hang, beside the event loop: on threads that keep no process from ending."""
+"""Calls that may hang, on daemon threads beside the event loop."""
 
 import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class DaemonThreadRunner:
-    """Does one thing after the other, each on a thread of its own.
+    """Makes one call after the other, each on a daemon thread of its own.
 
-    A thread cannot be stopped: what is waited for no longer goes on to its end, and the next
-    thing begins only then. What was given up before it began is not done.
+    A thread cannot be stopped. A call that is no longer waited for goes on to its end, and the
+    next call begins only then. A call that was cancelled before it began is not made.
     """
 
     def __init__(self) -> None:
         self._last: threading.Thread | None = None
 
-    async def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function beside the event loop; returns what it returns."""
-        done: Future[Any] = Future()
+    async def do(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a function beside the event loop, and return its result."""
+        done: Future[T] = Future()
         thread = threading.Thread(
             target=_do,
             args=(done, self._last, function, arguments),
@@ -32,10 +34,10 @@ class DaemonThreadRunner:
 
 
 def _do(
-    done: "Future[Any]",
+    done: "Future[T]",
     before: threading.Thread | None,
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
+    function: Callable[..., T],
+    arguments: tuple[object, ...],
 ) -> None:
     if before is not None:
         before.join()

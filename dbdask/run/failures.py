@@ -1,6 +1,7 @@
-"""Which work failed, and how often: what always fails is not tried for ever."""
+"""Which work failed, and how often, so that nothing is tried for ever."""
 
 import logging
+from concurrent.futures import CancelledError
 from typing import Protocol
 
 from dbdask.errors import WorkerError
@@ -9,10 +10,16 @@ from dbdask.schedule.portions import Portion
 logger = logging.getLogger("dbdask")
 
 MOST_ATTEMPTS = 5
+TRAIN, VALIDATION = "train", "validation"
+"""The examples that work may read, as a job names them."""
 
 
 class Work(Protocol):
-    """What a task works through: a portion, or a bundle of them."""
+    """What a task works through: a portion of either examples, or a bundle of portions."""
+
+    @property
+    def examples(self) -> str:
+        """The examples that it reads: TRAIN or VALIDATION."""
 
     @property
     def identity(self) -> tuple[int, int]: ...
@@ -27,36 +34,63 @@ class Work(Protocol):
 class Failures:
     """The failures of unfinished portions.
 
-    They are the portions', so that the count goes on where a pass is made again in other bundles.
+    They are counted by portion, so that the count goes on if a pass is made again in other
+    bundles.
     """
 
     def __init__(self) -> None:
-        self._by_portion: dict[tuple[int, int], list[str]] = {}
+        self._by_portion: dict[tuple[str, tuple[int, int]], list[str]] = {}
 
     @property
     def suspicion(self) -> str:
-        """What is unfinished and failed more than once, in words; empty where nothing did."""
+        """The work that is unfinished and failed more than once, in words; '' if there is none."""
         worst = max(self._by_portion.values(), key=len, default=[])
         return worst[-1] if len(worst) > 1 else ""
 
     def note(self, work: Work, worker: str, how: str, error: BaseException | None = None) -> None:
         """Count a failure of some work on a worker.
 
+        Parameters
+        ----------
+        work
+            The work, of which every portion is suspected.
+        worker
+            Address of the worker.
+        how
+            Words that follow "failed".
+        error
+            The error of the task, if the task raised one.
+
         Raises
         ------
         WorkerError
-            It was the `MOST_ATTEMPTS`th of one of its portions.
+            It was the `MOST_ATTEMPTS`th failure of one of the portions.
         """
-        failures = [self._by_portion.setdefault(p.identity, []) for p in work.portions]
+        failures = [self._by_portion.setdefault(name, []) for name in _names(work)]
         count = 1 + max(len(before) for before in failures)
-        words = f"{work.name} failed {count} times, the last time {how}"
+        where = "" if worker in how else f" on worker {worker}"
+        words = f"{work.name} failed {count} times, the last time {how}{where}"
         for before in failures:
             before.append(words)
         if count >= MOST_ATTEMPTS:
-            raise WorkerError(words) from error
+            raise WorkerError(words + _remedy(work, error)) from error
         logger.warning("%s failed on %s %s; it is tried again", work.name, worker, how)
 
     def forget(self, work: Work) -> None:
-        """Forget those of work that is finished."""
-        for portion in work.portions:
-            self._by_portion.pop(portion.identity, None)
+        """Forget the failures of work that is finished."""
+        for name in _names(work):
+            self._by_portion.pop(name, None)
+
+
+def _names(work: Work) -> list[tuple[str, tuple[int, int]]]:
+    return [(work.examples, portion.identity) for portion in work.portions]
+
+
+def _remedy(work: Work, error: BaseException | None) -> str:
+    """Say what to look at; if Dask cancelled the task, the reason has said so already."""
+    if isinstance(error, CancelledError):
+        return ""
+    if error is None:
+        return "; see the log of the worker, and whether its memory is enough"
+    argument = "examples" if work.examples == TRAIN else "validation"
+    return f"; dbdask.check_model(model, {argument}) tries the model on one machine"

@@ -1,21 +1,21 @@
-"""Whether a model fits the examples: said before anything is read."""
+"""Checks that a model fits the examples, before anything is read."""
 
 import math
-from typing import Any
 
 import numpy as np
 
 from dbdask.data.examples import Examples
-from dbdask.models.model import check_members
+from dbdask.models.layout import Layout
+from dbdask.models.model import Model, check_members
 
 
-def check_contract(model: Any) -> None:
-    """Raise where the model does not keep the contract."""
+def check_contract(model: object) -> None:
+    """Raise if the model does not keep the contract."""
     check_members(model)
 
 
-def check_fit(model: Any, examples: Examples, validation: Examples | None) -> None:
-    """Raise where the model does not fit the examples' shapes, or the validation's."""
+def check_fit(model: Model, examples: Examples, validation: Examples | None) -> None:
+    """Raise if the model does not fit the shapes of the examples or the validation examples."""
     for name, given in (("examples", examples), ("validation", validation)):
         if given is None:
             continue
@@ -28,7 +28,7 @@ def check_fit(model: Any, examples: Examples, validation: Examples | None) -> No
 
 
 def check_targets(loss: str | None, outputs: int, examples: Examples) -> None:
-    """Raise where the targets are not what a loss over so many outputs takes."""
+    """Raise if the targets do not fit a loss over so many outputs."""
     shape, labels = examples.target_shape, examples.output_classes
     assert shape is not None
     if loss == "softmax" and shape != ():
@@ -53,7 +53,7 @@ def check_targets(loss: str | None, outputs: int, examples: Examples) -> None:
         )
 
 
-def targets_for(model: Any, examples: Examples) -> Examples:
+def targets_for(model: Model, examples: Examples) -> Examples:
     """Return the examples with targets as the model's loss takes them.
 
     A model that says nothing of its outputs takes any whole number from 0 as a label.
@@ -64,8 +64,8 @@ def targets_for(model: Any, examples: Examples) -> Examples:
     )
 
 
-def check_input_shape(model: Any, examples: Examples, name: str) -> None:
-    """Raise where the model declares another input shape than the examples have."""
+def check_input_shape(model: Model, examples: Examples, name: str) -> None:
+    """Raise if the model declares another input shape than the examples have."""
     wanted = getattr(model, "input_shape", None)
     if wanted is not None and tuple(wanted) != tuple(examples.input_shape):
         raise ValueError(
@@ -74,7 +74,7 @@ def check_input_shape(model: Any, examples: Examples, name: str) -> None:
         )
 
 
-def layout_size(vector: np.ndarray, layout: Any) -> None:
-    """Raise where a flat vector has not the model's number of parameters."""
+def layout_size(vector: np.ndarray, layout: Layout) -> None:
+    """Raise if the length of a flat vector is not the model's number of parameters."""
     if vector.shape != (layout.size,):
         raise ValueError(f"parameters has shape {vector.shape}, the model needs ({layout.size},)")

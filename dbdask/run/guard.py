@@ -1,4 +1,4 @@
-"""The guard of a run: without a scheduler, or without any worker, nothing else ends its waits."""
+"""The guard of a run: it ends the run if the scheduler or every worker is lost."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from dbdask.rpc.contact import (
 from dbdask.rpc.deadlines import deadline
 from dbdask.run.snapshots import Snapshots
 
-MISSED_PINGS = 2  # one alone may be the client's own pause: it asks again when it wakes up
+MISSED_PINGS = 2  # a single one may be the client's own pause: it asks again when it wakes up
 LOOK_SECONDS = 0.5
 
 T = TypeVar("T")
@@ -30,9 +30,9 @@ async def guarded(client: Client, work: Coroutine[Any, Any, T], snapshots: Snaps
     Raises
     ------
     ShardLost
-        The scheduler is gone: which, why, and the line that resumes the run.
+        The scheduler is gone. The error names it, says why, and how to resume the run.
     WorkerError
-        Every worker has left, and none came.
+        Every worker has left, and no new one came.
     """
     guard = Guard(client, snapshots)
     working = asyncio.ensure_future(work)
@@ -54,18 +54,18 @@ async def guarded(client: Client, work: Coroutine[Any, Any, T], snapshots: Snaps
     return working.result()
 
 
-def _is_broken_off(work: "asyncio.Task[Any]") -> bool:
-    """Whether a run has ended in what may be the loss of its scheduler."""
+def _is_broken_off(work: "asyncio.Task[T]") -> bool:
+    """Whether a run has ended with an error that may be the loss of its scheduler."""
     if not work.done() or work.cancelled():
         return False
     return isinstance(work.exception(), (OSError, SchedulerLost))
 
 
 class Guard:
-    """Watches over the scheduler, and over there being a worker.
+    """Watches that there is a scheduler, and a worker.
 
-    A broken connection is a loss even where the client finds a scheduler again: with its
-    connection the scheduler forgets a client's futures, and so the shards. A scheduler that pauses
+    A broken connection is a loss even if the client connects again: the scheduler forgets a
+    client's futures with its connection, and with them the shards. A scheduler that pauses
     is waited for as long as it answers one of `MISSED_PINGS` pings in a row.
     """
 
@@ -76,7 +76,7 @@ class Guard:
         self.last_seen: float | None = None  # a worker: the run itself waits for its first
 
     async def watch(self) -> Exception:
-        """Wait until the cluster is lost; the error that says so comes back."""
+        """Wait until the cluster is lost, and return the error that says so."""
         asking = asyncio.ensure_future(count_workers(self.client))
         try:
             while True:
@@ -110,7 +110,7 @@ class Guard:
         return None
 
     def cause_of(self, error: BaseException | None) -> Exception | None:
-        """What of a run's error is the scheduler's loss, seen by the run before the guard."""
+        """Return the scheduler's loss, if it caused a run's error before the guard saw it."""
         if error is not None and self._is_disconnected():
             return self._scheduler_lost("closed its connection")
         return self._scheduler_lost(str(error)) if isinstance(error, SchedulerLost) else None

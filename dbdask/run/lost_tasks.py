@@ -1,4 +1,4 @@
-"""The search for tasks that nobody is at work on: their worker answers, and they never end."""
+"""The search for lost tasks: their worker answers, and has never heard of them."""
 
 import asyncio
 import logging
@@ -11,14 +11,14 @@ from dbdask.rpc.tasks import Whereabouts, whereabouts
 
 logger = logging.getLogger("dbdask")
 
-MOST_MISSED = 2  # looks in a row: what one of them has just told the other is on its way
+MOST_MISSED = 2  # looks in a row: what scheduler and worker tell each other may be on its way
 
 
 class LostTaskDetector:
     """Looks for tasks that are long under way, beside the run.
 
-    A sign of life says nothing of a task. One that the scheduler believes with its worker, and the
-    worker does not know, would be waited for as long as the worker lives.
+    A ping says nothing of a task. If the scheduler believes that a worker has a task, and the
+    worker does not know the task, the run would wait for it as long as the worker lives.
     """
 
     def __init__(self, client: Client) -> None:
@@ -33,7 +33,7 @@ class LostTaskDetector:
             self._asking[worker] = asyncio.ensure_future(asking)
 
     def take_lost(self) -> set[str]:
-        """Return, once, the tasks that `MOST_MISSED` looks in a row have found with nobody."""
+        """Return, once, the tasks that `MOST_MISSED` looks in a row have found nowhere."""
         for worker in [worker for worker, asking in self._asking.items() if asking.done()]:
             for key, found in self._asking.pop(worker).result().items():
                 self._note(key, found)
@@ -51,7 +51,7 @@ class LostTaskDetector:
             logger.warning("nobody is at work on %s: %s", key, found)
 
     async def close(self) -> None:
-        """End every look."""
+        """Cancel every look."""
         for asking in self._asking.values():
             asking.cancel()
         await asyncio.gather(*self._asking.values(), return_exceptions=True)

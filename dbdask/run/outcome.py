@@ -1,9 +1,8 @@
-"""What a run leaves: its outcome; and what errors say of it."""
+"""The outcome of a run, and the words that say how to resume it."""
 
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,11 +19,13 @@ LARGEST_READ = 256 * 2**20  # bytes of parameters that a result holds by itself
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the parameters are, the history, and why the run stopped."""
+    """The parameters or where they are, the history, and why the run stopped."""
 
-    parameters: Any
+    parameters: np.ndarray | VectorReference
     history: History
     status: Status
+    is_best: bool = False
+    """Whether the parameters are the best by validation, and not the last."""
 
 
 def resume_hint(path: str | None, last: Snapshot | None, *, twins_help: bool = True) -> str:
@@ -43,7 +44,7 @@ def resume_hint(path: str | None, last: Snapshot | None, *, twins_help: bool = T
 async def brought_home(reference: VectorReference, size: int) -> np.ndarray | VectorReference:
     """Read a small vector, so that the result outlives the checkpoint; leave a large one there.
 
-    One that a store does not hand over in time stays there too: the result reads it when asked.
+    If the store does not answer in time the vector stays there too: the result reads it later.
     """
     if 4 * size > LARGEST_READ:
         return reference

@@ -1,6 +1,6 @@
-"""The verb's side of the parameter server: it places shards, commands them, and replaces lost ones.
+"""The client's side of the parameter server: it places, commands and replaces shards.
 
-Runs on the client's event loop. The client sends numbered commands and receives scalars; vectors
+It runs on the client's event loop. The client sends numbered commands and receives scalars; vectors
 stay in the shards.
 """
 
@@ -43,14 +43,14 @@ class ShardCopy:
     """One copy of a shard: its actor, and the future that keeps it alive."""
 
     place: ActorPlace
-    future: Future
+    future: "Future[object]"
 
 
 class ParameterServer:
     """The shards of one run, each in one copy or in several on different workers.
 
-    The first copy is read from; pushes and commands go to all. Where there are fewer workers than
-    copies the run goes on with fewer, and makes the others when a worker comes.
+    Reads go to the first copy; pushes and commands go to all. If there are fewer workers than
+    copies the run goes on with fewer copies, and makes the others when a worker comes.
 
     Parameters
     ----------
@@ -162,9 +162,9 @@ class ParameterServer:
         return bool(workers) or all(set(holders) - set(going) for holders in self.holders)
 
     async def move(self, going: Collection[str], workers: Sequence[str]) -> None:
-        """Free some workers of their copies, which are made anew on others where there are any.
+        """Free some workers of their copies, and make these anew on other workers if there are any.
 
-        No replica may be at work: what is still on its way is refused by the new generation.
+        No replica may be at work. The new generation refuses pushes that are still on their way.
         """
         await self.advance()
         left = [[c for c in copies if c.place.worker in going] for copies in self._copies]
@@ -178,9 +178,9 @@ class ParameterServer:
             await self._until_forgotten(copy.place.key)
 
     async def drop_lost(self, workers: Collection[str]) -> int:
-        """Give up copies whose worker left, or that answer no ping; returns how many.
+        """Give up copies whose worker left, or that answer no ping; return how many.
 
-        A copy that stopped and comes back later holds an old generation, and nobody calls it.
+        A copy that stopped and comes back later has an old generation, and is never called again.
         """
 
         async def is_lost(copy: ShardCopy) -> bool:
@@ -196,7 +196,7 @@ class ParameterServer:
         return len(lost)
 
     def give_up(self, indices: Iterable[int]) -> None:
-        """Give up every copy of some shards, those that answer too."""
+        """Give up every copy of some shards, including those that answer."""
         for index in indices:
             self._let_go(index, self._copies[index])
 
@@ -215,7 +215,7 @@ class ParameterServer:
             await asyncio.sleep(0.02)
 
     async def _make_all(self, plan: Sequence[tuple[int, Initial, str]]) -> None:
-        """Make copies at once; what was made stays when one of them fails, and none is on its way.
+        """Make copies, all at once. If one fails the others stay, and none is on its way any more.
 
         Raises
         ------
@@ -253,40 +253,40 @@ class ParameterServer:
     async def command(
         self,
         name: str,
-        *arguments: Any,
+        *arguments: object,
         only: Sequence[int] | None = None,
         nbytes: int = 0,
         number: int | None = None,
     ) -> list[Any]:
-        """Give a numbered command to all shards (or to some); returns an answer for each shard.
+        """Give a numbered command to all shards (or to some); return an answer for each shard.
 
-        Every copy does it. With the `number` of a command that was given before it is a repeat: a
-        shard that has done it only answers again.
+        Every copy carries it out. With the `number` of an earlier command it is a repeat: a shard
+        that has carried it out only repeats its answer.
         """
         number = self.new_number() if number is None else number
         answers = await self._of_all("command", number, name, *arguments, only=only, nbytes=nbytes)
         return [copies[0] for copies in answers]
 
     async def order(
-        self, name: str, *arguments: Any, only: Sequence[int] | None = None
+        self, name: str, *arguments: object, only: Sequence[int] | None = None
     ) -> list[Any]:
-        """Give a command that is good for this generation alone: one that comes late is refused.
+        """Give a command that is valid in this generation only: if it comes late it is refused.
 
-        Such a command sets what a later one sets otherwise.
+        Such a command sets something that a later command may set differently.
         """
         answers = await self._order_copies(name, *arguments, only=only)
         return [copies[0] for copies in answers]
 
     async def _order_copies(
-        self, name: str, *arguments: Any, only: Sequence[int] | None = None
+        self, name: str, *arguments: object, only: Sequence[int] | None = None
     ) -> list[list[Any]]:
         number, generation = self.new_number(), self.generation
         return await self._of_all("order", number, generation, name, *arguments, only=only)
 
     async def _of_all(
-        self, method: str, *arguments: Any, only: Sequence[int] | None = None, nbytes: int = 0
+        self, method: str, *arguments: object, only: Sequence[int] | None = None, nbytes: int = 0
     ) -> list[list[Any]]:
-        """Call every copy of all shards (or of some); the answers come back by shard."""
+        """Call every copy of all shards (or of some); return the answers by shard."""
         return await asyncio.gather(
             *(
                 self._of_copies(index, method, *arguments, nbytes=nbytes)
@@ -303,7 +303,7 @@ class ParameterServer:
         return self._command
 
     async def _of_copies(
-        self, index: int, method: str, *arguments: Any, nbytes: int = 0
+        self, index: int, method: str, *arguments: object, nbytes: int = 0
     ) -> list[Any]:
         """Call every copy of a shard over direct connections."""
         copies = self._copies[index]
@@ -316,21 +316,21 @@ class ParameterServer:
             )
         )
 
-    async def call(self, index: int, method: str, *arguments: Any, nbytes: int = 0) -> Any:
-        """Call the first copy of one shard, for what one copy answers for all."""
+    async def call(self, index: int, method: str, *arguments: object, nbytes: int = 0) -> Any:
+        """Call the first copy of one shard."""
         copies = self._copies[index]
         if not copies:
             raise ShardLost(f"shard {index} has no place")
         return await call_actor(self.client.rpc, copies[0].place, method, *arguments, nbytes=nbytes)
 
-    async def call_each(self, method: str, *arguments: Any, nbytes: int = 0) -> list[Any]:
+    async def call_each(self, method: str, *arguments: object, nbytes: int = 0) -> list[Any]:
         """Call the first copy of every shard."""
         return await asyncio.gather(
             *(self.call(i, method, *arguments, nbytes=nbytes) for i in self._indices(None))
         )
 
     async def advance(self) -> list[ShardProgress]:
-        """Enter a new generation on all shards that are there; every copy's progress comes back."""
+        """Enter a new generation on all shards that have a copy; return every copy's progress."""
         self.generation += 1
         there = [index for index, copies in enumerate(self._copies) if copies]
         number = self.new_number()
@@ -338,7 +338,7 @@ class ParameterServer:
         return [progress for copies in answers for progress in copies]
 
     async def pause(self) -> list[ShardProgress]:
-        """Ask replicas to hand their portions back; every copy's progress comes back."""
+        """Ask replicas to hand their portions back; return every copy's progress."""
         answers = await self._order_copies("pause", True)
         return [progress for copies in answers for progress in copies]
 
@@ -377,14 +377,14 @@ class ParameterServer:
     def unwant(self, workers: Sequence[str], identities: list[tuple[int, int]]) -> None:
         """Tell workers that bundles are done, so that their copies stop by themselves.
 
-        Nothing waits for it: a worker that does not hear it works in vain, and no worse.
+        Nothing waits for the answer: a worker that misses it only works in vain.
         """
         telling = asyncio.ensure_future(self._tell(workers, unwant, self.run, identities))
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
 
     async def release(self, workers: Sequence[str]) -> None:
-        """Leave nothing on the cluster: contexts, then shards."""
+        """Release everything on the cluster: contexts, then shards."""
         for telling in self._telling:
             telling.cancel()
         await self._tell(workers, close_context, self.run)
@@ -398,9 +398,9 @@ class ParameterServer:
             await self._flush(keys[-1])
 
     async def _flush(self, key: str) -> None:
-        """Wait until the scheduler has heard what was released: in order, this key last.
+        """Wait until the scheduler has forgotten a key, which was released last.
 
-        A scheduler that is lost meanwhile is not waited for.
+        If the scheduler is lost meanwhile the wait ends.
         """
         asking = asyncio.ensure_future(self._until_forgotten(key))
         until = time.monotonic() + deadline("connect")
@@ -410,7 +410,7 @@ class ParameterServer:
         await asyncio.gather(asking, return_exceptions=True)
 
     async def _tell(
-        self, workers: Sequence[str], function: Callable[..., Any], *arguments: Any
+        self, workers: Sequence[str], function: Callable[..., object], *arguments: object
     ) -> None:
         async def tell(worker: str) -> None:
             await run_on(self.client.rpc, worker, function, *arguments, seconds=deadline("connect"))

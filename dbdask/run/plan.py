@@ -1,4 +1,4 @@
-"""What a verb settles before the first task, whichever method trains."""
+"""The plan of a run: all that is settled before the first task, for any method."""
 
 import math
 import uuid
@@ -14,6 +14,9 @@ from dbdask.run.ownership import Ownership
 from dbdask.schedule.portions import Cut
 from dbdask.storage.checkpoint import Snapshot
 
+SavedState = dict[str, Any]
+"""What a snapshot keeps besides vectors: anything that JSON can hold, by name."""
+
 
 def _unknown_loss(_magnitudes: Sequence[Magnitude]) -> float:
     return math.inf
@@ -28,7 +31,7 @@ class Plan:
     """The arguments of one run, checked and made whole. A method keeps its own numbers itself."""
 
     job: bytes
-    """What workers need to train and to validate, pickled."""
+    """The job of the run's tasks, pickled."""
     model: bytes
     """The model, pickled: shards ask it for the first parameters."""
     size: int
@@ -38,8 +41,8 @@ class Plan:
     supply: BlockProvider
     """Brings workers the examples that they cannot read themselves."""
     seed: int
-    settings: dict[str, Any]
-    """What a checkpoint says of the run that it is of."""
+    settings: SavedState
+    """The settings that a checkpoint keeps, and compares when a run resumes."""
     run: str = field(default_factory=_new_name)
     """Identity of the run, part of every key and every snapshot."""
     start: np.ndarray | None = None
@@ -70,5 +73,5 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """What errors call the model."""
+        """The name of the model in errors."""
         return f"model of {self.size:,} parameters"

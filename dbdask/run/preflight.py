@@ -1,9 +1,9 @@
-"""Before training: each worker opens what it will need, and one that cannot is named."""
+"""Checks before training: each worker opens the data and the checkpoint, and has the memory."""
 
 import asyncio
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from distributed.core import ConnectionPool
 
@@ -23,6 +23,8 @@ from dbdask.storage import checkpoint
 PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
 LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in the client
 
+T = TypeVar("T")
+
 
 class Unheard(Exception):
     """A worker gave no sign of life while it was checked: it has stopped, or left."""
@@ -40,7 +42,7 @@ async def check_worker(
     WorkerError
         Names the worker, what it cannot do, and the remedy.
     Unheard
-        It does not answer: that says nothing of what it can do.
+        The worker does not answer, which says nothing of what it can do.
     """
     await while_alive(
         _check(pool, address, job, path, trains),
@@ -59,15 +61,16 @@ async def _check(
 
 
 async def _ask(
-    pool: ConnectionPool, address: str, function: Callable[..., Any], *arguments: Any
-) -> Any:
-    """Run a function on a worker; a connection that breaks is no word of the worker's."""
+    pool: ConnectionPool, address: str, function: Callable[..., T], *arguments: object
+) -> T:
+    """Run a function on a worker; tell a broken connection from the worker's own answer."""
     try:
-        return await run_on(pool, address, function, *arguments, seconds=deadline("preflight"))
+        answer: T = await run_on(pool, address, function, *arguments, seconds=deadline("preflight"))
     except WorkerError as error:
         if await _is_silence(pool, address, error.__cause__):
             raise Unheard(str(error)) from error
         raise
+    return answer
 
 
 async def _is_silence(pool: ConnectionPool, address: str, cause: BaseException | None) -> bool:
@@ -77,7 +80,7 @@ async def _is_silence(pool: ConnectionPool, address: str, cause: BaseException |
 
 
 async def _check_version(pool: ConnectionPool, address: str) -> None:
-    """Before anything else is sent, which another version might not understand."""
+    """Check the worker's version of dbdask, before anything else is sent to it."""
     try:
         version = await _ask(pool, address, version_here)
     except (ImportError, AttributeError) as error:
@@ -93,12 +96,12 @@ async def _check_version(pool: ConnectionPool, address: str) -> None:
 
 
 def version_here() -> str:
-    """On a worker: which dbdask it has."""
+    """Return the version of dbdask on the worker that runs this."""
     return __version__
 
 
 async def open_all(job: bytes, path: str | None, trains: bool) -> str:
-    """On a worker: unpickle the job and open every store; returns what it cannot do, if any."""
+    """Unpickle the job and open every store, on a worker; return what failed, or ''."""
     try:
         await asyncio.to_thread(_open_all, job, path, trains)
     except ImportError as error:
@@ -117,7 +120,7 @@ async def open_all(job: bytes, path: str | None, trains: bool) -> str:
 def _open_all(job: bytes, path: str | None, trains: bool) -> None:
     unpickled = pickle.loads(job)
     for examples in (unpickled.train, getattr(unpickled, "validation", None)):
-        if trains and examples is not None:  # who only holds shards reads no data
+        if trains and examples is not None:  # a worker that only holds shards reads no data
             reader = examples.reader(prefetch=False)
             reader.open()
             reader.close()
@@ -152,7 +155,7 @@ def check_memory(facts: list[WorkerFacts], replica: int, shard: int, model: str)
 
 
 def check_collectable(model: str, size: int, path: str | None) -> None:
-    """Refuse a model that the client would have to collect, and cannot.
+    """Refuse a model whose parameters are too large for the client, without a checkpoint.
 
     Raises
     ------

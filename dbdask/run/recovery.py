@@ -1,4 +1,4 @@
-"""After a loss: end what is in flight, rebuild what is lost, and go on; or give up."""
+"""Recovery from a loss: end the work in flight, rebuild the lost shards, and go on; or give up."""
 
 import logging
 from collections.abc import Sequence
@@ -9,24 +9,24 @@ from dbdask.schedule.ledger import ShardProgress, furthest
 
 logger = logging.getLogger("dbdask")
 
-MOST_RECOVERIES = 3  # without a step between them, or back to where the run was already
+MOST_RECOVERIES = 3  # without a step between them, or without coming any further
 
 
 class RunLost(ShardLost):
-    """The run cannot go on: this trouble is the verb's answer, and no further recovery's."""
+    """The run cannot go on: the error goes to the user, and no recovery follows."""
 
 
 def lost_with(run: Run) -> str:
-    """What an error of a lost run adds: work that failed more than once, and where it stands."""
+    """Return what an error of a lost run adds: work that failed often, and how to resume."""
     suspicion = run.workforce.failures.suspicion
     return (f"{suspicion}; " if suspicion else "") + run.snapshots.resume_hint()
 
 
 class Returns:
-    """How often in a row a run went back to a snapshot, and came no further than before.
+    """How often in a row a run went back to a snapshot without coming further than before.
 
-    Steps made since do not count: where the same place costs the shards each time, they are made
-    over and over again.
+    Steps made since the snapshot do not count. If one place in the data kills the shards each
+    time, the steps before it are made again and again.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,15 @@ class RollbackCounter:
         self._lost: dict[int, int] = {}
 
     def new(self, since: str, lost: dict[int, int]) -> int:
-        """Return what is to be told: `lost` holds updates since that snapshot, by shard."""
+        """Return how many of the lost updates are not counted yet.
+
+        Parameters
+        ----------
+        since
+            The snapshot that the shards were made from.
+        lost
+            The updates that each shard has lost since that snapshot.
+        """
         if since != self._since:
             self._since, self._lost = since, {}
         before = sum(self._lost.get(shard, 0) for shard in lost)
@@ -69,7 +77,7 @@ class RollbackCounter:
 
 
 class Recovery:
-    """What one run does about lost shards.
+    """Recovers a run from lost shards.
 
     Work in flight ends first, because a shard's constructor needs a free worker thread. A shard
     that has a copy left loses nothing: the copy takes over, and a new one is made from it. If a
@@ -88,7 +96,7 @@ class Recovery:
         self._counter = RollbackCounter()
 
     async def recover(self, why: str) -> None:
-        """Go on after trouble; trouble on the way begins again.
+        """Recover from trouble; more trouble on the way begins the recovery again.
 
         Raises
         ------
@@ -119,18 +127,18 @@ class Recovery:
         run, server = self.run, self.run.server
         await run.look_around()
         await run.snapshots.give_up()
-        await run.validator.give_up()
+        run.validator.give_up()
         await run.end_flight()
         await run.workforce.refresh(now=True)
         await run.placement.drop_lost()
-        server.give_up(self._behind)  # else they would pass for survivors
+        server.give_up(self._behind)  # else they would count as survivors
         self._behind |= set(server.gone)
         await self._rebuild(server.gone, why)
-        await server.command("close_epochs", run.method.epoch)  # some may not have heard it
+        await server.command("close_epochs", run.method.epoch)  # a shard may lack it
         await run.method.go_on(run)
 
     async def _rebuild(self, gone: list[int], why: str) -> None:
-        """Make anew what no copy is left of, and then the copies that are missing."""
+        """Make the shards without a copy, and then the copies that are missing."""
         run, server = self.run, self.run.server
         if gone and run.plan.path is None:
             raise self._lost(f"shard {gone[0]} of {len(server.slices)} is gone")
@@ -148,7 +156,7 @@ class Recovery:
         await run.placement.add_copies()
 
     async def _adopt(self, gone: Sequence[int], progresses: list[ShardProgress]) -> None:
-        """The survivors' progress becomes the new shards': nothing is applied to them twice."""
+        """Give the survivors' progress to the new shards, so that nothing is applied twice."""
         run, epoch = self.run, self.run.method.epoch
         rows, applied = furthest(progresses, epoch)
         lost = await run.server.order("adopt", rows, applied, epoch, only=gone)
@@ -157,7 +165,7 @@ class Recovery:
         run.tally.rolled_back += self._counter.new(since, dict(zip(gone, lost, strict=True)))
 
     async def _go_back(self, why: str) -> None:
-        """The whole run goes back to the last snapshot, and nothing is skipped."""
+        """Take the whole run back to the last snapshot; nothing is skipped."""
         run = self.run
         snapshot = run.snapshots.committed
         assert snapshot is not None  # a run with a checkpoint begins with a snapshot
@@ -184,5 +192,5 @@ class Recovery:
             )
 
     def _lost(self, why: str) -> RunLost:
-        """Return the error that ends the run: what is lost, and what would have saved it."""
+        """Return the error that ends the run; it says what is lost and what would have saved it."""
         return RunLost(f"{why}; {lost_with(self.run)}")

@@ -1,4 +1,4 @@
-"""The roster: which workers there are, which of them take part, and who has fallen silent."""
+"""The roster: which workers run, which of them take part, and which are silent."""
 
 import asyncio
 import logging
@@ -24,26 +24,26 @@ def _is_named(facts: WorkerFacts, names: Sequence[str] | None) -> bool:
 
 @dataclass
 class Roster:
-    """The workers of one run, whatever they work on.
+    """The workers of one run.
 
-    A worker takes part once it has passed a check, and for as long as it answers and stays. Those
+    A worker takes part after it has passed a check, for as long as it answers and stays. Workers
     that only hold shards are checked too.
     """
 
     client: Client
     job: bytes
     checkpoint: str | None
-    only: Sequence[str] | None  # who may train; None: everybody
-    holders: Sequence[str] | None = None  # who may hold shards; None: everybody
+    only: Sequence[str] | None  # names of those that may train; None: all
+    holders: Sequence[str] | None = None  # names of those that may hold shards; None: all
     facts: dict[str, WorkerFacts] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
-    closing: set[str] = field(default_factory=set)  # on their way out, and still answering
+    closing: set[str] = field(default_factory=set)  # they close, and still answer
     leaving: set[str] = field(default_factory=set)  # asked to leave: they get nothing more
     _checked: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
     _refreshed: float = -1e9
     _left: set[str] = field(default_factory=set)  # in the middle of their check
-    _lacking_since: float | None = None  # None while somebody works, or could
+    _lacking_since: float | None = None  # None while a worker works, or could
     _checking: "dict[str, asyncio.Task[None]]" = field(default_factory=dict)
     _asking: dict[str, "asyncio.Task[bool]"] = field(default_factory=dict)
 
@@ -74,12 +74,12 @@ class Roster:
 
     @property
     def paused(self) -> set[str]:
-        """Workers that answer, and begin nothing until their memory is less full."""
+        """Workers that Dask has paused: they answer, and begin no task until memory is free."""
         return {address for address, facts in self.facts.items() if facts.is_paused}
 
     @property
     def expects_workers(self) -> bool:
-        """Whether a worker is checked that may then hold shards."""
+        """Whether a worker is in its check that may hold shards afterwards."""
         checked = [self.facts[a] for a in self._checking if a in self.facts]
         return any(self._may_hold(facts) for facts in checked)
 
@@ -90,20 +90,19 @@ class Roster:
         return _is_named(facts, self.holders)
 
     async def refresh(self, *, first: bool = False, now: bool = False) -> None:
-        """See who is there; a new worker is checked, beside training, before it takes part.
+        """Ask the scheduler for its workers, and check the new ones beside training.
 
         Parameters
         ----------
         first
             The run begins: wait for the checks.
         now
-            Ask the scheduler however lately it was asked.
+            Ask the scheduler even if it was asked a moment ago.
 
         Raises
         ------
         WorkerError
-            At the start (`first`), for any worker that answers and cannot take part, or where
-            nobody is left.
+            At the start (`first`): a worker answers and cannot take part, or no worker is left.
         """
         if first or now or time.monotonic() - self._refreshed >= REFRESH_SECONDS:
             await self._look()
@@ -119,7 +118,7 @@ class Roster:
         self._refreshed = time.monotonic()
 
     async def close(self) -> None:
-        """End every check and every question."""
+        """Cancel every check and every ping."""
         tasks = [*self._checking.values(), *self._asking.values()]
         for task in tasks:
             task.cancel()
@@ -128,12 +127,12 @@ class Roster:
     # Checks
 
     async def _begin(self) -> None:
-        """Wait for the checks; where they leave nobody, for who comes, or answers again."""
+        """Wait for the checks; if no worker passes, wait for one to come or to answer again."""
         is_possible = not (self._lack_to_train(()) or self._lack_of_workers(()))
         pending = set(self._checking.values())
         while pending:
             _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
-            await self._look()  # one that fails its check may have left
+            await self._look()  # a worker that fails its check may have left
             self._take_checks(at_start=True)
         while is_possible and (lack := self.lack or self._lack_of_workers(self.away)):
             self.check_arrival(lack)
@@ -163,7 +162,7 @@ class Roster:
                     self._turn_away(address, error, at_start)
 
     def _turn_away(self, address: str, error: BaseException, at_start: bool) -> None:
-        """A check has failed: only a worker that is there, and says so itself, is refused."""
+        """Note a failed check. A worker is refused only if it is there and reports the failure."""
         if address not in self.facts or address in self.closing:
             logger.warning("worker %s left while it was checked", address)
             self._left.add(address)
@@ -175,28 +174,28 @@ class Roster:
             logger.warning("worker %s takes no part: %s", address, error)
             self._refused.add(address)
 
-    # Who is lacking
+    # Lack of workers
 
     @property
     def lack(self) -> str:
-        """Who is missing to train on now, in words; empty where there is somebody."""
+        """Which workers are missing to train on now, in words; '' if there is one."""
         return self._lack_to_train(self.away)
 
     def _lack_to_train(self, away: Container[str]) -> str:
-        """Who is missing to train on; empty where there are others than those away."""
+        """Say which workers are missing to train on; '' if there is one that is not away."""
         if any(self._may_train(facts) for a, facts in self.facts.items() if a not in away):
             return ""
         who = "no worker" if self.only is None else f"no worker of workers={list(self.only)}"
         return f"{who} is left to train on"
 
     def _lack_of_workers(self, away: Container[str]) -> str:
-        """Who is missing to hold shards, in words."""
+        """Say which workers are missing to hold shards; '' if there is one that is not away."""
         if any(self._may_hold(facts) for a, facts in self.facts.items() if a not in away):
             return ""
         return f"no worker of shard_workers={list(self.holders or ())} is left to hold shards"
 
     def note_lack(self, lack: str) -> float:
-        """Return for how long workers have been lacking, as far as anybody looked."""
+        """Return for how many seconds workers have been lacking, as far as is known."""
         now = time.monotonic()
         if not lack:
             self._lacking_since = None
@@ -207,14 +206,14 @@ class Roster:
 
     @property
     def is_hopeful(self) -> bool:
-        """Whether a check is under way, and none was left by a worker."""
+        """Whether a check is under way, and no worker has left during its check."""
         return bool(self._checking) and not self._left
 
     def check_arrival(self, lack: str) -> None:
-        """Raise where workers are lacking for too long.
+        """Raise if workers are lacking for too long.
 
-        A check under way is waited for, but not where others have left in theirs: workers that
-        die of it, and are started again, would keep the run for ever.
+        A check under way is waited for, unless other workers have left in theirs: workers that
+        die of the check, and are started again, would keep the run for ever.
 
         Raises
         ------
@@ -234,18 +233,18 @@ class Roster:
     # Signs of life
 
     def ask(self, workers: Container[str] = ()) -> set[str]:
-        """Ask some workers, and the silent, for a sign of life; return who has given one.
+        """Ping some workers, and the silent ones; return those that have answered.
 
-        Nobody is waited for: those who answer are returned at a later call.
+        The call does not wait: a worker that answers later is returned by a later call.
         """
         self._ask({a for a in self.facts if a in workers or a in self.silent})
         return self._take_answers()
 
     async def ask_everyone(self) -> set[str]:
-        """Ask every worker for a sign of life, and wait; return who has given one.
+        """Ping every worker and wait; return those that have answered.
 
-        It takes no longer than the deadline of a ping, and no time where all answer. Who is known
-        to be silent is asked again, but not waited for.
+        It takes at most the deadline of a ping, and no time if all answer. A worker that is known
+        to be silent is pinged again, but not waited for.
         """
         self._ask(self.facts)
         waited_for = [asked for w, asked in self._asking.items() if w not in self.silent]

@@ -1,4 +1,4 @@
-"""One run of any method: who is there, where shards live, what is kept, and when."""
+"""One run of any method: its workers, its shards, its snapshots, and the life of all three."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from distributed import Client
@@ -20,9 +20,10 @@ from dbdask.rpc.contact import has_scheduler, worker_answers
 from dbdask.rpc.deadlines import deadline
 from dbdask.run.arrivals import await_workers
 from dbdask.run.concluding import divergence
+from dbdask.run.failures import TRAIN, VALIDATION
 from dbdask.run.outcome import brought_home
 from dbdask.run.parameter_server import Initial, ParameterServer
-from dbdask.run.plan import Plan
+from dbdask.run.plan import Plan, SavedState
 from dbdask.run.preflight import check_collectable, check_memory
 from dbdask.run.roster import Roster
 from dbdask.run.shard_placement import ShardPlacement, most_elements
@@ -44,7 +45,7 @@ TURN_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class ShardKind:
-    """What the shards of a method are made of."""
+    """The class and the update rule of a method's shards."""
 
     shard: type[ParameterShard]
     optimizer: Optimizer
@@ -52,7 +53,7 @@ class ShardKind:
 
 
 class Memory(NamedTuple):
-    """Bytes that a method takes on one worker."""
+    """Bytes that a method needs on one worker."""
 
     replica: int
     shard: int
@@ -62,7 +63,7 @@ class Memory(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """How far a run has come, by what a loss of all shards takes from it."""
+    """How far a run has come, in the units that a loss of all shards takes back."""
 
     steps: int
     words: str
@@ -70,18 +71,18 @@ class Reached(NamedTuple):
 
 
 class Method(Protocol):
-    """What one way of training adds to a `Run`: what it does between two rests.
+    """A way of training: the part of a run that happens between two rests.
 
-    A method has state of its own, and is handed the run that carries it. `advance` may raise
-    `ShardLost` or `Stale` at any place. Then the run recovers, and calls `advance` again: with
-    the state as it was then, or as `restore` has set it.
+    A method has state of its own, and every call gives it the run that carries it. `advance` may
+    raise `ShardLost` or `Stale` at any place. Then the run recovers, and calls `advance` again:
+    with the state as it was then, or as `restore` has set it.
     """
 
     kind: ShardKind
     rolls_back_alone: bool
     """Whether one lost shard may go back to the last snapshot by itself; else all shards must."""
     progress_name: str
-    """What `Run.note_progress` counts, in words: "step" or "pass"."""
+    """What an error calls the progress that `Run.note_progress` counts: "step" or "pass"."""
     snapshots_await_validation: bool
     """Whether a snapshot is written only when the validation under way has ended."""
 
@@ -93,10 +94,10 @@ class Method(Protocol):
         """Return what a worker must hold with `length` elements of the flat vector."""
 
     def has_ended(self, run: "Run") -> bool:
-        """Whether nothing is left to do, or the run was asked to stop and may do so here."""
+        """Whether no work is left, or the run was asked to stop and may stop here."""
 
     async def advance(self, run: "Run") -> None:
-        """Do the work of one turn. Where a snapshot may be taken it awaits `run.attend`."""
+        """Do the work of one turn; await `run.attend` where a snapshot may be taken."""
 
     async def rest(self, run: "Run") -> None:
         """Bring work in flight to a state that a snapshot may keep."""
@@ -104,20 +105,14 @@ class Method(Protocol):
     async def go_on(self, run: "Run") -> None:
         """Go on after a rest, or after a recovery."""
 
-    def take(self, run: "Run", work: Any, worker: str, report: Any) -> None:
-        """Take in the report of work that `run.take_in` has found ended; None if it failed."""
-
-    def take_back(self, work: Any) -> None:
-        """Take back work that was given up, to hand it out again."""
-
     def vectors(self) -> list[str]:
-        """Names of the vectors that a snapshot keeps, `parameters` first."""
+        """Return the names of the vectors that a snapshot keeps, `parameters` first."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> SavedState:
         """Return what a snapshot keeps of the method; it contains `applied`."""
 
-    def restore(self, run: "Run", state: dict[str, Any]) -> None:
-        """Go back to a snapshot's state, with all shards. What was done since stays counted."""
+    def restore(self, run: "Run", state: SavedState) -> None:
+        """Go back to a snapshot's state, as all shards have done. The history keeps its counts."""
 
     def reached(self, run: "Run") -> Reached:
         """Return how far the run has come."""
@@ -127,22 +122,25 @@ class Method(Protocol):
 
 
 class Run:
-    """What every method needs: roster, workforce, shards, snapshots, validation, and records.
+    """Carries any method: roster, workforce, shards, snapshots, validation, and records.
 
-    Nothing here touches the cluster before `begin`.
+    Nothing touches the cluster before `begin`.
     """
 
     def __init__(self, client: Client, plan: Plan, method: Method) -> None:
         self.client, self.plan, self.method = client, plan, method
         self.records: queue.SimpleQueue[Record] = queue.SimpleQueue()
-        self.at_rest = threading.Event()  # nothing of the run is left on the cluster
+        self.at_rest = threading.Event()  # set when nothing of the run is left on the cluster
         self.stop_reason = ""
         self.progress = 0
         self.has_room_for_copies = False
         self.tally = Tally(plan.last.state if plan.last else None, self.records.put)
         roster = Roster(client, plan.job, plan.path, plan.workers, plan.shard_workers)
         self.roster = roster
-        self.workforce = Workforce(client, plan.run, plan.job, plan.supply, roster)
+        providers = {TRAIN: plan.supply}
+        if plan.validation_supply is not None:
+            providers[VALIDATION] = plan.validation_supply
+        self.workforce = Workforce(client, plan.run, plan.job, providers, roster)
         self.server = ParameterServer(
             client,
             plan.run,
@@ -165,7 +163,6 @@ class Run:
             self.snapshots,
             self.tally,
             plan.shard_workers,
-            self.validator.choice,
         )
 
     def request_stop(self, reason: str) -> None:
@@ -173,18 +170,18 @@ class Run:
         self.stop_reason = self.stop_reason or reason
 
     def forget_result(self) -> None:
-        """The run goes back: a reason to stop that lay in its parameters is one no more."""
+        """Forget a reason to stop that lay in the parameters, because the run goes back."""
         if self.stop_reason in ("target", "bad_gradients"):
             self.stop_reason = ""
 
     def note_progress(self) -> None:
-        """Work has come to something that lasts: what follows is no recovery in a row."""
+        """Note progress that lasts: the next recovery is then not one in a row."""
         self.progress += 1
 
     # Beginning
 
     async def begin(self) -> int:
-        """See who is there, and check that the model fits; returns the number of shards."""
+        """Wait for workers, check that the model fits in them, and return the number of shards."""
         plan = self.plan
         await await_workers(self.client)
         await self.workforce.refresh(first=True)
@@ -218,7 +215,7 @@ class Run:
             await self.write()
 
     def initial(self) -> Initial:
-        """Where shards start: the last committed snapshot, else the model's own numbers."""
+        """Return where shards start: the last committed snapshot, else the model's own numbers."""
         snapshot = self.snapshots.committed
         if snapshot is None:
             return FromModel(self.plan.model, self.plan.seed, self.plan.start is not None)
@@ -230,56 +227,50 @@ class Run:
 
     # Work under way
 
-    async def take_in(self) -> None:
-        """Take in the work that has ended, and take back what is given up.
+    async def take_in(self, seconds: float = TURN_SECONDS) -> None:
+        """Do one turn: take in the work that has ended, and take back what is given up.
+
+        Parameters
+        ----------
+        seconds
+            How long to wait for some work to end.
 
         Raises
         ------
         ShardLost
             A task lost a shard, or a worker left that held one.
         """
-        trouble = await self._take_in()
+        self.validator.hand_out()
+        trouble = await self.workforce.turn(seconds)
         gone = set(self.server.workers) - set(self.roster.everyone)
         if gone and not trouble:
             trouble = f"worker {min(gone)} left, which held a shard"
         if trouble:
             raise ShardLost(trouble)
-
-    async def _take_in(self) -> str:
-        """Take in; returns why a task ended early, if one did."""
-        await self.workforce.refresh()
-        trouble = ""
-        for out, report in await self.workforce.ended(TURN_SECONDS):
-            self.method.take(self, out.work, out.worker, report)
-            trouble = trouble or (report.trouble if report else "")
-        for work in await self.workforce.watch_silence():
-            self.method.take_back(work)
-        return trouble
+        await self.validator.conclude()
 
     async def look_around(self) -> None:
-        """See who is there and answers now: no later step waits for a dead worker, or a silent."""
+        """Ask which workers are there and answer, so that no later step waits for a dead one."""
         await self.workforce.refresh(now=True)
-        for work in await self.workforce.look_around():
-            self.method.take_back(work)
+        await self.workforce.look_around()
 
     async def end_flight(self) -> None:
-        """End every call, wait for the tasks to come home, and take their work back."""
+        """End every call, wait for training's tasks to end, and take their work back."""
         await self.server.end_generation(self.roster.answering)
         until = time.monotonic() + deadline("portion-end")
-        while self.workforce.outstanding and time.monotonic() < until:
-            await self._take_in()
-        for work in self.workforce.give_up_all():
-            self.method.take_back(work)
+        while self.workforce.training and time.monotonic() < until:
+            await self.workforce.turn(TURN_SECONDS)
+        self.workforce.give_up_all(TRAIN)
 
     # What is due between two turns
 
     async def attend(self, *, epoch_ended: bool) -> None:
-        """Do what is due where a snapshot may be taken: move shards, validate, write.
+        """Move shards, validate and write a snapshot, each if it is due.
 
         Parameters
         ----------
         epoch_ended
-            Whether a validation is due that follows the epochs.
+            Whether an epoch has ended, which a validation follows.
         """
         await self.attend_shards()
         follows = self.validator.due or (epoch_ended and self.validator.each_epoch)
@@ -292,46 +283,43 @@ class Run:
         """Move the shards of leaving workers and make missing copies, while nothing is applied."""
         if not self.placement.due:
             return
-        for work in self.workforce.abandon(self.roster.closing):
-            self.method.take_back(work)
+        self.workforce.abandon(self.roster.closing)
         await self.method.rest(self)
         generation = self.server.generation
-        if self.workforce.outstanding:  # the new shards need the workers' threads
+        self.validator.suspend()
+        if self.workforce.training:  # the new shards need the workers' threads
             await self.end_flight()
             generation += 1
         await self.placement.reconcile()
-        if self.server.generation < generation:  # it was ended, and no shard has moved
-            async with self.validator.choice:
-                await self.server.advance()
+        if self.server.generation < generation:  # its calls were ended, and no shard has moved
+            await self.server.advance()
         await self.method.go_on(self)
 
     async def _rest_and_copy(self, validate: bool, write: bool) -> None:
-        """At rest every shard takes the same copy, to validate, to write, or both.
+        """Have every shard copy its state at rest, to validate, to write, or both.
 
         If memory is short the shards write while the run rests, without a copy.
         """
         await self.method.rest(self)
         copied = write and self.has_room_for_copies
-        async with self.validator.choice:  # the best is the same one in every shard
-            if validate or copied:
-                users = int(validate) + int(copied)
-                number = await self.snapshots.copy(users=users, whole=copied)
-            if validate:
-                self.validator.start(number, self.method.epoch)
-            if copied:
-                self.snapshots.start_writing(number, *self._state(), self._doubt())
+        if validate or copied:
+            users = int(validate) + int(copied)
+            number = await self.snapshots.copy(users=users, whole=copied)
+        if validate:
+            self.validator.start(number, self.method.epoch)
+        if copied:
+            self.snapshots.start_writing(number, *self._state(), self._doubt())
         if write and not copied:
             await self._write_at_rest()
         await self.method.go_on(self)
 
     async def _write_at_rest(self) -> None:
         if self.method.snapshots_await_validation:
-            await self.validator.settle()
-        async with self.validator.choice:
-            await self.write()
+            await self._finish_validation()
+        await self.write()
 
-    def _state(self) -> tuple[list[str], dict[str, Any]]:
-        """The vectors and the state that a snapshot taken now holds."""
+    def _state(self) -> tuple[list[str], SavedState]:
+        """Return the names of the vectors, and the state, that a snapshot taken now holds."""
         names = self.method.vectors()
         if self.validator.has_best:
             names.append("best")
@@ -366,22 +354,26 @@ class Run:
         return divergence(self.tally.history, self.plan.blind_loss(magnitudes))
 
     async def check_background(self) -> None:
-        """Let an error of writing or validating come out; trouble leads to recovery anyway."""
+        """Raise the error of a snapshot that was written beside training."""
         await self.snapshots.check()
-        await self.validator.check()
+
+    async def _finish_validation(self) -> None:
+        """Return when no validation is under way."""
+        while self.validator.is_busy:
+            await self.take_in()
 
     # Conclusion
 
-    async def conclude(self) -> Any:
-        """Come to rest, validate for the last time, and bring the parameters home."""
+    async def conclude(self) -> "np.ndarray | VectorReference":
+        """Come to rest, validate for the last time, and return the parameters."""
         plan = self.plan
         await self.method.rest(self)
-        await self.validator.settle()
+        await self._finish_validation()
         await self.snapshots.settle()
         if plan.validation_cut is not None and self.validator.stale:
             number = await self.snapshots.copy(users=1, whole=False)
             self.validator.start(number, self.method.epoch)
-            await self.validator.settle()
+            await self._finish_validation()
         name = "best" if self.validator.has_best else "parameters"
         if plan.path is None:
             return await self.server.read(name)
@@ -395,13 +387,12 @@ class Run:
         return parameters
 
     async def release(self) -> None:
-        """End what is under way, and leave nothing on the cluster.
+        """End all work, and release everything that the run holds on the cluster.
 
-        A step that fails is logged: it neither keeps the others from their turn, nor hides the
-        error that has ended the run.
+        A step that fails is logged. It neither stops the other steps, nor hides the error that has
+        ended the run.
         """
         steps = (
-            self.validator.give_up,  # it looks who is there: that ends before the roster
             self.workforce.close,
             self.placement.end,
             self.snapshots.give_up,
@@ -428,9 +419,9 @@ class Run:
         await self.server.release(workers)
 
     async def _answering(self) -> list[str]:
-        """The workers that answer: the dead are waited for once, not at every word.
+        """Return the workers that answer, so that a dead worker is waited for only once.
 
-        Workers without their scheduler end by themselves, and what the run holds there with them.
+        If the scheduler is gone its workers end by themselves, with all that the run holds there.
         """
         if not has_scheduler(self.client):
             return []

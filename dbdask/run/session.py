@@ -1,13 +1,14 @@
-"""The client's side of a verb: a run on the event loop, watched from the user's own thread.
+"""A run on the client's event loop, watched from the user's own thread.
 
 The run is a coroutine on the client's loop, where calls have deadlines. Callbacks, the progress
-bar and Ctrl-C belong to the thread that called the verb, so a slow callback delays no heartbeat.
+bar and Ctrl-C belong to the user's thread, so a slow callback delays no heartbeat.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -22,12 +23,12 @@ from dbdask.rpc.portable import end_causes
 from dbdask.run.guard import client_closed, guarded
 from dbdask.run.snapshots import Snapshots
 
-Callback = Callable[[Record], Any]
+Callback = Callable[[Record], object]
 T = TypeVar("T")
 
 
 class Watched(Protocol):
-    """What a run offers to the user's thread."""
+    """The part of a run that the user's thread uses."""
 
     records: "queue.SimpleQueue[Record]"
     at_rest: threading.Event  # set when nothing of the run is left on the cluster
@@ -38,7 +39,7 @@ class Watched(Protocol):
 
 @contextmanager
 def client_for(client: Client | None) -> Iterator[Client]:
-    """Yield the given client, the current one, or one of a LocalCluster that ends with the verb.
+    """Yield the given client, the current one, or one of a LocalCluster that ends with the run.
 
     Inside a Dask task the current one is that of its worker.
     """
@@ -62,10 +63,12 @@ def _current_client() -> Client | None:
         this_worker()
     except ValueError:  # in no task
         try:
-            return default_client()
+            client: Client = default_client()
+            return client
         except ValueError:
             return None
-    return get_client()
+    client = get_client()
+    return client
 
 
 @contextmanager
@@ -84,10 +87,11 @@ def watch(
     callbacks: Sequence[Callback],
     progress: Progress,
 ) -> T:
-    """Drive the work of a run to its end; returns what its coroutine returns.
+    """Drive the work of a run to its end, and return its result.
 
-    A callback that returns True stops the run; one that raises stops it and its error comes out
-    when the run has come to rest. Ctrl-C stops it as a callback would; a second one abandons it.
+    A callback that returns True stops the run. If a callback raises, the run stops, and the error
+    is raised when the run has come to rest. Ctrl-C stops the run as a callback would; a second
+    Ctrl-C abandons it.
     """
     progress.begin()
     loop = client_loop(client)
@@ -113,21 +117,28 @@ def watch(
         progress.close()
     if future.cancelled() or not future.done():
         raise client_closed(run.snapshots)
-    result, failure = future.result()
-    if failure is not None:
-        raise failure
+    result = future.result()
+    if isinstance(result, _Failure):
+        raise result.error
     if raised:
         raise raised[0]
     return result
 
 
-async def _attempt(work: Coroutine[Any, Any, T]) -> tuple[T | None, Exception | None]:
-    """Return what comes of work, or its error: on the way between threads futures change some."""
+@dataclass
+class _Failure:
+    """The error of work, as a result."""
+
+    error: Exception
+
+
+async def _attempt(work: Coroutine[Any, Any, T]) -> T | _Failure:
+    """Return the result of work, or its error: futures change some errors between threads."""
     try:
-        return await work, None
+        return await work
     except Exception as error:
         end_causes(error)
-        return None, error
+        return _Failure(error)
 
 
 def _drain_until(
@@ -137,7 +148,7 @@ def _drain_until(
     progress: Progress,
     raised: list[BaseException],
 ) -> None:
-    """Hand on records while the run works. Ctrl-C comes out of here, between two records or not."""
+    """Hand on records while the run works. Ctrl-C may be raised at any place in here."""
     while not is_over():
         _drain(run, callbacks, progress, raised, wait=0.2)
         progress.wait()
@@ -174,6 +185,6 @@ def _call_back(
             run.request_stop("callback")
 
 
-def _says_stop(answer: Any) -> bool:
-    """Whether a callback's answer is True, Python's or NumPy's; what is merely truthy is not."""
+def _says_stop(answer: object) -> bool:
+    """Whether a callback's answer is True, of Python or NumPy; other truthy values do not count."""
     return isinstance(answer, (bool, np.bool_)) and bool(answer)

@@ -1,4 +1,4 @@
-"""Where the shards of a run live, and getting them there: set-up, copies, moving, loss."""
+"""Where the shards of a run live: set-up, copies, moving, loss."""
 
 import asyncio
 import logging
@@ -66,14 +66,14 @@ class ShardPlacement:
     """Keeps the shards of one run on the workers that may hold them.
 
     Who may hold a shard (`eligible`) and who holds one (`server.holders`) drift apart as workers
-    come, close, stop, and are asked to leave. `due` says that something can be done about it, and
-    `reconcile` does it while the run is at rest.
+    come, close, stop, and are asked to leave. `due` says whether shards can be moved or copies made
+    now, and `reconcile` does it while the run is at rest.
 
-    Dask refuses to retire a worker that holds an actor, and only says so in an event: the run
-    hears it, moves the shards, and retires the worker itself. A worker that closes (`scale`,
-    `--lifetime`, SIGTERM) waits a little for its shards to be fetched.
+    Dask does not retire a worker that holds an actor, and only publishes an event. The run
+    listens for the event, moves the shards, and retires the worker itself. A worker that closes
+    (`scale`, `--lifetime`, SIGTERM) waits a little for its shards to be fetched.
 
-    A copy is made from another one while nothing is applied, so the two are equal. If there are
+    A copy is made from another copy while nothing is applied, so the two are equal. If there are
     too few workers the run goes on with fewer copies, says so, and makes them when a worker comes.
 
     Parameters
@@ -83,16 +83,13 @@ class ShardPlacement:
     server
         The shards.
     workforce
-        The workers, and what they have to do.
+        The workers and their work.
     snapshots
-        Where the run can go on from, for errors.
+        Say in errors how to resume the run.
     tally
-        Is told how many copies there are.
+        Records how many copies there are.
     names
         The names of `shard_workers=`, or None.
-    choice
-        Held while shards change: a choice of the best parameters that comes between would be
-        half made.
     """
 
     def __init__(
@@ -103,11 +100,10 @@ class ShardPlacement:
         snapshots: Snapshots,
         tally: Tally,
         names: Sequence[str] | None,
-        choice: asyncio.Lock,
     ) -> None:
         self.client, self.server, self.workforce = client, server, workforce
         self.roster = workforce.roster
-        self.snapshots, self.tally, self.names, self.choice = snapshots, tally, names, choice
+        self.snapshots, self.tally, self.names = snapshots, tally, names
         self._asked: set[str] = set()  # to leave
         self._retiring: set[asyncio.Task[None]] = set()
         self._stop_listening: Callable[[], None] = lambda: None
@@ -118,7 +114,7 @@ class ShardPlacement:
         self._stop_listening = listen(self.client, "all", self._hear)
 
     async def end(self) -> None:
-        """Listen no more, and wait a moment for the workers that are on their way out."""
+        """Stop listening, and wait a moment for the workers that are being retired."""
         self._stop_listening()
         retiring = list(self._retiring)
         if retiring:
@@ -136,7 +132,7 @@ class ShardPlacement:
 
     @property
     def draining(self) -> set[str]:
-        """Workers that get nothing new: they close, or were asked to leave."""
+        """Workers that close or were asked to leave: they get no new shard."""
         return self._asked | self.roster.closing
 
     def eligible(self) -> list[str]:
@@ -144,12 +140,12 @@ class ShardPlacement:
         return eligible_workers(self.roster.facts, self.names, self.roster.away | self.draining)
 
     async def wait(self) -> None:
-        """Return when there is a worker for shards and one for portions.
+        """Wait until a worker may hold shards and a worker may train.
 
         Raises
         ------
         WorkerError
-            None came within the deadline.
+            No worker came within the deadline `arrival`.
         """
         until = time.monotonic() + deadline("arrival")
         while not (self.eligible() and self.roster.workers):
@@ -205,9 +201,9 @@ class ShardPlacement:
 
     @property
     def must_move(self) -> bool:
-        """Whether a worker that leaves holds a shard, and something can be done about it.
+        """Whether a worker that leaves holds a shard that can be moved, or the request be refused.
 
-        None that was asked to leave is told that it cannot while its successor may be in a check.
+        The request is not refused while a worker in its check may take the shard.
         """
         going = self.draining & set(self.server.workers)
         if not going or self.server.can_leave(going, self.eligible()):
@@ -221,13 +217,12 @@ class ShardPlacement:
         return server.copies < server.wanted and server.lacks_copies(self.eligible())
 
     async def reconcile(self) -> None:
-        """Bring the shards to where they may be; nothing is applied meanwhile or rolled back."""
+        """Move shards and make copies, without rollback; nothing may be applied meanwhile."""
         if self.must_move:
             await self._move()
         if self.lacks_copies:
-            async with self.choice:
-                await self.server.advance()  # replicas need a new handle
-                await self.add_copies()
+            await self.server.advance()  # replicas need a new handle
+            await self.add_copies()
 
     async def _move(self) -> None:
         """Move the shards of leaving workers, and let the workers go."""
@@ -236,8 +231,7 @@ class ShardPlacement:
             self._refuse()
             return
         logger.info("moving shards: %s leave", sorted(going))
-        async with self.choice:
-            await self.server.move(going, workers)
+        await self.server.move(going, workers)
         self._note_copies()
         asked, self._asked = self._asked, set()
         for worker in asked:
@@ -247,7 +241,7 @@ class ShardPlacement:
             retiring.add_done_callback(self._retiring.discard)
 
     async def _retire(self, worker: str) -> None:
-        """Let a worker go, beside training: Dask moves the user's data first, and may not end."""
+        """Retire a worker beside training: Dask first moves its data, which may never end."""
         try:
             if await retire(self.client, worker):
                 return

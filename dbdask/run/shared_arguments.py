@@ -1,8 +1,8 @@
-"""What both verbs settle before the first task: shared arguments, checked and made whole."""
+"""The arguments that `downpour` and `sandblaster` share: checks and conversions."""
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,22 @@ from dbdask.data.examples import Examples
 from dbdask.data.fills import fill_warnings
 from dbdask.errors import CheckpointError, DataError, WorkerError
 from dbdask.metrics.scores import NOTHING
-from dbdask.models.layout import as_layout, check_dims
+from dbdask.models.layout import Layout, as_layout, check_dims
+from dbdask.result import Result
 from dbdask.rpc.contact import workers_now
 from dbdask.rpc.deadlines import deadline
 from dbdask.run import arguments
 from dbdask.run.fitting import check_contract, layout_size
 from dbdask.run.outcome import Outcome
-from dbdask.schedule.portions import Cut
+from dbdask.schedule.portions import Cut, suggest_validation_rows
 from dbdask.storage.bounded import within
 
+Parameters = Result | xr.Dataset | np.ndarray
+"""Parameters to start from: a result, its `.parameters`, or a flat float32 vector."""
 
-def check_shared(given: dict[str, Any]) -> None:
-    """Check the arguments that the verbs share."""
+
+def check_shared(given: Mapping[str, Any]) -> None:
+    """Check the shared arguments."""
     arguments.at_least("seed", given["seed"], 0)
     for name in ("replicas", "shards"):
         if given[name] is not None:
@@ -53,7 +57,7 @@ def check_shared(given: dict[str, Any]) -> None:
         raise ValueError(f"resume={given['resume']!r} needs checkpoint=, the path to go on from")
 
 
-def _check_path(checkpoint: Any) -> None:
+def _check_path(checkpoint: object) -> None:
     if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint must be a path or a URL, got {checkpoint!r}")
     if checkpoint is not None and not os.fspath(checkpoint):
@@ -63,7 +67,7 @@ def _check_path(checkpoint: Any) -> None:
 def validation_interval(
     value: int | str | None, validation: Examples | None
 ) -> tuple[int | None, float | None]:
-    """Minibatches, or seconds, between two validations; neither means each epoch."""
+    """Return the minibatches, or seconds, between two validations; both None mean each epoch."""
     if value is None:
         return None, None
     if validation is None:
@@ -74,13 +78,20 @@ def validation_interval(
     return None, arguments.duration("validate_every", value)
 
 
-def validation_cut(validation: Examples | None, batch_size: int, portion_rows: int) -> Cut | None:
-    """The cut of the validation examples, where there are some."""
-    return validation.cut(portion_rows, batch_size) if validation is not None else None
+def validation_cut(
+    validation: Examples | None, parameter_count: int, batch_size: int
+) -> Cut | None:
+    """Return the cut of the validation examples, or None if there are none."""
+    if validation is None:
+        return None
+    rows = suggest_validation_rows(
+        len(validation), validation.row_bytes, parameter_count, batch_size
+    )
+    return validation.cut(rows, batch_size)
 
 
 def check_what_was_left_out(outcome: Outcome) -> None:
-    """Say so where many examples, a whole class, or many chunks were missing.
+    """Warn if many examples, a whole class, or many chunks were missing.
 
     Raises
     ------
@@ -96,13 +107,13 @@ def check_what_was_left_out(outcome: Outcome) -> None:
 
 
 def deviation_of(examples: Examples) -> np.ndarray | float:
-    """What one unit of each scaled target is in the target's own units."""
+    """Return the size of one unit of each scaled target, in the target's own units."""
     scaling = examples.target_scaling
     return 1.0 if scaling is None else scaling[1].ravel()
 
 
 def worker_names(argument: str, given: Sequence[str] | str | None) -> tuple[str, ...] | None:
-    """The workers of `workers=` or `shard_workers=`, as names."""
+    """Return the workers of `workers=` or `shard_workers=`, as names."""
     if given is None:
         return None
     names = (given,) if isinstance(given, (str, int)) else given
@@ -115,7 +126,7 @@ def worker_names(argument: str, given: Sequence[str] | str | None) -> tuple[str,
 
 
 def check_named(argument: str, names: Sequence[str] | None, client: Client) -> None:
-    """Refuse names of which no running worker has one.
+    """Raise if no running worker has one of the names.
 
     Raises
     ------
@@ -131,13 +142,13 @@ def check_named(argument: str, names: Sequence[str] | None, client: Client) -> N
         )
 
 
-def flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
+def flat_parameters(parameters: Parameters | None, layout: Layout) -> np.ndarray | None:
     """Return a flat float32 vector from a Result, its Dataset, or a vector.
 
     Raises
     ------
     ValueError, TypeError
-        They do not fit the model, or are not finite: the parameter is named.
+        A parameter, which the error names, does not fit the model or is not finite.
     CheckpointError
         The store that they are read from hangs.
     """
@@ -154,7 +165,7 @@ def flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
         ) from error
 
 
-def _flat_parameters(parameters: Any, layout: Any) -> np.ndarray | None:
+def _flat_parameters(parameters: Parameters | None, layout: Layout) -> np.ndarray | None:
     if parameters is None:
         return None
     parameters = getattr(parameters, "parameters", parameters)
@@ -185,7 +196,7 @@ def _numbers(name: str, values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, np.float32)
 
 
-def _finite(vector: np.ndarray, layout: Any) -> np.ndarray:
+def _finite(vector: np.ndarray, layout: Layout) -> np.ndarray:
     for name, view in layout.views(vector).items():
         if not np.isfinite(view).all():
             raise ValueError(

@@ -4,12 +4,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from dbdask.metrics.history import History, Record
 from dbdask.metrics.magnitudes import Magnitude
+from dbdask.run.plan import SavedState
 from dbdask.schedule.portion_marks import PortionTable
 from dbdask.worker.replica import PortionReport
 
@@ -17,7 +17,7 @@ COUNTS = ("lost", "repeated", "rolled_back", "dropped", "refused")
 
 
 class Tally:
-    """Adds up what portions report, each step of the data once, whoever did it how often.
+    """Adds up the reports of portions; each step counts once, however often it was done.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Tally:
         Takes each new record.
     """
 
-    def __init__(self, state: dict[str, Any] | None, emit: Callable[[Record], None]) -> None:
+    def __init__(self, state: SavedState | None, emit: Callable[[Record], None]) -> None:
         self._emit = emit
         self._began = time.monotonic()
         self.last_loss = math.inf
@@ -47,7 +47,7 @@ class Tally:
             self._restore(state)
         self._steps_at_start = self.steps
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: SavedState) -> None:
         self.steps, self.examples = state["steps"], state["examples"]
         self.applied = state["applied"]
         self.seconds_before = state["seconds"]
@@ -64,11 +64,11 @@ class Tally:
         known = losses[~np.isnan(losses)]
         return float(known[0]) if len(known) else math.nan
 
-    def _restore_done(self, state: dict[str, Any]) -> None:
+    def _restore_done(self, state: SavedState) -> None:
         self._done = PortionTable.from_rows(state["done"])
 
-    def state(self) -> dict[str, Any]:
-        """What a snapshot keeps."""
+    def state(self) -> SavedState:
+        """Return what a snapshot keeps of the tally."""
         return {
             "steps": self.steps,
             "examples": self.examples,
@@ -81,7 +81,7 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, those before a resume included."""
+        """Seconds of training, including those before a resume."""
         return self.seconds_before + time.monotonic() - self._began
 
     @property
@@ -94,8 +94,8 @@ class Tally:
         """Bad gradients since this run began or was resumed."""
         return self.refused - self._refused_before
 
-    def go_back(self, state: dict[str, Any]) -> None:
-        """The whole run goes back to a snapshot: what came after is done, and counted, again."""
+    def go_back(self, state: SavedState) -> None:
+        """Go back to a snapshot's totals: later steps are done, and counted, again."""
         self.repeated += max(0, self.applied - state["applied"])
         self.steps, self.examples = state["steps"], state["examples"]
         self.applied = state["applied"]
@@ -104,7 +104,7 @@ class Tally:
         self._restore_done(state)
 
     def add(self, report: PortionReport, epoch: int, workers: int, replicas: int | None) -> None:
-        """Add a portion's report, and make a record of it where it trained."""
+        """Add a portion's report, and make a record if the replica has trained."""
         self.note_replicas(workers, replicas)
         before = self._count_work(report)
         self.applied += report.pushes
@@ -138,10 +138,11 @@ class Tally:
         )
 
     def _count_work(self, report: PortionReport) -> int:
-        """Count a report's steps and examples; returns the portion's steps counted before.
+        """Count a report's steps and examples; return how many steps of the portion counted before.
 
-        A replica that dies says nothing of its last steps: the next one tells where it began. And
-        a step that not every shard had is done, and reported, twice.
+        A replica that dies does not report its last steps. The next replica reports where it
+        began, so they are counted then. A step that some shard lacked is done, and reported,
+        twice.
         """
         if report.epoch > self._epoch:  # the one before is finished
             self._done.forget_before(report.epoch)
@@ -157,7 +158,7 @@ class Tally:
         return steps
 
     def settle(self, epoch: int) -> None:
-        """Make a last record where something was counted since the one before."""
+        """Make a last record if something was counted since the record before."""
         last = self.history.records[-1] if self.history.records else None
         counted = [getattr(self, name) for name in COUNTS]
         if self.steps and counted != [getattr(last, name, 0) for name in COUNTS]:

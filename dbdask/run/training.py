@@ -1,4 +1,4 @@
-"""From the first shard to the parameters: the life of a run, whatever its method."""
+"""The life of a run of any method, from the first shard to the parameters."""
 
 import asyncio
 import logging
@@ -12,16 +12,16 @@ logger = logging.getLogger("dbdask")
 
 
 async def train(run: Run) -> Outcome:
-    """Carry a run to its end; whatever happens, nothing of it stays on the cluster.
+    """Carry a run to its end; afterwards nothing of it stays on the cluster.
 
     Raises
     ------
     ShardLost
-        Shards were lost, and nothing is there to rebuild them from, or rebuilding does not help.
+        Shards were lost, and cannot be rebuilt, or are lost again each time.
     DataError, WorkerError
         The data are wrong, or no worker can go on: the error names the last snapshot.
     Exception
-        What the optimiser raised in a shard: it names the last snapshot in a note.
+        The optimiser raised it in a shard. A note names the last snapshot.
     """
     try:
         await _set_up(run)
@@ -38,7 +38,7 @@ async def train(run: Run) -> Outcome:
 
 
 def _raise_named(run: Run, error: Exception) -> None:
-    """Let an error name the last snapshot: in its message if it is ours, else in a note."""
+    """Name the last snapshot in an error: in the message of our own errors, else in a note."""
     if isinstance(error, (DataError, ModelError, WorkerError)):
         named = run.snapshots.named_in(error)
         if named is not error:  # an error that is its own cause can never be pickled
@@ -48,9 +48,9 @@ def _raise_named(run: Run, error: Exception) -> None:
 
 
 async def _set_up(run: Run) -> None:
-    """Make the first shards: again, on other workers, if one leaves or stops meanwhile.
+    """Make the first shards; begin again on other workers if one leaves or stops meanwhile.
 
-    Nothing was trained, so nothing is lost by beginning again.
+    Nothing was trained yet, so nothing is lost.
     """
     count = await run.begin()
     for tries_left in reversed(range(MOST_RECOVERIES + 1)):
@@ -65,14 +65,15 @@ async def _set_up(run: Run) -> None:
 
 
 async def _to_the_end(run: Run) -> Outcome:
-    """Train, and conclude; a loss on the way may bring the run back into training."""
+    """Train and conclude; after a loss while concluding the run may train again."""
     recovery = Recovery(run)
     while True:
         try:
             while not run.method.has_ended(run):
                 await run.method.advance(run)
             parameters = await run.conclude()
-            return Outcome(parameters, run.tally.history, run.method.end(run))
+            status = run.method.end(run)
+            return Outcome(parameters, run.tally.history, status, run.validator.has_best)
         except RunLost:
             raise
         except RECOVERABLE as error:

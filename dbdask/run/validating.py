@@ -1,35 +1,104 @@
-"""When a run validates, and what it makes of the score."""
+"""When a run validates, and what follows from the score."""
 
 import asyncio
-import logging
 import math
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
-from dbdask.errors import RECOVERABLE, CheckpointError, ShardLost, WorkerError
+from dbdask.errors import CheckpointError
 from dbdask.metrics.scores import Score
 from dbdask.rpc.deadlines import deadline
-from dbdask.rpc.tasks import result_of
-from dbdask.run.failures import MOST_ATTEMPTS
+from dbdask.run.failures import VALIDATION
 from dbdask.run.parameter_server import ParameterServer
 from dbdask.run.plan import Plan
 from dbdask.run.snapshots import Snapshots
 from dbdask.run.tally import Tally
 from dbdask.run.workforce import Workforce
 from dbdask.schedule.portions import Portion
-from dbdask.worker.validation import evaluate_portion
+from dbdask.worker.validation import ValidationOrder, ValidationReport, score_validation
 
-logger = logging.getLogger("dbdask")
 
-AHEAD = 4
-"""Portions that are under way for each worker: of many, not all are submitted at once."""
+@dataclass(frozen=True)
+class ValidationPortion:
+    """A portion of the validation examples, as work for one snapshot copy."""
+
+    copy: int
+    portion: Portion
+
+    @property
+    def examples(self) -> str:
+        """The examples that it reads."""
+        return VALIDATION
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Its name among the work of a run."""
+        return self.copy, self.portion.number
+
+    @property
+    def portions(self) -> tuple[Portion, ...]:
+        """The portions that its task reads."""
+        return (self.portion,)
+
+    @property
+    def name(self) -> str:
+        """What an error calls it."""
+        return f"portion {self.portion.number} of validation (blocks {self.portion.blocks[:4]})"
+
+
+@dataclass(eq=False)
+class Validation:
+    """One snapshot copy that is scored: the portions to hand out, and the sum so far."""
+
+    copy: int
+    epoch: int
+    portions: Sequence[Portion]
+    handed_out: int = 0
+    """How many portions were handed out at least once, in their order."""
+    returned: list[Portion] = field(default_factory=list)
+    """Portions to hand out once more."""
+    scored: int = 0
+    score: Score = field(default_factory=Score)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether every portion is in the sum."""
+        return self.scored == len(self.portions)
+
+    def next(self) -> Portion | None:
+        """Return a portion to hand out, if one is left."""
+        if self.returned:
+            return self.returned.pop()
+        if self.handed_out == len(self.portions):
+            return None
+        self.handed_out += 1
+        return self.portions[self.handed_out - 1]
+
+    def take(self, portion: Portion, report: ValidationReport | None) -> str:
+        """Add the score of a portion, or take the portion back if its task failed."""
+        if report is None or not report.finished:
+            self.take_back(portion)
+            return "" if report is None else report.trouble
+        self.scored += 1
+        self.score += report.score
+        return ""
+
+    def take_back(self, portion: Portion) -> None:
+        """Take back a portion that was given up."""
+        self.returned.append(portion)
 
 
 class Validator:
-    """Scores snapshot copies beside training, one at a time; a score of `target_loss` ends it."""
+    """Scores snapshot copies beside training, one after the other.
+
+    A validation is work of the workforce as training is: it is handed out a few portions at a
+    time, given up with its worker, tried again, and named if it fails too often. The run's own
+    loop takes in the scores and lets the shards keep the best parameters. The same loop copies,
+    moves and makes shards, so a choice of the best always falls between two such changes.
+    """
 
     def __init__(
         self,
@@ -43,11 +112,10 @@ class Validator:
         self.plan, self.workforce, self.server = plan, workforce, server
         self.snapshots, self.tally, self.request_stop = snapshots, tally, request_stop
         last = self.plan.last
-        self.best: float | None = last.state.get("best") if last else None
-        self.choice = asyncio.Lock()  # held while the best changes, and while a copy is taken
+        self.best = finite_or_none(last.state.get("best")) if last else None
         self._choosing: tuple[int, float] | None = None  # a copy that not all shards may keep yet
         self._was_lost = False  # a shard, whose best went back with it to the last snapshot
-        self._task: asyncio.Task[None] | None = None
+        self._waiting: deque[Validation] = deque()  # the first one is under way
         self._steps = tally.steps if last else -1
         self._since = time.monotonic()
 
@@ -59,12 +127,12 @@ class Validator:
     @property
     def is_busy(self) -> bool:
         """Whether a copy is being scored."""
-        return self._task is not None and not self._task.done()
+        return bool(self._waiting)
 
     @property
     def due(self) -> bool:
         """Whether it is time for a validation by minibatches or by the clock."""
-        if self._task is not None or self.plan.validation_cut is None or self.each_epoch:
+        if self.is_busy or self.plan.validation_cut is None or self.each_epoch:
             return False
         if self.plan.validate_steps is not None:
             return self.tally.steps - max(0, self._steps) >= self.plan.validate_steps
@@ -81,26 +149,55 @@ class Validator:
         return self.plan.keep == "best" and self.best is not None
 
     def start(self, number: int, epoch: int) -> None:
-        """Score a copy beside training."""
+        """Begin to score a copy beside training, after those that wait already."""
+        assert self.plan.validation_cut is not None
         self._since = time.monotonic()
         self._steps = self.tally.steps
-        before, self._task = self._task, None
-        self._task = asyncio.ensure_future(self._validate(number, epoch, before))
+        portions = self.plan.validation_cut.contiguous()
+        self._waiting.append(Validation(number, epoch, portions))
 
-    async def _validate(self, number: int, epoch: int, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await before
-        score = await self._score(number)
-        summary = score.summary()
+    def hand_out(self) -> None:
+        """Give portions of the validation under way to workers that want some."""
+        if not self._waiting:
+            return
+        validation = self._waiting[0]
+        for worker in self.workforce.validation_places():
+            portion = validation.next()
+            if portion is None:
+                return
+            self.workforce.give(
+                ValidationPortion(validation.copy, portion),
+                score_validation,
+                ValidationOrder(self.plan.run, self.server.handle, validation.copy, portion),
+                worker,
+                take=partial(validation.take, portion),
+                take_back=partial(validation.take_back, portion),
+            )
+
+    async def conclude(self) -> None:
+        """Record the validation under way, and choose the best, if all its portions are scored."""
+        if not self._waiting or not self._waiting[0].is_scored:
+            return
+        validation = self._waiting[0]
+        summary = validation.score.summary()
         loss = summary["loss"]
-        values = {f"validation_{n}": v for n, v in summary.items() if n != "r2"}
-        if self.plan.keep == "best" and (self.best is None or loss < self.best):
-            async with self.choice:
-                self._choosing = number, loss
-                await self._choose()
-        await self.snapshots.drop(number)
+        if self._is_best(loss):
+            self._choosing = validation.copy, loss
+            await self._choose()
+        await self.snapshots.drop(validation.copy)
+        self._waiting.popleft()
+        self._record(validation.epoch, summary)
+
+    def _is_best(self, loss: float) -> bool:
+        """Whether a loss is the best so far; NaN and infinity never are."""
+        if self.plan.keep != "best" or not math.isfinite(loss):
+            return False
+        return self.best is None or loss < self.best
+
+    def _record(self, epoch: int, summary: dict[str, float]) -> None:
+        values = {f"validation_{name}": value for name, value in summary.items() if name != "r2"}
         self.tally.record(epoch=epoch, **values)
-        if self.plan.target_loss is not None and loss <= self.plan.target_loss:
+        if self.plan.target_loss is not None and summary["loss"] <= self.plan.target_loss:
             self.request_stop("target")
 
     async def _choose(self) -> None:
@@ -110,15 +207,26 @@ class Validator:
         await self.server.order("keep_best", number)
         self.best, self._choosing = loss, None
 
-    async def mend(self, *, lost: bool) -> None:
-        """After trouble all shards have the same best again, and no copy that nobody needs.
+    def suspend(self) -> None:
+        """Give up the tasks under way, because shards are to move; later ones go on from there."""
+        self.workforce.give_up_all(VALIDATION)
 
-        Where a shard was lost this is the last snapshot's: the others go back to it. Else a
+    def give_up(self) -> None:
+        """Abandon every validation: a shard that held the copies may be lost."""
+        self.suspend()
+        if self._waiting:
+            self._steps = -1
+            self._waiting.clear()
+
+    async def mend(self, *, lost: bool) -> None:
+        """After a recovery, give all shards the same best again, and drop copies nobody needs.
+
+        If a shard was lost this is the last snapshot's best: the others go back to it. Else a
         choice that was under way is made again; its copy is still there.
         """
         self._was_lost = self._was_lost or lost
         if self._was_lost:
-            self._steps = -1  # what was scored is there no more
+            self._steps = -1  # the parameters that were scored are gone
         if self._was_lost and self.plan.keep == "best":
             self.best, self._choosing = await self._restore_best(), None
         elif self._choosing is not None:
@@ -127,10 +235,10 @@ class Validator:
         self._was_lost = False
 
     async def _restore_best(self) -> float | None:
-        """Let every shard take the last snapshot's best; its loss comes back, None for none."""
+        """Let every shard take the last snapshot's best, if it has one; return its loss."""
         last = self.snapshots.committed
         assert last is not None  # a shard that was lost was made from it
-        best: float | None = last.state.get("best")
+        best = finite_or_none(last.state.get("best"))
         seconds = deadline("store", 4 * self.plan.size)
         try:
             async with asyncio.timeout(seconds):
@@ -142,86 +250,7 @@ class Validator:
             ) from error
         return best
 
-    async def _score(self, number: int) -> Score:
-        assert self.plan.validation_cut is not None
-        total, under_way = Score(), deque[asyncio.Task[Score]]()
-        try:
-            for portion in self.plan.validation_cut.contiguous():
-                under_way.append(asyncio.ensure_future(self._score_portion(number, portion)))
-                if len(under_way) >= AHEAD * max(1, len(self.workforce.roster.workers)):
-                    total += await under_way.popleft()
-            while under_way:
-                total += await under_way.popleft()
-        finally:
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
-        return total
 
-    async def _score_portion(self, number: int, portion: Portion) -> Score:
-        """Score a portion, on another worker where the first one leaves or falls silent.
-
-        Shards that move meanwhile take their copies along: then it is scored again from there.
-        """
-        for attempt in range(MOST_ATTEMPTS):
-            workers = self.workforce.roster.workers or self.workforce.roster.answering
-            if not workers:
-                raise ShardLost("no worker is left to validate on")
-            worker = workers[(portion.number + attempt) % len(workers)]
-            score = await self._score_on(worker, number, portion)
-            if score is not None:
-                return score
-        raise WorkerError(f"{portion.name} of validation was lost with {MOST_ATTEMPTS} workers")
-
-    async def _score_on(self, worker: str, number: int, portion: Portion) -> Score | None:
-        client, handle = self.workforce.client, self.server.handle
-        supply = self.plan.validation_supply
-        assert supply is not None
-        blocks = await asyncio.to_thread(supply.futures, portion, workers=[worker])
-        name = f"{self.plan.run}-{number}-{portion.number}-{uuid.uuid4().hex[:6]}"
-        key = f"dbdask-validation-{name}"
-        future = client.submit(
-            evaluate_portion,
-            self.plan.run,
-            handle,
-            number,
-            portion,
-            self.plan.job,
-            *blocks,
-            key=key,
-            priority=10,
-            workers=[worker],
-        )
-        task = asyncio.ensure_future(result_of(client, future))
-        try:
-            return task.result() if await self.workforce.attend(task, worker, key) else None
-        except CancelledError:  # of the future: Dask knows nothing of it
-            return None
-        except RECOVERABLE:
-            if self.server.holders == [[c.worker for c in s.copies] for s in handle.shards]:
-                raise
-            return None
-        finally:
-            blocks.clear()  # the traceback of an error may keep the list for ever
-            task.cancel()
-            future.release()
-            supply.release(portion)
-
-    async def check(self) -> None:
-        """Take in a validation that ended; an error in the data comes out."""
-        if self._task is not None and self._task.done():
-            await self.settle()
-
-    async def settle(self) -> None:
-        """Wait until the validation under way has ended."""
-        task, self._task = self._task, None
-        if task is not None:
-            await task
-
-    async def give_up(self) -> None:
-        """Abandon a validation: a shard that held its copy is lost."""
-        task, self._task = self._task, None
-        if task is not None:
-            self._steps = -1
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+def finite_or_none(best: float | None) -> float | None:
+    """Return the best loss of a snapshot; None also if an older version kept one of NaN."""
+    return best if best is not None and math.isfinite(best) else None

@@ -1,46 +1,61 @@
-"""The workforce: what each worker has to do, what came of it, and what is given up."""
+"""The workforce: the work that each worker has been given, how it ended, and what is given up."""
 
 import asyncio
 import textwrap
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from distributed import Client
+from distributed import Client, Future
 
 from dbdask.data.block_provider import BlockProvider, why_cancelled
+from dbdask.data.routes import Piece
 from dbdask.errors import DataError, ModelError, RaisedInShard
-from dbdask.rpc.contact import has_scheduler, hear_out, worker_answers
+from dbdask.rpc.contact import has_scheduler, hear_out
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.tasks import result_of
-from dbdask.run.failures import Failures, Work
+from dbdask.run.failures import TRAIN, VALIDATION, Failures, Work
 from dbdask.run.lost_tasks import LostTaskDetector
-from dbdask.run.roster import REFRESH_SECONDS, Roster
+from dbdask.run.roster import Roster
 from dbdask.schedule.policies import places_for, tasks_for
+
+VALIDATION_PRIORITY = 10
+VALIDATION_TASKS = 4
+"""Validation tasks that a worker has at once: small ones then do not wait for the client."""
 
 
 class Report(Protocol):
-    """What every task tells its verb."""
+    """The result of every task."""
 
     finished: bool
     trouble: str
-    """Why it ended early, if a shard or the generation was lost."""
+    """Why the task ended early, if a shard or the generation was lost."""
+
+
+R = TypeVar("R", bound=Report)
 
 
 @dataclass(eq=False)
-class Outstanding:
-    """Work that a worker has been given."""
+class Outstanding(Generic[R]):
+    """Work that a worker has been given, and the two functions that hear of its end."""
 
     work: Work
     worker: str
-    task: "asyncio.Task[Any]"
-    since: float  # it was given, or its worker gave a sign of life
-    key: str = ""  # of its Dask task
-    looked: float = field(init=False)  # when it was given, or looked for
+    task: "asyncio.Task[R]"
+    since: float
+    """When the work was given, or when its worker last gave a sign of life."""
+    take: Callable[[R | None], str]
+    """Takes the report, or None if the task failed. Returns why the run must recover, or ''."""
+    take_back: Callable[[], None]
+    """Is called if the work is given up: it can be given out again."""
+    key: str = ""
+    """Of the Dask task."""
+    looked: float = field(init=False)
+    """When the work was given, or its task last looked for."""
 
     def __post_init__(self) -> None:
         self.looked = self.since
@@ -66,28 +81,43 @@ def _how(error: BaseException) -> str:
 
 @dataclass
 class Workforce:
-    """The replicas of one run, as the verb sees them.
+    """The work of one run: training and validation alike.
 
-    A replica is a stream of tasks on one worker of the roster. A worker that joins gets work; one
-    that leaves, or answers nothing, loses it to the others.
+    A replica is a stream of tasks on one worker of the roster. A worker that joins gets work. A
+    worker that leaves, or does not answer, loses its work to the others.
+
+    Parameters
+    ----------
+    client
+        The Dask client.
+    run
+        Identity of the run.
+    job
+        What every task needs, pickled.
+    providers
+        Bring workers the examples that they cannot read themselves, by the name of the examples.
+    roster
+        The workers.
     """
 
     client: Client
     run: str
     job: bytes
-    supply: BlockProvider
+    providers: Mapping[str, BlockProvider]
     roster: Roster
-    outstanding: list[Outstanding] = field(default_factory=list)
-    abandoned: bool = False  # a task was given up that may still run somewhere
+    outstanding: list[Outstanding[Any]] = field(default_factory=list)
+    abandoned: bool = False
+    """Whether a training task was given up that may still run, and push, somewhere."""
     failures: Failures = field(default_factory=Failures)
 
     def __post_init__(self) -> None:
         self.search = LostTaskDetector(self.client)
 
     async def refresh(self, *, first: bool = False, now: bool = False) -> None:
-        """See who is there, as `Roster.refresh` does; where somebody works, nobody is lacking.
+        """See which workers are there, as `Roster.refresh` does.
 
-        Every loop of a run comes by here: a run that is cancelled goes no further.
+        While some work is under way, no worker is lacking. Every loop of a run calls this method,
+        so a run that is cancelled goes no further.
         """
         _end_where_cancelled()
         await self.roster.refresh(first=first, now=now)
@@ -102,51 +132,94 @@ class Workforce:
         closing = (self.roster.close(), self.search.close())
         await asyncio.gather(*closing, *tasks, return_exceptions=True)
 
+    @property
+    def training(self) -> list[Outstanding[Any]]:
+        """The training work that is under way."""
+        return [out for out in self.outstanding if out.work.examples == TRAIN]
+
     def idle_places(self, replicas: int | None) -> list[str]:
-        """List workers with nothing to do, once for each place: nothing is to wait behind work."""
+        """List workers that have no training work, once for each replica that could begin there."""
         places = places_for(replicas, self.roster.workers)
-        busy = Counter(out.worker for out in self.outstanding)
+        busy = Counter(out.worker for out in self.training)
         return [worker for worker, n in places.items() for _ in range(n - busy[worker])]
 
     def free_places(self, replicas: int | None) -> list[str]:
         """List workers that want a portion, the emptiest first, once for each portion wanted."""
         places = places_for(replicas, self.roster.workers)
-        wanted: list[tuple[int, str]] = []
-        for worker, count in places.items():
-            busy = sum(out.worker == worker for out in self.outstanding)
-            wanted += [(n, worker) for n in range(busy, tasks_for(count, replicas))]
+        most = {worker: tasks_for(count, replicas) for worker, count in places.items()}
+        return self._emptiest_first(most, TRAIN)
+
+    def validation_places(self) -> list[str]:
+        """List workers that want a validation portion, as `free_places` does for training.
+
+        A worker has few of them at once, however small they are.
+        """
+        return self._emptiest_first(
+            dict.fromkeys(self.roster.workers, VALIDATION_TASKS), VALIDATION
+        )
+
+    def _emptiest_first(self, most: Mapping[str, int], examples: str) -> list[str]:
+        """List each worker once for each task that it lacks of `most`, the emptiest first."""
+        busy = Counter(out.worker for out in self.outstanding if out.work.examples == examples)
+        wanted = [(n, w) for w, count in most.items() for n in range(busy[w], count)]
         return [worker for _, worker in sorted(wanted)]
 
     def places(self, worker: str, replicas: int | None) -> int:
-        """How many replicas run at once on a worker."""
+        """Return how many replicas run at once on a worker."""
         return max(1, places_for(replicas, self.roster.workers).get(worker, 1))
 
     def give(
-        self, work: Work, function: Callable[..., Any], order: Any, worker: str
-    ) -> Outstanding:
-        """Submit `function(order, job, *blocks)` for some work to a worker."""
+        self,
+        work: Work,
+        function: Callable[..., R],
+        order: object,
+        worker: str,
+        *,
+        take: Callable[[R | None], str],
+        take_back: Callable[[], None],
+    ) -> None:
+        """Submit `function(order, job, *blocks)` for some work to a worker.
+
+        Parameters
+        ----------
+        work
+            The portion or bundle.
+        function
+            The task; its key is named by the last word of its name.
+        order
+            The first argument of the task.
+        worker
+            Address of the worker.
+        take
+            Takes the report of the task, or None if the task failed; returns why the run must
+            recover, or ''.
+        take_back
+            Is called if the work is given up.
+        """
         kind, (pass_number, number) = function.__name__.split("_")[-1], work.identity
         key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
         task = asyncio.ensure_future(self._do(work, function, order, worker, key))
-        task.add_done_callback(hear_out)  # where another's error ends the run first
-        out = Outstanding(work, worker, task, time.monotonic(), key)
+        task.add_done_callback(hear_out)  # another's error may end the run first
+        out = Outstanding(work, worker, task, time.monotonic(), take, take_back, key)
         self.outstanding.append(out)
-        return out
 
     async def _do(
-        self, work: Work, function: Callable[..., Any], order: Any, worker: str, key: str
-    ) -> Any:
-        blocks: list[Any] = []
-        future = None
+        self, work: Work, function: Callable[..., R], order: object, worker: str, key: str
+    ) -> R:
+        provider = self.providers[work.examples]
+        blocks: list[Future[Piece]] = []
+        future: Future[R] | None = None
         try:
             for portion in work.portions:
-                blocks += await asyncio.to_thread(self.supply.futures, portion, workers=[worker])
+                blocks += await asyncio.to_thread(provider.futures, portion, workers=[worker])
             future = self.client.submit(
                 function,
                 order,
                 self.job,
                 *blocks,
                 key=key,
+                # A validation holds a copy in every shard: its tasks overtake queued portions.
+                priority=VALIDATION_PRIORITY if work.examples == VALIDATION else 0,
                 # Nowhere else: Dask would steal it for a worker that is silent, and looks idle.
                 workers=[worker],
             )
@@ -156,33 +229,35 @@ class Workforce:
             if future is not None:
                 future.release()
             for portion in work.portions:
-                self.supply.release(portion)
+                provider.release(portion)
 
-    async def attend(self, task: "asyncio.Task[Any]", worker: str, key: str) -> bool:
-        """Wait until a task on a worker has ended.
+    async def turn(self, seconds: float) -> str:
+        """Take one look at the cluster: hand over every report, and what is given up.
 
-        False where the worker left, stopped or is paused, or nobody is at work on `key`.
+        Parameters
+        ----------
+        seconds
+            How long to wait for a task to end.
+
+        Returns
+        -------
+        str
+            Why the run must recover, if a report says so, else ''.
+
+        Raises
+        ------
+        DataError, ModelError, WorkerError
+            As `ended` and `watch_silence` do.
         """
-        asked, search = time.monotonic(), LostTaskDetector(self.client)
-        try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=REFRESH_SECONDS)
-                await self.refresh()
-                gone = worker not in self.roster.facts or key in search.take_lost()
-                if gone and not task.done():
-                    return False
-                if time.monotonic() - asked > deadline("silence"):
-                    is_paused = worker in self.roster.paused
-                    if is_paused or not await worker_answers(self.client.rpc, worker):
-                        return False
-                    search.look(worker, [key])
-                    asked = time.monotonic()
-            return True
-        finally:
-            await search.close()
+        await self.refresh()
+        trouble = ""
+        for out, report in await self.ended(seconds):
+            trouble = out.take(report) or trouble
+        await self.watch_silence()
+        return trouble
 
-    async def ended(self, seconds: float) -> list[tuple[Outstanding, Any]]:
-        """Wait up to `seconds` for work to end; its report comes back, or None where it failed.
+    async def ended(self, seconds: float) -> list[tuple[Outstanding[Any], Any]]:
+        """Wait up to `seconds` for work to end; return it with its report, or None if it failed.
 
         Raises
         ------
@@ -206,15 +281,15 @@ class Workforce:
         self.outstanding = [out for out in self.outstanding if not out.task.done()]
         return [(out, self._report_of(out)) for out in done]
 
-    def _report_of(self, out: Outstanding) -> Any:
-        """Return what a task reports, or None where it failed: whatever the failure is, it counts.
+    def _report_of(self, out: Outstanding[R]) -> R | None:
+        """Return the report of a task, or None if it failed. Every kind of failure counts.
 
-        What is given up is outstanding no more, and does not come by here.
+        Work that was given up is not outstanding, and does not come here.
         """
         self._restart_clocks([out.worker])
         error = CancelledError() if out.task.cancelled() else out.task.exception()
         if error is None:
-            report: Report = out.task.result()
+            report = out.task.result()
             if report.finished:
                 self.failures.forget(out.work)
             return report
@@ -227,37 +302,43 @@ class Workforce:
         return None
 
     def _blame(self, workers: set[str]) -> None:
-        """Count what lost workers were at work on: what each has had for longest."""
+        """Count a failure of the work that lost workers were at.
+
+        That is the oldest on each, of training and of validation: which of the two the worker had
+        begun is not known.
+        """
         for worker in sorted(workers):
+            silent = f"gave no sign of life for {deadline('ping'):g} s (dbdask.ping)"
+            what = silent if worker in self.roster.facts else "was lost"
             held = [o for o in self.outstanding if o.worker == worker and not o.task.done()]
-            if held:
-                what = f"gave no sign of life for {deadline('ping'):g} s (dbdask.ping)"
-                what = what if worker in self.roster.facts else "was lost"
-                self.failures.note(held[0].work, worker, f"because worker {worker} {what}")
+            oldest = {out.work.examples: out.work for out in reversed(held)}
+            for work in oldest.values():
+                self.failures.note(work, worker, f"because worker {worker} {what}")
 
     def _restart_clocks(self, workers: Collection[str]) -> None:
-        """Workers have answered, or ended a task: what waited behind it begins now."""
+        """Workers have answered, or ended a task: the work that waited behind it begins now."""
         now = time.monotonic()
         for out in self.outstanding:
             if out.worker in workers:
                 out.since = now
 
     async def watch_silence(self) -> list[Work]:
-        """Ask the workers of overdue work for a sign of life, and for it; return what is given up.
+        """Ask the workers of overdue work for a sign of life, and for the task.
 
-        That is what the silent held, what those held that have left, and what those held that
-        close: Dask ends their tasks without a word. And what is overdue at a worker that Dask has
-        paused: it may never begin; and what is overdue, and nobody is at work on.
+        Returns the work that is given up, after its `take_back` was called. Work is given up if its
+        worker is silent, has left, or closes (Dask ends the tasks of a closing worker without a
+        word); if it is overdue on a worker that Dask has paused, where it may never begin; and if
+        scheduler and worker both say that nobody is at work on its task.
 
         Raises
         ------
         WorkerError
-            Some work has cost `MOST_ATTEMPTS` workers.
+            Some work has failed `MOST_ATTEMPTS` times.
         """
         return self._give_up_lost(self.roster.ask({out.worker for out in self._overdue()}))
 
     async def look_around(self) -> list[Work]:
-        """Ask every worker for a sign of life, and wait; return what is given up."""
+        """Ask every worker for a sign of life, and wait; return the work that is given up."""
         return self._give_up_lost(await self.roster.ask_everyone())
 
     def _give_up_lost(self, answered: set[str]) -> list[Work]:
@@ -271,7 +352,7 @@ class Workforce:
         return given_up + self._give_up(self._lost())
 
     def _look_for_tasks(self) -> None:
-        """Look for what is long under way, whatever else its worker does meanwhile."""
+        """Look for the tasks that are long under way, whatever else their workers do meanwhile."""
         now, least = time.monotonic(), deadline("silence")
         long = [out for out in self.outstanding if now - out.looked > least]
         for worker in {out.worker for out in long}:
@@ -279,16 +360,16 @@ class Workforce:
         for out in long:
             out.looked = now
 
-    def _lost(self) -> list[Outstanding]:
-        """Count, and return, the work that nobody is at."""
+    def _lost(self) -> list[Outstanding[Any]]:
+        """Count, and return, the work whose task is nowhere."""
         keys = self.search.take_lost()
         lost = [out for out in self.outstanding if out.key in keys and not out.task.done()]
         for out in lost:
             self.failures.note(out.work, out.worker, "because Dask lost its task")
         return lost
 
-    def _overdue(self) -> list[Outstanding]:
-        """What its worker has had for longer than `dbdask.silence` without a sign of life."""
+    def _overdue(self) -> list[Outstanding[Any]]:
+        """Return the work whose worker has given no sign of life for `dbdask.silence`."""
         now, least = time.monotonic(), deadline("silence")
         return [out for out in self.outstanding if now - out.since > least]
 
@@ -296,13 +377,14 @@ class Workforce:
         """Give up the tasks of some workers: identity makes a second run of them safe."""
         return self._give_up([out for out in self.outstanding if out.worker in workers])
 
-    def _give_up(self, given_up: list[Outstanding]) -> list[Work]:
+    def give_up_all(self, examples: str) -> None:
+        """Give up every task of training, or of validation."""
+        self._give_up([out for out in self.outstanding if out.work.examples == examples])
+
+    def _give_up(self, given_up: list[Outstanding[Any]]) -> list[Work]:
         self.outstanding = [out for out in self.outstanding if out not in given_up]
         for out in given_up:
             out.task.cancel()
-            self.abandoned = True
+            out.take_back()
+            self.abandoned = self.abandoned or out.work.examples == TRAIN
         return [out.work for out in given_up]
-
-    def give_up_all(self) -> list[Work]:
-        """Give up every task, where those that should have ended did not."""
-        return self.abandon({out.worker for out in self.outstanding})

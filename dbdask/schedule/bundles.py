@@ -33,13 +33,18 @@ class Bundle:
         return self.evaluation, self.number
 
     @property
+    def examples(self) -> str:
+        """The examples that it is work on: those to train on."""
+        return "train"
+
+    @property
     def name(self) -> str:
         """What an error calls it."""
         first, last = self.portions[0].number, self.portions[-1].number
         return f"bundle {self.number} (portions {first} to {last})"
 
 
-@dataclass
+@dataclass(eq=False)
 class BundleAttempt:
     """A copy of a bundle that a worker has been given."""
 

@@ -119,6 +119,11 @@ class Portion:
         return self.epoch, self.number
 
     @property
+    def examples(self) -> str:
+        """The examples that it is work on: those to train on."""
+        return "train"
+
+    @property
     def portions(self) -> tuple["Portion", ...]:
         """The portions that its task reads: itself."""
         return (self,)
@@ -348,3 +353,23 @@ def suggest_portion_rows(rows: int, row_bytes: float, parameter_count: int, batc
     second = NOMINAL_FLOPS / (6 * max(parameter_count, 1))
     wanted = min(second, PORTION_BYTES / max(row_bytes, 1), rows / 16)
     return batch_size * max(LEAST_STEPS, int(wanted // batch_size))
+
+
+def suggest_validation_rows(
+    rows: int, row_bytes: float, parameter_count: int, batch_size: int
+) -> int:
+    """Return how many rows a portion of the validation examples should have.
+
+    As `suggest_portion_rows`, but of a large model never more than a second of work: nothing is
+    sent to the shards between the minibatches of a validation.
+
+    Examples
+    --------
+    >>> suggest_validation_rows(10_000, 36, 18, 2), suggest_validation_rows(10_000, 36, 18, 128)
+    (624, 2048)
+    >>> suggest_validation_rows(10_000, 785, 42_000_000, 128)
+    128
+    """
+    second = NOMINAL_FLOPS / (6 * max(parameter_count, 1))
+    suggested = suggest_portion_rows(rows, row_bytes, parameter_count, batch_size)
+    return max(batch_size, min(suggested, batch_size * int(second // batch_size)))

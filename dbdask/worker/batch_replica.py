@@ -6,22 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from dbdask.data.block_provider import gather_blocks
+from dbdask.data.examples import Examples
+from dbdask.data.routes import Blocks, Piece
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.models.evaluation import Evaluator
-from dbdask.models.layout import as_layout
-from dbdask.optim.gradients import (
-    divide_and_measure,
-    first_bad_parameter,
-    is_good,
-    minibatch_seed,
-    weight_of,
-)
+from dbdask.models.model import Model
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.bundles import Bundle
 from dbdask.schedule.left_out import LeftOut
@@ -34,9 +28,9 @@ from dbdask.worker.link import ServerHandle
 class SandblasterJob:
     """What every replica of a run needs; it travels pickled and is opened once a worker."""
 
-    model: Any
-    train: Any
-    validation: Any
+    model: Model
+    train: Examples
+    validation: Examples | None
     deviation: np.ndarray | float  # one unit of a scaled target, in its own units
     batch_size: int  # rows that the model sees at once; of no meaning for the sum
     seed: int
@@ -74,7 +68,7 @@ class BundleReport:
 
 
 @portable_errors
-def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
+def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Piece) -> BundleReport:
     """Add the gradients of a bundle into one buffer, and push it once to every shard.
 
     Losing a shard, the end of the generation, or a copy elsewhere that was faster ends the task
@@ -90,7 +84,9 @@ def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Any) -> BundleReport:
     return report
 
 
-def _accrue(context: WorkerContext, order: BundleOrder, report: BundleReport, blocks: Any) -> None:
+def _accrue(
+    context: WorkerContext, order: BundleOrder, report: BundleReport, blocks: Blocks
+) -> None:
     bundle, size = order.bundle, order.handle.size
     if bundle.identity in context.unwanted:
         return
@@ -115,15 +111,19 @@ def _add_up(
     point: np.ndarray,
     accrued: np.ndarray,
     gradient: np.ndarray,
-    blocks: Any,
+    blocks: Blocks,
 ) -> bool:
     """Add the bundle's gradients into `accrued`; False when the bundle is no longer wanted.
 
     A bad gradient is left out, and makes the loss infinite. It would be bad in every repeat, so
     that nothing can be said of this point but that it is not to be gone to.
     """
-    job: SandblasterJob = context.job
-    reader, bundle, evaluator = context.reader("train"), order.bundle, Evaluator(job.model)
+    job = context.job
+    reader, bundle, evaluator = (
+        context.reader("train"),
+        order.bundle,
+        Evaluator(job.model, job.seed),
+    )
     is_first = True
     for portion, following in pairwise((*bundle.portions, None)):
         assert portion is not None
@@ -135,15 +135,16 @@ def _add_up(
                 return False
             target = accrued if is_first else gradient
             with _naming(portion):
-                seed = minibatch_seed(job.seed, 0, portion.number, batch.step)
-                loss = evaluator.evaluate(point, batch, seed=seed, gradient=target)
-            weight = weight_of(batch.weights, len(batch.inputs))
-            report.weight += weight
+                place = 0, portion.number
+                found = evaluator.minibatch(point, batch, place, gradient=target, as_mean=False)
+            report.weight += found.weight
             report.examples += len(batch.inputs)
-            if not is_good(loss, divide_and_measure(target, 1.0) if weight > 0 else 0.0):
-                _refuse(job, report, target, f"portion {portion.number}, step {batch.step}")
-            elif weight > 0:
-                report.loss += loss
+            if found.bad:
+                report.loss = math.inf
+                report.refused += 1
+                report.refusal = f"portion {portion.number}, step {batch.step}: {found.bad}"
+            elif found.weight > 0:
+                report.loss += found.loss
                 if not is_first:
                     np.add(accrued, gradient, out=accrued)
                 is_first = False
@@ -162,12 +163,3 @@ def _naming(portion: Portion) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"in portion {portion.number}")
         raise
-
-
-def _refuse(job: SandblasterJob, report: BundleReport, gradient: np.ndarray, where: str) -> None:
-    layout = as_layout(job.model.layout)
-    names = [parameter.name for parameter in layout.parameters]
-    parameter = first_bad_parameter(gradient, names, list(layout.offsets))
-    report.loss = math.inf
-    report.refused += 1
-    report.refusal = f"{where}: {parameter}"

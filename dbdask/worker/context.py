@@ -12,26 +12,54 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from distributed import Worker
 from threadpoolctl import ThreadpoolController
 
+from dbdask.data.examples import Examples
+from dbdask.data.feed import Reader
 from dbdask.errors import Stale
+from dbdask.models.model import Model
 from dbdask.rpc.contact import answers_ping, this_worker, worker_loop
 from dbdask.rpc.deadlines import deadline
 from dbdask.schedule.policies import cache_bytes
 from dbdask.worker.link import Calls, ServerHandle, ServerLink
 
-_contexts: weakref.WeakKeyDictionary[Any, dict[str, "WorkerContext"]] = weakref.WeakKeyDictionary()
-_ended: weakref.WeakKeyDictionary[Any, deque[str]] = weakref.WeakKeyDictionary()
+_contexts: weakref.WeakKeyDictionary[Worker, dict[str, "WorkerContext"]] = (
+    weakref.WeakKeyDictionary()
+)
+_ended: weakref.WeakKeyDictionary[Worker, deque[str]] = weakref.WeakKeyDictionary()
 _rooms_lock = threading.Lock()
 
 Place = tuple[int, int, int, int]
 """Where a replica stopped: generation, epoch, portion, next step."""
 
 REMEMBERED_RUNS = 256  # ended runs whose late tasks a worker refuses
+
+
+class Job(Protocol):
+    """What every task of a run needs, whatever the method."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def train(self) -> Examples: ...
+
+    @property
+    def validation(self) -> Examples | None: ...
+
+    @property
+    def deviation(self) -> np.ndarray | float:
+        """One unit of a scaled target, in its own units."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 class _Point:
@@ -50,11 +78,11 @@ class WorkerContext:
     def __init__(self, worker: Worker, run: str, job: bytes) -> None:
         self.worker = worker
         self.run = run
-        self.job = pickle.loads(job)
+        self.job: Job = pickle.loads(job)
         self.calls = Calls()
         self.handle: ServerHandle | None = None
         self.closed = False
-        self.readers: dict[str, Any] = {}
+        self.readers: dict[str, Reader] = {}
         self.copies: dict[int, np.ndarray] = {}
         self.unwanted: set[tuple[int, int]] = set()  # bundles that another worker has finished
         self._points: dict[int, _Point] = {}
@@ -135,7 +163,7 @@ class WorkerContext:
             self._free.append(left[1])
             return None
 
-    def reader(self, name: str) -> Any:
+    def reader(self, name: str) -> Reader:
         """Return the reader of the job's examples called `name`, opened once."""
         with self._turn:
             if name not in self.readers:

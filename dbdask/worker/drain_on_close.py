@@ -5,7 +5,7 @@ import signal
 import threading
 from typing import Any
 
-from distributed import Status, WorkerPlugin
+from distributed import Status, Worker, WorkerPlugin
 
 from dbdask.rpc.contact import is_registered
 from dbdask.rpc.deadlines import deadline
@@ -25,22 +25,23 @@ class DrainOnClose(WorkerPlugin):
         self.name = plugin_name(run)
         self.is_dismissed = False  # the run has ended: whatever is here may go
 
-    def setup(self, worker: Any) -> None:
+    def setup(self, worker: Worker) -> None:
         """Watch from now on whether the run still has shards here."""
         self._lease = asyncio.get_running_loop().create_task(self._watch(worker))
         close_on_signals(worker)
 
-    def _shards(self, worker: Any) -> list[str]:
-        return [key for key in worker.state.actors if str(key).startswith(shard_prefix(self.run))]
+    def _shards(self, worker: Worker) -> list[str]:
+        keys = [str(key) for key in worker.state.actors]
+        return [key for key in keys if key.startswith(shard_prefix(self.run))]
 
-    async def _watch(self, worker: Any) -> None:
+    async def _watch(self, worker: Worker) -> None:
         """Take the plugin away when the shards are gone without a word (the client died)."""
         while worker.status in (Status.running, Status.paused):
             await asyncio.sleep(deadline("lease"))
             if not self._shards(worker):
                 await forget_drain(self.run, worker)
 
-    async def teardown(self, worker: Any) -> None:
+    async def teardown(self, worker: Worker) -> None:
         """Wait, where the worker closes, until its shards have moved or the deadline has passed."""
         loop = asyncio.get_running_loop()
         until = loop.time() + deadline("hand-on")
@@ -55,7 +56,7 @@ class DrainOnClose(WorkerPlugin):
         if not any(isinstance(plugin, DrainOnClose) for plugin in worker.plugins.values()):
             leave_signals()
 
-    def _is_awaited(self, worker: Any) -> bool:
+    def _is_awaited(self, worker: Worker) -> bool:
         """Whether there are shards here, and somebody who can make them anew elsewhere."""
         return not self.is_dismissed and is_registered(worker) and bool(self._shards(worker))
 
@@ -70,24 +71,25 @@ def plugin_name(run: str) -> str:
     return f"dbdask-drain-{run}"
 
 
-async def add_drain(run: str, dask_worker: Any) -> None:
+async def add_drain(run: str, dask_worker: Worker) -> None:
     """Let a worker wait for the shards of a run when it closes."""
     if plugin_name(run) not in dask_worker.plugins:
         await dask_worker.plugin_add(DrainOnClose(run), name=plugin_name(run))
 
 
-async def forget_drain(run: str, dask_worker: Any) -> None:
+async def forget_drain(run: str, dask_worker: Worker) -> None:
     """Let it wait no more."""
     plugin = dask_worker.plugins.get(plugin_name(run))
-    if plugin is not None:
+    if isinstance(plugin, DrainOnClose):
         plugin.is_dismissed = True
         await dask_worker.plugin_remove(plugin_name(run))
 
 
 _replaced: dict[int, Any] = {}  # the handlers that were there before, by signal
+_closing: "set[asyncio.Task[str | None]]" = set()
 
 
-def close_on_signals(worker: Any) -> None:
+def close_on_signals(worker: Worker) -> None:
     """Let a signal close a worker that would otherwise end in the middle of everything.
 
     Without a nanny, `dask worker` stops its event loop at once. With one, the nanny closes its
@@ -98,7 +100,7 @@ def close_on_signals(worker: Any) -> None:
         return  # the process is the user's own, and so are its signals
     loop = asyncio.get_running_loop()
 
-    def close(*_: Any) -> None:
+    def close(*_: object) -> None:
         leave_signals()
         loop.call_soon_threadsafe(_begin_to_close, worker)
 
@@ -120,12 +122,13 @@ def _ends_at_once(handler: Any, has_nanny: bool) -> bool:
     return module == "distributed._signals"
 
 
-def _leave_it(*_: Any) -> None:
+def _leave_it(*_: object) -> None:
     """Ctrl-C is for the nanny or for the client: they end the worker in their own way."""
 
 
-def _begin_to_close(worker: Any) -> None:
-    worker._dbdask_closing = asyncio.ensure_future(worker.close(nanny=False, reason="signal"))
+def _begin_to_close(worker: Worker) -> None:
+    closing = asyncio.ensure_future(worker.close(nanny=False, reason="signal"))
+    _closing.add(closing)  # asyncio itself keeps no task alive
 
 
 def leave_signals() -> None:

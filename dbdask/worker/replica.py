@@ -8,18 +8,15 @@ from typing import Any
 import numpy as np
 
 from dbdask.data.block_provider import gather_blocks
+from dbdask.data.examples import Examples
+from dbdask.data.feed import Minibatch
+from dbdask.data.routes import Blocks, Piece
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.models.evaluation import Evaluator
-from dbdask.models.layout import as_layout
-from dbdask.optim.gradients import (
-    clip,
-    divide_and_measure,
-    first_bad_parameter,
-    is_good,
-    minibatch_seed,
-    weight_of,
-)
+from dbdask.models.model import Model
+from dbdask.optim.gradients import clip
+from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.left_out import LeftOut
 from dbdask.schedule.portions import Portion
@@ -31,9 +28,9 @@ from dbdask.worker.link import ServerHandle, ServerLink
 class DownpourJob:
     """What every replica of a run needs; it travels pickled and is opened once a worker."""
 
-    model: Any
-    train: Any
-    validation: Any
+    model: Model
+    train: Examples
+    validation: Examples | None
     deviation: np.ndarray | float  # one unit of a scaled target, in its own units
     batch_size: int
     n_fetch: int
@@ -42,7 +39,7 @@ class DownpourJob:
     clip_norm: float | None
     max_refused: int
     seed: int
-    optimizer: Any  # of the shards: a worker that cannot unpickle it is told so, and named
+    optimizer: Optimizer  # of the shards: a worker that cannot unpickle it is told so, and named
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class PortionReport:
 
 
 @portable_errors
-def train_portion(order: PortionOrder, job: bytes, *blocks: Any) -> PortionReport:
+def train_portion(order: PortionOrder, job: bytes, *blocks: Piece) -> PortionReport:
     """Train on one portion, from the step after the last that every shard has applied.
 
     Losing a shard, or the end of the generation, ends the portion early with a report; only an
@@ -116,8 +113,9 @@ class _Replica:
 
     def __init__(self, context: WorkerContext, order: PortionOrder, report: PortionReport) -> None:
         self.context, self.order, self.report = context, order, report
-        self.job: DownpourJob = context.job
-        self.evaluator = Evaluator(self.job.model)
+        assert isinstance(context.job, DownpourJob)
+        self.job = context.job
+        self.evaluator = Evaluator(self.job.model, self.job.seed)
         self.link: ServerLink = context.link(order.handle)
         self.fetched: list[int] = []
         self.fetching: Any = None  # (future, vector) of a fetch beside the computation
@@ -128,7 +126,7 @@ class _Replica:
         self.step = -1  # the last one done
         self.last_step = order.portion.steps(self.job.batch_size) - 1
 
-    def work(self, blocks: Any) -> None:
+    def work(self, blocks: Blocks) -> None:
         portion, job = self.order.portion, self.job
         first, last = self._resume_steps()
         if self.paused and not self.order.complete_only:
@@ -186,7 +184,7 @@ class _Replica:
         self.report.examples_before = first * self.job.batch_size
         return first, max(steps) if self.order.complete_only else 1 << 62
 
-    def _train(self, batches: Iterable[Any], last: int) -> bool:
+    def _train(self, batches: Iterable[Minibatch], last: int) -> bool:
         """Work through the minibatches; True when the portion is finished."""
         most = self.order.most_steps
         step = self.report.next_step - 1
@@ -214,21 +212,20 @@ class _Replica:
         """Whether nothing has accrued: a push never ends where a repeat of it would not."""
         return self.accrued_steps == 0 and (step + 1) % self.job.n_fetch == 0
 
-    def _step(self, batch: Any) -> None:
+    def _step(self, batch: Minibatch) -> None:
         """One minibatch: fetch when it is due, compute, judge, accrue, push when it is due."""
         self._fetch_if_due(batch.step)
-        weight = weight_of(batch.weights, len(batch.inputs))
         job, portion = self.job, self.order.portion
-        seed = minibatch_seed(job.seed, portion.epoch, portion.number, batch.step)
-        loss = self.evaluator.evaluate(self.local, batch, seed=seed, gradient=self.gradient)
-        norm = divide_and_measure(self.gradient, weight) if weight > 0 else 0.0
+        found = self.evaluator.minibatch(
+            self.local, batch, portion.identity, gradient=self.gradient, as_mean=True
+        )
         self.report.steps += 1
         self.report.examples += len(batch.inputs)
-        if not is_good(loss, norm):
-            self._refuse(batch.step)
-        elif weight > 0:
-            self._note(loss, weight, norm)
-            clip(self.gradient, norm, job.clip_norm)
+        if found.bad:
+            self.report.refused.append((batch.step, found.bad))
+        elif found.weight > 0:
+            self._note(found.loss, found.weight, found.norm)
+            clip(self.gradient, found.norm, job.clip_norm)
             self._accrue()
         if self.accrued_steps and (batch.step + 1) % job.n_push == 0:
             self._push(batch.step)
@@ -262,12 +259,6 @@ class _Replica:
         self.report.loss += loss
         self.report.weight += weight
         self.report.squared_norms += norm * norm
-
-    def _refuse(self, step: int) -> None:
-        layout = as_layout(self.job.model.layout)
-        names = [parameter.name for parameter in layout.parameters]
-        where = first_bad_parameter(self.gradient, names, list(layout.offsets))
-        self.report.refused.append((step, where))
 
     def _accrue(self) -> None:
         """Add the minibatch's mean gradient to the accrued one, and step the local copy."""

@@ -1,8 +1,10 @@
-"""Validation beside training: the loss on examples, with the parameters of a snapshot copy."""
+"""Validation beside training: the score of examples, at the parameters of a snapshot copy."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from dbdask.data.block_provider import gather_blocks
+from dbdask.data.routes import Piece
+from dbdask.errors import RECOVERABLE
 from dbdask.metrics.scores import Score, score_minibatch
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.portions import Portion
@@ -10,17 +12,51 @@ from dbdask.worker.context import open_context
 from dbdask.worker.link import ServerHandle
 
 
+@dataclass(frozen=True)
+class ValidationOrder:
+    """One portion of the validation examples, and the snapshot copy to score it with."""
+
+    run: str
+    handle: ServerHandle
+    copy: int
+    portion: Portion
+
+
+@dataclass
+class ValidationReport:
+    """The result of a validation task."""
+
+    score: Score
+    finished: bool = False
+    trouble: str = ""
+    """Why the task ended early, if a shard or the generation was lost."""
+
+
 @portable_errors
-def evaluate_portion(
-    run: str, handle: ServerHandle, number: int, portion: Portion, job: bytes, *blocks: Any
-) -> Score:
-    """Score one portion of the validation examples with snapshot copy `number`."""
-    context = open_context(run, job)
-    parameters = context.copy_of(handle, number)
-    scratch = context.buffer(handle.size)
+def score_validation(order: ValidationOrder, job: bytes, *blocks: Piece) -> ValidationReport:
+    """Score one portion of the validation examples with a snapshot copy of the parameters.
+
+    If a shard is lost, or the generation ends, the task ends early with a report. Only an error of
+    the model or of the data raises.
+    """
+    report = ValidationReport(Score())
+    try:
+        report.score = _score(order, job, blocks)
+        report.finished = True
+    except RECOVERABLE as trouble:
+        report.trouble = f"{type(trouble).__name__}: {trouble}"
+    return report
+
+
+def _score(order: ValidationOrder, job: bytes, blocks: tuple[Piece, ...]) -> Score:
+    context = open_context(order.run, job)
+    parameters = context.copy_of(order.handle, order.copy)
+    scratch = context.buffer(order.handle.size)
     score = Score()
     reader = context.reader("validation")
-    batches = reader.minibatches(portion, context.job.batch_size, blocks=gather_blocks(blocks))
+    batches = reader.minibatches(
+        order.portion, context.job.batch_size, blocks=gather_blocks(blocks)
+    )
     for batch in batches:
         score += score_minibatch(
             context.job.model, parameters, batch, scratch, context.job.deviation
