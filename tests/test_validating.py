@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from counting import CountingModel
 from test_downpour import assert_nothing_left, counted, write_store
-from test_giving_up import portion, workforce
+from test_giving_up import outstanding, portion, workforce
 from test_sandblaster import LinearCounting
 
 import dbdask
 from dbdask.errors import ModelError, WorkerError
 from dbdask.metrics.scores import Score
-from dbdask.run.failures import TRAIN
+from dbdask.run.failures import TRAIN, VALIDATION
 from dbdask.run.run import Run
 from dbdask.run.validating import Validator, finite_or_none
 from dbdask.run.workforce import VALIDATION_TASKS, Outstanding, Workforce
@@ -153,15 +153,21 @@ def test_a_lost_shard_is_trouble_and_its_portion_is_not_counted():
     tell(story)
 
 
-def test_the_first_failing_portion_of_a_lost_worker_is_blamed_of_training_and_validation_each():
+def test_a_lost_worker_counts_against_its_oldest_training_and_its_oldest_validation():
+    """Which of the two it had begun is not known; only one that kills workers is never finished."""
+
     async def story():
         told = Story(2, "a")
+        told.force.outstanding = [outstanding(portion(n), "a") for n in (7, 8)]
         told.validator.start(1, 0)
-        told.force._blame({"a"})  # it held nothing
         told.validator.hand_out()
         for _ in range(4):
             told.force._blame({"a"})
-        with pytest.raises(WorkerError, match="portion 0 of validation .* failed 5 times"):
+        blamed = {name: len(words) for name, words in told.force.failures._by_portion.items()}
+        assert blamed == {(TRAIN, (0, 7)): 4, (VALIDATION, (0, 0)): 4}
+        told.force.failures.forget(portion(7))
+        words = "portion 0 of validation .* failed 5 times.* worker a gave no sign of life"
+        with pytest.raises(WorkerError, match=words):
             told.force._blame({"a"})
 
     tell(story)
