@@ -89,6 +89,7 @@ def test_a_context_is_closed_while_its_reader_reads(threads_client, hanging):
     assert threads_client.sync(close) < 1
     with pytest.raises(Exception, match="chunk c/3/0|the reader is closed"):
         reading.result(10)
+    reading.release()  # the traceback of its error may hold it
 
 
 def test_a_context_is_closed_while_its_job_is_unpickled(threads_client):
@@ -113,6 +114,7 @@ def test_a_context_is_closed_while_its_job_is_unpickled(threads_client):
     finally:
         _Slow.may_end.set()
     assert opening.result(10) == "_Slow"
+    opening.release()
 
 
 class _Job:
