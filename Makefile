@@ -21,12 +21,13 @@ check: $(VENV)/.check
 	$(PY) -m mypy dbdask $(wildcard pipelines/*.py)
 
 bench: $(VENV)/.test $(VENV)/.demo
-	for program in $(filter-out chaos,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
+	for program in $(filter-out chaos mixed_chaos,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
 	  $(PY) -m benchmarks.$$program || exit 1; done
 
 chaos: $(VENV)/.test
 	$(PY) -m pytest -m chaos
 	$(PY) -m benchmarks.chaos
+	$(PY) -m benchmarks.mixed_chaos
 
 # A stamp per set of extras, so that a repeated make does nothing.
 $(VENV)/.made:

@@ -11,7 +11,7 @@ from dbdask.metrics.history import Record
 
 logger = logging.getLogger("dbdask")
 
-LINE_SECONDS = 30.0
+LINE_SECONDS = 20.0
 
 
 class Progress:

@@ -20,7 +20,7 @@ from dbdask.run.run import Run
 from dbdask.storage import checkpoint, owner, sealed
 
 AFTER = 70  # minibatches, of 60 in an epoch, or of a pass
-EPOCHS, ITERATIONS = 3, 6
+EPOCHS, ITERATIONS = 2, 4
 
 
 class Spoiled:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 import types
 
 import dask
@@ -27,6 +26,7 @@ from dbdask.run.roster import Roster
 from dbdask.run.run import Run
 from dbdask.run.snapshots import Snapshots
 from dbdask.run.workforce import Outstanding, Workforce
+from dbdask.schedule.awake import AwakeClock
 from dbdask.schedule.bundles import Bundle
 from dbdask.schedule.portions import Portion
 from dbdask.worker.link import ServerLink
@@ -51,7 +51,7 @@ def outstanding(work, worker, outcome=None):
         future.set_exception(outcome)
     elif outcome is not None:
         future.set_result(outcome)
-    return Outstanding(work, worker, future, time.monotonic(), lambda report: "", lambda: None)
+    return Outstanding(work, worker, future, 0.0, lambda report: "", lambda: None)
 
 
 def workforce(*workers):
@@ -257,7 +257,7 @@ def test_a_loss_before_the_first_snapshot_says_that_the_same_call_starts_anew(
 
 def test_a_scheduler_that_is_lost_before_the_first_snapshot_says_so_too(threads_client):
     snapshots = Snapshots(None, "run.zarr", 1.0, None)
-    guard = Guard(threads_client, snapshots)
+    guard = Guard(threads_client, snapshots, AwakeClock())
     guard.missed = MISSED_PINGS
     assert "no snapshot is in 'run.zarr' yet" in str(guard._loss())
     snapshots.committed = object()
@@ -284,7 +284,7 @@ def test_a_question_to_a_dying_scheduler_that_breaks_first_is_its_loss(error):
             scheduler_comm=types.SimpleNamespace(closed=broken.is_set),
             scheduler=types.SimpleNamespace(address="tcp://there", ncores=never),
         )
-        await guarded(client, work(), Snapshots(None, None, 1.0, None))
+        await guarded(client, work(), Snapshots(None, None, 1.0, None), AwakeClock())
 
     with pytest.raises(ShardLost, match="scheduler tcp://there closed its connection") as raised:
         asyncio.run(lose())

@@ -206,7 +206,7 @@ def test_only_what_nobody_is_at_work_on_for_two_looks_is_lost(monkeypatch, found
     Answers(monkeypatch, *found)
 
     async def story():
-        force = workforce(cluster, monkeypatch)
+        force = workforce(cluster)
         await force.refresh(first=True)
         force.outstanding = [held(cluster, 0, "task")]
         given_up = await wait_long(cluster, force, 5)
@@ -221,7 +221,7 @@ def test_a_task_is_looked_for_though_its_worker_ends_others(monkeypatch):
     Answers(monkeypatch, NOWHERE)
 
     async def story():
-        force = workforce(cluster, monkeypatch)
+        force = workforce(cluster)
         await force.refresh(first=True)
         force.outstanding = [held(cluster, 0, "lost")]
         given_up = []
@@ -239,7 +239,7 @@ def test_what_is_long_under_way_is_looked_for_once_a_period(monkeypatch):
     cluster, answers = Cluster(monkeypatch, "w"), Answers(monkeypatch, AT_WORK)
 
     async def story():
-        force = workforce(cluster, monkeypatch)
+        force = workforce(cluster)
         await force.refresh(first=True)
         force.outstanding = [held(cluster, number, f"task {number}") for number in range(3)]
         await wait_long(cluster, force, 6)
@@ -253,7 +253,7 @@ def test_work_that_dask_loses_five_times_ends_the_run(monkeypatch):
     Answers(monkeypatch, NOWHERE)
 
     async def story():
-        force = workforce(cluster, monkeypatch)
+        force = workforce(cluster)
         await force.refresh(first=True)
         for number in range(4):
             force.outstanding = [held(cluster, 0, f"task {number}")]

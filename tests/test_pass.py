@@ -277,12 +277,12 @@ def test_a_late_push_of_a_copy_that_lost_changes_nothing_in_the_next_pass(
 
 
 class Clock:
-    """Stands for the module `time`."""
+    """Stands for the run's clock."""
 
     def __init__(self):
         self.now = 0.0
 
-    def monotonic(self):
+    def seconds(self):
         return self.now
 
 
@@ -291,6 +291,7 @@ class Hands:
 
     def __init__(self, workers):
         self.roster, self.given = SimpleNamespace(workers=workers), []
+        self.clock = Clock()
 
     def idle_places(self, replicas):
         return [w for w in self.roster.workers if all(w != worker for _, worker, _ in self.given)]
@@ -302,14 +303,15 @@ class Hands:
         self.given.append((bundle, worker, take))
 
 
-def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(gradient_pass, "time", clock)
+def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out():
     hands = Hands(["a", "b", "c"])
+    clock = hands.clock
     told = []
     server = SimpleNamespace(handle=None, unwant=lambda *what: told.append(what))
     plan = SimpleNamespace(run="run", replicas=None)
-    run = SimpleNamespace(plan=plan, workforce=hands, roster=hands.roster, server=server)
+    run = SimpleNamespace(
+        plan=plan, workforce=hands, roster=hands.roster, server=server, clock=clock
+    )
     work = GradientPass(run, portions(3), PassStatistics(), "x")
 
     def end(worker):

@@ -160,12 +160,12 @@ def test_a_run_without_new_records_says_that_it_works(log, monkeypatch):
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr("dbdask.progress.time", clock)
     progress = Progress(None, 100)
-    for later in (0, 29, 30, 31, 61):
+    for later in (0, 19, 20, 21, 41):
         clock.now = 100.0 + later
         progress.wait()
     assert log.messages == [
-        "the run works, 30 s after it began",
-        "the run works, 61 s after it began",
+        "the run works, 20 s after it began",
+        "the run works, 41 s after it began",
     ]
     for done in (10, 20, 30):
         progress.update(record(done))

@@ -261,11 +261,13 @@ def test_ctrl_c_in_a_terminal_keeps_what_its_own_workers_have_learnt(store):
     assert "interrupted 0 True" in said.splitlines(), said
 
 
-def start_script(script):
+def start_script(script, environment=None):
     path = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONWARNINGS": "ignore"},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(path), "PYTHONWARNINGS": "ignore"}
+        | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,

@@ -15,6 +15,7 @@ from dbdask.run import shard_placement as places
 from dbdask.run.preflight import Unheard
 from dbdask.run.roster import Roster
 from dbdask.run.shard_placement import ShardPlacement, eligible_workers
+from dbdask.schedule.awake import AwakeClock
 
 SHORT = {"dbdask.answer": "20ms", "dbdask.ping": "100ms"}
 
@@ -30,9 +31,13 @@ class Cluster:
         self.names, self.stopped, self.now = list(names), set(), 1000.0
         self.outcomes, self.checked = {}, []
         self.client = types.SimpleNamespace(
-            rpc=None, futures={}, scheduler_comm=types.SimpleNamespace(closed=lambda: False)
+            rpc=None,
+            futures={},
+            scheduler_comm=types.SimpleNamespace(closed=lambda: False),
+            submit=self.submit,
         )
         self.asked = []
+        self.demand = 0
         self.clock = types.SimpleNamespace(monotonic=lambda: self.now)
         monkeypatch.setattr(roster_module, "time", self.clock)
         monkeypatch.setattr(roster_module, "REFRESH_SECONDS", 0.0)
@@ -42,7 +47,17 @@ class Cluster:
         monkeypatch.setattr(preflight, "run_on", self.run_on)
 
     def roster(self, only=None, holders=None):
-        return Roster(self.client, b"job", None, only, holders)
+        clock = types.SimpleNamespace(seconds=lambda: self.now)
+        return Roster(self.client, b"job", None, only, holders, clock=clock)
+
+    def submit(self, function, **options):
+        """What waits for a worker; `demand` is how many such tasks are held."""
+        self.demand += 1
+
+        def release():
+            self.demand -= 1
+
+        return types.SimpleNamespace(release=release)
 
     async def workers_now(self, client):
         self.now += 0.1
@@ -53,6 +68,8 @@ class Cluster:
         return name in self.names and name not in self.stopped
 
     async def run_on(self, pool, name, function, *arguments, seconds):
+        if function is preflight.import_here:
+            return None
         if function is preflight.version_here:
             return preflight.version_here()
         self.checked.append((name, arguments[-1]))
@@ -86,6 +103,27 @@ async def until(roster, condition):
         await roster.refresh()
         roster.ask()
         await asyncio.sleep(0)
+
+
+def test_while_there_is_no_worker_a_task_waits_for_one(monkeypatch):
+    """An adaptive cluster starts workers for tasks that wait, and for no others."""
+    cluster = Cluster(monkeypatch, "first")
+
+    async def story():
+        roster = cluster.roster()
+        await roster.refresh(first=True)
+        roster.note_lack(roster.lack)
+        assert cluster.demand == 0
+        for names, demand in (([], 1), (["second"], 0), ([], 1)):
+            cluster.names = names
+            await roster.refresh(now=True)
+            roster.note_lack(roster.lack)
+            roster.note_lack(roster.lack)
+            assert cluster.demand == demand
+        await roster.close()
+        assert cluster.demand == 0
+
+    live(story())
 
 
 # Checks of workers that stop or leave
@@ -332,7 +370,12 @@ def test_a_newcomer_in_its_check_is_waited_for_as_a_home(monkeypatch):
 
     new = WorkerFacts("new", "new", "here", 0)
     roster = types.SimpleNamespace(
-        is_hopeful=True, workers=[], facts={"new": new}, away={"new"}, closing=set()
+        is_hopeful=True,
+        workers=[],
+        facts={"new": new},
+        away={"new"},
+        closing=set(),
+        clock=AwakeClock(),
     )
     workforce = types.SimpleNamespace(refresh=refresh, watch_silence=watch_silence, roster=roster)
     snapshots = types.SimpleNamespace(resume_hint=lambda: "")

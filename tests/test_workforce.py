@@ -10,13 +10,11 @@ from test_giving_up import outstanding, portion, report
 from test_roster import Cluster, live
 
 from dbdask.errors import RaisedInShard, ShardLost, WorkerError
-from dbdask.run import workforce as workforce_module
 from dbdask.run.failures import MOST_ATTEMPTS
 from dbdask.run.workforce import Workforce
 
 
-def workforce(cluster, monkeypatch, only=None):
-    monkeypatch.setattr(workforce_module, "time", cluster.clock)
+def workforce(cluster, only=None):
     return Workforce(cluster.client, "run", b"job", None, cluster.roster(only))
 
 
@@ -27,7 +25,7 @@ def test_the_wait_for_a_worker_begins_when_the_last_one_leaves(monkeypatch):
     cluster = Cluster(monkeypatch, "mine", "other")
 
     async def story():
-        force = workforce(cluster, monkeypatch, ["mine"])
+        force = workforce(cluster, ["mine"])
         await force.refresh(first=True)
         force.outstanding = [outstanding(portion(0), "mine")]
         cluster.now += 20.0  # a long portion
@@ -57,7 +55,7 @@ def test_a_run_that_is_cancelled_as_a_call_of_it_fails_goes_no_further(monkeypat
     caught = []
 
     async def story():
-        force = workforce(cluster, monkeypatch)
+        force = workforce(cluster)
         await force.refresh(first=True)
         failing, pending = (asyncio.get_running_loop().create_future() for _ in range(2))
 
@@ -85,7 +83,7 @@ def test_a_worker_is_asked_for_a_sign_of_life_however_long_portions_take(monkeyp
     cluster = Cluster(monkeypatch, "w")
 
     async def story():
-        force = workforce(cluster, monkeypatch)
+        force = workforce(cluster)
         await force.refresh(first=True)
         for number in range(3):
             force.outstanding = [outstanding(portion(number), "w", report())]
@@ -108,7 +106,7 @@ def test_a_worker_that_answers_is_not_asked_again_at_once(monkeypatch):
     cluster = Cluster(monkeypatch, "w")
 
     async def story():
-        force = workforce(cluster, monkeypatch)
+        force = workforce(cluster)
         await force.refresh(first=True)
         force.outstanding = [outstanding(portion(0), "w")]
         force.outstanding[0].since = cluster.now
@@ -128,7 +126,7 @@ def test_work_that_a_client_without_a_scheduler_lost_has_not_failed(monkeypatch,
     cluster.client.scheduler_comm.closed = lambda: True
 
     async def story():
-        force = workforce(cluster, monkeypatch)
+        force = workforce(cluster)
         for _ in range(6):
             force.outstanding = [outstanding(portion(0), "w", error)]
             [(_, answer)] = await force.ended(0.0)
@@ -157,7 +155,7 @@ def test_work_that_ends_in_whatever_way_five_times_is_named(monkeypatch, words):
     cluster = Cluster(monkeypatch, "w")
 
     async def story():
-        force = workforce(cluster, monkeypatch)
+        force = workforce(cluster)
         for _ in range(MOST_ATTEMPTS - 1):
             force.outstanding = [outstanding(portion(0), "w", ENDS[words])]
             [(_, answer)] = await force.ended(0.0)
@@ -173,7 +171,7 @@ def test_an_error_that_a_shard_raised_ends_the_run_as_it_is(monkeypatch):
     cluster, mine = Cluster(monkeypatch, "w"), KeyError("mine")
 
     async def story():
-        force = workforce(cluster, monkeypatch)
+        force = workforce(cluster)
         force.outstanding = [outstanding(portion(0), "w", RaisedInShard(mine))]
         with pytest.raises(KeyError) as caught:
             await force.ended(0.0)

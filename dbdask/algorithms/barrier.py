@@ -34,7 +34,7 @@ class Barrier:
         generation ends too.
         """
         await run.server.order("pause", True)
-        await self._empty(run)
+        await self._empty(run, may_give_up_reads=True)
         if run.workforce.abandoned:
             await run.server.advance()
             run.workforce.abandoned = False
@@ -52,9 +52,14 @@ class Barrier:
         # A shard may not know yet that other epochs are closed.
         return uneven(progresses, self.stream.epoch)
 
-    async def _empty(self, run: Run) -> None:
-        """Take in work until no training is under way; raise the trouble that it reports."""
+    async def _empty(self, run: Run, *, may_give_up_reads: bool = False) -> None:
+        """Take in work until no training is under way; raise the trouble that it reports.
+
+        A run that is to stop does not wait for a chunk that does not come: its portion goes back.
+        """
         while run.workforce.training:
+            if run.stop_reason and may_give_up_reads:
+                run.give_up_long_reads()
             await run.take_in()
 
     async def _even_out(self, run: Run, apart: set[tuple[int, int]]) -> None:

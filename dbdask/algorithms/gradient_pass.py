@@ -1,7 +1,6 @@
 """One pass over the data: bundles for free workers, backup copies at the tail, one sum."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -134,7 +133,7 @@ class GradientPass:
     def _hand_out(self) -> None:
         pace = self.statistics.pace
         for worker in self.run.workforce.idle_places(self.run.plan.replicas):
-            now = time.monotonic()
+            now = self.run.clock.seconds()
             workers, length = self._share_of(worker, now)
             bundle = self.assignment.take(worker, length, workers)
             if bundle is not None:
@@ -165,7 +164,7 @@ class GradientPass:
         run = self.run
         places = run.workforce.places(worker, run.plan.replicas)
         order = BundleOrder(run.plan.run, run.server.handle, bundle, self.point, places)
-        attempt = BundleAttempt(bundle, worker, time.monotonic(), is_backup)
+        attempt = BundleAttempt(bundle, worker, self.run.clock.seconds(), is_backup)
         self.copies.append(attempt)
         run.workforce.give(
             bundle,
@@ -196,7 +195,7 @@ class GradientPass:
 
     def _count(self, bundle: Bundle, report: BundleReport, copy: BundleAttempt) -> None:
         """Count the first finished copy of a bundle."""
-        out = time.monotonic() - copy.since
+        out = self.run.clock.seconds() - copy.since
         pace = self.statistics.pace
         pace.note(copy.worker, len(bundle.portions), report.working, report.pushing, out)
         if bundle.number in self.done:

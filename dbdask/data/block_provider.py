@@ -37,6 +37,9 @@ from dbdask.schedule.portions import Portion
 if TYPE_CHECKING:
     import dask.array as da
 
+SCATTER_SECONDS = 5.0
+"""How long values wait for a worker that the scheduler does not know: it has just left."""
+
 _Name = tuple[int, int, tuple[int, ...]]
 
 
@@ -201,7 +204,11 @@ class BlockProvider:
         # Fresh names: a future of the same values whose worker died must not be found again.
         return list(
             self._client.scatter(
-                pieces, direct=True, hash=False, workers=list(workers) if workers else None
+                pieces,
+                direct=True,
+                hash=False,
+                workers=list(workers) if workers else None,
+                timeout=SCATTER_SECONDS,
             )
         )
 

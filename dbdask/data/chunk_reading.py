@@ -30,12 +30,7 @@ def read_array(array: ZarrArray, index: tuple[slice, ...]) -> np.ndarray:
     A box that is one whole chunk is decoded in place: Zarr's own indexing would hold the chunk
     twice, which counts where a chunk is a good part of a worker's memory.
 
-    Raises
-    ------
-    NoRoom
-        If this process cannot hold the box, or a chunk of it; nothing is read then.
     """
-    _check_memory(array, index)
     place = _one_chunk(array, index)
     if place is None:
         found = np.asarray(array[index] if index else array[()])
@@ -59,7 +54,14 @@ def oversized_chunk(array: ZarrArray, index: tuple[slice, ...]) -> str:
     return ""
 
 
-def _check_memory(array: ZarrArray, index: tuple[slice, ...]) -> None:
+def check_memory(array: ZarrArray, index: tuple[slice, ...]) -> None:
+    """Refuse to read what this process cannot hold.
+
+    Raises
+    ------
+    NoRoom
+        It cannot hold the box, or a chunk of it.
+    """
     box = math.prod(cut.stop - cut.start for cut in index) * array.dtype.itemsize
     chunk = chunk_bytes(array.chunks, array.dtype) or 0
     if max(box, chunk) <= SMALL_BYTES:
@@ -79,6 +81,12 @@ def _fill(array: ZarrArray) -> object:
 def chunk_count(array: ZarrArray, index: tuple[slice, ...]) -> int:
     """Return how many chunks, or shards, share a value with the box."""
     return math.prod(len(span) for span in _spans(array, index))
+
+
+def first_chunk(array: ZarrArray, index: tuple[slice, ...]) -> str:
+    """Return the key of the first chunk, or shard, that shares a value with the box."""
+    place = tuple(span.start for span in _spans(array, index))
+    return array.metadata.encode_chunk_key(place)
 
 
 def chunk_numbers(array: ZarrArray, index: tuple[slice, ...]) -> Iterator[int]:

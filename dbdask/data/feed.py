@@ -2,9 +2,10 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, Thread
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from dbdask.data.labels import MISSING
 from dbdask.data.leaving_out import left_out_of
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Blocks
+from dbdask.data.waiting import Reads
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.schedule.left_out import LeftOut
 from dbdask.schedule.portions import Portion
@@ -92,8 +94,9 @@ class Reader:
         self._loading: dict[int, Future[Block]] = {}
         self._group: tuple[tuple[int, ...], BlockGroup] | None = None
         self._order: tuple[tuple[int, ...], int, np.ndarray] | None = None
-        self._ahead: Future[None] | None = None
-        self._thread = ThreadPoolExecutor(1, "dbdask-prefetch") if prefetch else None
+        self._reads_ahead = prefetch
+        self._ahead: Thread | None = None
+        self._reads = Reads()
         groups = recipe.groups
         self._ledger = GroupLedger(groups.name) if groups is not None else None
 
@@ -103,14 +106,16 @@ class Reader:
             variable.open()
 
     def close(self) -> None:
-        """End the thread, and drop what is cached."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
-            self._thread = None
+        """End every read, and drop what is cached; what hangs is not waited for."""
+        self._reads.close()
         with self._lock:
             self._cache.clear()
             self._held = 0
             self._group = self._order = None
+
+    def give_up_reads(self, least: float = 0.0) -> None:
+        """End waits for what has been read for `least` seconds; who waits gets `ReadGivenUp`."""
+        self._reads.give_up(least)
 
     def __enter__(self) -> "Reader":
         return self
@@ -164,16 +169,19 @@ class Reader:
         missing = [block for block in portion.blocks if not self._has(block)]
         handed_over = any(variable.needs_blocks for variable in self.recipe.variables)
         here = self._group is not None and self._group[0] == portion.blocks
-        if self._thread is None or not missing or handed_over or here:
+        if not (self._reads_ahead and missing) or handed_over or here:
             return
-        if self._ahead is not None and not self._ahead.done():
+        if self._ahead is not None and self._ahead.is_alive():
             return
         held = self._group[1].nbytes if self._group is not None else 0
         wanted = held + sum(self._expected_bytes(block) for block in missing)
         if wanted <= self._cache_bytes:
             with self._lock:
                 self._evict(wanted)
-            self._ahead = self._thread.submit(self._read_ahead, missing)
+            self._ahead = Thread(
+                target=self._read_ahead, args=(missing,), daemon=True, name="dbdask-prefetch"
+            )
+            self._ahead.start()
 
     def block(self, block: int, blocks: Blocks | None = None) -> BlockExamples:
         """Return all examples of a block."""
@@ -264,7 +272,8 @@ class Reader:
 
     def _read(self, number: int, brought: Blocks | None, result: "Future[Block]") -> Block:
         try:
-            block = read_block(self.recipe, number, self._ledger, brought)
+            with self._reads.here():
+                block = read_block(self.recipe, number, self._ledger, brought)
             self.magnitudes = self.magnitudes or first_look(self.recipe, block)
             if self.recipe.missing == "drop" and number not in self._left_out:
                 self._left_out[number] = left_out_of(self.recipe, block)
@@ -288,8 +297,9 @@ class Reader:
             self._held -= dropped.nbytes
 
     def _read_ahead(self, numbers: list[int]) -> None:
-        for number in numbers:
-            self._block(number)
+        with suppress(Exception):  # who needs the block reads it again, and gets the error
+            for number in numbers:
+                self._block(number)
 
     def _expected_bytes(self, block: int) -> int:
         return int(self.recipe.grid.rows(block) * self.recipe.row_bytes)

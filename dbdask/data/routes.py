@@ -5,6 +5,7 @@ An index is a tuple of slices with step 1, one per dimension, cut to the shape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +16,14 @@ import xarray as xr
 from pandas.api.extensions import ExtensionArray
 from xarray.core import indexing
 
-from dbdask.data.chunk_reading import chunk_count, chunk_numbers, oversized_chunk, read_array
+from dbdask.data.chunk_reading import (
+    check_memory,
+    chunk_count,
+    chunk_numbers,
+    first_chunk,
+    oversized_chunk,
+    read_array,
+)
 from dbdask.data.decompression import Oversized
 from dbdask.data.lazy_chains import is_behind_wrappers
 from dbdask.data.lazy_guard import ReopenedArray, guarded
@@ -23,6 +31,7 @@ from dbdask.data.locations import Location
 from dbdask.data.pandas_arrays import OBJECT, numpy_dtype, to_numpy
 from dbdask.data.read_errors import read_error
 from dbdask.data.stores import Vanished, WatchedStore
+from dbdask.data.waiting import ReadGivenUp, waited_for
 from dbdask.data.zarr_arrays import ZarrArray
 from dbdask.errors import DataError
 
@@ -72,20 +81,33 @@ class Stored:
     def array(self) -> ZarrArray:
         # Two threads that come at once open it twice, which harms nothing.
         if not self._opened:
-            self._opened.append(self.location.open_array(self.path))
+            self._opened.append(waited_for(self._open, lambda: f"the metadata of {self._name}"))
         return self._opened[0]
+
+    def _open(self) -> ZarrArray:
+        return self.location.open_array(self.path)
+
+    @property
+    def _name(self) -> str:
+        return f"variable {self.path!r} of {self.location}"
 
     def open(self) -> None:
         self.array()
 
     def read(self, index: Index) -> np.ndarray:
         array, index = self.array(), self._moved(index)
+        nbytes = math.prod(cut.stop - cut.start for cut in index) * array.dtype.itemsize
+
+        def what() -> str:
+            return f"{self._name}: chunk {first_chunk(array, index)} (of {_shown(index)})"
+
         try:
-            return read_array(array, index)
-        except MemoryError:
+            check_memory(array, index)
+            return waited_for(lambda: read_array(array, index), what, nbytes)
+        except (MemoryError, ReadGivenUp, DataError):
             raise  # that says nothing of the chunk
         except Oversized as error:
-            chunk = oversized_chunk(array, index)
+            chunk = waited_for(lambda: oversized_chunk(array, index), what, nbytes)
             raise read_error(error, self.path, index, str(self.location), chunk) from error
         except Exception as error:
             raise read_error(error, self.path, index, str(self.location)) from error
@@ -141,8 +163,7 @@ class Lazy:
 
     def read(self, index: Index) -> np.ndarray:
         try:
-            # Indexing makes a new variable: what it caches is gone with it.
-            return self.variable[index].to_numpy()
+            return waited_for(lambda: self._values(index), lambda: self._what(index))
         except (Vanished, Oversized) as error:
             assert self.array is not None
             raise read_error(error, self.array.name, index, self.array.place) from error
@@ -152,6 +173,16 @@ class Lazy:
                 f"{error}; correct the attributes of the variable, or open it with "
                 "mask_and_scale=False"
             ) from error
+
+    def _values(self, index: Index) -> np.ndarray:
+        # Indexing makes a new variable: what it caches is gone with it.
+        return self.variable[index].to_numpy()
+
+    def _what(self, index: Index) -> str:
+        """Name what is read, as far as it is known."""
+        if self.array is None:
+            return f"a variable of dimensions {self.variable.dims} at {_shown(index)}"
+        return f"variable {self.array.name!r} of {self.array.place} at {_shown(index)}"
 
     def worker_side(self) -> Origin:
         return self

@@ -6,9 +6,10 @@ goes over a direct connection, under a deadline, and ends in the answer or in `S
 
 import asyncio
 import concurrent.futures
+import importlib
 import pickle
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +21,8 @@ from distributed.protocol import to_serialize
 from distributed.worker import get_worker
 
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.deadlines import deadline, within
+from dbdask.schedule.awake import LOOK_SECONDS, AwakeClock
 
 
 class ActorPlace(NamedTuple):
@@ -174,14 +176,38 @@ async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: 
 
 
 async def _connect(pool: ConnectionPool, address: str, seconds: float) -> Comm:
-    """Return a connection; Dask tries an address where nobody listens until the time is up.
+    """Return a connection; where this process paused on the way, Dask's time-out judges nobody."""
+    if any(not comm.closed() for comm in pool.available.get(address, ())):
+        return await pool.connect(address, timeout=seconds)
+    while True:
+        clock = AwakeClock(asyncio.get_running_loop().time)
+        watching = asyncio.ensure_future(_watch(clock))
+        try:
+            return await _connect_anew(pool, address, seconds)
+        except ConnectionRefusedError:
+            raise
+        except OSError:
+            clock.seconds()
+            if not clock.pauses:
+                raise
+        finally:
+            watching.cancel()
+
+
+async def _watch(clock: AwakeClock) -> None:
+    """Look at a clock for as long as the wait that it measures."""
+    while True:
+        clock.seconds()
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _connect_anew(pool: ConnectionPool, address: str, seconds: float) -> Comm:
+    """Return a new connection; Dask tries an address where nobody listens until the time is up.
 
     Tornado never closes a socket whose connecting is cancelled in the very turn in which it is
     connected. So nothing is cancelled at once, and Dask gets all the time there is: it cancels what
     takes longer than a fifth of it, and begins again.
     """
-    if any(not comm.closed() for comm in pool.available.get(address, ())):
-        return await pool.connect(address, timeout=seconds)
     connecting = asyncio.ensure_future(pool.connect(address, timeout=seconds))
     try:
         await asyncio.wait({connecting}, timeout=FIRST_TRY_SECONDS)
@@ -242,7 +268,7 @@ def unwrap(value: object) -> Any:
 async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
     """Whether the actor's worker answers, for this actor, within the ping deadline."""
     try:
-        async with asyncio.timeout(deadline("ping")):
+        async with within(deadline("ping")):
             await _call(pool, place, "ping", (), "ping")
     except (*LOST, RuntimeError):
         return False
@@ -255,7 +281,7 @@ async def worker_answers(
     """Whether a worker answers at all within `seconds` (None: the ping deadline)."""
     seconds = deadline("ping") if seconds is None else seconds
     try:
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             await _talk(pool, address, "ping", op="identity")
     except (*LOST, RuntimeError):
         return False
@@ -284,7 +310,7 @@ async def run_on(
         "wait": True,
     }
     try:
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             reply = await _talk(pool, address, "connect", **message)
     except TimeoutError as error:
         raise WorkerError(f"worker {address} gave no answer in {seconds:g} s") from error
@@ -295,6 +321,12 @@ async def run_on(
         failure = unwrap(reply["exception"])
         raise pickle.loads(failure) if isinstance(failure, bytes) else failure
     return unwrap(reply["result"])
+
+
+async def import_here(names: Sequence[str]) -> None:
+    """On a worker: import modules beside the event loop, which would serve nobody meanwhile."""
+    for name in names:
+        await asyncio.to_thread(importlib.import_module, name)
 
 
 def start_on(
@@ -376,7 +408,7 @@ async def workers_now(client: Client) -> dict[str, WorkerFacts]:
         The scheduler gives no answer.
     """
     try:
-        async with asyncio.timeout(3 * deadline("ping")):  # a verb's guard is sooner
+        async with within(3 * deadline("ping")):  # a verb's guard is sooner
             answer = await scheduler_of(client).identity(n_workers=-1)
     except LOST as error:
         raise SchedulerLost(f"gives no answer: {error!r}") from error
@@ -397,7 +429,7 @@ async def workers_now(client: Client) -> dict[str, WorkerFacts]:
 async def count_workers(client: Client) -> int | None:
     """Return how many workers the scheduler has; None where it does not say within the deadline."""
     try:
-        async with asyncio.timeout(deadline("ping")):
+        async with within(deadline("ping")):
             return len(await scheduler_of(client).ncores(workers=None))
     except LOST:
         return None

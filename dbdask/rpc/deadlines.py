@@ -1,7 +1,13 @@
 """Every wait of the parameter server, in one place; settable in `dask.config` under `dbdask.`."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import dask.config
 from dask.utils import parse_timedelta
+
+from dbdask.schedule.awake import LOOK_SECONDS, AwakeClock
 
 DEFAULTS = {
     "connect": "5s",
@@ -26,7 +32,8 @@ gives no sign of life for so long, is dead. silence: so
 often the worker of a portion is asked for a sign of life. portion-end: the portions in flight, once
 told to end. arrival: a worker, where none is left. hand-on: how long a closing worker waits for its
 shards to be fetched (a nanny ends it after some 4 s). lease: what idles on a worker looks so often
-whether its run still lives."""
+whether its run still lives. How long a chunk of the data may take, `dbdask.read`, stands in
+`dbdask.data.waiting`."""
 
 dask.config.update_defaults({"dbdask": DEFAULTS})
 
@@ -38,3 +45,35 @@ def deadline(name: str, nbytes: int = 0) -> float:
     # A `dask.config.set` that was there before these defaults takes them along when it ends.
     configured = dask.config.get(f"dbdask.{name}", DEFAULTS[name])
     return float(parse_timedelta(configured)) + nbytes / BYTES_PER_SECOND
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[AwakeClock]:
+    """Bound what is awaited inside, as `asyncio.timeout` does, by the time this process ran.
+
+    Every deadline that judges another process is one of these: after a pause of one's own the
+    answer may be there, unread, and the time that is left is for reading it.
+
+    Raises
+    ------
+    TimeoutError
+        It took longer.
+    """
+    loop = asyncio.get_running_loop()
+    clock = AwakeClock(loop.time)
+    async with asyncio.timeout(None) as timeout:
+        looking: asyncio.Handle
+
+        def look() -> None:
+            nonlocal looking
+            left = seconds - clock.seconds()
+            if left <= 0:
+                timeout.reschedule(loop.time())
+            else:
+                looking = loop.call_later(min(left, LOOK_SECONDS), look)
+
+        looking = loop.call_soon(look)
+        try:
+            yield clock
+        finally:
+            looking.cancel()

@@ -13,8 +13,9 @@ from distributed.utils_comm import gather_from_workers
 
 from dbdask.errors import ShardLost
 from dbdask.rpc.contact import LOST, run_on, scheduler_of, unwrap
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.deadlines import deadline, within
 from dbdask.rpc.portable import is_misread
+from dbdask.schedule.awake import AwakeClock
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ async def result_of(client: Client, future: "Future[T]") -> T:
         if failure is not None:
             raise failure.with_traceback(future._state.traceback)
         with suppress(TimeoutError, OSError):  # whether scheduler and worker live, others judge
-            async with asyncio.timeout(deadline("ping")):
+            async with within(deadline("ping")):
                 found = await _fetched(client, str(future.key))
             if found:
                 result: T = found[0]
@@ -118,11 +119,11 @@ async def settled(client: Client, future: "Future[T]", seconds: float) -> str:
     ShardLost
         The worker that it is pinned to has left, or Dask has paused it.
     """
-    until = asyncio.get_running_loop().time() + seconds
+    clock = AwakeClock(asyncio.get_running_loop().time)
     waiting = asyncio.ensure_future(ended(future))
     try:
         while not (await asyncio.wait({waiting}, timeout=LOOK_SECONDS))[0]:
-            if asyncio.get_running_loop().time() > until:
+            if clock.seconds() > seconds:
                 raise TimeoutError
             if await _at_scheduler(client, str(future.key)) == "no-worker":
                 raise ShardLost(f"the worker that was to make {future.key} left, or is paused")
@@ -134,7 +135,7 @@ async def settled(client: Client, future: "Future[T]", seconds: float) -> str:
 async def is_processed(client: Client, future: "Future[T]") -> bool:
     """Whether a worker has been given a future's task, and has not ended it."""
     try:
-        async with asyncio.timeout(deadline("ping")):
+        async with within(deadline("ping")):
             return await _at_scheduler(client, str(future.key)) == "processing"
     except LOST:
         return False
@@ -150,7 +151,7 @@ async def whereabouts(client: Client, worker: str, keys: Collection[str]) -> dic
     """
     try:
         asked = _pending(client, keys)
-        async with asyncio.timeout(deadline("ping")):
+        async with within(deadline("ping")):
             at_scheduler = await scheduler_of(client).get_task_status(keys=asked)
         given = [key for key in asked if at_scheduler[key] == "processing"]
         at_worker = {}

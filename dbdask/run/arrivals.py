@@ -1,14 +1,14 @@
 """Arrivals: ask a cluster without workers for one, and wait for it."""
 
 import asyncio
-import time
 import uuid
 
-from distributed import Client
+from distributed import Client, Future
 
 from dbdask.errors import WorkerError
 from dbdask.rpc.contact import workers_now
 from dbdask.rpc.deadlines import deadline
+from dbdask.schedule.awake import AwakeClock
 
 LOOK_SECONDS = 0.25
 
@@ -25,11 +25,11 @@ async def await_workers(client: Client) -> None:
     """
     if await workers_now(client):
         return
-    since = time.monotonic()
-    waiting = client.submit(_do_nothing, key=f"dbdask-arrival-{uuid.uuid4().hex}", pure=False)
+    clock = AwakeClock()
+    waiting = ask_for_worker(client)
     try:
         while not await workers_now(client):
-            if time.monotonic() - since > deadline("arrival"):
+            if clock.seconds() > deadline("arrival"):
                 raise WorkerError(
                     "the cluster has no worker: start one (`dask worker ADDRESS`, or "
                     f"cluster.scale(2)); none came in {deadline('arrival'):g} s, set "
@@ -38,6 +38,11 @@ async def await_workers(client: Client) -> None:
             await asyncio.sleep(LOOK_SECONDS)
     finally:
         waiting.release()
+
+
+def ask_for_worker(client: Client) -> "Future[None]":
+    """Let a task wait for a worker, so that an adaptive cluster starts one; release it then."""
+    return client.submit(_do_nothing, key=f"dbdask-arrival-{uuid.uuid4().hex}", pure=False)
 
 
 def _do_nothing() -> None:

@@ -1,7 +1,6 @@
 """The guard of a run: it ends the run if the scheduler or every worker is lost."""
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -17,15 +16,20 @@ from dbdask.rpc.contact import (
 )
 from dbdask.rpc.deadlines import deadline
 from dbdask.run.snapshots import Snapshots
+from dbdask.schedule.awake import AwakeClock
 
-MISSED_PINGS = 2  # a single one may be the client's own pause: it asks again when it wakes up
+MISSED_PINGS = 2  # in a row
 LOOK_SECONDS = 0.5
 
 T = TypeVar("T")
 
 
-async def guarded(client: Client, work: Coroutine[Any, Any, T], snapshots: Snapshots) -> T:
+async def guarded(
+    client: Client, work: Coroutine[Any, Any, T], snapshots: Snapshots, clock: AwakeClock
+) -> T:
     """Await a run's work to its end, or until the cluster is lost.
+
+    Beside the work somebody looks at `clock`, the one by which the run judges others.
 
     Raises
     ------
@@ -34,7 +38,7 @@ async def guarded(client: Client, work: Coroutine[Any, Any, T], snapshots: Snaps
     WorkerError
         Every worker has left, and no new one came.
     """
-    guard = Guard(client, snapshots)
+    guard = Guard(client, snapshots, clock)
     working = asyncio.ensure_future(work)
     loss = asyncio.ensure_future(guard.watch())
     try:
@@ -69,8 +73,8 @@ class Guard:
     is waited for as long as it answers one of `MISSED_PINGS` pings in a row.
     """
 
-    def __init__(self, client: Client, snapshots: Snapshots) -> None:
-        self.client, self.snapshots = client, snapshots
+    def __init__(self, client: Client, snapshots: Snapshots, clock: AwakeClock) -> None:
+        self.client, self.snapshots, self.clock = client, snapshots, clock
         self.connection, self.address = connection_of(client), scheduler_of(client).address
         self.missed = 0
         self.last_seen: float | None = None  # a worker: the run itself waits for its first
@@ -81,6 +85,7 @@ class Guard:
         try:
             while True:
                 await asyncio.wait({asking}, timeout=LOOK_SECONDS)
+                self.clock.seconds()
                 if asking.done():
                     self._note(asking.result())
                     await asyncio.sleep(LOOK_SECONDS)
@@ -94,7 +99,7 @@ class Guard:
     def _note(self, workers: int | None) -> None:
         self.missed = self.missed + 1 if workers is None else 0
         if workers != 0:
-            self.last_seen = time.monotonic()
+            self.last_seen = self.clock.seconds()
 
     def _loss(self) -> Exception | None:
         if self._is_disconnected():
@@ -102,7 +107,8 @@ class Guard:
         if self.missed >= MISSED_PINGS:
             silent = self.missed * deadline("ping")
             return self._scheduler_lost(f"gave no answer for {silent:g} s")
-        if self.last_seen and time.monotonic() - self.last_seen > deadline("arrival"):
+        unseen = 0.0 if self.last_seen is None else self.clock.seconds() - self.last_seen
+        if unseen > deadline("arrival"):
             return WorkerError(
                 f"every worker has left, and none came in {deadline('arrival'):g} s; "
                 f"{self.snapshots.resume_hint()}"

@@ -4,9 +4,13 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection
+from contextlib import suppress
 
 from distributed import Client
 
+from dbdask.data.waiting import WARN_SECONDS, long_reads
+from dbdask.rpc.contact import run_on
+from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.tasks import Whereabouts, whereabouts
 
 logger = logging.getLogger("dbdask")
@@ -25,12 +29,30 @@ class LostTaskDetector:
         self.client = client
         self._asking: dict[str, asyncio.Task[dict[str, Whereabouts]]] = {}  # by worker
         self._missed: Counter[str] = Counter()
+        self._said: dict[tuple[str, str], float] = {}  # the seconds of the last warning
 
     def look(self, worker: str, keys: Collection[str]) -> None:
         """Begin to ask where the tasks of a worker are; a later `take_lost` knows."""
         if worker not in self._asking:
-            asking = whereabouts(self.client, worker, keys)
-            self._asking[worker] = asyncio.ensure_future(asking)
+            self._asking[worker] = asyncio.ensure_future(self._look(worker, keys))
+
+    async def _look(self, worker: str, keys: Collection[str]) -> dict[str, Whereabouts]:
+        found = await whereabouts(self.client, worker, keys)
+        for key, where in found.items():
+            if where.at_scheduler == "waiting":
+                logger.warning("%s waits for blocks that other tasks of Dask have to make", key)
+        with suppress(Exception):  # of a look nothing comes out
+            reads = await run_on(self.client.rpc, worker, long_reads, seconds=deadline("ping"))
+            for what, seconds in reads:
+                self._say(worker, what, seconds)
+        return found
+
+    def _say(self, worker: str, what: str, seconds: float) -> None:
+        """Say what a worker has waited for, but not each time that it is looked at."""
+        said = self._said.get((worker, what), 0.0)
+        if not 0.0 <= seconds - said < WARN_SECONDS:
+            self._said[worker, what] = seconds
+            logger.warning("worker %s has waited for %s for %.0f s", worker, what, seconds)
 
     def take_lost(self) -> set[str]:
         """Return, once, the tasks that `MOST_MISSED` looks in a row have found nowhere."""

@@ -1,13 +1,12 @@
 """The outcome of a run, and the words that say how to resume it."""
 
-import asyncio
 import logging
 from dataclasses import dataclass
 
 import numpy as np
 
 from dbdask.metrics.history import History
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.deadlines import deadline, within
 from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.status import Status
 from dbdask.storage.checkpoint import Snapshot, VectorReference
@@ -49,7 +48,7 @@ async def brought_home(reference: VectorReference, size: int) -> np.ndarray | Ve
     if 4 * size > LARGEST_READ:
         return reference
     try:
-        async with asyncio.timeout(deadline("store", 4 * size)):
+        async with within(deadline("store", 4 * size)):
             vector: np.ndarray = await DaemonThreadRunner().do(reference.read)
             return vector
     except TimeoutError:

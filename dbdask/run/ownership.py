@@ -15,6 +15,7 @@ from typing import Any
 
 from dbdask.errors import CheckpointError
 from dbdask.rpc.deadlines import deadline
+from dbdask.schedule.awake import AwakeClock
 from dbdask.storage import checkpoint, owner
 from dbdask.storage.bounded import within
 from dbdask.storage.owner import Owner
@@ -112,8 +113,8 @@ class Ownership:
             other,
             patience,
         )
-        until = time.monotonic() + patience
-        while time.monotonic() < until:
+        clock = AwakeClock()  # after a pause of this process it looks again before it judges
+        while clock.seconds() < patience:
             time.sleep(LOOK_SECONDS)
             now = self._look()
             if now is None or now.token != other.token:

@@ -8,6 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,17 @@ from dbdask.rpc.contact import (
     has_scheduler,
     run_on,
 )
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.deadlines import deadline, within
 from dbdask.rpc.making import made, release_when_made, submit_actor
 from dbdask.rpc.tasks import place_of
 from dbdask.schedule.ledger import ShardProgress
 from dbdask.schedule.placement import missing_copies
-from dbdask.worker.context import close_context, end_generation, unwant
+from dbdask.worker.context import (
+    close_context,
+    end_generation,
+    give_up_long_reads,
+    unwant,
+)
 from dbdask.worker.drain_on_close import add_drain, forget_drain, shard_prefix
 from dbdask.worker.initial import FromNeighbour
 from dbdask.worker.link import ServerHandle, ShardPlace
@@ -210,9 +216,10 @@ class ParameterServer:
 
     async def _until_forgotten(self, key: str) -> None:
         """Wait until the scheduler has dropped an actor: its worker can be retired only then."""
-        until = time.monotonic() + deadline("ping")
-        while await place_of(self.client, key) is not None and time.monotonic() < until:
-            await asyncio.sleep(0.02)
+        with suppress(TimeoutError):
+            async with within(deadline("ping")):
+                while await place_of(self.client, key) is not None:
+                    await asyncio.sleep(0.02)
 
     async def _make_all(self, plan: Sequence[tuple[int, Initial, str]]) -> None:
         """Make copies, all at once. If one fails the others stay, and none is on its way any more.
@@ -380,6 +387,12 @@ class ParameterServer:
         Nothing waits for the answer: a worker that misses it only works in vain.
         """
         telling = asyncio.ensure_future(self._tell(workers, unwant, self.run, identities))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+
+    def give_up_long_reads(self, workers: Sequence[str]) -> None:
+        """Tell workers that replicas are to wait no longer for chunks that do not come."""
+        telling = asyncio.ensure_future(self._tell(workers, give_up_long_reads, self.run))
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
 

@@ -1,6 +1,5 @@
 """Checks before training: each worker opens the data and the checkpoint, and has the memory."""
 
-import asyncio
 import pickle
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,14 +10,26 @@ from dbdask import __version__
 from dbdask.errors import CheckpointError, WorkerError
 from dbdask.rpc.contact import (
     WorkerFacts,
+    import_here,
     refused_certificate,
     run_on,
     while_alive,
     worker_answers,
 )
 from dbdask.rpc.deadlines import deadline
+from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.ownership import in_time
 from dbdask.storage import checkpoint
+
+USED = (
+    "dbdask.run.preflight",
+    "dbdask.worker.replica",
+    "dbdask.worker.batch_replica",
+    "dbdask.worker.validation",
+    "dbdask.worker.batch_shard",
+    "dbdask.worker.drain_on_close",
+)
+"""Modules of what a worker is sent: where it comes unimported, the event loop has to import it."""
 
 PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
 LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in the client
@@ -82,6 +93,7 @@ async def _is_silence(pool: ConnectionPool, address: str, cause: BaseException |
 async def _check_version(pool: ConnectionPool, address: str) -> None:
     """Check the worker's version of dbdask, before anything else is sent to it."""
     try:
+        _ = await _ask(pool, address, import_here, USED)
         version = await _ask(pool, address, version_here)
     except (ImportError, AttributeError) as error:
         raise WorkerError(
@@ -103,7 +115,7 @@ def version_here() -> str:
 async def open_all(job: bytes, path: str | None, trains: bool) -> str:
     """Unpickle the job and open every store, on a worker; return what failed, or ''."""
     try:
-        await asyncio.to_thread(_open_all, job, path, trains)
+        await DaemonThreadRunner().do(_open_all, job, path, trains)
     except ImportError as error:
         return (
             f"cannot import what the run needs ({error}): "

@@ -6,12 +6,14 @@ import time
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from distributed import Client
+from distributed import Client, Future
 
 from dbdask.errors import WorkerError
 from dbdask.rpc.contact import WorkerFacts, worker_answers, workers_now
 from dbdask.rpc.deadlines import deadline
+from dbdask.run.arrivals import ask_for_worker
 from dbdask.run.preflight import Unheard, check_worker
+from dbdask.schedule.awake import AwakeClock
 
 logger = logging.getLogger("dbdask")
 
@@ -36,6 +38,7 @@ class Roster:
     only: Sequence[str] | None  # names of those that may train; None: all
     holders: Sequence[str] | None = None  # names of those that may hold shards; None: all
     facts: dict[str, WorkerFacts] = field(default_factory=dict)
+    clock: AwakeClock = field(default_factory=AwakeClock)  # by which the run judges others
     silent: set[str] = field(default_factory=set)
     closing: set[str] = field(default_factory=set)  # they close, and still answer
     leaving: set[str] = field(default_factory=set)  # asked to leave: they get nothing more
@@ -43,6 +46,7 @@ class Roster:
     _refused: set[str] = field(default_factory=set)
     _refreshed: float = -1e9
     _left: set[str] = field(default_factory=set)  # in the middle of their check
+    _demand: "Future[None] | None" = None  # a task that waits for a worker
     _lacking_since: float | None = None  # None while a worker works, or could
     _checking: "dict[str, asyncio.Task[None]]" = field(default_factory=dict)
     _asking: dict[str, "asyncio.Task[bool]"] = field(default_factory=dict)
@@ -119,6 +123,7 @@ class Roster:
 
     async def close(self) -> None:
         """Cancel every check and every ping."""
+        self._drop_demand()
         tasks = [*self._checking.values(), *self._asking.values()]
         for task in tasks:
             task.cancel()
@@ -195,14 +200,27 @@ class Roster:
         return f"no worker of shard_workers={list(self.holders or ())} is left to hold shards"
 
     def note_lack(self, lack: str) -> float:
-        """Return for how many seconds workers have been lacking, as far as is known."""
-        now = time.monotonic()
+        """Return for how many seconds workers have been lacking, as far as is known.
+
+        While there is none at all, a task waits for one: what else the run has submitted is
+        pinned to workers that have left, and shows an adaptive cluster no demand.
+        """
+        now = self.clock.seconds()
+        if lack and not self.facts and self._demand is None:
+            self._demand = ask_for_worker(self.client)
+        if self.facts:
+            self._drop_demand()
         if not lack:
             self._lacking_since = None
             self._left.clear()
         elif self._lacking_since is None:
             self._lacking_since = now
         return 0.0 if self._lacking_since is None else now - self._lacking_since
+
+    def _drop_demand(self) -> None:
+        if self._demand is not None:
+            self._demand.release()
+            self._demand = None
 
     @property
     def is_hopeful(self) -> bool:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import queue
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -32,6 +31,7 @@ from dbdask.run.tally import Tally
 from dbdask.run.validating import Validator
 from dbdask.run.workforce import Workforce
 from dbdask.schedule import policies
+from dbdask.schedule.awake import AwakeClock
 from dbdask.schedule.ledger import Row
 from dbdask.status import Status
 from dbdask.storage.checkpoint import VectorReference
@@ -165,6 +165,11 @@ class Run:
             plan.shard_workers,
         )
 
+    @property
+    def clock(self) -> AwakeClock:
+        """By which the run judges others: time in which this process ran."""
+        return self.roster.clock
+
     def request_stop(self, reason: str) -> None:
         """Ask the run to come to rest; the first reason stays. Safe from any thread."""
         self.stop_reason = self.stop_reason or reason
@@ -254,11 +259,17 @@ class Run:
         await self.workforce.refresh(now=True)
         await self.workforce.look_around()
 
+    def give_up_long_reads(self) -> None:
+        """Let the replicas that answer wait no longer for chunks that do not come."""
+        busy = {out.worker for out in self.workforce.training}
+        self.server.give_up_long_reads(sorted(busy & set(self.roster.answering)))
+
     async def end_flight(self) -> None:
         """End every call, wait for training's tasks to end, and take their work back."""
         await self.server.end_generation(self.roster.answering)
-        until = time.monotonic() + deadline("portion-end")
-        while self.workforce.training and time.monotonic() < until:
+        self.workforce.give_up_unsubmitted()
+        until = self.clock.seconds() + deadline("portion-end")
+        while self.workforce.training and self.clock.seconds() < until:
             await self.workforce.turn(TURN_SECONDS)
         self.workforce.give_up_all(TRAIN)
 

@@ -22,6 +22,7 @@ from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.portable import end_causes
 from dbdask.run.guard import client_closed, guarded
 from dbdask.run.snapshots import Snapshots
+from dbdask.schedule.awake import AwakeClock
 
 Callback = Callable[[Record], object]
 T = TypeVar("T")
@@ -33,6 +34,10 @@ class Watched(Protocol):
     records: "queue.SimpleQueue[Record]"
     at_rest: threading.Event  # set when nothing of the run is left on the cluster
     snapshots: Snapshots
+
+    @property
+    def clock(self) -> AwakeClock:
+        """By which the run judges others."""
 
     def request_stop(self, reason: str) -> None: ...
 
@@ -95,7 +100,7 @@ def watch(
     """
     progress.begin()
     loop = client_loop(client)
-    future = start_on(loop, _attempt(guarded(client, work, run.snapshots)))
+    future = start_on(loop, _attempt(guarded(client, work, run.snapshots, run.clock)))
     raised: list[BaseException] = []
 
     def is_over() -> bool:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -147,9 +146,10 @@ class ShardPlacement:
         WorkerError
             No worker came within the deadline `arrival`.
         """
-        until = time.monotonic() + deadline("arrival")
+        clock = self.roster.clock
+        until = clock.seconds() + deadline("arrival")
         while not (self.eligible() and self.roster.workers):
-            if time.monotonic() > until and not self.roster.is_hopeful:
+            if clock.seconds() > until and not self.roster.is_hopeful:
                 raise WorkerError(
                     f"no worker is left to go on with, and none came in "
                     f"{deadline('arrival'):g} s; {self.snapshots.resume_hint()}"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dbdask.errors import CheckpointError
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.deadlines import deadline, within
 from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.outcome import resume_hint
 from dbdask.run.ownership import Ownership
@@ -145,7 +145,7 @@ class Snapshots:
             group = checkpoint.name_of(number, self.server.generation, self.server.run)
             writing = _Writing(self._store, self.server, self.path, group, names, self.ownership)
             try:
-                async with asyncio.timeout(seconds):
+                async with within(seconds):
                     is_finite = await writing.write(method, what)
                     bad = bad or ("" if is_finite else "the parameters are not finite")
                     if bad and self.committed is not None:
@@ -209,7 +209,7 @@ class Snapshots:
             checkpoint.delete_all(self.path, groups)
 
         try:
-            async with asyncio.timeout(deadline("store")):
+            async with within(deadline("store")):
                 await self._store.do(delete)
         except Exception as error:
             logger.warning("%s snapshots could not be deleted: %r", which, error)

@@ -1,6 +1,5 @@
 """When a run validates, and what follows from the score."""
 
-import asyncio
 import math
 import time
 from collections import deque
@@ -10,7 +9,7 @@ from functools import partial
 
 from dbdask.errors import CheckpointError
 from dbdask.metrics.scores import Score
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.deadlines import deadline, within
 from dbdask.run.failures import VALIDATION
 from dbdask.run.parameter_server import ParameterServer
 from dbdask.run.plan import Plan
@@ -241,7 +240,7 @@ class Validator:
         best = finite_or_none(last.state.get("best"))
         seconds = deadline("store", 4 * self.plan.size)
         try:
-            async with asyncio.timeout(seconds):
+            async with within(seconds):
                 await self.server.order("restore_best", last.path, last.group, best is not None)
         except TimeoutError as error:
             raise CheckpointError(

@@ -2,7 +2,6 @@
 
 import asyncio
 import textwrap
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -18,9 +17,11 @@ from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.rpc.contact import has_scheduler, hear_out
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.tasks import result_of
+from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.failures import TRAIN, VALIDATION, Failures, Work
 from dbdask.run.lost_tasks import LostTaskDetector
 from dbdask.run.roster import Roster
+from dbdask.schedule.awake import AwakeClock
 from dbdask.schedule.policies import places_for, tasks_for
 
 VALIDATION_PRIORITY = 10
@@ -113,6 +114,11 @@ class Workforce:
     def __post_init__(self) -> None:
         self.search = LostTaskDetector(self.client)
 
+    @property
+    def clock(self) -> AwakeClock:
+        """By which workers are judged."""
+        return self.roster.clock
+
     async def refresh(self, *, first: bool = False, now: bool = False) -> None:
         """See which workers are there, as `Roster.refresh` does.
 
@@ -200,7 +206,7 @@ class Workforce:
         key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
         task = asyncio.ensure_future(self._do(work, function, order, worker, key))
         task.add_done_callback(hear_out)  # another's error may end the run first
-        out = Outstanding(work, worker, task, time.monotonic(), take, take_back, key)
+        out = Outstanding(work, worker, task, self.clock.seconds(), take, take_back, key)
         self.outstanding.append(out)
 
     async def _do(
@@ -211,7 +217,7 @@ class Workforce:
         future: Future[R] | None = None
         try:
             for portion in work.portions:
-                blocks += await asyncio.to_thread(provider.futures, portion, workers=[worker])
+                blocks += await DaemonThreadRunner().do(provider.futures, portion, [worker])
             future = self.client.submit(
                 function,
                 order,
@@ -317,7 +323,7 @@ class Workforce:
 
     def _restart_clocks(self, workers: Collection[str]) -> None:
         """Workers have answered, or ended a task: the work that waited behind it begins now."""
-        now = time.monotonic()
+        now = self.clock.seconds()
         for out in self.outstanding:
             if out.worker in workers:
                 out.since = now
@@ -353,7 +359,7 @@ class Workforce:
 
     def _look_for_tasks(self) -> None:
         """Look for the tasks that are long under way, whatever else their workers do meanwhile."""
-        now, least = time.monotonic(), deadline("silence")
+        now, least = self.clock.seconds(), deadline("silence")
         long = [out for out in self.outstanding if now - out.looked > least]
         for worker in {out.worker for out in long}:
             self.search.look(worker, [out.key for out in long if out.worker == worker])
@@ -370,7 +376,7 @@ class Workforce:
 
     def _overdue(self) -> list[Outstanding[Any]]:
         """Return the work whose worker has given no sign of life for `dbdask.silence`."""
-        now, least = time.monotonic(), deadline("silence")
+        now, least = self.clock.seconds(), deadline("silence")
         return [out for out in self.outstanding if now - out.since > least]
 
     def abandon(self, workers: set[str]) -> list[Work]:
@@ -388,3 +394,7 @@ class Workforce:
             out.take_back()
             self.abandoned = self.abandoned or out.work.examples == TRAIN
         return [out.work for out in given_up]
+
+    def give_up_unsubmitted(self) -> list[Work]:
+        """Give up training that no worker has been given yet: its data are still on their way."""
+        return self._give_up([o for o in self.training if o.key not in self.client.futures])

@@ -77,10 +77,11 @@ def writing(path: Place) -> Iterator[None]:
 
 
 def exists(path: Place) -> bool:
-    """Whether anything lies at `path` but the name of an owner."""
+    """Whether anything lies at `path` but an owner, and keys that are being written."""
     try:
         names = sealed.children(path)
-        return not sealed.is_empty(path) if not names else names != [owner.GROUP]
+        others = [name for name in names if name != owner.GROUP and not sealed.is_partial(name)]
+        return bool(others) if names else not sealed.is_empty(path)
     except Exception as error:
         raise CheckpointError(
             f"checkpoint={path!r} cannot be reached: {error}; give a path or URL that the client "

@@ -7,6 +7,7 @@ believed, and nothing is sized, by bytes that no checksum covers.
 
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.request import url2pathname
@@ -21,6 +22,8 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 Place = str | Store
 """A path, a URL or a Zarr store."""
+
+PARTIAL = re.compile(r"\w+\.[0-9a-f]{32}\.partial")
 
 LOCAL = ("file", "local")
 """The schemes of URLs that name a path."""
@@ -71,6 +74,17 @@ def children(place: Place) -> list[str]:
         return sync(collect(open_store(place).list_dir("")))
     except FileNotFoundError:
         return []
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file is what a local store writes before it moves it to its key.
+
+    Examples
+    --------
+    >>> is_partial(f"zarr.{32 * '0'}.partial"), is_partial("zarr.json"), is_partial("my.partial")
+    (True, False, False)
+    """
+    return PARTIAL.fullmatch(name) is not None
 
 
 def _holds(store: Store, key: str) -> bool:

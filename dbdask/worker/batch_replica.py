@@ -12,6 +12,7 @@ import numpy as np
 from dbdask.data.block_provider import gather_blocks
 from dbdask.data.examples import Examples
 from dbdask.data.routes import Blocks, Piece
+from dbdask.data.waiting import ReadGivenUp
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.models.evaluation import Evaluator
@@ -81,6 +82,8 @@ def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Piece) -> BundleRepor
             _accrue(context, order, report, gather_blocks(blocks))
         except RECOVERABLE as trouble:
             report.trouble = f"{type(trouble).__name__}: {trouble}"
+        except ReadGivenUp:  # nothing was pushed: the bundle goes back as it came
+            pass
     return report
 
 

@@ -39,6 +39,8 @@ _rooms_lock = threading.Lock()
 Place = tuple[int, int, int, int]
 """Where a replica stopped: generation, epoch, portion, next step."""
 
+LONG_READ_SECONDS = 1.0  # a read that a run which is to stop does not wait for
+
 REMEMBERED_RUNS = 256  # ended runs whose late tasks a worker refuses
 
 
@@ -81,8 +83,9 @@ class WorkerContext:
     def __init__(self, worker: Worker, run: str, job: bytes) -> None:
         self.worker = worker
         self.run = run
-        self.job: Job = pickle.loads(job)
-        blas_limit.look_again()
+        self._pickled = job
+        self._job: Job | None = None
+        self._job_lock = threading.Lock()
         self.calls = Calls()
         self.routes = WorkerRoutes(worker, self.calls)
         self.handle: ServerHandle | None = None
@@ -98,6 +101,19 @@ class WorkerContext:
         self._running = 0
         self._turn = threading.Condition()
         worker_loop(worker).call_soon_threadsafe(self._begin_lease)
+
+    @property
+    def job(self) -> Job:
+        """What the run's replicas need, opened once, on the thread of the first task.
+
+        Opening may take long (it imports the model's library): no lock that the event loop takes
+        is held meanwhile.
+        """
+        with self._job_lock:
+            if self._job is None:
+                self._job = pickle.loads(self._pickled)
+                blas_limit.look_again()
+            return self._job
 
     def _begin_lease(self) -> None:
         self._lease = asyncio.ensure_future(self._watch())
@@ -178,12 +194,27 @@ class WorkerContext:
             return None
 
     def reader(self, name: str) -> Reader:
-        """Return the reader of the job's examples called `name`, opened once."""
+        """Return the reader of the job's examples called `name`, opened once.
+
+        Raises
+        ------
+        Stale
+            The context is closed.
+        """
+        examples = getattr(self.job, name)
         with self._turn:
+            if self.closed:
+                raise Stale(f"run {self.run} has ended")
             if name not in self.readers:
                 budget = cache_bytes(name, self.worker.memory_manager.memory_limit)
-                self.readers[name] = getattr(self.job, name).reader(budget)
+                self.readers[name] = examples.reader(budget)
             return self.readers[name]
+
+    def give_up_reads(self, least: float = 0.0) -> None:
+        """End the waits of replicas for chunks that have been read for `least` seconds."""
+        reader = self.readers.get("train")
+        if reader is not None:
+            reader.give_up_reads(least)
 
     def copy_of(self, handle: ServerHandle, number: int) -> np.ndarray:
         """Return the parameters of a snapshot copy, fetched once for all tasks of the worker."""
@@ -221,15 +252,17 @@ class WorkerContext:
         self.routes.end_generation(generation)
 
     def close(self) -> None:
-        """End the calls, let waiting tasks go, and drop what the run held here."""
-        self.closed = True
+        """End the calls, let waiting tasks go, and drop what the run held here; never waits."""
+        with self._turn:
+            self.closed = True
+            readers, self.readers = self.readers, {}
         worker_loop(self.worker).call_soon_threadsafe(self._end_lease)
         self.end_generation(1 << 62)
         with self._turn:
             self._turn.notify_all()
-        for reader in self.readers.values():
+        for reader in readers.values():
             reader.close()
-        self.readers, self.copies, self._points, self._free = {}, {}, {}, []
+        self.copies, self._points, self._free = {}, {}, []
         self._left = None
 
 
@@ -266,10 +299,18 @@ def _close(run: str, dask_worker: Worker) -> None:
 
 
 def end_generation(run: str, generation: int, dask_worker: Worker) -> None:
-    """End the calls of a generation that are under way on a worker."""
+    """End the calls of a generation, and the reads, that are under way on a worker."""
     context = _contexts.get(dask_worker, {}).get(run)
     if context is not None:
         context.end_generation(generation)
+        context.give_up_reads()
+
+
+def give_up_long_reads(run: str, dask_worker: Worker) -> None:
+    """End the waits of replicas on a worker for chunks that do not come: the run is to stop."""
+    context = _contexts.get(dask_worker, {}).get(run)
+    if context is not None:
+        context.give_up_reads(LONG_READ_SECONDS)
 
 
 def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Worker) -> None:

@@ -9,6 +9,7 @@ from distributed import Status, Worker, WorkerPlugin
 
 from dbdask.rpc.contact import is_registered
 from dbdask.rpc.deadlines import deadline
+from dbdask.schedule.awake import AwakeClock
 
 LOOK_SECONDS = 0.02
 
@@ -43,9 +44,8 @@ class DrainOnClose(WorkerPlugin):
 
     async def teardown(self, worker: Worker) -> None:
         """Wait, where the worker closes, until its shards have moved or the deadline has passed."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + deadline("hand-on")
-        while self._is_awaited(worker) and loop.time() < until:
+        clock = AwakeClock(asyncio.get_running_loop().time)
+        while self._is_awaited(worker) and clock.seconds() < deadline("hand-on"):
             # A scheduler that has refused to retire the worker tells it to go on running.
             if worker.status is not Status.closing:
                 worker.status = Status.closing

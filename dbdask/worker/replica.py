@@ -11,6 +11,7 @@ from dbdask.data.block_provider import gather_blocks
 from dbdask.data.examples import Examples
 from dbdask.data.feed import Minibatch
 from dbdask.data.routes import Blocks, Piece
+from dbdask.data.waiting import ReadGivenUp
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.models.evaluation import Evaluator
@@ -106,6 +107,8 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Piece) -> PortionRep
             replica.work(gather_blocks(blocks))
         except RECOVERABLE as trouble:
             report.trouble = f"{type(trouble).__name__}: {trouble}"
+        except ReadGivenUp:  # between two steps: the portion goes back as it is in the shards
+            report.finished = False
         finally:
             replica.give_up()
     return report
