@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from distributed import Client
 from distributed.security import Security
+from search_path import SEARCH_PATH
 
-TESTS = Path(__file__).parent
 LOOPBACK = ("--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0")
 
 
@@ -90,7 +90,7 @@ class RealCluster:
     def start(self, command, *flags, name="", security=None):
         """Start `dask COMMAND` with what all have in common."""
         name = name or command
-        environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+        environment = os.environ | {"PYTHONPATH": SEARCH_PATH}
         where = ("--scheduler-file", str(self.address_file))
         flags = (*LOOPBACK, *where, *tls_flags(security or self.security), *flags)
         with open(self.folder / f"{name}.log", "a") as log:

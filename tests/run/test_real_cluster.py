@@ -17,6 +17,7 @@ import test_recovery
 from acting import After
 from asking import workers_of
 from real_cluster import Authority, RealCluster, signal_group
+from search_path import SEARCH_PATH
 from test_downpour import assert_nothing_left, write_store
 from test_leaving import addresses, shard_workers, wait_until
 from test_sandblaster import assert_counted_once, count
@@ -262,11 +263,10 @@ def test_ctrl_c_in_a_terminal_keeps_what_its_own_workers_have_learnt(store):
 
 
 def start_script(script, environment=None):
-    path = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)],
         env=os.environ
-        | {"PYTHONPATH": os.pathsep.join(path), "PYTHONWARNINGS": "ignore"}
+        | {"PYTHONPATH": SEARCH_PATH, "PYTHONWARNINGS": "ignore"}
         | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -6,7 +6,6 @@ It runs on and holds what it held; nobody hears it, and no connection is closed.
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import dask
 import numpy as np
@@ -14,13 +13,13 @@ import pytest
 from acting import After
 from distributed import Client, LocalCluster
 from faults import everyone, holders
+from search_path import SEARCH_PATH
 from test_downpour import assert_nothing_left, write_store
 from test_leaving import wait_until
 from test_recovery import train
 
 from dbdask.worker.context import rooms_of
 
-TESTS = Path(__file__).parent
 HERE, THERE = "10.211.77.1", "10.211.77.2"
 SHORT = {"dbdask.silence": "500ms", "dbdask.ping": "2s", "dbdask.answer": "1s"}
 NAMES = {name.upper().replace("DBDASK.", "DASK_DBDASK__"): value for name, value in SHORT.items()}
@@ -67,7 +66,7 @@ def client(cable, tmp_path):
                 *(cluster.scheduler_address, "--host", THERE, "--nthreads", "1", "--no-nanny"),
                 *("--no-dashboard", "--local-directory", str(tmp_path)),
             ],
-            env=os.environ | NAMES | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"},
+            env=os.environ | NAMES | {"PYTHONPATH": SEARCH_PATH},
             stderr=subprocess.DEVNULL,
         ) as worker,
     ):

@@ -130,7 +130,7 @@ def test_listeners_of_a_topic_leave_each_other_alone(client):
 
 
 def test_every_deadline_is_documented_and_can_be_set():
-    page = (Path(__file__).parents[1] / "docs" / "failure.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "failure.md").read_text()
     for name, default in DEFAULTS.items():
         number = default.removesuffix("s")
         assert f"| `{name}` | {number} s" in page, name

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from pathlib import Path
 
 import dask
 import numpy as np
 import pytest
 from routing import finish
+from search_path import SEARCH_PATH
 from test_downpour import assert_nothing_left, flat, train, write_store
 from test_leaving import wait_until
 from test_real_cluster import start_script
@@ -273,9 +273,11 @@ def test_without_shared_memory_vectors_are_ordinary(monkeypatch):
 
 # Processes that are killed
 
+PATHS = SEARCH_PATH.split(os.pathsep)
+
 HOLDER = """
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from dbdask.rpc.same_host import ChannelServer
 from test_transport import make_shard
 class Busy:
@@ -295,7 +297,7 @@ for host in sys.stdin:
 def test_a_killed_shard_ends_the_call_at_once_and_leaves_nothing(tmp_path):
     before = held()
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER.format(tests=str(Path(__file__).parent))],
+        [sys.executable, "-c", HOLDER.format(paths=PATHS)],
         env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONWARNINGS": "ignore"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -325,7 +327,7 @@ def test_a_killed_shard_ends_the_call_at_once_and_leaves_nothing(tmp_path):
 
 CALLER = """
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from dbdask.rpc.same_host import SameHost
 from routing import finish
 from test_same_host import ones, push
@@ -340,10 +342,10 @@ for step in range(1, 10**9):
 
 
 def test_a_killed_caller_ends_its_thread_and_its_mappings(shard):
-    before, tests = held(), str(Path(__file__).parent)
+    before = held()
     with dask.config.set({"dbdask.connect": "60s"}):
         directory = ChannelServer(shard).listen(host_identity())
-    script = CALLER.format(tests=tests, directory=directory)
+    script = CALLER.format(paths=PATHS, directory=directory)
     caller = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", script], stdout=subprocess.PIPE, text=True
     )

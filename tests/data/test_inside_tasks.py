@@ -5,13 +5,13 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 from acting import SlowUntil, touch
 from counting import CountingModel
 from distributed import Client, LocalCluster, get_client, get_worker, worker_client
+from search_path import SEARCH_PATH
 from test_downpour import assert_nothing_left, counted, write_store
 from test_leaving import wait_until
 from test_sandblaster import LinearCounting
@@ -20,7 +20,6 @@ import dbdask
 from dbdask.errors import DataError, ShardLost, WorkerError
 
 ROWS = 200
-TESTS = Path(__file__).parent
 VERBS = {
     "downpour": {"optimizer": dbdask.sgd(20.0), "batch_size": 20},
     "sandblaster": {"l2": 1 / ROWS, "portion_size": 50, "tolerance": 0.0, "iterations": 50},
@@ -230,7 +229,7 @@ def test_a_client_that_is_closed_with_its_event_loop_ends_the_run(lone_client, s
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"},
+        env=os.environ | {"PYTHONPATH": SEARCH_PATH},
     )
     assert "the client was closed while the run was under way" in done.stdout, done.stderr
     assert f"checkpoint={path!r}, resume=True" in done.stdout

@@ -192,6 +192,6 @@ def test_ctrl_c_ends_a_read_on_the_client_at_once(hanging, tmp_path, what):
 
 
 def test_the_deadline_is_documented():
-    page = (Path(__file__).parents[1] / "docs" / "failure.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "failure.md").read_text()
     assert f"| `read` | {deadline():g} s" in page
     assert f"{deadline():g}s" == waiting.READ_SECONDS
