@@ -106,7 +106,10 @@ class Reader:
             variable.open()
 
     def close(self) -> None:
-        """End every read, and drop what is cached; what hangs is not waited for."""
+        """End every wait for a read, now and later, and empty the cache.
+
+        A thread that is still reading is not waited for.
+        """
         self._reads.close()
         with self._lock:
             self._cache.clear()

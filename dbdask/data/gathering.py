@@ -124,7 +124,11 @@ class BlockGroup:
         self._strides.append(strides)
 
     def locate(self, rows: Int64Array) -> Located:
-        """Return the block and the centre of each row: `rows` is int64, (rows,)."""
+        """Return, for each row number of the group, its block and its window's centre.
+
+        `rows` is int64, (rows,), and counts through all blocks in order. If only some rows are
+        examples, `_kept` maps them to their place in the block's full product of centres.
+        """
         block = np.searchsorted(self.ends, rows, side="right")
         local = rows - self._starts[block]
         if self._kept is not None:

@@ -70,14 +70,14 @@ def _send(connection: socket.socket, message: bytes, descriptors: Sequence[int] 
 
 
 def _receive(connection: socket.socket, room: bytearray) -> tuple[Any, list[int]]:
-    """Receive a message, and the descriptors with it, which the caller closes.
+    """Receive one message; return its content and its file descriptors, which the caller must close.
 
     Raises
     ------
     EOFError
         The other side has closed the connection, or is gone.
     OSError
-        It broke.
+        The connection broke, or the message was cut short.
     """
     length, ancillary, flags, _ = connection.recvmsg_into(
         [room], socket.CMSG_SPACE(4 * DESCRIPTORS), socket.MSG_CMSG_CLOEXEC

@@ -341,13 +341,19 @@ class Workforce:
         WorkerError
             Some work has failed `MOST_ATTEMPTS` times.
         """
-        return self._give_up_lost(self.roster.ask({out.worker for out in self._overdue()}))
+        return self._give_up_unreachable(self.roster.ask({out.worker for out in self._overdue()}))
 
     async def look_around(self) -> list[Work]:
         """Ask every worker for a sign of life, and wait; return the work that is given up."""
-        return self._give_up_lost(await self.roster.ask_everyone())
+        return self._give_up_unreachable(await self.roster.ask_everyone())
 
-    def _give_up_lost(self, answered: set[str]) -> list[Work]:
+    def _give_up_unreachable(self, answered: set[str]) -> list[Work]:
+        """Give up the work that no worker will finish, and return it.
+
+        It belongs to workers that are silent, closing or gone, is overdue on a paused worker, or
+        its task was lost by Dask. A loss counts as a failure of the work, except on a closing or
+        paused worker. The workers in `answered` get a new time limit.
+        """
         self._restart_clocks(answered - self.roster.paused)
         silent, closing = self.roster.silent, self.roster.closing
         left = {out.worker for out in self.outstanding} - set(self.roster.facts)

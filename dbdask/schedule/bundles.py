@@ -195,11 +195,11 @@ class Assignment:
         return again + sum(map(len, self._pending.values()))
 
     def take(self, worker: str, length: int, workers: Sequence[str]) -> Bundle | None:
-        """Cut the worker's next bundle, of at most `length` portions.
+        """Return the worker's next bundle, or None if no portion is left.
 
-        It gets its own portions first, then neighbours without an owner, then the last ones of
+        A bundle that failed goes out again unchanged; else a new one of at most `length` portions
+        is cut. The worker gets its own portions first, then neighbours without an owner, then the last ones of
         another owner.
-        A bundle that failed goes out again as it is.
         """
         if self._again:
             return self._again.pop()
