@@ -70,7 +70,7 @@ def _send(connection: socket.socket, message: bytes, descriptors: Sequence[int] 
 
 
 def _receive(connection: socket.socket, room: bytearray) -> tuple[Any, list[int]]:
-    """Receive one message; return its content and its file descriptors, which the caller must close.
+    """Receive one message; return its content and its descriptors, which the caller must close.
 
     Raises
     ------

@@ -198,8 +198,8 @@ class Assignment:
         """Return the worker's next bundle, or None if no portion is left.
 
         A bundle that failed goes out again unchanged; else a new one of at most `length` portions
-        is cut. The worker gets its own portions first, then neighbours without an owner, then the last ones of
-        another owner.
+        is cut. The worker gets its own portions first, then neighbours without an owner, then the
+        last ones of another owner.
         """
         if self._again:
             return self._again.pop()
