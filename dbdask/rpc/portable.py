@@ -8,6 +8,7 @@ leaves its task without an end.
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from functools import wraps
+from traceback import clear_frames
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
@@ -85,8 +86,13 @@ def _described(error: BaseException) -> str:
 
 
 def shorten(error: BaseException) -> None:
-    """Cut an error's tracebacks, and the chain of its causes where it is long or comes round."""
+    """Cut an error's tracebacks, and the chain of its causes if it is long or comes round.
+
+    The local variables of its frames are cleared: they hold whole vectors, some of which other
+    processes map, for as long as Dask keeps the error.
+    """
     for linked in end_causes(error):
+        clear_frames(linked.__traceback__)
         linked.__traceback__ = _ends_of(linked.__traceback__)
 
 

@@ -233,4 +233,5 @@ def test_a_client_that_is_closed_with_its_event_loop_ends_the_run(lone_client, s
     )
     assert "the client was closed while the run was under way" in done.stdout, done.stderr
     assert f"checkpoint={path!r}, resume=True" in done.stdout
-    assert "Traceback" not in done.stderr and "never retrieved" not in done.stderr
+    assert f"{os.sep}dbdask{os.sep}" not in done.stderr  # Dask may log that its connection closed
+    assert "never retrieved" not in done.stderr

@@ -6,6 +6,7 @@ import pickle
 import re
 import threading
 import traceback
+import weakref
 
 import dask.array as da
 import numpy as np
@@ -174,6 +175,24 @@ def test_the_causes_of_an_error_have_an_end(make):
         waiting += [e for e in (current.__cause__, current.__context__) if e is not None]
         assert count <= MOST_ERRORS
     assert "mine" in "".join(traceback.format_exception(portable(make())))
+
+
+def test_an_error_that_is_sent_holds_no_vectors():
+    held = []
+
+    @portable_errors
+    def fails():
+        vector = np.zeros(3)
+        held.append(weakref.ref(vector))
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            raise ValueError("then") from error
+
+    with pytest.raises(ValueError, match="then") as raised:
+        fails()
+    assert held[0]() is None
+    assert isinstance(raised.value.__cause__, KeyError)
 
 
 def test_the_ends_of_a_long_traceback_stay():
