@@ -81,6 +81,7 @@ def write_recording(folder, name, seed):
     (folder / f"{name}.PHN").write_text("\n".join(lines))
 
 
+@pytest.mark.slow
 def test_a_folder_in_timits_layout(tmp_path):
     for part, count in (("TRAIN", 6), ("TEST", 2)):
         for number in range(count):

@@ -72,7 +72,7 @@ def test_a_best_that_no_snapshot_holds_is_chosen_anew(cluster, store, misled, tm
     assert_nothing_left(cluster)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ["downpour", pytest.param("sandblaster", marks=pytest.mark.slow)])
 def test_the_best_goes_back_to_the_snapshots_in_every_shard(cluster, store, tmp_path, verb):  # noqa: F811
     held_out = labelled(store).isel(row=slice(1000, 1200))
     options = {"checkpoint": str(tmp_path / "run.zarr"), "snapshot_every": "1h"}

@@ -40,7 +40,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("verb", "how"), [("downpour", "ends"), ("sandblaster", "raises")])
+@pytest.mark.parametrize(
+    ("verb", "how"),
+    [("downpour", "ends"), pytest.param("sandblaster", "raises", marks=pytest.mark.slow)],
+)
 def test_the_own_cluster_ends_with_the_verb(tmp_path, verb, how):
     store = write_store(tmp_path / "store.zarr")
     (tmp_path / "train.py").write_text(PROGRAM)

@@ -215,8 +215,8 @@ def same_vectors(found, truth):
 @pytest.mark.parametrize(
     ("kind", "cuts", "vectors", "count"),
     [
-        ("downpour", [0, 40, 83], {"parameters", "accumulator"}, 60),
-        ("sandblaster", [0, 83], {"parameters", "gradient", "s0", "y0"}, 30),
+        ("downpour", [0, 40, 83], {"parameters", "accumulator"}, 40),
+        ("sandblaster", [0, 83], {"parameters", "gradient", "s0", "y0"}, 15),
         pytest.param(
             "downpour", [0, 40, 83], {"parameters", "accumulator"}, 240, marks=pytest.mark.slow
         ),

@@ -168,6 +168,7 @@ def test_a_worker_may_leave_though_no_other_can_take_its_copies(cluster, store):
     assert result.history["shard_copies"].values[-1] == 1
 
 
+@pytest.mark.slow
 def test_a_killed_copy_takes_no_pass_of_sandblaster_back(cluster, store, tmp_path):
     _, client = cluster
     iterations, killed, over = [], [], str(tmp_path / "over")
