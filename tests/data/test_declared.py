@@ -100,8 +100,16 @@ def test_a_path_and_xarray_show_the_same_of_sane_attributes(tmp_path, dtype):
         tried += 1
         for given in (path, *opened):
             said = f"{attributes}, {type(given).__name__}"
-            np.testing.assert_array_equal(fed(given), wanted.astype(np.float32), err_msg=said)
+            meant = wanted
+            if given is path and dtype[1] == "8" and attributes.get("scale_factor") == 3:
+                meant = exactly(VALUES[dtype], 3)  # xarray's own product overflows
+            np.testing.assert_array_equal(fed(given), meant.astype(np.float32), err_msg=said)
     assert tried > 20
+
+
+def exactly(values, factor):
+    """The values times a factor, in whole numbers of Python, which have no end."""
+    return np.array([float(int(value) * factor) for value in values])
 
 
 @pytest.mark.filterwarnings("ignore:.*left out as missing")

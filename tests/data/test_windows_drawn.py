@@ -12,7 +12,7 @@ import xarray as xr
 
 import dbdask
 
-QUICK, LONG = range(40), range(40, 3000)
+QUICK, LONG = range(40), range(40, 3000, 370)
 
 
 def drawn_chunks(rng, size):
@@ -152,8 +152,9 @@ def test_windows_see_what_a_loop_sees():
 
 
 @pytest.mark.slow
-def test_windows_see_what_a_loop_sees_in_many_datasets():
-    assert sum(check(seed) for seed in LONG) > 50_000
+@pytest.mark.parametrize("first", LONG)
+def test_windows_see_what_a_loop_sees_in_many_datasets(first):
+    assert sum(check(seed) for seed in range(first, first + LONG.step)) > 6_000
 
 
 def test_the_present_bounds_a_window_that_leaves_it_out():
