@@ -84,7 +84,7 @@ class Sandblaster:
     def _begin_anew(self) -> None:
         """Begin L-BFGS anew at the current point."""
         self._steps: Generator[Request, Any, str] = minimise(self.point, self.settings)
-        self._request: Request | None = None  # the one that is being served
+        self._request: Request | None = None  # now served
         self._answer: Any = None  # to the request before
         self._number = 0  # of the command that serves the request; 0 before it is given
         self._whole: GradientPass | None = None  # a pass that the shards have yet to close

@@ -1,9 +1,9 @@
 """Waiting for a read: under a deadline, with a word meanwhile, and until it is given up.
 
-A read that hangs holds its thread, which nothing can end. So whatever may hang runs on a thread of
-its own, beside the one that waits for it: that one can be told to wait no more, hears Ctrl-C, and
-ends at the deadline. The thread of the read is a daemon: it goes on until its store answers, drops
-what comes then, and keeps no process from ending.
+A read that hangs holds its thread, and nothing can end a thread. So each read runs on a daemon
+thread, and the caller waits beside it. The wait can be given up, hears Ctrl-C, and ends at the
+deadline. The thread of the read goes on until its store answers, drops the answer if nobody waits,
+and does not keep the process from ending.
 """
 
 from __future__ import annotations
