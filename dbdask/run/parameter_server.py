@@ -390,9 +390,12 @@ class ParameterServer:
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
 
-    def give_up_long_reads(self, workers: Sequence[str]) -> None:
-        """Tell workers that replicas are to wait no longer for chunks that do not come."""
-        telling = asyncio.ensure_future(self._tell(workers, give_up_long_reads, self.run))
+    def give_up_long_reads(self, workers: Sequence[str], names: Sequence[str]) -> None:
+        """Tell workers that tasks are to wait no longer for chunks that do not come.
+
+        `names` are those of the examples that the chunks belong to.
+        """
+        telling = asyncio.ensure_future(self._tell(workers, give_up_long_reads, self.run, names))
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
 

@@ -41,6 +41,7 @@ from dbdask.worker.shard import ParameterShard
 logger = logging.getLogger("dbdask")
 
 TURN_SECONDS = 0.25
+STOPS_OF_USER = ("interrupted", "callback")
 
 
 @dataclass(frozen=True)
@@ -260,9 +261,14 @@ class Run:
         await self.workforce.look_around()
 
     def give_up_long_reads(self) -> None:
-        """Let the replicas that answer wait no longer for chunks that do not come."""
-        busy = {out.worker for out in self.workforce.training}
-        self.server.give_up_long_reads(sorted(busy & set(self.roster.answering)))
+        """Let tasks wait no longer for chunks that do not come, because the run is to stop.
+
+        A validation that loses a read so ends without a score. This happens only if the user has
+        stopped the run: a run that has reached its target waits for the score, up to `dbdask.read`.
+        """
+        names = [TRAIN, VALIDATION] if self.stop_reason in STOPS_OF_USER else [TRAIN]
+        busy = {out.worker for out in self.workforce.outstanding if out.work.examples in names}
+        self.server.give_up_long_reads(sorted(busy & set(self.roster.answering)), names)
 
     async def end_flight(self) -> None:
         """End every call, wait for training's tasks to end, and take their work back."""
@@ -371,6 +377,8 @@ class Run:
     async def _finish_validation(self) -> None:
         """Return when no validation is under way."""
         while self.validator.is_busy:
+            if self.stop_reason:
+                self.give_up_long_reads()
             await self.take_in()
 
     # Conclusion

@@ -10,7 +10,7 @@ import pickle
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -210,11 +210,12 @@ class WorkerContext:
                 self.readers[name] = examples.reader(budget)
             return self.readers[name]
 
-    def give_up_reads(self, least: float = 0.0) -> None:
-        """End the waits of replicas for chunks that have been read for `least` seconds."""
-        reader = self.readers.get("train")
-        if reader is not None:
-            reader.give_up_reads(least)
+    def give_up_reads(self, names: Collection[str], least: float = 0.0) -> None:
+        """End the waits for chunks of the named examples that were read for `least` seconds."""
+        for name in names:
+            reader = self.readers.get(name)
+            if reader is not None:
+                reader.give_up_reads(least)
 
     def copy_of(self, handle: ServerHandle, number: int) -> np.ndarray:
         """Return the parameters of a snapshot copy, fetched once for all tasks of the worker."""
@@ -303,14 +304,17 @@ def end_generation(run: str, generation: int, dask_worker: Worker) -> None:
     context = _contexts.get(dask_worker, {}).get(run)
     if context is not None:
         context.end_generation(generation)
-        context.give_up_reads()
+        context.give_up_reads(list(context.readers))
 
 
-def give_up_long_reads(run: str, dask_worker: Worker) -> None:
-    """End the waits of replicas on a worker for chunks that do not come: the run is to stop."""
+def give_up_long_reads(run: str, names: Collection[str], dask_worker: Worker) -> None:
+    """End the waits on a worker for chunks of some examples that do not come.
+
+    The run is to stop. `names` are those of the examples, as a job has them.
+    """
     context = _contexts.get(dask_worker, {}).get(run)
     if context is not None:
-        context.give_up_reads(LONG_READ_SECONDS)
+        context.give_up_reads(names, LONG_READ_SECONDS)
 
 
 def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Worker) -> None:

@@ -117,6 +117,24 @@ def test_training_neither_waits_for_a_validation_nor_loses_its_places_to_it():
     tell(story)
 
 
+def test_a_validation_whose_read_was_given_up_ends_without_a_score_and_none_follows(caplog):
+    async def story():
+        told = Story(3, "a")
+        told.validator.start(1, 0)
+        told.validator.start(2, 1)
+        told.validator.hand_out()
+        told.end(score=Score(3.0, 1.0), finished=True)
+        told.end(score=Score(), gave_up="chunk c/3/0")
+        await told.validator.conclude()
+        assert not told.force.outstanding and not told.validator.is_busy and not told.records
+        assert told.orders == [("drop", 1), ("drop", 2)]
+        told.validator.tally.steps = 7
+        assert not told.validator.stale
+
+    tell(story)
+    assert "ends without a score: it waits for chunk c/3/0" in caplog.text
+
+
 def test_a_validation_that_was_suspended_goes_on_where_the_shards_are_now():
     async def story():
         told = Story(3, "a")
