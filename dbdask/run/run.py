@@ -34,6 +34,7 @@ from dbdask.schedule import policies
 from dbdask.schedule.awake import AwakeClock
 from dbdask.schedule.ledger import Row
 from dbdask.status import Status
+from dbdask.storage.bounded import beside_loop
 from dbdask.storage.checkpoint import VectorReference
 from dbdask.worker.initial import FromModel, FromSnapshot
 from dbdask.worker.shard import ParameterShard
@@ -434,7 +435,7 @@ class Run:
         await self.server.end_generation(workers)
         for supply in (self.plan.supply, self.plan.validation_supply):
             if supply is not None:
-                await asyncio.to_thread(supply.close)
+                await beside_loop(supply.close)
         await self.server.release(workers)
 
     async def _answering(self) -> list[str]:

@@ -14,7 +14,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,7 +27,10 @@ from dbdask.rpc.same_host import ChannelServer
 from dbdask.rpc.transport import Request
 from dbdask.schedule.ledger import Ledger, Row, ShardProgress
 from dbdask.storage import checkpoint
+from dbdask.storage.bounded import beside_loop
 from dbdask.users_code import UsersCode
+
+T = TypeVar("T")
 
 REMEMBERED = 64  # commands whose answers are kept for a repeat
 
@@ -218,7 +222,7 @@ class ParameterShard:
         OSError
             No caller of that host can be served so.
         """
-        return await asyncio.to_thread(self._channels.listen, host)
+        return await _beside(self._channels.listen, host)
 
     # What replicas request
 
@@ -384,9 +388,7 @@ class ParameterShard:
         """Take the best parameters of a snapshot for one's own, or forget them: it has none."""
         best, generation = None, self.generation
         if is_there:
-            best = await asyncio.to_thread(
-                checkpoint.read_slice, path, group, "best", self.start, self.stop
-            )
+            best = await _beside(checkpoint.read_slice, path, group, "best", self.start, self.stop)
             self._check(generation)  # it has read for a while
         await self._serve(self._set_best, best)
 
@@ -422,7 +424,8 @@ class ParameterShard:
         self.state.ledger, self.state.applied = ledger, applied
         return lost
 
-    # What has no number: it changes nothing here, and a repeat writes the same bytes again
+    # What has no number: it changes nothing here, and a repeat writes the same bytes again. The
+    # run bounds the time that a store may take.
 
     async def write(self, path: str, group: str, number: int) -> bool:
         """Write a copy into its own chunk of a snapshot, on a thread that serves no calls.
@@ -430,16 +433,16 @@ class ParameterShard:
         Returns whether the parameters are finite.
         """
         vectors = self._kept(number).vectors
-        return await asyncio.to_thread(self._write, path, group, vectors)
+        return await _beside(self._write, path, group, vectors)
 
     async def write_vectors(self, path: str, group: str, names: Sequence[str]) -> bool:
         """Write vectors as they are, without a copy: nothing may change them meanwhile.
 
+        The lock is not held, or a store that hangs would hold up every other call.
         Returns whether the parameters are finite.
         """
         vectors = {name: self._vector(name) for name in names}
-        finite: bool = await self._serve(self._write, path, group, vectors)
-        return finite
+        return await _beside(self._write, path, group, vectors)
 
     def _write(self, path: str, group: str, vectors: dict[str, np.ndarray]) -> bool:
         checkpoint.write_slice(path, group, self.start, self.stop, vectors)
@@ -461,6 +464,15 @@ class ParameterShard:
 def is_finite(values: np.ndarray) -> bool:
     """Whether all of a vector is finite: without a second vector, because both pass NaN on."""
     return bool(np.isfinite(values.min(initial=0.0)) and np.isfinite(values.max(initial=0.0)))
+
+
+async def _beside(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function that may hang, on a thread that serves no calls; raise as `_serve` does."""
+    answer, failure = await beside_loop(_attempt, partial(function, *arguments))
+    if failure is not None:
+        raise failure
+    result: T = answer
+    return result
 
 
 def _attempt(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
