@@ -308,18 +308,24 @@ class Workforce:
         return None
 
     def _blame(self, workers: set[str]) -> None:
-        """Count a failure of the work that lost workers were at.
+        """Count a failure of the work that lost or paused workers were at.
 
         That is the oldest on each, of training and of validation: which of the two the worker had
         begun is not known.
         """
         for worker in sorted(workers):
-            silent = f"gave no sign of life for {deadline('ping'):g} s (dbdask.ping)"
-            what = silent if worker in self.roster.facts else "was lost"
             held = [o for o in self.outstanding if o.worker == worker and not o.task.done()]
             oldest = {out.work.examples: out.work for out in reversed(held)}
             for work in oldest.values():
-                self.failures.note(work, worker, f"because worker {worker} {what}")
+                self.failures.note(work, worker, f"because {self._how_it_failed(worker)}")
+
+    def _how_it_failed(self, worker: str) -> str:
+        """Say why a worker's work is given up, in words that follow "because"."""
+        if worker not in self.roster.facts:
+            return f"worker {worker} was lost"
+        if worker in self.roster.silent:
+            return f"worker {worker} gave no sign of life for {deadline('ping'):g} s (dbdask.ping)"
+        return f"Dask has paused worker {worker}, because its memory is nearly full"
 
     def _restart_clocks(self, workers: Collection[str]) -> None:
         """Workers have answered, or ended a task: the work that waited behind it begins now."""
@@ -351,15 +357,16 @@ class Workforce:
         """Give up the work that no worker will finish, and return it.
 
         It belongs to workers that are silent, closing or gone, is overdue on a paused worker, or
-        its task was lost by Dask. A loss counts as a failure of the work, except on a closing or
-        paused worker. The workers in `answered` get a new time limit.
+        its task was lost by Dask. Each of these counts as a failure of the work, except on a
+        closing worker: its end says nothing of the work, where a worker may be paused because of
+        it. The workers in `answered` get a new time limit.
         """
         self._restart_clocks(answered - self.roster.paused)
         silent, closing = self.roster.silent, self.roster.closing
         left = {out.worker for out in self.outstanding} - set(self.roster.facts)
-        self._blame((silent | left) - closing)
-        overdue = {out.worker for out in self._overdue()}
-        given_up = self.abandon(silent | closing | left | (overdue & self.roster.paused))
+        stuck = {out.worker for out in self._overdue()} & self.roster.paused
+        self._blame((silent | left | stuck) - closing)
+        given_up = self.abandon(silent | closing | left | stuck)
         self._look_for_tasks()
         return given_up + self._give_up(self._lost())
 

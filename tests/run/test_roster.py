@@ -29,6 +29,7 @@ class Cluster:
 
     def __init__(self, monkeypatch, *names):
         self.names, self.stopped, self.now = list(names), set(), 1000.0
+        self.paused = set()
         self.outcomes, self.checked = {}, []
         self.client = types.SimpleNamespace(
             rpc=None,
@@ -61,7 +62,10 @@ class Cluster:
 
     async def workers_now(self, client):
         self.now += 0.1
-        return {name: WorkerFacts(name, name, "here", 0) for name in self.names}
+        return {
+            name: WorkerFacts(name, name, "here", 0, is_paused=name in self.paused)
+            for name in self.names
+        }
 
     async def answers(self, pool, name, **rest):
         self.asked.append(name)
