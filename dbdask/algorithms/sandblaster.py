@@ -22,7 +22,7 @@ from dbdask.run.fitting import check_fit, targets_for
 from dbdask.run.plan import Plan
 from dbdask.run.resuming import open_checkpoint, settings_of
 from dbdask.run.run import Run
-from dbdask.run.session import Callback, client_for, watch
+from dbdask.run.session import client_for, watch
 from dbdask.run.shared_arguments import (
     Parameters,
     check_named,
@@ -34,6 +34,7 @@ from dbdask.run.shared_arguments import (
     validation_interval,
     worker_names,
 )
+from dbdask.run.slow_callbacks import Callback
 from dbdask.run.training import train
 from dbdask.worker.batch_replica import SandblasterJob
 

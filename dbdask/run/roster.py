@@ -49,6 +49,7 @@ class Roster:
     _demand: "Future[None] | None" = None  # a task that waits for a worker, or keeps it busy
     _demanded: float = 0.0  # when it was submitted
     _lacking_since: float | None = None  # None while a worker works, or could
+    _came: float = 0.0  # when the last check began
     _checking: "dict[str, asyncio.Task[None]]" = field(default_factory=dict)
     _asking: dict[str, "asyncio.Task[bool]"] = field(default_factory=dict)
 
@@ -159,6 +160,7 @@ class Roster:
                     self.client.rpc, address, self.job, self.checkpoint, trains=trains
                 )
                 self._checking[address] = asyncio.ensure_future(check)
+                self._came = self.clock.seconds()
 
     def _take_checks(self, *, at_start: bool) -> None:
         for address, check in list(self._checking.items()):
@@ -238,14 +240,17 @@ class Roster:
 
     @property
     def is_hopeful(self) -> bool:
-        """Whether a check is under way that is worth waiting for.
+        """Whether a check is under way, or a worker came lately, that is worth waiting for.
 
         If a worker has left during its check, so may the next: it may have died of the check. Then
-        the checks of others are waited for until workers have been lacking for `preflight`.
+        others are waited for until workers have been lacking for `preflight`.
         """
-        if not self._checking or not self._left or self._lacking_since is None:
+        if not self._left or self._lacking_since is None:
             return bool(self._checking)
-        return self.clock.seconds() - self._lacking_since <= deadline("preflight")
+        now = self.clock.seconds()
+        if now - self._lacking_since > deadline("preflight"):
+            return False
+        return bool(self._checking) or now - self._came <= deadline("arrival")
 
     def check_arrival(self, lack: str) -> None:
         """Raise if workers are lacking for too long.

@@ -176,6 +176,13 @@ def test_workers_that_were_restarted_during_their_checks_come_back_and_are_waite
         await roster.refresh()
         cluster.names = ["new"]
         await until(roster, lambda: roster._left == {"old"})
+        cluster.names = []  # restarted once more
+        for _ in range(2):
+            await roster.refresh(now=True)
+            roster.check_arrival(roster.lack)
+            cluster.now += 10.0
+        cluster.names = ["new"]
+        await roster.refresh(now=True)
         for _ in range(3):
             roster.check_arrival(roster.lack)
             cluster.now += 14.0
