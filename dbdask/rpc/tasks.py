@@ -22,6 +22,7 @@ T = TypeVar("T")
 LOOK_SECONDS = 0.5  # a wait that looks about looks so often
 AT_WORK = ("waiting", "constrained", "ready", "executing", "long-running", "resumed")
 ENDED = ("memory", "erred")
+NOT_BEGUN = ("waiting", "constrained", "ready")
 TO_TELL = (*ENDED, "forgotten", None)
 MOST_FETCHES = 20
 
@@ -41,6 +42,13 @@ class Whereabouts(NamedTuple):
         """
         is_nowhere = self.at_scheduler == "processing" and self.at_worker not in AT_WORK
         return is_nowhere or self.at_scheduler in ENDED
+
+    @property
+    def has_not_begun(self) -> bool:
+        """Whether the task waits for others: for what it depends on, or for a thread."""
+        if self.at_scheduler == "processing":
+            return self.at_worker in NOT_BEGUN
+        return self.at_scheduler in ("waiting", "queued", "no-worker")
 
 
 async def ended(future: "Future[T]") -> None:

@@ -16,7 +16,7 @@ from dbdask.data.routes import Piece
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.rpc.contact import has_scheduler, hear_out
 from dbdask.rpc.deadlines import deadline
-from dbdask.rpc.tasks import result_of
+from dbdask.rpc.tasks import result_of, whereabouts
 from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.failures import TRAIN, VALIDATION, Failures, Work
 from dbdask.run.lost_tasks import LostTaskDetector
@@ -407,6 +407,15 @@ class Workforce:
             out.take_back()
             self.abandoned = self.abandoned or out.work.examples == TRAIN
         return [out.work for out in given_up]
+
+    async def give_up_unbegun(self) -> list[Work]:
+        """Give up training whose task no worker has begun: the tasks before it may never end."""
+        given: dict[str, list[str]] = {}
+        for out in self.training:
+            given.setdefault(out.worker, []).append(out.key)
+        looks = await asyncio.gather(*(whereabouts(self.client, w, k) for w, k in given.items()))
+        waiting = {key for look in looks for key, where in look.items() if where.has_not_begun}
+        return self._give_up([out for out in self.training if out.key in waiting])
 
     def give_up_unsubmitted(self) -> list[Work]:
         """Give up training that no worker has been given yet: its data are still on their way."""

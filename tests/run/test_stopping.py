@@ -1,0 +1,105 @@
+"""A run that is asked to stop waits for nothing that may never come."""
+
+import asyncio
+import threading
+import time
+import types
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from test_giving_up import portion
+
+import dbdask
+from dbdask.algorithms.barrier import Barrier
+from dbdask.run.run import Run
+
+ROWS, CHUNK, BAD = 240, 20, 7
+LONGEST = 20.0
+"""Seconds in which a busy machine stops a run; a block that hangs has no end."""
+
+
+begun, over = threading.Event(), threading.Event()
+
+
+def hang(block, block_info=None):
+    """Compute a block; that of `BAD` begins, and does not end before `over`."""
+    if block_info[0]["chunk-location"][0] == BAD:
+        begun.set()
+        over.wait()
+    return block
+
+
+@pytest.fixture
+def hanging():
+    """A dask-backed Dataset with a block whose task begins, and never ends, in this process."""
+    begun.clear()
+    over.clear()
+    x = np.random.default_rng(0).normal(size=(ROWS, 3))
+    blocks = da.from_array(x, chunks=(CHUNK, 3)).map_blocks(hang, dtype=x.dtype)
+    data = xr.Dataset({"x": (("row", "f"), blocks), "y": ("row", np.arange(ROWS) % 2)})
+    yield dbdask.Examples(data, inputs="x", targets="y", along="row")
+    over.set()
+
+
+@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
+@pytest.mark.filterwarnings("ignore:the run did not end:dbdask.TrainingWarning")
+def test_a_block_that_dask_never_computes_holds_up_no_end(
+    threads_client, hanging, verb, monkeypatch
+):
+    model = dbdask.Network(input_shape=3, layers=[dbdask.Dense(2)], loss="softmax")
+    runs, stopped = [], []
+    make, release = Run.make_shards, Run.release
+
+    async def made(self, count):
+        runs.append(self)
+        await make(self, count)
+
+    async def released(self):
+        stopped.append(time.monotonic())
+        await release(self)
+
+    def stop():
+        begun.wait(30)
+        stopped.append(time.monotonic())
+        runs[0].request_stop("interrupted")
+
+    monkeypatch.setattr(Run, "make_shards", made)
+    monkeypatch.setattr(Run, "release", released)
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    result = getattr(dbdask, verb)(model, hanging, client=threads_client, progress=False)
+    stopping.join()
+    assert result.status.reason == "interrupted"
+    assert stopped[1] - stopped[0] < LONGEST
+
+
+def test_a_run_that_waits_for_a_model_that_hangs_says_so_every_half_minute(caplog):
+    now, heard = [0.0], []
+    out = types.SimpleNamespace(work=portion(3), worker="w")
+
+    async def take_in():
+        now[0] += 10.0
+        heard.append(len(caplog.messages))
+        if now[0] == 100.0:
+            force.training.clear()
+
+    async def nothing_waits():
+        return []
+
+    force = types.SimpleNamespace(
+        training=[out],
+        give_up_unsubmitted=list,
+        give_up_unbegun=nothing_waits,
+    )
+    run = types.SimpleNamespace(
+        workforce=force,
+        clock=types.SimpleNamespace(seconds=lambda: now[0]),
+        stop_reason="interrupted",
+        give_up_long_reads=lambda: None,
+        take_in=take_in,
+    )
+    asyncio.run(Barrier(None, None)._empty(run, may_give_up_reads=True))
+    assert heard == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+    assert "waited for 40 s" in caplog.messages[0] and "portion 3" in caplog.messages[0]
