@@ -110,7 +110,8 @@ class Guard:
         unseen = 0.0 if self.last_seen is None else self.clock.seconds() - self.last_seen
         if unseen > deadline("arrival"):
             return WorkerError(
-                f"every worker has left, and none came in {deadline('arrival'):g} s; "
+                f"every worker has left, and none came in {deadline('arrival'):g} s: see that "
+                "workers run, or set dbdask.arrival where new ones take longer to come; "
                 f"{self.snapshots.resume_hint()}"
             )
         return None

@@ -36,6 +36,7 @@ from dbdask.schedule.ledger import Row
 from dbdask.status import Status
 from dbdask.storage.bounded import beside_loop
 from dbdask.storage.checkpoint import VectorReference
+from dbdask.worker.context import LONG_READ_SECONDS
 from dbdask.worker.initial import FromModel, FromSnapshot
 from dbdask.worker.shard import ParameterShard
 
@@ -380,6 +381,8 @@ class Run:
         while self.validator.is_busy:
             if self.stop_reason:
                 self.give_up_long_reads()
+            if self.stop_reason in STOPS_OF_USER:
+                await self.validator.give_up_waiting(LONG_READ_SECONDS)
             await self.take_in()
 
     # Conclusion

@@ -152,7 +152,8 @@ class ShardPlacement:
             if clock.seconds() > until and not self.roster.is_hopeful:
                 raise WorkerError(
                     f"no worker is left to go on with, and none came in "
-                    f"{deadline('arrival'):g} s; {self.snapshots.resume_hint()}"
+                    f"{deadline('arrival'):g} s: see that workers run, or set dbdask.arrival where "
+                    f"new ones take longer to come; {self.snapshots.resume_hint()}"
                 )
             await asyncio.sleep(TURN_SECONDS)
             await self.workforce.refresh()

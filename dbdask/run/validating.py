@@ -202,6 +202,12 @@ class Validator:
         self._waiting.popleft()
         self._record(validation.epoch, summary)
 
+    async def give_up_waiting(self, least: float) -> None:
+        """End validation if some of it has waited for `least` seconds for blocks of Dask's."""
+        waiting = await self.workforce.waiting_for_blocks(VALIDATION, least)
+        if waiting:
+            await self._end_unscored(f"the blocks of {waiting[0].name}, which Dask computes")
+
     async def _end_unscored(self, read: str) -> None:
         """End every validation, because the run stops and a read does not come."""
         logger.warning(

@@ -16,7 +16,7 @@ from dbdask.data.routes import Piece
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.rpc.contact import has_scheduler, hear_out
 from dbdask.rpc.deadlines import deadline
-from dbdask.rpc.tasks import result_of, whereabouts
+from dbdask.rpc.tasks import Whereabouts, result_of, whereabouts
 from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.failures import TRAIN, VALIDATION, Failures, Work
 from dbdask.run.lost_tasks import LostTaskDetector
@@ -323,9 +323,9 @@ class Workforce:
         """Say why a worker's work is given up, in words that follow "because"."""
         if worker not in self.roster.facts:
             return f"worker {worker} was lost"
-        if worker in self.roster.silent:
-            return f"worker {worker} gave no sign of life for {deadline('ping'):g} s (dbdask.ping)"
-        return f"Dask has paused worker {worker}, because its memory is nearly full"
+        if worker in self.roster.paused - self.roster.silent:
+            return f"Dask has paused worker {worker}, because its memory is nearly full"
+        return f"worker {worker} gave no sign of life for {deadline('ping'):g} s (dbdask.ping)"
 
     def _restart_clocks(self, workers: Collection[str]) -> None:
         """Workers have answered, or ended a task: the work that waited behind it begins now."""
@@ -410,12 +410,26 @@ class Workforce:
 
     async def give_up_unbegun(self) -> list[Work]:
         """Give up training whose task no worker has begun: the tasks before it may never end."""
-        given: dict[str, list[str]] = {}
-        for out in self.training:
-            given.setdefault(out.worker, []).append(out.key)
-        looks = await asyncio.gather(*(whereabouts(self.client, w, k) for w, k in given.items()))
-        waiting = {key for look in looks for key, where in look.items() if where.has_not_begun}
+        found = await self._whereabouts(self.training)
+        waiting = {key for key, where in found.items() if where.has_not_begun}
         return self._give_up([out for out in self.training if out.key in waiting])
+
+    async def waiting_for_blocks(self, examples: str, least: float) -> list[Work]:
+        """Return the work that has waited for `least` seconds for blocks that Dask computes."""
+        now = self.clock.seconds()
+        held = [o for o in self.outstanding if o.work.examples == examples]
+        long = [out for out in held if now - out.since > least]
+        found = await self._whereabouts(long)
+        waiting = {key for key, where in found.items() if where.at_scheduler == "waiting"}
+        return [out.work for out in long if out.key in waiting]
+
+    async def _whereabouts(self, held: list[Outstanding[Any]]) -> dict[str, Whereabouts]:
+        """Ask scheduler and workers where the tasks of some work are."""
+        keys: dict[str, list[str]] = {}
+        for out in held:
+            keys.setdefault(out.worker, []).append(out.key)
+        looks = await asyncio.gather(*(whereabouts(self.client, *one) for one in keys.items()))
+        return {key: where for look in looks for key, where in look.items()}
 
     def give_up_unsubmitted(self) -> list[Work]:
         """Give up training that no worker has been given yet: its data are still on their way."""

@@ -43,13 +43,18 @@ def hanging():
     over.set()
 
 
-@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
-@pytest.mark.filterwarnings("ignore:the run did not end:dbdask.TrainingWarning")
-def test_a_block_that_dask_never_computes_holds_up_no_end(
-    threads_client, hanging, verb, monkeypatch
-):
-    model = dbdask.Network(input_shape=3, layers=[dbdask.Dense(2)], loss="softmax")
-    runs, stopped = [], []
+@pytest.fixture
+def readable():
+    """Examples in memory."""
+    x = np.random.default_rng(0).normal(size=(ROWS, 3))
+    data = xr.Dataset({"x": (("row", "f"), x), "y": ("row", np.arange(ROWS) % 2)})
+    return dbdask.Examples(data, inputs="x", targets="y", along="row")
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """When the run was asked to stop, because a block hangs, and when it began to release all."""
+    runs, times = [], []
     make, release = Run.make_shards, Run.release
 
     async def made(self, count):
@@ -57,22 +62,39 @@ def test_a_block_that_dask_never_computes_holds_up_no_end(
         await make(self, count)
 
     async def released(self):
-        stopped.append(time.monotonic())
+        times.append(time.monotonic())
         await release(self)
 
     def stop():
-        begun.wait(30)
-        stopped.append(time.monotonic())
+        assert begun.wait(30)
+        times.append(time.monotonic())
         runs[0].request_stop("interrupted")
 
     monkeypatch.setattr(Run, "make_shards", made)
     monkeypatch.setattr(Run, "release", released)
     stopping = threading.Thread(target=stop)
     stopping.start()
-    result = getattr(dbdask, verb)(model, hanging, client=threads_client, progress=False)
+    yield times
     stopping.join()
-    assert result.status.reason == "interrupted"
+
+
+ENDLESS = {"downpour": {"epochs": 10_000}, "sandblaster": {"iterations": 10_000, "tolerance": 0.0}}
+
+
+@pytest.mark.parametrize("verb", ENDLESS)
+@pytest.mark.parametrize("role", ["examples", "validation"])
+@pytest.mark.filterwarnings("ignore:the run did not end:dbdask.TrainingWarning")
+def test_a_block_that_dask_never_computes_holds_up_no_end(
+    threads_client, hanging, readable, stopped, role, verb
+):
+    model = dbdask.Network(input_shape=3, layers=[dbdask.Dense(2)], loss="softmax")
+    given = {"examples": readable} | {role: hanging}
+    result = getattr(dbdask, verb)(
+        model, **given, client=threads_client, progress=False, **ENDLESS[verb]
+    )
+    assert result.status.reason in ("interrupted", "precision")
     assert stopped[1] - stopped[0] < LONGEST
+    assert role == "examples" or "validation_loss" not in result.history
 
 
 def test_a_run_that_waits_for_a_model_that_hangs_says_so_every_half_minute(caplog):
