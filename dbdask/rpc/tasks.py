@@ -133,8 +133,12 @@ async def settled(client: Client, future: "Future[T]", seconds: float) -> str:
         while not (await asyncio.wait({waiting}, timeout=LOOK_SECONDS))[0]:
             if clock.seconds() > seconds:
                 raise TimeoutError
-            if await _at_scheduler(client, str(future.key)) == "no-worker":
-                raise ShardLost(f"the worker that was to make {future.key} left, or is paused")
+            key = str(future.key)
+            state = await _at_scheduler(client, key)
+            if state == "no-worker":
+                raise ShardLost(f"the worker that was to make {key} left, or is paused")
+            if state in TO_TELL:  # the user has cancelled it, or the client missed its end
+                client._send_to_scheduler({"op": "report-key", "key": key})
     finally:
         waiting.cancel()
     return str(future.status)

@@ -324,6 +324,7 @@ def test_a_barrier_waits_for_a_worker_that_can_complete_a_portion():
         roster=types.SimpleNamespace(workers=[]),
         workforce=types.SimpleNamespace(training=[], abandoned=False),
         take_in=take_in,
+        clock=types.SimpleNamespace(seconds=lambda: 0.0),
     )
     stream = types.SimpleNamespace(epoch=0)
     barrier = Barrier(stream, lambda *order: None)
