@@ -19,7 +19,7 @@ import dask
 import numpy as np
 from distributed import Client, LocalCluster, get_worker
 
-from dbdask.rpc.contact import ActorPlace
+from dbdask.rpc.calls import ActorPlace
 from dbdask.rpc.shared_memory import shared_vector
 from dbdask.schedule.ledger import Ledger
 from dbdask.worker.link import ServerHandle, ServerLink, ShardPlace

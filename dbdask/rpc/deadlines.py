@@ -1,13 +1,16 @@
 """Every wait of the parameter server, in one place; settable in `dask.config` under `dbdask.`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import dask.config
 from dask.utils import parse_timedelta
 
 from dbdask.schedule.awake import LOOK_SECONDS, AwakeClock
+
+T = TypeVar("T")
 
 DEFAULTS = {
     "connect": "5s",
@@ -77,3 +80,42 @@ async def within(seconds: float) -> AsyncIterator[AwakeClock]:
             yield clock
         finally:
             looking.cancel()
+
+
+async def while_alive(
+    work: Coroutine[Any, Any, T],
+    probe: Callable[[], Awaitable[bool]],
+    silence: Exception,
+    *,
+    nbytes: int = 0,
+) -> T:
+    """Await work on a worker for as long as a probe gives a sign of life.
+
+    A passed deadline asks and does not judge: what answers is busy, and is waited for.
+
+    Parameters
+    ----------
+    work
+        Is cancelled where its result is not wanted any more.
+    probe
+        Asks for a sign of life; called each time the deadline `answer` has passed.
+    silence
+        Raised if none came.
+    nbytes
+        Bytes that travel with the work or its answer; they lengthen the deadline.
+    """
+    working = asyncio.ensure_future(work)
+    working.add_done_callback(hear_out)
+    try:
+        while not (await asyncio.wait({working}, timeout=deadline("answer", nbytes)))[0]:
+            if not await probe() and not working.done():
+                raise silence
+        return working.result()
+    finally:
+        working.cancel()
+
+
+def hear_out(work: "asyncio.Task[T]") -> None:
+    """Take the error of work that nobody may wait for any more, before asyncio complains."""
+    if not work.cancelled():
+        work.exception()

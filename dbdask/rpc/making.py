@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from distributed import Client, Future
 
 from dbdask.errors import ShardLost, WorkerError
-from dbdask.rpc.contact import hear_out, while_alive, worker_answers
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.calls import worker_answers
+from dbdask.rpc.deadlines import deadline, hear_out, while_alive
 from dbdask.rpc.tasks import (
     LOOK_SECONDS,
     error_of,

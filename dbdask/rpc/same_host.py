@@ -30,7 +30,7 @@ import numpy as np
 
 from dbdask.arrays import Float32Array
 from dbdask.rpc import shared_memory
-from dbdask.rpc.contact import MethodRaised
+from dbdask.rpc.calls import MethodRaised
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.portable import portable
 from dbdask.rpc.shared_memory import Memory, map_vector, memory_of, shared_vector

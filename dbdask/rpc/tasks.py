@@ -1,6 +1,6 @@
 """Tasks as the client sees them: their end, their result, and what is known of those under way.
 
-With `contact` the only module that touches the inside of `distributed`.
+Like the rest of `rpc`, it touches the inside of `distributed`; no other package does.
 """
 
 import asyncio
@@ -12,9 +12,10 @@ from distributed import Client, Future, Worker
 from distributed.utils_comm import gather_from_workers
 
 from dbdask.errors import ShardLost
-from dbdask.rpc.contact import LOST, run_on, scheduler_of, unwrap
+from dbdask.rpc.calls import LOST, run_on, unwrap
 from dbdask.rpc.deadlines import deadline, within
 from dbdask.rpc.portable import is_misread
+from dbdask.rpc.scheduler import scheduler_of
 from dbdask.schedule.awake import AwakeClock
 
 T = TypeVar("T")

@@ -19,7 +19,9 @@ from distributed import Worker
 from distributed.core import ConnectionPool
 
 from dbdask.arrays import Float32Array
-from dbdask.rpc.contact import ActorPlace, MethodRaised, ask_actor, held_actor, start_on
+from dbdask.rpc.calls import ActorPlace, MethodRaised, ask_actor
+from dbdask.rpc.local_workers import held_actor
+from dbdask.rpc.loops import start_on
 
 LOOK_SECONDS = 0.05  # how often a wait for a lock looks whether it was cancelled
 

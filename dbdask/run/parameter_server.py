@@ -18,15 +18,10 @@ from distributed import Client, Future
 from dbdask.errors import ShardLost
 from dbdask.models.layout import cut
 from dbdask.optim.optimizers import Optimizer
-from dbdask.rpc.contact import (
-    ActorPlace,
-    answers_ping,
-    call_actor,
-    has_scheduler,
-    run_on,
-)
+from dbdask.rpc.calls import ActorPlace, answers_ping, call_actor, run_on
 from dbdask.rpc.deadlines import deadline, within
 from dbdask.rpc.making import made, release_when_made, submit_actor
+from dbdask.rpc.scheduler import has_scheduler
 from dbdask.rpc.tasks import place_of
 from dbdask.schedule.ledger import ShardProgress
 from dbdask.schedule.placement import missing_copies

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from distributed import Client, Future
 
 from dbdask.errors import WorkerError
-from dbdask.rpc.contact import WorkerFacts, worker_answers, workers_now
+from dbdask.rpc.calls import worker_answers
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import WorkerFacts, workers_now
 from dbdask.run.arrivals import ask_for_worker
 from dbdask.run.preflight import Unheard, check_worker
 from dbdask.schedule.awake import AwakeClock

@@ -15,8 +15,9 @@ from dbdask.errors import ShardLost
 from dbdask.metrics.history import Record
 from dbdask.metrics.magnitudes import merged
 from dbdask.optim.optimizers import Optimizer
-from dbdask.rpc.contact import has_scheduler, worker_answers
+from dbdask.rpc.calls import worker_answers
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import has_scheduler
 from dbdask.run.arrivals import await_workers
 from dbdask.run.concluding import divergence
 from dbdask.run.failures import TRAIN, VALIDATION

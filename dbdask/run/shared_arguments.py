@@ -16,8 +16,8 @@ from dbdask.errors import CheckpointError, DataError, WorkerError
 from dbdask.metrics.scores import NOTHING
 from dbdask.models.layout import Layout, as_layout, check_dims
 from dbdask.result import Result
-from dbdask.rpc.contact import workers_now
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import workers_now
 from dbdask.run import arguments
 from dbdask.run.fitting import check_contract, layout_size
 from dbdask.run.outcome import Outcome

@@ -10,8 +10,10 @@ from dbdask.models.layout import as_layout
 from dbdask.models.member_checks import checked_initial
 from dbdask.optim.optimizer_checks import initial_slots
 from dbdask.optim.optimizers import Optimizer
-from dbdask.rpc.contact import ActorPlace, call_actor, start_on, this_worker, worker_loop
+from dbdask.rpc.calls import ActorPlace, call_actor
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.local_workers import this_worker
+from dbdask.rpc.loops import start_on, worker_loop
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.ledger import Ledger, Row
 from dbdask.storage import checkpoint

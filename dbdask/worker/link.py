@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from dbdask.arrays import Float32Array
 from dbdask.errors import RECOVERABLE, RaisedInShard, ShardLost, Stale
-from dbdask.rpc.contact import LOST, ActorPlace, MethodRaised
+from dbdask.rpc.calls import LOST, ActorPlace, MethodRaised
 from dbdask.rpc.deadlines import BYTES_PER_SECOND, deadline
 from dbdask.rpc.transport import PendingCall, Request, Transport
 from dbdask.worker.routes import Calls, Routes

@@ -11,15 +11,9 @@ from typing import Any, Protocol
 from distributed import Worker
 
 from dbdask.errors import ShardLost, Stale
-from dbdask.rpc.contact import (
-    ActorPlace,
-    answers_ping,
-    call_actor,
-    lost,
-    start_on,
-    worker_here,
-    worker_loop,
-)
+from dbdask.rpc.calls import ActorPlace, answers_ping, call_actor, lost
+from dbdask.rpc.local_workers import worker_here
+from dbdask.rpc.loops import start_on, worker_loop
 from dbdask.rpc.same_host import SameHost, host_identity
 from dbdask.rpc.transport import DaskConnection, InProcess, Transport, permitted
 

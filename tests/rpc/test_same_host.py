@@ -22,7 +22,7 @@ from test_transport import SIZE, make_shard
 from dbdask.errors import Stale
 from dbdask.optim.optimizers import sgd
 from dbdask.rpc import same_host, shared_memory
-from dbdask.rpc.contact import MethodRaised
+from dbdask.rpc.calls import MethodRaised
 from dbdask.rpc.same_host import PACKET, THREADS, ChannelServer, SameHost, host_identity
 from dbdask.rpc.shared_memory import map_vector, memory_of, shared_vector
 from dbdask.rpc.transport import Request

@@ -17,7 +17,7 @@ from test_sandblaster import LinearCounting
 import dbdask
 from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
-from dbdask.rpc.contact import WorkerFacts
+from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run.failures import MOST_ATTEMPTS
 from dbdask.run.guard import MISSED_PINGS, Guard, guarded
 from dbdask.run.parameter_server import ParameterServer

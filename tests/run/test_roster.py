@@ -8,7 +8,7 @@ import dask
 import pytest
 
 from dbdask.errors import WorkerError
-from dbdask.rpc.contact import WorkerFacts
+from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run import preflight
 from dbdask.run import roster as roster_module
 from dbdask.run import shard_placement as places

@@ -1,0 +1,188 @@
+"""Calls to actors and workers by address, with their deadlines.
+
+An `Actor` waits through the scheduler's view of the world and may wait for ever; here every call
+goes over a direct connection, under a deadline, and ends in the answer or in `ShardLost`.
+"""
+
+import asyncio
+import pickle
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cloudpickle
+from distributed.core import ConnectionPool, send_recv
+from distributed.protocol import to_serialize
+
+from dbdask.errors import ShardLost, WorkerError
+from dbdask.rpc.connections import connect, refused_certificate
+from dbdask.rpc.deadlines import deadline, while_alive, within
+
+
+class ActorPlace(NamedTuple):
+    """Where an actor lives: enough to call it, without depending on its task."""
+
+    worker: str
+    key: str
+
+
+LOST = (OSError, KeyError, asyncio.TimeoutError)
+
+
+async def call_actor(
+    pool: ConnectionPool, place: ActorPlace, method: str, *arguments: object, nbytes: int = 0
+) -> Any:
+    """Call a method of an actor; a passed deadline asks the actor's worker, it does not judge.
+
+    Parameters
+    ----------
+    pool
+        The connection pool of the calling worker or client.
+    place
+        The actor's address.
+    method, arguments
+        What to call; arrays among the arguments travel as they are.
+    nbytes
+        Bytes that travel with the call or its answer; they lengthen the deadline.
+
+    Raises
+    ------
+    ShardLost
+        The worker left, forgot the actor, or answers no ping.
+    Exception
+        Whatever the method raised: what it is called says nothing of the actor.
+    """
+    try:
+        return await while_alive(
+            ask_actor(pool, place, method, *arguments),
+            lambda: answers_ping(pool, place),
+            ShardLost(f"{place.key} on {place.worker} answers no ping"),
+            nbytes=nbytes,
+        )
+    except MethodRaised as raised:
+        failure = raised.error
+    except ShardLost:
+        raise
+    except (*LOST, RuntimeError) as error:  # the latter of a client or worker that is closed
+        raise lost(pool, place, error) from error
+    raise failure
+
+
+async def ask_actor(pool: ConnectionPool, place: ActorPlace, method: str, *arguments: Any) -> Any:
+    """Call a method of an actor, without a deadline for its answer.
+
+    Raises
+    ------
+    MethodRaised
+        The method raised an error.
+    OSError, KeyError, TimeoutError
+        The worker cannot be reached, or has forgotten the actor.
+    """
+    return await _call(pool, place, method, arguments)
+
+
+def lost(pool: ConnectionPool, place: ActorPlace, error: BaseException) -> ShardLost:
+    """Return the error that says why an actor counts as lost."""
+    why = refused_certificate(pool, place.worker, error) or f"is gone: {error!r}"
+    return ShardLost(f"{place.key} on {place.worker} {why}")
+
+
+class MethodRaised(Exception):
+    """An actor's method raised the error that this one carries; the connection is well."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(repr(error))
+        self.error = error
+
+
+async def _call(
+    pool: ConnectionPool,
+    place: ActorPlace,
+    method: str,
+    arguments: tuple[object, ...],
+    connecting: str = "connect",
+) -> Any:
+    reply = await _talk(
+        pool,
+        place.worker,
+        connecting,
+        op="actor_execute",
+        actor=place.key,
+        function=method,
+        args=[to_serialize(argument) for argument in arguments],
+        kwargs={},
+    )
+    if reply["status"] == "error":
+        raise MethodRaised(unwrap(reply["exception"]))
+    return unwrap(reply["result"])
+
+
+async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: object) -> Any:
+    """One message and its answer over a pooled connection; `connecting` names its deadline."""
+    comm = await connect(pool, address, deadline(connecting))
+    try:
+        return await send_recv(comm, reply=True, **message)
+    finally:
+        pool.reuse(address, comm)
+
+
+def unwrap(value: object) -> Any:
+    """Between workers of one process a message arrives still wrapped for serialisation."""
+    return getattr(value, "data", value) if type(value).__name__ == "Serialize" else value
+
+
+async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
+    """Whether the actor's worker answers, for this actor, within the ping deadline."""
+    try:
+        async with within(deadline("ping")):
+            await _call(pool, place, "ping", (), "ping")
+    except (*LOST, RuntimeError):
+        return False
+    return True
+
+
+async def worker_answers(
+    pool: ConnectionPool, address: str, *, seconds: float | None = None
+) -> bool:
+    """Whether a worker answers at all within `seconds` (None: the ping deadline)."""
+    seconds = deadline("ping") if seconds is None else seconds
+    try:
+        async with within(seconds):
+            await _talk(pool, address, "ping", op="identity")
+    except (*LOST, RuntimeError):
+        return False
+    return True
+
+
+async def run_on(
+    pool: ConnectionPool,
+    address: str,
+    function: Callable[..., Any],
+    *arguments: object,
+    seconds: float,
+) -> Any:
+    """Run a function on a worker's event loop (a coroutine function is awaited there).
+
+    Raises
+    ------
+    WorkerError
+        The worker does not answer within `seconds`, or cannot load the function.
+    """
+    message = {
+        "op": "run",
+        "function": cloudpickle.dumps(function),
+        "args": pickle.dumps(arguments),
+        "kwargs": pickle.dumps({}),
+        "wait": True,
+    }
+    try:
+        async with within(seconds):
+            reply = await _talk(pool, address, "connect", **message)
+    except TimeoutError as error:
+        raise WorkerError(f"worker {address} gave no answer in {seconds:g} s") from error
+    except LOST as error:
+        why = refused_certificate(pool, address, error) or f"gave no answer: {error!r}"
+        raise WorkerError(f"worker {address} {why}") from error
+    if reply["status"] != "OK":
+        failure = unwrap(reply["exception"])
+        raise pickle.loads(failure) if isinstance(failure, bytes) else failure
+    return unwrap(reply["result"])

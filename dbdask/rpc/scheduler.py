@@ -1,0 +1,101 @@
+"""A client and its scheduler: whether they are connected, and what is known of the workers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client
+
+from dbdask.errors import SchedulerLost
+from dbdask.rpc.calls import LOST
+from dbdask.rpc.deadlines import deadline, within
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What the scheduler says of a worker."""
+
+    address: str
+    name: str
+    host: str
+    memory_limit: int  # bytes; 0 where there is none
+    is_closing: bool = False  # it still answers, and gets nothing new
+    is_paused: bool = False  # its memory is nearly full: Dask lets it begin nothing for now
+
+    def is_called(self, wanted: str) -> bool:
+        """Whether `wanted` means this worker, as in `client.submit(workers=)`."""
+        return wanted in (self.address, self.name, self.host)
+
+
+CLOSING = ("closing", "closing_gracefully")
+
+
+async def workers_now(client: Client) -> dict[str, WorkerFacts]:
+    """Return the workers that the scheduler knows now and that answer, by address.
+
+    Raises
+    ------
+    SchedulerLost
+        The scheduler gives no answer.
+    """
+    try:
+        async with within(3 * deadline("ping")):  # a verb's guard is sooner
+            answer = await scheduler_of(client).identity(n_workers=-1)
+    except LOST as error:
+        raise SchedulerLost(f"gives no answer: {error!r}") from error
+    return {
+        address: WorkerFacts(
+            address,
+            str(worker.get("name", "")),
+            str(worker.get("host", "")),
+            int(worker.get("memory_limit") or 0),
+            worker.get("status") in CLOSING,
+            worker.get("status") == "paused",
+        )
+        for address, worker in answer["workers"].items()
+        if worker.get("status", "running") in ("running", "paused", *CLOSING)
+    }
+
+
+async def count_workers(client: Client) -> int | None:
+    """Return how many workers the scheduler has; None where it does not say within the deadline."""
+    try:
+        async with within(deadline("ping")):
+            return len(await scheduler_of(client).ncores(workers=None))
+    except LOST:
+        return None
+
+
+def scheduler_of(client: Client) -> Any:
+    """Return what a client asks its scheduler through.
+
+    Raises
+    ------
+    ConnectionError
+        The client is closed.
+    """
+    if client.scheduler is None:
+        raise ConnectionError("the client is closed")
+    return client.scheduler
+
+
+def is_closed(client: Client) -> bool:
+    """Whether somebody has closed a client, or begun to."""
+    return client.status in ("closed", "closing")
+
+
+def connection_of(client: Client) -> Any:
+    """Return what stands for a client's connection: another one after it was broken."""
+    return client.scheduler_comm
+
+
+def has_scheduler(client: Client) -> bool:
+    """Whether a client is connected now."""
+    return client.scheduler_comm is not None and not client.scheduler_comm.closed()
+
+
+async def retire(client: Client, worker: str) -> bool:
+    """Have the scheduler retire a worker, as `client.retire_workers` does; False if it does not."""
+    retired = await scheduler_of(client).retire_workers(
+        workers=[worker], close_workers=True, remove=True
+    )
+    return bool(retired)
