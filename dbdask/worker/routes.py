@@ -14,7 +14,8 @@ from dbdask.errors import ShardLost, Stale
 from dbdask.rpc.calls import ActorPlace, answers_ping, call_actor, lost
 from dbdask.rpc.local_workers import worker_here
 from dbdask.rpc.loops import start_on, worker_loop
-from dbdask.rpc.same_host import SameHost, host_identity
+from dbdask.rpc.same_host import SameHost
+from dbdask.rpc.same_host_messages import host_identity
 from dbdask.rpc.transport import DaskConnection, InProcess, Transport, permitted
 
 logger = logging.getLogger("dbdask")

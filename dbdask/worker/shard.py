@@ -22,7 +22,7 @@ from dbdask.errors import ShardLost, Stale
 from dbdask.optim.optimizer_checks import prepared_update
 from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.portable import portable
-from dbdask.rpc.same_host import ChannelServer
+from dbdask.rpc.same_host_server import ChannelServer
 from dbdask.rpc.transport import Request
 from dbdask.schedule.ledger import Ledger, Row, ShardProgress
 from dbdask.storage import checkpoint

@@ -179,7 +179,7 @@ def test_nobody_is_lost_where_processes_were_stopped_and_go_on(tmp_path, who, ve
         lines = []
         while not lines or lines[-1] != "going\n":
             lines.append(process.stdout.readline())
-            assert lines[-1], lines
+            assert lines[-1], "".join(lines)
         groups = [process.pid]
         if who == "all":
             groups += [other.pid for other in cluster.processes.values()]
