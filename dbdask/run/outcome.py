@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dbdask.daemon_threads import DaemonThreadRunner
 from dbdask.metrics.history import History
 from dbdask.rpc.deadlines import deadline, within
-from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.status import Status
 from dbdask.storage.checkpoint import Snapshot, VectorReference
 
@@ -49,8 +49,7 @@ async def brought_home(reference: VectorReference, size: int) -> np.ndarray | Ve
         return reference
     try:
         async with within(deadline("store", 4 * size)):
-            vector: np.ndarray = await DaemonThreadRunner().do(reference.read)
-            return vector
+            return await DaemonThreadRunner().do(reference.read)
     except TimeoutError:
         logger.warning("the parameters stay in %r, which does not hand them over", reference.path)
         return reference

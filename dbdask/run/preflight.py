@@ -7,13 +7,13 @@ from typing import TypeVar
 from distributed.core import ConnectionPool
 
 from dbdask import __version__
+from dbdask.daemon_threads import DaemonThreadRunner
 from dbdask.errors import CheckpointError, WorkerError
 from dbdask.rpc.calls import run_on, worker_answers
 from dbdask.rpc.connections import refused_certificate
 from dbdask.rpc.deadlines import deadline, while_alive
 from dbdask.rpc.local_workers import import_here
 from dbdask.rpc.scheduler import WorkerFacts
-from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.ownership import in_time
 from dbdask.storage import checkpoint
 

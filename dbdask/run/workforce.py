@@ -11,13 +11,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from distributed import Client, Future
 
+from dbdask.daemon_threads import DaemonThreadRunner
 from dbdask.data.block_provider import BlockProvider, why_cancelled
 from dbdask.data.routes import Piece
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.rpc.deadlines import deadline, hear_out
 from dbdask.rpc.scheduler import has_scheduler
 from dbdask.rpc.tasks import result_of
-from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.failures import TRAIN, VALIDATION, Failures, Work
 from dbdask.run.lost_tasks import LostTaskDetector
 from dbdask.run.roster import Roster
