@@ -50,7 +50,7 @@ class Request(NamedTuple):
     """A call of a shard without its vectors: small, and pickled where it has to be."""
 
     method: str
-    """One of the shard's `answers`."""
+    """One of the shard's `requests`."""
     generation: int | None
     """The shard refuses the request in any other generation; None is good in all."""
     arguments: tuple[Any, ...] = ()

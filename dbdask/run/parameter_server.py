@@ -34,7 +34,8 @@ from dbdask.worker.context import (
 from dbdask.worker.drain_on_close import add_drain, forget_drain, shard_prefix
 from dbdask.worker.initial import FromNeighbour
 from dbdask.worker.link import ServerHandle, ShardPlace
-from dbdask.worker.shard import ParameterShard, ShardState
+from dbdask.worker.shard import ParameterShard
+from dbdask.worker.shard_state import ShardState
 
 Initial = Callable[[int, int, Optimizer], ShardState]
 

@@ -19,7 +19,7 @@ from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.ledger import Ledger, Row
 from dbdask.storage import checkpoint
 from dbdask.users_code import UsersCode
-from dbdask.worker.shard import ShardState
+from dbdask.worker.shard_state import ShardState
 
 
 @dataclass(frozen=True)
