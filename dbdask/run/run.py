@@ -263,11 +263,11 @@ class Run:
     def give_up_long_reads(self) -> None:
         """Let the replicas that answer wait no longer for chunks that do not come."""
         busy = {out.worker for out in self.workforce.training}
-        self.server.give_up_long_reads(sorted(busy & set(self.roster.answering)))
+        self.server.notices.give_up_long_reads(sorted(busy & set(self.roster.answering)))
 
     async def end_flight(self) -> None:
         """End every call, wait for training's tasks to end, and take their work back."""
-        await self.server.end_generation(self.roster.answering)
+        await self.server.notices.end_generation(self.roster.answering, self.server.generation)
         self.workforce.give_up_unsubmitted()
         until = self.clock.seconds() + deadline("portion-end")
         while self.workforce.training and self.clock.seconds() < until:
@@ -424,7 +424,7 @@ class Run:
 
     async def _leave_workers(self) -> None:
         workers = await self._answering()
-        await self.server.end_generation(workers)
+        await self.server.notices.end_generation(workers, self.server.generation)
         for supply in (self.plan.supply, self.plan.validation_supply):
             if supply is not None:
                 await asyncio.to_thread(supply.close)
