@@ -25,7 +25,7 @@ class ActorPlace(NamedTuple):
     key: str
 
 
-LOST = (OSError, KeyError, asyncio.TimeoutError)
+CONNECTION_ERRORS = (OSError, KeyError, asyncio.TimeoutError)
 
 
 async def call_actor(
@@ -62,8 +62,11 @@ async def call_actor(
         failure = raised.error
     except ShardLost:
         raise
-    except (*LOST, RuntimeError) as error:  # the latter of a client or worker that is closed
-        raise lost(pool, place, error) from error
+    except (
+        *CONNECTION_ERRORS,
+        RuntimeError,
+    ) as error:  # the latter of a client or worker that is closed
+        raise shard_loss(pool, place, error) from error
     raise failure
 
 
@@ -80,7 +83,7 @@ async def ask_actor(pool: ConnectionPool, place: ActorPlace, method: str, *argum
     return await _call(pool, place, method, arguments)
 
 
-def lost(pool: ConnectionPool, place: ActorPlace, error: BaseException) -> ShardLost:
+def shard_loss(pool: ConnectionPool, place: ActorPlace, error: BaseException) -> ShardLost:
     """Return the error that says why an actor counts as lost."""
     why = refused_certificate(pool, place.worker, error) or f"is gone: {error!r}"
     return ShardLost(f"{place.key} on {place.worker} {why}")
@@ -101,7 +104,7 @@ async def _call(
     arguments: tuple[object, ...],
     connecting: str = "connect",
 ) -> Any:
-    reply = await _talk(
+    reply = await _ask(
         pool,
         place.worker,
         connecting,
@@ -116,7 +119,7 @@ async def _call(
     return unwrap(reply["result"])
 
 
-async def _talk(pool: ConnectionPool, address: str, connecting: str, **message: object) -> Any:
+async def _ask(pool: ConnectionPool, address: str, connecting: str, **message: object) -> Any:
     """One message and its answer over a pooled connection; `connecting` names its deadline."""
     comm = await connect(pool, address, deadline(connecting))
     try:
@@ -135,7 +138,7 @@ async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
     try:
         async with within(deadline("ping")):
             await _call(pool, place, "ping", (), "ping")
-    except (*LOST, RuntimeError):
+    except (*CONNECTION_ERRORS, RuntimeError):
         return False
     return True
 
@@ -147,8 +150,8 @@ async def worker_answers(
     seconds = deadline("ping") if seconds is None else seconds
     try:
         async with within(seconds):
-            await _talk(pool, address, "ping", op="identity")
-    except (*LOST, RuntimeError):
+            await _ask(pool, address, "ping", op="identity")
+    except (*CONNECTION_ERRORS, RuntimeError):
         return False
     return True
 
@@ -176,10 +179,10 @@ async def run_on(
     }
     try:
         async with within(seconds):
-            reply = await _talk(pool, address, "connect", **message)
+            reply = await _ask(pool, address, "connect", **message)
     except TimeoutError as error:
         raise WorkerError(f"worker {address} gave no answer in {seconds:g} s") from error
-    except LOST as error:
+    except CONNECTION_ERRORS as error:
         why = refused_certificate(pool, address, error) or f"gave no answer: {error!r}"
         raise WorkerError(f"worker {address} {why}") from error
     if reply["status"] != "OK":

@@ -48,16 +48,16 @@ async def _connect_anew(pool: ConnectionPool, address: str, seconds: float) -> C
     connecting = asyncio.ensure_future(pool.connect(address, timeout=seconds))
     try:
         await asyncio.wait({connecting}, timeout=FIRST_TRY_SECONDS)
-        if not connecting.done() and await _nobody_listens(address):
+        if not connecting.done() and await _is_refused(address):
             raise ConnectionRefusedError(f"nobody listens at {address}")
         await asyncio.wait({connecting})
         return connecting.result()
     except BaseException:
-        _let_end(pool, address, connecting)
+        _leave_to_next(pool, address, connecting)
         raise
 
 
-def _let_end(pool: ConnectionPool, address: str, connecting: "asyncio.Task[Comm]") -> None:
+def _leave_to_next(pool: ConnectionPool, address: str, connecting: "asyncio.Task[Comm]") -> None:
     """Leave a connection that nobody waits for any more to the next who asks, if it is made."""
 
     def give_back(connecting: "asyncio.Task[Comm]") -> None:
@@ -68,7 +68,7 @@ def _let_end(pool: ConnectionPool, address: str, connecting: "asyncio.Task[Comm]
     asyncio.get_running_loop().call_later(GRACE_SECONDS, connecting.cancel)
 
 
-async def _nobody_listens(address: str) -> bool:
+async def _is_refused(address: str) -> bool:
     """Whether a connection is refused: the process is gone, where a busy one lets it wait."""
     if not address.startswith(("tcp://", "tls://")):
         return False

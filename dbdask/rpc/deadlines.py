@@ -105,7 +105,7 @@ async def while_alive(
         Bytes that travel with the work or its answer; they lengthen the deadline.
     """
     working = asyncio.ensure_future(work)
-    working.add_done_callback(hear_out)
+    working.add_done_callback(retrieve_error)
     try:
         while not (await asyncio.wait({working}, timeout=deadline("answer", nbytes)))[0]:
             if not await probe() and not working.done():
@@ -115,7 +115,7 @@ async def while_alive(
         working.cancel()
 
 
-def hear_out(work: "asyncio.Task[T]") -> None:
+def retrieve_error(work: "asyncio.Task[T]") -> None:
     """Take the error of work that nobody may wait for any more, before asyncio complains."""
     if not work.cancelled():
         work.exception()

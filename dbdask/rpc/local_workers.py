@@ -20,7 +20,7 @@ def this_worker() -> Worker:
     return get_worker()
 
 
-def worker_here(address: str) -> Worker | None:
+def local_worker(address: str) -> Worker | None:
     """Return the worker of an address if it runs in this very process."""
     for worker in list(Worker._instances):
         if isinstance(worker, Worker) and worker.address_safe == address:
@@ -28,7 +28,7 @@ def worker_here(address: str) -> Worker | None:
     return None
 
 
-def held_actor(worker: Worker, key: str) -> Any:
+def local_actor(worker: Worker, key: str) -> Any:
     """Return an actor that a worker of this process holds.
 
     Raises

@@ -7,14 +7,14 @@ from distributed import Client, Future
 
 from dbdask.errors import ShardLost, WorkerError
 from dbdask.rpc.calls import worker_answers
-from dbdask.rpc.deadlines import deadline, hear_out, while_alive
+from dbdask.rpc.deadlines import deadline, retrieve_error, while_alive
 from dbdask.rpc.tasks import (
     LOOK_SECONDS,
     error_of,
     is_loss_of_actor,
     is_processed,
     place_of,
-    settled,
+    status_at_end,
 )
 
 
@@ -54,11 +54,11 @@ def release_when_made(client: Client, future: "Future[object]") -> "asyncio.Task
     task = asyncio.ensure_future(release())
     _unwanted.add(task)  # it may outlive its run, as long as a worker is stopped
     task.add_done_callback(_unwanted.discard)
-    task.add_done_callback(hear_out)
+    task.add_done_callback(retrieve_error)
     return task
 
 
-async def made(
+async def wait_until_made(
     client: Client, future: "Future[object]", name: str, worker: str, *, nbytes: int = 0
 ) -> str:
     """Wait until an actor of `nbytes` is made; returns its worker.
@@ -74,7 +74,9 @@ async def made(
     silence = ShardLost(f"{name} was not made: worker {worker} gives no sign of life")
     try:
         status = await while_alive(
-            settled(client, future, seconds), lambda: worker_answers(client.rpc, worker), silence
+            status_at_end(client, future, seconds),
+            lambda: worker_answers(client.rpc, worker),
+            silence,
         )
     except TimeoutError as error:
         raise WorkerError(f"no worker made {name} within {seconds:g} s") from error

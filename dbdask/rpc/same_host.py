@@ -67,7 +67,7 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        self.room = bytearray(PACKET)
+        self.buffer = bytearray(PACKET)
         self._known: dict[int, weakref.ref[Memory]] = {}
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
@@ -103,7 +103,7 @@ class Channel:
         MethodRaised
             The shard's method raised an error.
         """
-        answer, failure = receive(self.connection, self.room)[0]
+        answer, failure = receive(self.connection, self.buffer)[0]
         if failure is not None:
             raise MethodRaised(failure)
         return answer
@@ -134,7 +134,7 @@ class SameHostCall:
             elif came:
                 self._has_ended = True
                 self._answer, self._failure = answer, failure
-                self._let_go()
+                self._return_channel()
             return self._has_ended
 
     def _received(self) -> tuple[Any, Exception | None]:
@@ -146,7 +146,7 @@ class SameHostCall:
         except Exception as error:  # what was cut short can be any pickle
             return None, ConnectionResetError(f"the connection broke: {error!r}")
 
-    def _let_go(self) -> None:
+    def _return_channel(self) -> None:
         """Leave a connection that is well to the next call."""
         if isinstance(self._failure, ConnectionResetError):
             self._channel.connection.close()
@@ -180,14 +180,14 @@ class SameHost:
     ----------
     listen
         Asks the shard to listen (`ChannelServer.listen`); returns the directory.
-    otherwise
+    fallback
         Carries vectors that are not in shared memory, and calls for which no connection is made.
     """
 
     is_direct = False
 
-    def __init__(self, listen: Callable[[], str], otherwise: Transport) -> None:
-        self._listen, self._otherwise = listen, otherwise
+    def __init__(self, listen: Callable[[], str], fallback: Transport) -> None:
+        self._listen, self._fallback = listen, fallback
         self._idle: list[Channel] = []
         self._lock = threading.Lock()
         self._is_closed = False
@@ -240,7 +240,7 @@ class SameHost:
         is_shared = (sent is None) == (slices[0] is None) and (into is None) == (slices[1] is None)
         channel = self._take() if is_shared else None
         if channel is None:
-            return self._otherwise.start(request, sent, into)
+            return self._fallback.start(request, sent, into)
         try:
             channel.send(request, *slices)
         except BaseException:

@@ -42,7 +42,7 @@ def send(connection: socket.socket, message: bytes, descriptors: Sequence[int] =
         connection.send(message[start : start + PACKET])
 
 
-def receive(connection: socket.socket, room: bytearray) -> tuple[Any, list[int]]:
+def receive(connection: socket.socket, buffer: bytearray) -> tuple[Any, list[int]]:
     """Receive one message; return its content and its descriptors, which the caller must close.
 
     Raises
@@ -53,7 +53,7 @@ def receive(connection: socket.socket, room: bytearray) -> tuple[Any, list[int]]
         The connection broke, or the message was cut short.
     """
     length, ancillary, flags, _ = connection.recvmsg_into(
-        [room], socket.CMSG_SPACE(4 * DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+        [buffer], socket.CMSG_SPACE(4 * DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
     )
     descriptors = array.array("i")
     for _, _, data in ancillary:
@@ -63,17 +63,17 @@ def receive(connection: socket.socket, room: bytearray) -> tuple[Any, list[int]]
             raise EOFError("the other side is gone")
         if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
             raise OSError("a message was cut short")
-        return pickle.loads(_rest(connection, room, length)), list(descriptors)
+        return pickle.loads(_rest(connection, buffer, length)), list(descriptors)
     except BaseException:
         close_all(descriptors)
         raise
 
 
-def _rest(connection: socket.socket, room: bytearray, length: int) -> memoryview | bytes:
-    """Return a whole message, of which the first packet is in `room`."""
+def _rest(connection: socket.socket, buffer: bytearray, length: int) -> memoryview | bytes:
+    """Return a whole message, of which the first packet is in `buffer`."""
     if length < PACKET:
-        return memoryview(room)[:length]
-    whole = bytearray(room)
+        return memoryview(buffer)[:length]
+    whole = bytearray(buffer)
     while length == PACKET:
         packet = connection.recv(PACKET)
         length = len(packet)

@@ -74,7 +74,7 @@ class ChannelServer:
                 listener.bind(address)
             listener.listen(1)
             listener.settimeout(deadline("connect"))
-            served = _Served(self._answer, self._sockets, self._lock)
+            served = _CallerThread(self._answer, self._sockets, self._lock)
             threading.Thread(
                 target=served.run, args=(listener, directory), name=THREADS, daemon=True
             ).start()
@@ -97,7 +97,7 @@ def _shut_down(sockets: set[socket.socket], lock: threading.Lock) -> None:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-class _Served:
+class _CallerThread:
     """One caller: its connection, and the memory that it shares."""
 
     def __init__(
@@ -108,24 +108,24 @@ class _Served:
     ) -> None:
         self._answer, self._sockets, self._lock = answer, sockets, lock
         self._mapped: dict[int, Float32Array] = {}
-        self._room = bytearray(PACKET)
+        self._buffer = bytearray(PACKET)
 
     def run(self, listener: socket.socket, directory: str) -> None:
         """Accept the caller, and serve it until one side ends the connection."""
         with contextlib.suppress(OSError, EOFError):
-            with self._kept(listener):
+            with self._held(listener):
                 try:
                     connection, _ = listener.accept()
                 finally:
                     shutil.rmtree(directory, ignore_errors=True)
-            with self._kept(connection):
+            with self._held(connection):
                 check_peer(connection)
                 connection.settimeout(None)
                 while self._answer() is not None:
                     self._serve_one(connection)
 
     @contextlib.contextmanager
-    def _kept(self, connection: socket.socket) -> Any:
+    def _held(self, connection: socket.socket) -> Any:
         """Close a socket in the end, and let others shut it down before."""
         with connection:
             with self._lock:
@@ -137,7 +137,7 @@ class _Served:
                     self._sockets.discard(connection)
 
     def _serve_one(self, connection: socket.socket) -> None:
-        message, descriptors = receive(connection, self._room)
+        message, descriptors = receive(connection, self._buffer)
         request, sent, into, new, gone = message
         for number in gone:
             self._mapped.pop(number, None)

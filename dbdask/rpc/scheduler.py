@@ -6,7 +6,7 @@ from typing import Any
 from distributed import Client
 
 from dbdask.errors import SchedulerLost
-from dbdask.rpc.calls import LOST
+from dbdask.rpc.calls import CONNECTION_ERRORS
 from dbdask.rpc.deadlines import deadline, within
 
 
@@ -40,7 +40,7 @@ async def workers_now(client: Client) -> dict[str, WorkerFacts]:
     try:
         async with within(3 * deadline("ping")):  # a verb's guard is sooner
             answer = await scheduler_of(client).identity(n_workers=-1)
-    except LOST as error:
+    except CONNECTION_ERRORS as error:
         raise SchedulerLost(f"gives no answer: {error!r}") from error
     return {
         address: WorkerFacts(
@@ -61,7 +61,7 @@ async def count_workers(client: Client) -> int | None:
     try:
         async with within(deadline("ping")):
             return len(await scheduler_of(client).ncores(workers=None))
-    except LOST:
+    except CONNECTION_ERRORS:
         return None
 
 

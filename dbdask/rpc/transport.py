@@ -20,7 +20,7 @@ from distributed.core import ConnectionPool
 
 from dbdask.arrays import Float32Array
 from dbdask.rpc.calls import ActorPlace, MethodRaised, ask_actor
-from dbdask.rpc.local_workers import held_actor
+from dbdask.rpc.local_workers import local_actor
 from dbdask.rpc.loops import start_on
 
 LOOK_SECONDS = 0.05  # how often a wait for a lock looks whether it was cancelled
@@ -182,7 +182,7 @@ class InProcess:
         KeyError
             The worker has forgotten the shard.
         """
-        call = DirectCall(held_actor(self._worker, self._key), request, sent, into)
+        call = DirectCall(local_actor(self._worker, self._key), request, sent, into)
         call.wait(0.0)
         return call
 

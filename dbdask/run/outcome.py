@@ -40,7 +40,7 @@ def resume_hint(path: str | None, last: Snapshot | None, *, twins_help: bool = T
     return f"the last snapshot is in {path!r}: go on from it with checkpoint={path!r}, resume=True"
 
 
-async def brought_home(reference: VectorReference, size: int) -> np.ndarray | VectorReference:
+async def read_if_small(reference: VectorReference, size: int) -> np.ndarray | VectorReference:
     """Read a small vector, so that the result outlives the checkpoint; leave a large one there.
 
     If the store does not answer in time the vector stays there too: the result reads it later.

@@ -16,7 +16,7 @@ from dbdask.models.layout import cut
 from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.calls import ActorPlace, answers_ping
 from dbdask.rpc.deadlines import deadline, within
-from dbdask.rpc.making import made, release_when_made, submit_actor
+from dbdask.rpc.making import release_when_made, submit_actor, wait_until_made
 from dbdask.rpc.scheduler import has_scheduler
 from dbdask.rpc.tasks import place_of
 from dbdask.run.shard_calls import ShardCalls, ShardCopy
@@ -125,7 +125,7 @@ class ParameterServer(ShardCalls):
         missing = missing_copies(stay, self.wanted, eligible_workers)
         await self._make_all([(i, self._neighbour(i), worker) for i, worker in missing])
         for index, copies in enumerate(left):
-            self._let_go(index, copies)
+            self._release_copies(index, copies)
         for copy in (copy for copies in left for copy in copies):
             await self._until_forgotten(copy.place.key)
 
@@ -144,15 +144,15 @@ class ParameterServer(ShardCalls):
         answers = await asyncio.gather(*(is_lost(copy) for _, copy in held))
         lost = [(index, copy) for (index, copy), gone in zip(held, answers, strict=True) if gone]
         for index, copy in lost:
-            self._let_go(index, [copy])
+            self._release_copies(index, [copy])
         return len(lost)
 
     def give_up(self, indices: Iterable[int]) -> None:
         """Give up every copy of some shards, including those that answer."""
         for index in indices:
-            self._let_go(index, self._copies[index])
+            self._release_copies(index, self._copies[index])
 
-    def _let_go(self, index: int, copies: Iterable[ShardCopy]) -> None:
+    def _release_copies(self, index: int, copies: Iterable[ShardCopy]) -> None:
         for copy in list(copies):
             self._copies[index].remove(copy)
             copy.future.release()
@@ -192,7 +192,7 @@ class ParameterServer(ShardCalls):
         nbytes = 4 * (stop - start) * (1 + len(self.optimizer.slots))
         future = submit_actor(self.client, self.kind, arguments, key, worker)
         try:
-            address = await made(
+            address = await wait_until_made(
                 self.client, future, f"parameter shard {index}", worker, nbytes=nbytes
             )
         except BaseException:
@@ -208,7 +208,7 @@ class ParameterServer(ShardCalls):
             await asyncio.wait(self._unwanted, timeout=deadline("connect"))
         keys = [copy.place.key for copies in self._copies for copy in copies]
         for index, copies in enumerate(self._copies):
-            self._let_go(index, copies)
+            self._release_copies(index, copies)
         if workers and keys:
             await self._flush(keys[-1])
 

@@ -33,7 +33,7 @@ LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in 
 T = TypeVar("T")
 
 
-class Unheard(Exception):
+class WorkerSilent(Exception):
     """A worker gave no sign of life while it was checked: it has stopped, or left."""
 
 
@@ -48,13 +48,13 @@ async def check_worker(
     ------
     WorkerError
         Names the worker, what it cannot do, and the remedy.
-    Unheard
+    WorkerSilent
         The worker does not answer, which says nothing of what it can do.
     """
     await while_alive(
         _check(pool, address, job, path, trains),
         lambda: worker_answers(pool, address),
-        Unheard(f"worker {address} gives no sign of life"),
+        WorkerSilent(f"worker {address} gives no sign of life"),
     )
 
 
@@ -75,7 +75,7 @@ async def _ask(
         answer: T = await run_on(pool, address, function, *arguments, seconds=deadline("preflight"))
     except WorkerError as error:
         if await _is_silence(pool, address, error.__cause__):
-            raise Unheard(str(error)) from error
+            raise WorkerSilent(str(error)) from error
         raise
     return answer
 

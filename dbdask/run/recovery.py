@@ -143,7 +143,7 @@ class Recovery:
         if gone and run.plan.path is None:
             raise self._lost(f"shard {gone[0]} of {len(server.slices)} is gone")
         progresses = await server.advance()
-        run.workforce.abandoned = False
+        run.workforce.late_pushes_possible = False
         if gone:
             await run.placement.wait()
             if progresses and run.method.rolls_back_alone:

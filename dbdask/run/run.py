@@ -21,7 +21,7 @@ from dbdask.rpc.scheduler import has_scheduler
 from dbdask.run.arrivals import await_workers
 from dbdask.run.concluding import divergence
 from dbdask.run.failures import TRAIN, VALIDATION
-from dbdask.run.outcome import brought_home
+from dbdask.run.outcome import read_if_small
 from dbdask.run.parameter_server import Initial, ParameterServer
 from dbdask.run.plan import Plan, SavedState
 from dbdask.run.preflight import check_collectable, check_memory
@@ -295,7 +295,7 @@ class Run:
         """Move the shards of leaving workers and make missing copies, while nothing is applied."""
         if not self.placement.due:
             return
-        self.workforce.abandon(self.roster.closing)
+        self.workforce.give_up_on(self.roster.closing)
         await self.method.rest(self)
         generation = self.server.generation
         self.validator.suspend()
@@ -393,7 +393,7 @@ class Run:
         group = self.snapshots.committed.group
         if plan.last is None or self.progress or self.stop_reason:
             group = await self.write_end()
-        parameters = await brought_home(VectorReference(plan.path, group, name), plan.size)
+        parameters = await read_if_small(VectorReference(plan.path, group, name), plan.size)
         if group != self.snapshots.committed.group and isinstance(parameters, np.ndarray):
             await self.snapshots.forget(group)
         return parameters

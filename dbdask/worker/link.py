@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from dbdask.arrays import Float32Array
 from dbdask.errors import RECOVERABLE, RaisedInShard, ShardLost, Stale
-from dbdask.rpc.calls import LOST, ActorPlace, MethodRaised
+from dbdask.rpc.calls import CONNECTION_ERRORS, ActorPlace, MethodRaised
 from dbdask.rpc.deadlines import BYTES_PER_SECOND, deadline
 from dbdask.rpc.transport import PendingCall, Request, Transport
 from dbdask.worker.routes import Calls, Routes
@@ -202,7 +202,7 @@ class ServerLink:
     def _start_one(self, way: Transport, message: Message) -> _Call:
         try:
             pending = way.start(message.request, message.sent, message.into)
-        except (*LOST, RuntimeError) as error:
+        except (*CONNECTION_ERRORS, RuntimeError) as error:
             self._raise_lost(message.place, error)
         self._calls.add(pending, self.handle.generation)
         return _Call(message, pending, self._seconds)
@@ -243,7 +243,7 @@ class ServerLink:
             return call.pending.result()
         except MethodRaised as raised:
             failure = raised.error
-        except (*LOST, RuntimeError) as error:
+        except (*CONNECTION_ERRORS, RuntimeError) as error:
             self._raise_lost(call.place, error)
         if isinstance(failure, RECOVERABLE):
             raise failure

@@ -307,7 +307,9 @@ def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out():
     hands = Hands(["a", "b", "c"])
     clock = hands.clock
     told = []
-    server = SimpleNamespace(handle=None, unwant=lambda *what: told.append(what))
+    server = SimpleNamespace(
+        handle=None, notices=SimpleNamespace(unwant=lambda *what: told.append(what))
+    )
     plan = SimpleNamespace(run="run", replicas=None)
     run = SimpleNamespace(
         plan=plan, workforce=hands, roster=hands.roster, server=server, clock=clock

@@ -158,7 +158,7 @@ def test_a_question_that_is_cancelled_as_its_answer_comes_is_cancelled(monkeypat
     async def cancelled_after(turns):
         answer = asyncio.get_running_loop().create_future()
         scheduler = Scheduler(answer)
-        monkeypatch.setattr(calls, "_talk", lambda *_, **message: scheduler.ask(**message))
+        monkeypatch.setattr(calls, "_ask", lambda *_, **message: scheduler.ask(**message))
         client = SimpleNamespace(scheduler=scheduler, rpc=SimpleNamespace(server=None))
         asking = asyncio.ensure_future(QUESTIONS[question](client))
         await asyncio.sleep(0.01)

@@ -322,7 +322,7 @@ def test_a_barrier_waits_for_a_worker_that_can_complete_a_portion():
     run = types.SimpleNamespace(
         server=types.SimpleNamespace(pause=pause, order=order),
         roster=types.SimpleNamespace(workers=[]),
-        workforce=types.SimpleNamespace(training=[], abandoned=False),
+        workforce=types.SimpleNamespace(training=[], late_pushes_possible=False),
         take_in=take_in,
     )
     stream = types.SimpleNamespace(epoch=0)

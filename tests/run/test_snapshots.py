@@ -9,7 +9,7 @@ import pytest
 
 from dbdask.errors import CheckpointError
 from dbdask.models.layout import cut
-from dbdask.run.outcome import brought_home
+from dbdask.run.outcome import read_if_small
 from dbdask.run.ownership import Ownership
 from dbdask.run.snapshots import Snapshots
 from dbdask.storage import checkpoint, sealed
@@ -176,7 +176,7 @@ def test_parameters_that_a_store_does_not_hand_over_stay_there():
 
     async def live():
         with dask.config.set({"dbdask.store": "0.2s"}):
-            return await asyncio.wait_for(brought_home(slow, SIZE), 30)
+            return await asyncio.wait_for(read_if_small(slow, SIZE), 30)
 
     slow = Slow()
     try:
