@@ -26,12 +26,13 @@ class ActorPlace(NamedTuple):
 
 
 CONNECTION_ERRORS = (OSError, KeyError, asyncio.TimeoutError)
+"""The errors of a broken connection. A worker that has forgotten an actor raises `KeyError`."""
 
 
 async def call_actor(
     pool: ConnectionPool, place: ActorPlace, method: str, *arguments: object, nbytes: int = 0
 ) -> Any:
-    """Call a method of an actor; a passed deadline asks the actor's worker, it does not judge.
+    """Call a method of an actor. Its worker is pinged if the answer takes long: silence is a loss.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ async def call_actor(
     ShardLost
         The worker left, forgot the actor, or answers no ping.
     Exception
-        Whatever the method raised: what it is called says nothing of the actor.
+        The error that the method raised, of any type: it is no sign that the actor is lost.
     """
     try:
         return await while_alive(
@@ -62,10 +63,7 @@ async def call_actor(
         failure = raised.error
     except ShardLost:
         raise
-    except (
-        *CONNECTION_ERRORS,
-        RuntimeError,
-    ) as error:  # the latter of a client or worker that is closed
+    except (*CONNECTION_ERRORS, RuntimeError) as error:  # RuntimeError: client or worker is closed
         raise shard_loss(pool, place, error) from error
     raise failure
 
@@ -90,7 +88,7 @@ def shard_loss(pool: ConnectionPool, place: ActorPlace, error: BaseException) ->
 
 
 class MethodRaised(Exception):
-    """An actor's method raised the error that this one carries; the connection is well."""
+    """An actor's method raised `error`. The connection is in order."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(repr(error))
@@ -120,7 +118,10 @@ async def _call(
 
 
 async def _ask(pool: ConnectionPool, address: str, connecting: str, **message: object) -> Any:
-    """One message and its answer over a pooled connection; `connecting` names its deadline."""
+    """Send a message over a pooled connection, and return its answer.
+
+    `connecting` names the deadline for the connection.
+    """
     comm = await connect(pool, address, deadline(connecting))
     try:
         return await send_recv(comm, reply=True, **message)
@@ -129,7 +130,7 @@ async def _ask(pool: ConnectionPool, address: str, connecting: str, **message: o
 
 
 def unwrap(value: object) -> Any:
-    """Between workers of one process a message arrives still wrapped for serialisation."""
+    """Return a value from its wrapper: within one process a message is not serialised."""
     return getattr(value, "data", value) if type(value).__name__ == "Serialize" else value
 
 
@@ -163,12 +164,16 @@ async def run_on(
     *arguments: object,
     seconds: float,
 ) -> Any:
-    """Run a function on a worker's event loop (a coroutine function is awaited there).
+    """Run a function on a worker's event loop, and return its result.
+
+    If it is a coroutine function, the worker awaits it.
 
     Raises
     ------
     WorkerError
-        The worker does not answer within `seconds`, or cannot load the function.
+        The worker does not answer within `seconds`.
+    Exception
+        The error that the function raised, or that the worker met when it loaded the function.
     """
     message = {
         "op": "run",

@@ -1,4 +1,4 @@
-"""Connections to the address of a worker: none waits where no process listens."""
+"""Connections to the address of a worker. An address where no process listens fails at once."""
 
 import asyncio
 import re
@@ -9,11 +9,22 @@ from distributed.core import ConnectionPool
 from dbdask.schedule.awake import LOOK_SECONDS, AwakeClock
 
 FIRST_TRY_SECONDS = 0.5
-GRACE_SECONDS = 1.0  # a connection that nobody waits for any more
+GRACE_SECONDS = 1.0  # until a connection is given up after its caller has stopped waiting
 
 
 async def connect(pool: ConnectionPool, address: str, seconds: float) -> Comm:
-    """Return a connection; where this process paused on the way, Dask's time-out judges nobody."""
+    """Return a connection to an address.
+
+    If this process was suspended while it connected, Dask's time-out does not count, and it tries
+    again.
+
+    Raises
+    ------
+    ConnectionRefusedError
+        No process listens at the address.
+    OSError
+        No connection was made within `seconds`.
+    """
     if any(not comm.closed() for comm in pool.available.get(address, ())):
         return await pool.connect(address, timeout=seconds)
     while True:
@@ -39,11 +50,14 @@ async def _watch(clock: AwakeClock) -> None:
 
 
 async def _connect_anew(pool: ConnectionPool, address: str, seconds: float) -> Comm:
-    """Return a new connection; Dask tries an address where nobody listens until the time is up.
+    """Return a new connection, or raise as soon as the address refuses one.
 
-    Tornado never closes a socket whose connecting is cancelled in the very turn in which it is
-    connected. So nothing is cancelled at once, and Dask gets all the time there is: it cancels what
-    takes longer than a fifth of it, and begins again.
+    Dask tries an address where no process listens until its time is up. So this function looks for
+    itself after a moment.
+
+    Tornado never closes a socket if its connecting is cancelled in the turn in which it succeeds.
+    So no attempt is cancelled at once. Dask gets the whole time, because it cancels an attempt that
+    takes longer than a fifth of its time, and begins again.
     """
     connecting = asyncio.ensure_future(pool.connect(address, timeout=seconds))
     try:
@@ -58,7 +72,7 @@ async def _connect_anew(pool: ConnectionPool, address: str, seconds: float) -> C
 
 
 def _leave_to_next(pool: ConnectionPool, address: str, connecting: "asyncio.Task[Comm]") -> None:
-    """Leave a connection that nobody waits for any more to the next who asks, if it is made."""
+    """Put a connection whose caller has stopped waiting into the pool when it is made."""
 
     def give_back(connecting: "asyncio.Task[Comm]") -> None:
         if not connecting.cancelled() and connecting.exception() is None:
@@ -69,7 +83,7 @@ def _leave_to_next(pool: ConnectionPool, address: str, connecting: "asyncio.Task
 
 
 async def _is_refused(address: str) -> bool:
-    """Whether a connection is refused: the process is gone, where a busy one lets it wait."""
+    """Whether a connection is refused: the process is gone. A busy process lets callers wait."""
     if not address.startswith(("tcp://", "tls://")):
         return False
     host, port = get_address_host_port(address)
@@ -85,7 +99,7 @@ async def _is_refused(address: str) -> bool:
 
 
 def refused_certificate(pool: ConnectionPool, address: str, error: BaseException) -> str:
-    """Say what to do where a connection ended in TLS; nothing where it ended otherwise."""
+    """Say what to do if TLS ended a connection; return '' if another error ended it."""
     if not (address.startswith("tls://") and re.search(r"TLS cert|SSL\w*Error", repr(error))):
         return ""
     server = pool.server() if pool.server else None

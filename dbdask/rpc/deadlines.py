@@ -89,18 +89,18 @@ async def while_alive(
     *,
     nbytes: int = 0,
 ) -> T:
-    """Await work on a worker for as long as a probe gives a sign of life.
+    """Await work on a worker for as long as its worker gives a sign of life.
 
-    A passed deadline asks and does not judge: what answers is busy, and is waited for.
+    A passed deadline is a reason to ask, and no verdict: a worker that answers is busy.
 
     Parameters
     ----------
     work
-        Is cancelled where its result is not wanted any more.
+        Is cancelled if the caller is cancelled or the worker is silent.
     probe
-        Asks for a sign of life; called each time the deadline `answer` has passed.
+        Asks for a sign of life. It is called each time the deadline `answer` has passed.
     silence
-        Raised if none came.
+        The error that is raised if the probe gets no answer.
     nbytes
         Bytes that travel with the work or its answer; they lengthen the deadline.
     """
@@ -116,6 +116,6 @@ async def while_alive(
 
 
 def retrieve_error(work: "asyncio.Task[T]") -> None:
-    """Take the error of work that nobody may wait for any more, before asyncio complains."""
+    """Take the error of a task: asyncio logs those that no caller has retrieved."""
     if not work.cancelled():
         work.exception()

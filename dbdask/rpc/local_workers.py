@@ -10,18 +10,18 @@ from distributed.worker import get_worker
 
 
 async def import_here(names: Sequence[str]) -> None:
-    """On a worker: import modules beside the event loop, which would serve nobody meanwhile."""
+    """Import modules on a worker, beside its event loop: the loop goes on to serve its calls."""
     for name in names:
         await asyncio.to_thread(importlib.import_module, name)
 
 
 def this_worker() -> Worker:
-    """The worker that runs the calling task."""
+    """Return the worker that runs the calling task."""
     return get_worker()
 
 
 def local_worker(address: str) -> Worker | None:
-    """Return the worker of an address if it runs in this very process."""
+    """Return the worker of an address if it runs in this process."""
     for worker in list(Worker._instances):
         if isinstance(worker, Worker) and worker.address_safe == address:
             return worker

@@ -1,4 +1,4 @@
-"""The event loops of clients and workers, and how another thread starts work on one."""
+"""The event loops of clients and workers, and starting work on one from another thread."""
 
 import asyncio
 import concurrent.futures
@@ -18,13 +18,13 @@ def start_on(
 
 
 def client_loop(client: Client) -> asyncio.AbstractEventLoop:
-    """The asyncio loop on which a client talks to its cluster."""
+    """Return the asyncio loop on which a client talks to its cluster."""
     assert client.loop is not None
     loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop  # type: ignore[attr-defined]
     return loop
 
 
 def worker_loop(worker: Worker) -> asyncio.AbstractEventLoop:
-    """The asyncio loop on which a worker serves its calls."""
+    """Return the asyncio loop on which a worker serves its calls."""
     loop: asyncio.AbstractEventLoop = worker.loop.asyncio_loop  # type: ignore[attr-defined]
     return loop

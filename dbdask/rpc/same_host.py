@@ -6,12 +6,12 @@ connection: a request names slices of memory whose descriptors were passed along
 and writes there, and answers. Each connection has a thread of its own in the shard's process, and
 carries one request at a time.
 
-Whether it works is tried: a first message has the shard copy numbers from one place of a shared
-memory to another. Where anything is missing (another host, another container, another system) the
-caller goes on over Dask's connections.
+A first message finds out whether this works: the shard copies numbers from one place of a shared
+memory to another. If it does not work (another host, another container, another system) the caller
+goes on over Dask's connections.
 
-This module is the caller's end. `dbdask.rpc.same_host_server` is the shard's end, and
-`dbdask.rpc.same_host_messages` what both send.
+This module is the caller's end. The shard's end is `dbdask.rpc.same_host_server`, and the format of
+the messages is in `dbdask.rpc.same_host_messages`.
 """
 
 import contextlib
@@ -31,7 +31,9 @@ from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.same_host_messages import (
     PACKET,
     PROBE,
+    CallMessage,
     Place,
+    Reply,
     check_peer,
     receive,
     send,
@@ -40,7 +42,7 @@ from dbdask.rpc.same_host_messages import (
 from dbdask.rpc.shared_memory import Memory, memory_of, shared_vector
 from dbdask.rpc.transport import PendingCall, Request, Transport
 
-PROBED = 1024  # elements
+PROBED = 1024  # elements that the first message has the shard copy
 
 
 class Slice(NamedTuple):
@@ -52,12 +54,12 @@ class Slice(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """The slice, as the other side knows it."""
+        """The slice, as the shard's process knows it."""
         return self.memory.number, self.start, self.stop
 
 
 def shared_slice(vector: Float32Array) -> Slice | None:
-    """Return the slice of shared memory that a vector is; None for an ordinary one."""
+    """Return where a vector lies in shared memory; None if it lies in other memory."""
     found = memory_of(vector)
     return None if found is None else Slice(found[0], found[1], found[1] + vector.size)
 
@@ -73,7 +75,7 @@ class Channel:
         self._poll.register(connection, select.POLLIN)
 
     def send(self, request: Request, sent: Slice | None, into: Slice | None) -> None:
-        """Send a request, with the descriptors of memory that the other side does not know yet."""
+        """Send a request, with the descriptors of memory that the shard has not mapped yet."""
         new: list[Memory] = []
         for part in (sent, into):
             if part is not None and part.memory.number not in self._known:
@@ -82,14 +84,15 @@ class Channel:
         gone = [number for number, memory in self._known.items() if memory() is None]
         for number in gone:
             del self._known[number]
-        message = (
+        message = CallMessage(
             tuple(request),
             sent.place if sent is not None else None,
             into.place if into is not None else None,
             [memory.number for memory in new],
             gone,
         )
-        send(self.connection, pickle.dumps(message), [memory.descriptor for memory in new])
+        content = pickle.dumps(tuple(message))
+        send(self.connection, content, [memory.descriptor for memory in new])
 
     def wait(self, seconds: float) -> bool:
         """Wait for the answer, or for the end of the connection."""
@@ -103,7 +106,8 @@ class Channel:
         MethodRaised
             The shard's method raised an error.
         """
-        answer, failure = receive(self.connection, self.buffer)[0]
+        reply: Reply = receive(self.connection, self.buffer)[0]
+        answer, failure = reply
         if failure is not None:
             raise MethodRaised(failure)
         return answer
@@ -120,7 +124,7 @@ class SameHostCall:
         self._failure: Exception | None = None
 
     def wait(self, seconds: float) -> bool:
-        """Wait on the connection, which ends when the shard's process does."""
+        """Wait on the connection, which ends if the shard's process ends."""
         with self._lock:
             if self._has_ended:
                 return True
@@ -138,23 +142,23 @@ class SameHostCall:
             return self._has_ended
 
     def _received(self) -> tuple[Any, Exception | None]:
-        """Take what has come from the connection; `cancel` ends that, too."""
+        """Receive the answer or its error. `cancel` wakes this too."""
         try:
             return self._channel.receive(), None
         except MethodRaised as raised:
             return None, raised
-        except Exception as error:  # what was cut short can be any pickle
+        except Exception as error:  # a pickle that was cut short may raise any error
             return None, ConnectionResetError(f"the connection broke: {error!r}")
 
     def _return_channel(self) -> None:
-        """Leave a connection that is well to the next call."""
+        """Return a connection that is in order, for the next call."""
         if isinstance(self._failure, ConnectionResetError):
             self._channel.connection.close()
         else:
             self._done(self._channel)
 
     def result(self) -> Any:
-        """Return the answer, or raise what came instead."""
+        """Return the answer, or raise the error of the call."""
         if self._failure is not None:
             raise self._failure
         return self._answer
@@ -235,7 +239,7 @@ class SameHost:
     def start(
         self, request: Request, sent: Float32Array | None = None, into: Float32Array | None = None
     ) -> PendingCall:
-        """Send the request over a connection of which nothing is under way."""
+        """Send the request over a connection that carries no other request."""
         slices = [None if vector is None else shared_slice(vector) for vector in (sent, into)]
         is_shared = (sent is None) == (slices[0] is None) and (into is None) == (slices[1] is None)
         channel = self._take() if is_shared else None

@@ -6,15 +6,15 @@ import os
 import pickle
 import socket
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from dbdask.rpc import shared_memory
 from dbdask.rpc.transport import Request
 
 PACKET = 65_536  # bytes; a message is packets of this length, and one that is shorter
 DESCRIPTORS = 4  # that travel with a message, at most
-NAME = "socket"
+NAME = "socket"  # of the socket in its directory
 
 PROBE = Request("probe", None)
 """Has the shard copy the vector that was sent into the one that is expected."""
@@ -24,9 +24,27 @@ IS_SUPPORTED = shared_memory.IS_SUPPORTED and hasattr(socket, "SO_PEERCRED")
 Place = tuple[int, int, int]
 """Where a vector is: number of the memory, first element, one past the last."""
 
+Reply = tuple[Any, Exception | None]
+"""The message of a shard: its answer, or the error that its method raised."""
+
+
+class CallMessage(NamedTuple):
+    """The message of a caller, sent as a plain tuple. The descriptors of new memory go with it."""
+
+    request: tuple[Any, ...]
+    """A `Request`."""
+    sent: Place | None
+    """The vector that the shard reads."""
+    into: Place | None
+    """The vector that the shard writes."""
+    new: list[int]
+    """Numbers of the memory that the shard is to map."""
+    gone: list[int]
+    """Numbers of the memory that the shard is to forget."""
+
 
 def host_identity() -> str:
-    """Return what two processes share if, and only if, one kernel runs both; "" if unknown."""
+    """Return an identity that two processes share only if one kernel runs both; "" if unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return file.read().strip()
@@ -82,6 +100,7 @@ def _rest(connection: socket.socket, buffer: bytearray, length: int) -> memoryvi
 
 
 def close_all(descriptors: Iterable[int]) -> None:
+    """Close descriptors."""
     for descriptor in descriptors:
         os.close(descriptor)
 
@@ -94,14 +113,21 @@ def _peer(connection: socket.socket) -> int:
 
 
 def check_peer(connection: socket.socket) -> None:
+    """Check that the process at the other end belongs to this process's user.
+
+    Raises
+    ------
+    PermissionError
+        It belongs to another user.
+    """
     user = _peer(connection)
     if user != os.getuid():
         raise PermissionError(f"the other end belongs to user {user}, not to {os.getuid()}")
 
 
 @contextlib.contextmanager
-def socket_address(directory: str) -> Any:
-    """Give the socket's address in a directory, of whatever length the directory's path is."""
+def socket_address(directory: str) -> Iterator[str]:
+    """Give an address for the socket in a directory, whose path may be longer than addresses."""
     held = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{held}/{NAME}"

@@ -7,7 +7,7 @@ import socket
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cloudpickle
@@ -20,6 +20,7 @@ from dbdask.rpc.same_host_messages import (
     IS_SUPPORTED,
     PACKET,
     PROBE,
+    CallMessage,
     Place,
     check_peer,
     close_all,
@@ -37,7 +38,7 @@ THREADS = "dbdask-channel"  # how the names of serving threads begin
 class ChannelServer:
     """Serves the callers of one actor that are on its host, each on a thread of its own.
 
-    Nothing of it keeps the actor alive, and it ends when the actor is dropped.
+    It does not keep the actor alive, and it ends when the actor is dropped.
 
     Parameters
     ----------
@@ -98,7 +99,7 @@ def _shut_down(sockets: set[socket.socket], lock: threading.Lock) -> None:
 
 
 class _CallerThread:
-    """One caller: its connection, and the memory that it shares."""
+    """Serves one caller: holds its connection, and maps the memory that it shares."""
 
     def __init__(
         self,
@@ -125,8 +126,8 @@ class _CallerThread:
                     self._serve_one(connection)
 
     @contextlib.contextmanager
-    def _held(self, connection: socket.socket) -> Any:
-        """Close a socket in the end, and let others shut it down before."""
+    def _held(self, connection: socket.socket) -> Iterator[None]:
+        """Close a socket at the end. Until then `ChannelServer.close` can shut it down."""
         with connection:
             with self._lock:
                 self._sockets.add(connection)
@@ -137,16 +138,18 @@ class _CallerThread:
                     self._sockets.discard(connection)
 
     def _serve_one(self, connection: socket.socket) -> None:
-        message, descriptors = receive(connection, self._buffer)
-        request, sent, into, new, gone = message
-        for number in gone:
+        content, descriptors = receive(connection, self._buffer)
+        message = CallMessage(*content)
+        for number in message.gone:
             self._mapped.pop(number, None)
+        new = list(message.new)
         try:
             while descriptors:
                 self._mapped[new.pop(0)] = map_vector(descriptors.pop(0))
         finally:
             close_all(descriptors)
-        send(connection, self._answered(Request(*request), self._vector(sent), self._vector(into)))
+        sent, into = self._vector(message.sent), self._vector(message.into)
+        send(connection, self._answered(Request(*message.request), sent, into))
 
     def _vector(self, place: Place | None) -> Float32Array | None:
         if place is None:
@@ -157,12 +160,12 @@ class _CallerThread:
     def _answered(
         self, request: Request, sent: Float32Array | None, into: Float32Array | None
     ) -> bytes:
-        """Return the message with the answer, or with the error that there is instead.
+        """Return the message with the answer, or with the error of the shard's method.
 
         Raises
         ------
         EOFError
-            The shard is not here any more: the connection ends.
+            The shard was dropped. The connection ends.
         """
         answer = self._answer()
         if answer is None:

@@ -1,4 +1,4 @@
-"""A client and its scheduler: whether they are connected, and what is known of the workers."""
+"""What a client knows of its scheduler: the connection, and the workers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +18,11 @@ class WorkerFacts:
     name: str
     host: str
     memory_limit: int  # bytes; 0 where there is none
-    is_closing: bool = False  # it still answers, and gets nothing new
-    is_paused: bool = False  # its memory is nearly full: Dask lets it begin nothing for now
+    is_closing: bool = False  # it still answers, and gets no new work
+    is_paused: bool = False  # its memory is nearly full: Dask lets it begin no task for now
 
     def is_called(self, wanted: str) -> bool:
-        """Whether `wanted` means this worker, as in `client.submit(workers=)`."""
+        """Whether `wanted` is this worker's name or address, as in `client.submit(workers=)`."""
         return wanted in (self.address, self.name, self.host)
 
 
@@ -38,7 +38,7 @@ async def workers_now(client: Client) -> dict[str, WorkerFacts]:
         The scheduler gives no answer.
     """
     try:
-        async with within(3 * deadline("ping")):  # a verb's guard is sooner
+        async with within(3 * deadline("ping")):  # the run's guard notices a lost scheduler sooner
             answer = await scheduler_of(client).identity(n_workers=-1)
     except CONNECTION_ERRORS as error:
         raise SchedulerLost(f"gives no answer: {error!r}") from error
@@ -57,7 +57,7 @@ async def workers_now(client: Client) -> dict[str, WorkerFacts]:
 
 
 async def count_workers(client: Client) -> int | None:
-    """Return how many workers the scheduler has; None where it does not say within the deadline."""
+    """Return how many workers the scheduler has; None if it does not answer in time."""
     try:
         async with within(deadline("ping")):
             return len(await scheduler_of(client).ncores(workers=None))
@@ -66,7 +66,7 @@ async def count_workers(client: Client) -> int | None:
 
 
 def scheduler_of(client: Client) -> Any:
-    """Return what a client asks its scheduler through.
+    """Return the remote procedures of a client's scheduler.
 
     Raises
     ------
@@ -79,12 +79,12 @@ def scheduler_of(client: Client) -> Any:
 
 
 def is_closed(client: Client) -> bool:
-    """Whether somebody has closed a client, or begun to."""
+    """Whether a client is closed or closing."""
     return client.status in ("closed", "closing")
 
 
 def connection_of(client: Client) -> Any:
-    """Return what stands for a client's connection: another one after it was broken."""
+    """Return a client's connection to its scheduler. After a break it is another object."""
     return client.scheduler_comm
 
 
@@ -94,7 +94,7 @@ def has_scheduler(client: Client) -> bool:
 
 
 async def retire(client: Client, worker: str) -> bool:
-    """Have the scheduler retire a worker, as `client.retire_workers` does; False if it does not."""
+    """Let the scheduler retire a worker, as `client.retire_workers` does; return whether it did."""
     retired = await scheduler_of(client).retire_workers(
         workers=[worker], close_workers=True, remove=True
     )

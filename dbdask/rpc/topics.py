@@ -9,7 +9,7 @@ from dbdask.rpc.scheduler import is_closed
 
 
 class _Listener:
-    """A handler of a topic that leaves the handlers before it at work."""
+    """A handler of a topic that passes each event on to the handler before it."""
 
     def __init__(self, handler: Callable[[Any], None], before: Any) -> None:
         self.handler, self.before = handler, before
@@ -22,9 +22,10 @@ class _Listener:
 
 
 def listen(client: Client, topic: str, handler: Callable[[Any], None]) -> Callable[[], None]:
-    """Call `handler` with every message of a topic; returns what ends it.
+    """Call `handler` with every message of a topic; return a function that ends this.
 
-    A client has one handler a topic. The user's own, and those of other runs, go on.
+    A client keeps one handler for each topic. The user's own handler, and those of other runs, go
+    on to be called.
     """
     mine = _Listener(handler, _last_active(client, topic))
     client.subscribe_topic(topic, mine)

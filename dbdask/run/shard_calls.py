@@ -128,7 +128,7 @@ class ShardCalls:
         """Call every copy of a shard over direct connections."""
         copies = self._copies[index]
         if not copies:
-            raise ShardLost(f"shard {index} has no place")
+            raise ShardLost(f"shard {index} has no copy left")
         return await asyncio.gather(
             *(
                 call_actor(self.client.rpc, copy.place, method, *arguments, nbytes=nbytes)
@@ -140,7 +140,7 @@ class ShardCalls:
         """Call the first copy of one shard."""
         copies = self._copies[index]
         if not copies:
-            raise ShardLost(f"shard {index} has no place")
+            raise ShardLost(f"shard {index} has no copy left")
         return await call_actor(self.client.rpc, copies[0].place, method, *arguments, nbytes=nbytes)
 
     async def call_each(self, method: str, *arguments: object, nbytes: int = 0) -> list[Any]:
