@@ -1,4 +1,4 @@
-"""The outcome of a run, and the words that say how to resume it."""
+"""The outcome of a run, and the hint how to resume it."""
 
 import logging
 from dataclasses import dataclass
@@ -41,9 +41,10 @@ def resume_hint(path: str | None, last: Snapshot | None, *, twins_help: bool = T
 
 
 async def read_if_small(reference: VectorReference, size: int) -> np.ndarray | VectorReference:
-    """Read a small vector, so that the result outlives the checkpoint; leave a large one there.
+    """Return a small vector, so that the result outlives the checkpoint, or the reference.
 
-    If the store does not answer in time the vector stays there too: the result reads it later.
+    A large vector stays in the checkpoint, and so does one whose store does not answer in time: the
+    result reads it when it is asked for.
     """
     if 4 * size > LARGEST_READ:
         return reference

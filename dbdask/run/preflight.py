@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class WorkerSilent(Exception):
-    """A worker gave no sign of life while it was checked: it has stopped, or left."""
+    """A worker answered no ping while it was checked: it has stopped, or left."""
 
 
 async def check_worker(

@@ -125,10 +125,10 @@ class Recovery:
 
     async def _recover(self, why: str) -> None:
         run, server = self.run, self.run.server
-        await run.look_around()
+        await run.check_workers()
         await run.snapshots.give_up()
         run.validator.give_up()
-        await run.end_flight()
+        await run.end_training_tasks()
         await run.workforce.refresh(now=True)
         await run.placement.drop_lost()
         server.give_up(self._behind)  # else they would count as survivors

@@ -343,7 +343,7 @@ class Workforce:
         """
         return self._give_up_unreachable(self.roster.ask({out.worker for out in self._overdue()}))
 
-    async def look_around(self) -> list[Work]:
+    async def check_workers(self) -> list[Work]:
         """Ask every worker for a sign of life, and wait; return the work that is given up."""
         return self._give_up_unreachable(await self.roster.ask_everyone())
 
