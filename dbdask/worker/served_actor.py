@@ -1,11 +1,11 @@
-"""An actor that answers calls one after the other under its lock, however they arrive.
+"""An actor that answers calls one after the other under its lock, over any transport.
 
-A plain class: Dask makes an actor of it, and a test needs no cluster.
+It is a plain class: Dask makes an actor of it, and a test needs no cluster.
 
-All that reads or changes the state happens under the lock, so that no fetch sees half an update.
-What comes over Dask's connections arrives in coroutines, which hand the arithmetic to the actor's
-own one-thread executor: no call waits behind another actor of the same worker, and none computes on
-the event loop. Other transports call `answer` on a thread of the caller's.
+Every access to the state happens under the lock, so no fetch sees half an update. Calls over Dask's
+connections arrive in coroutines, which hand the arithmetic to the actor's own one-thread executor.
+So no call waits behind another actor of the same worker, and none computes on the event loop. The
+other transports call `answer` on a thread of their own.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class ServedActor:
     Attributes
     ----------
     lock
-        Held by whoever reads or changes the state.
+        Must be held to read or change the state.
     """
 
     requests: frozenset[str] = frozenset()
@@ -59,9 +59,9 @@ class ServedActor:
     def answer(
         self, request: Request, sent: np.ndarray | None = None, into: np.ndarray | None = None
     ) -> Any:
-        """Do what a replica requests, on the calling thread; return the answer.
+        """Carry out a replica's request on the calling thread, and return the answer.
 
-        Every transport ends here. An error can be sent as it is.
+        Every transport ends here. Any error that it raises can be pickled.
 
         Parameters
         ----------
@@ -84,7 +84,7 @@ class ServedActor:
                 return self._answer(request, vectors)
         except BaseException as error:
             failure = portable(error)
-        raise failure  # here, where nothing becomes its context
+        raise failure  # outside `except`, so that no other error becomes its context
 
     def _answer(self, request: Request, vectors: Sequence[np.ndarray]) -> Any:
         if request.generation is not None:
@@ -108,14 +108,14 @@ class ServedActor:
         return await self._serve(self.answer, Request(*request), sent, into), into
 
     async def _serve(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function on the shard's own thread, under the lock.
-
-        What it raises is that error, whoever called: it can be sent as it is.
+        """Call a function on the actor's own thread, under the lock.
 
         Raises
         ------
         ShardLost
-            The worker's process is ending, and begins nothing more.
+            The worker's process is ending, and its threads begin no call.
+        Exception
+            The error of the function, in a form that can be pickled.
         """
 
         def locked() -> T:
@@ -132,7 +132,7 @@ class ServedActor:
         return outcome
 
     async def ping(self) -> int:
-        """Answer at once, whatever the shard computes."""
+        """Answer at once, even while the actor computes."""
         return self.generation
 
     async def open_channel(self, host: str) -> str:
@@ -141,7 +141,7 @@ class ServedActor:
         Raises
         ------
         OSError
-            No caller of that host can be served so.
+            No caller of that host can share memory with this process.
         """
         return await asyncio.to_thread(self._channels.listen, host)
 
@@ -178,7 +178,7 @@ class _Failure:
 
 
 def _attempt(function: Callable[[], T]) -> T | _Failure:
-    """Return what a function returns, or the error that it raised: a future changes some."""
+    """Return the result of a function or its error: a future would change some errors."""
     try:
         return function()
     except BaseException as error:

@@ -122,7 +122,7 @@ class ParameterShard(ServedActor):
             raise
 
     def _apply(self, gradient: np.ndarray) -> None:
-        """Let the optimiser update what is trained; what can fail does so before any change."""
+        """Let the optimiser update the trained ranges. What can fail comes before any change."""
         update = prepared_update(self.optimizer, self.state.applied)
         vectors = self.state.vectors
         for part in self.trained:
@@ -136,14 +136,20 @@ class ParameterShard(ServedActor):
         Raises
         ------
         Stale
-            It is not here: a recovery has dropped it, or this shard was made after it.
+            A recovery has dropped the copy, or this shard is newer than the copy.
         """
         if number not in self.state.copies:
             raise Stale(f"copy {number} is not in this shard")
         return self.state.copies[number]
 
     def _vector(self, name: str) -> np.ndarray:
-        """Return a vector; `Stale` where the shard was made anew without it."""
+        """Return a vector.
+
+        Raises
+        ------
+        Stale
+            The shard was made anew without it.
+        """
         if name not in self.state.vectors:
             raise Stale(f"vector {name!r} is not in this shard")
         return self.state.vectors[name]
@@ -151,7 +157,7 @@ class ParameterShard(ServedActor):
     # What the client commands by name; each command has a running number and is carried out once
 
     async def _advance(self, generation: int) -> ShardProgress:
-        """Enter a new generation: what is still on its way is refused."""
+        """Enter a new generation: messages of the old one that are on their way are refused."""
         self.generation = max(self.generation, generation)
         return await self._serve(self._shard_progress)
 
@@ -182,7 +188,7 @@ class ParameterShard(ServedActor):
         self.state.vectors["best"] = self._kept(number).vectors["parameters"].copy()
 
     async def _restore_best(self, path: str, group: str, is_there: bool) -> None:
-        """Take the best parameters of a snapshot for one's own, or forget them: it has none."""
+        """Replace the best parameters by those of a snapshot, or forget them if it has none."""
         best, generation = None, self.generation
         if is_there:
             best = await asyncio.to_thread(
@@ -201,7 +207,7 @@ class ParameterShard(ServedActor):
         await self._serve(self.state.copies.pop, number, None)
 
     async def _drop_all(self) -> None:
-        """Forget every copy: who needed them has given up."""
+        """Forget every copy: their readers have given up."""
         await self._serve(self.state.copies.clear)
 
     async def _close_epochs(self, epoch: int) -> None:
@@ -213,7 +219,7 @@ class ParameterShard(ServedActor):
         await self._serve(np.copyto, self.state.vectors["parameters"], values)
 
     async def _adopt(self, rows: Sequence[Row], applied: int, first_open_epoch: int) -> int:
-        """Take over the survivors' progress after a loss; returns the updates lost by it."""
+        """Take over the survivors' progress after a loss; return the updates lost by it."""
         ledger = Ledger.from_rows(rows, first_open_epoch)
         return await self._serve(self._take_progress, ledger, applied)
 
@@ -251,18 +257,19 @@ class ParameterShard(ServedActor):
     async def whole_state(self) -> ShardState:
         """Return a consistent copy of everything, for a shard that takes this one's place.
 
-        Commands under way end first: else the new shard would have done one without knowing it.
+        Commands under way end first. Otherwise the new shard could have the effect of a command
+        without its answer.
         """
         await self.commands.ended()
         return await self._serve(self.state.everything)
 
 
 def is_finite(values: np.ndarray) -> bool:
-    """Whether all of a vector is finite: without a second vector, because both pass NaN on."""
+    """Whether all of a vector is finite. Minimum and maximum pass NaN on, and need no memory."""
     return bool(np.isfinite(values.min(initial=0.0)) and np.isfinite(values.max(initial=0.0)))
 
 
 def _within(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> list[slice]:
-    """The parts of a slice of the flat vector that ranges cover, counted from its start."""
+    """Return the parts of a slice of the flat vector that ranges cover, from the slice's start."""
     parts = [(max(a, start) - start, min(b, stop) - start) for a, b in ranges]
     return [slice(a, b) for a, b in parts if a < b]
