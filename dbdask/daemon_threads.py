@@ -71,6 +71,20 @@ def call_within(seconds: float, function: Callable[..., T], *arguments: object) 
     return done.result()
 
 
+async def beside_loop(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function on a daemon thread, beside the event loop, and return its result.
+
+    The caller bounds the wait. The event loop's own pool has few threads, which others need.
+
+    Examples
+    --------
+    >>> asyncio.run(beside_loop(max, 1, 2))
+    2
+    """
+    _, done = start_call(function, *arguments)
+    return await asyncio.wrap_future(done)
+
+
 class DaemonThreadRunner:
     """Makes one call after the other, each on a daemon thread of its own.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dbdask.daemon_threads import DaemonThreadRunner
+from dbdask.daemon_threads import beside_loop
 from dbdask.metrics.history import History
 from dbdask.rpc.deadlines import deadline, within
 from dbdask.status import Status
@@ -50,7 +50,7 @@ async def read_if_small(reference: VectorReference, size: int) -> np.ndarray | V
         return reference
     try:
         async with within(deadline("store", 4 * size)):
-            return await DaemonThreadRunner().do(reference.read)
+            return await beside_loop(reference.read)
     except TimeoutError:
         logger.warning("the parameters stay in %r, which does not hand them over", reference.path)
         return reference

@@ -7,7 +7,7 @@ from typing import TypeVar
 from distributed.core import ConnectionPool
 
 from dbdask import __version__
-from dbdask.daemon_threads import DaemonThreadRunner
+from dbdask.daemon_threads import beside_loop
 from dbdask.errors import CheckpointError, WorkerError
 from dbdask.rpc.calls import run_on, worker_answers
 from dbdask.rpc.connections import refused_certificate
@@ -111,7 +111,7 @@ def version_here() -> str:
 async def open_all(job: bytes, path: str | None, trains: bool) -> str:
     """Unpickle the job and open every store, on a worker; return what failed, or ''."""
     try:
-        await DaemonThreadRunner().do(_open_all, job, path, trains)
+        await beside_loop(_open_all, job, path, trains)
     except ImportError as error:
         return (
             f"cannot import what the run needs ({error}): "

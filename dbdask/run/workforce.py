@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from distributed import Client, Future
 
-from dbdask.daemon_threads import DaemonThreadRunner
+from dbdask.daemon_threads import beside_loop
 from dbdask.data.block_provider import BlockProvider, why_cancelled
 from dbdask.data.routes import Piece
 from dbdask.errors import DataError, ModelError, RaisedInShard
@@ -217,7 +217,7 @@ class Workforce:
         future: Future[R] | None = None
         try:
             for portion in work.portions:
-                blocks += await DaemonThreadRunner().do(provider.futures, portion, [worker])
+                blocks += await beside_loop(provider.futures, portion, [worker])
             future = self.client.submit(
                 function,
                 order,
