@@ -33,8 +33,8 @@ Initial = Callable[[int, int, Optimizer], ShardState]
 class ParameterServer(ShardCalls):
     """The shards of one run, each in one copy or in several on different workers.
 
-    Reads go to the first copy; pushes and commands go to all. If there are fewer workers than
-    copies the run goes on with fewer copies, and makes the others when a worker comes.
+    If there are fewer workers than copies, the run goes on with fewer copies, and makes the others
+    when a worker joins.
 
     Parameters
     ----------
@@ -70,7 +70,9 @@ class ParameterServer(ShardCalls):
         self.optimizer = optimizer
         self.wanted = copies
         self.trained = trained
-        self._unwanted: list[asyncio.Task[None]] = []  # shards given up while they were made
+        self._releasing: list[
+            asyncio.Task[None]
+        ] = []  # releases of shards that failed while they were made
 
     @property
     def copies(self) -> int:
@@ -102,7 +104,7 @@ class ParameterServer(ShardCalls):
         return bool(self._missing(workers))
 
     async def add_copies(self, workers: Sequence[str]) -> None:
-        """Make the copies that are missing, from those that are there; nothing may be applied."""
+        """Make the missing copies from existing ones. Meanwhile no update may be applied."""
         missing = self._missing(workers)
         await self._make_all([(i, self._neighbour(i), worker) for i, worker in missing])
 
@@ -114,7 +116,7 @@ class ParameterServer(ShardCalls):
         return bool(workers) or all(set(holders) - set(going) for holders in self.holders)
 
     async def move(self, going: Collection[str], workers: Sequence[str]) -> None:
-        """Free some workers of their copies, and make these anew on other workers if there are any.
+        """Move the copies that the workers `going` hold to other workers, if there are any.
 
         No replica may be at work. The new generation refuses pushes that are still on their way.
         """
@@ -168,7 +170,7 @@ class ParameterServer(ShardCalls):
                     await asyncio.sleep(0.02)
 
     async def _make_all(self, plan: Sequence[tuple[int, Initial, str]]) -> None:
-        """Make copies, all at once. If one fails the others stay, and none is on its way any more.
+        """Make copies, all at once, and wait for all. If one fails, the others stay.
 
         Raises
         ------
@@ -196,7 +198,7 @@ class ParameterServer(ShardCalls):
                 self.client, future, f"parameter shard {index}", worker, nbytes=nbytes
             )
         except BaseException:
-            self._unwanted.append(release_when_made(self.client, future))
+            self._releasing.append(release_when_made(self.client, future))
             raise
         await self.notices.add_drain(address)
         return ShardCopy(ActorPlace(address, key), future)
@@ -204,8 +206,8 @@ class ParameterServer(ShardCalls):
     async def release(self, workers: Sequence[str]) -> None:
         """Release everything on the cluster: contexts, then shards."""
         await self.notices.close_contexts(workers)
-        if self._unwanted and has_scheduler(self.client):
-            await asyncio.wait(self._unwanted, timeout=deadline("connect"))
+        if self._releasing and has_scheduler(self.client):
+            await asyncio.wait(self._releasing, timeout=deadline("connect"))
         keys = [copy.place.key for copies in self._copies for copy in copies]
         for index, copies in enumerate(self._copies):
             self._release_copies(index, copies)
