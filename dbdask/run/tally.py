@@ -126,12 +126,11 @@ class Tally:
         self.last_loss = report.loss / report.weight
         if math.isnan(self.history.first_loss):
             self.history.first_loss = report.first_loss
-        good = report.steps - len(report.refused)
         staleness = report.staleness or [0]
         self.record(
             epoch=epoch,
             loss=self.last_loss,
-            gradient_norm=math.sqrt(report.squared_norms / good),
+            gradient_norm=math.sqrt(report.squared_norms / report.good),
             replicas=self.replicas,
             staleness_median=float(statistics.median(staleness)),
             staleness_max=float(max(staleness)),
