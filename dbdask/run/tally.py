@@ -9,6 +9,7 @@ import numpy as np
 
 from dbdask.metrics.history import History, Record
 from dbdask.metrics.magnitudes import Magnitude
+from dbdask.metrics.time_spent import ACTIVITIES, Spent
 from dbdask.run.plan import SavedState
 from dbdask.schedule.portion_marks import PortionTable
 from dbdask.worker.replica import PortionReport
@@ -38,6 +39,7 @@ class Tally:
         self.history = History()
         self.magnitudes: dict[str, tuple[Magnitude, ...]] = {}  # by worker
         self.seconds_before = 0.0
+        self.spent = Spent()
         self.refused_lately = 0  # since the last snapshot, by replicas that train
         self._refused_before = 0  # before a resume
         self.steps = self.examples = self.applied = 0
@@ -55,8 +57,17 @@ class Tally:
         for name, value in state["counts"].items():
             setattr(self, name, value)
         self._refused_before = self.refused
+        self.spent = self._last_spent()
         self.history.first_loss = state.get("first_loss") or self._first_recorded()
         self._restore_done(state)
+
+    def _last_spent(self) -> Spent:
+        """Return the seconds by activity of the last record that has them."""
+        for record in reversed(self.history.records):
+            seconds = [getattr(record, f"seconds_{name}") for name in ACTIVITIES]
+            if not math.isnan(sum(seconds)):
+                return Spent(*seconds)
+        return Spent()
 
     def _first_recorded(self) -> float:
         """What an older checkpoint tells of the loss at the beginning."""
@@ -110,6 +121,7 @@ class Tally:
         self.applied += report.pushes
         self.repeated += report.repeated
         self.dropped += report.dropped
+        self.spent.add(report.spent)
         self.history.left_out.add(report.left_out)
         if report.magnitudes:
             self.magnitudes[report.worker] = report.magnitudes
@@ -134,6 +146,7 @@ class Tally:
             replicas=self.replicas,
             staleness_median=float(statistics.median(staleness)),
             staleness_max=float(max(staleness)),
+            **self.spent.columns(),
         )
 
     def _count_work(self, report: PortionReport) -> int:

@@ -84,6 +84,7 @@ class ReplicaSlot:
     """What a worker keeps of a replica from one portion to the next."""
 
     rule: LocalRule | None = None  # of its own steps, with their state
+    ended: float | None = None  # when its last portion ended, by `perf_counter`
 
 
 class WorkerContext:

@@ -1,8 +1,9 @@
 """A model replica at work on one portion: Algorithm 1.1 of the paper, from the worker's side."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from dbdask.data.routes import Blocks, Piece
 from dbdask.data.waiting import ReadGivenUp
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
+from dbdask.metrics.time_spent import Spent
 from dbdask.models.evaluation import Evaluator
 from dbdask.models.model import Model
 from dbdask.optim.gradients import clip
@@ -87,6 +89,7 @@ class PortionReport:
     repeated: int = 0
     first_loss: float = math.nan  # of the first minibatch that counts
     magnitudes: tuple[Magnitude, ...] = ()
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def ends_refused(self) -> bool:
@@ -104,6 +107,7 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Piece) -> PortionRep
     Losing a shard, or the end of the generation, ends the portion early with a report; only an
     error of the model or of the data raises.
     """
+    began = perf_counter()
     context = open_context(order.run, job)
     report = PortionReport(order.portion.epoch, order.portion.number, context.worker.address)
     with context.replica_slot(order.replicas) as slot:
@@ -116,6 +120,8 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Piece) -> PortionRep
             report.finished = False
         finally:
             replica.give_up()
+            report.spent.wait_since(began if slot.ended is None else slot.ended)
+            slot.ended = perf_counter()
     return report
 
 
@@ -220,7 +226,7 @@ class _Replica:
         """Work through the minibatches; True when the portion is finished."""
         most = self.order.most_steps
         step = self.report.next_step - 1
-        for batch in batches:
+        for batch in self._read(batches):
             step = batch.step
             if step > last:
                 return False
@@ -232,6 +238,16 @@ class _Replica:
                 return False
         self._flush(step)
         return not self.order.complete_only
+
+    def _read(self, batches: Iterable[Minibatch]) -> Iterator[Minibatch]:
+        """Yield minibatches, and note how long each was waited for."""
+        following = iter(batches)
+        while True:
+            with self.report.spent.on("reading"):
+                batch = next(following, None)
+            if batch is None:
+                return
+            yield batch
 
     def _must_stop(self, step: int, last: int) -> bool:
         """Whether the portion goes back to the verb here: at a boundary of fetches and pushes."""
@@ -246,10 +262,18 @@ class _Replica:
 
     def _step(self, batch: Minibatch) -> None:
         """One minibatch: fetch when it is due, compute, judge, accrue, push when it is due."""
-        self._fetch_if_due(batch.step)
-        job, portion = self.job, self.order.portion
+        with self.report.spent.on("fetching"):
+            self._fetch_if_due(batch.step)
+        with self.report.spent.on("computing"):
+            self._compute(batch)
+        if self.accrual.steps and (batch.step + 1) % self.job.n_push == 0:
+            self._push(batch.step)
+
+    def _compute(self, batch: Minibatch) -> None:
+        """Compute the gradient of a minibatch, judge it, and accrue it."""
+        job, identity = self.job, self.order.portion.identity
         found = self.evaluator.minibatch(
-            self.local, batch, portion.identity, gradient=self.gradient, as_mean=True
+            self.local, batch, identity, gradient=self.gradient, as_mean=True
         )
         self.report.steps += 1
         self.report.examples += len(batch.inputs)
@@ -259,8 +283,6 @@ class _Replica:
             self._note(found.loss, found.weight, found.norm)
             clip(self.gradient, found.norm, job.clip_norm)
             self.accrual.add(self.local, self.gradient)
-        if self.accrual.steps and (batch.step + 1) % job.n_push == 0:
-            self._push(batch.step)
 
     def _fetch_if_due(self, step: int) -> None:
         """Have fresh parameters at the steps where the paper fetches.
@@ -317,7 +339,8 @@ class _Replica:
             return
         self.is_fresh = self._brings_parameters(step)
         into = self.local if self.is_fresh else None
-        exchange = self.link.start_push(identity, vector, self.fetched, into)
+        with self.report.spent.on("pushing"):
+            exchange = self.link.start_push(identity, vector, self.fetched, into)
         self.pushing = exchange, step, vector
         if self.job.n_push == 1 or self.is_fresh:
             self._await_push()
@@ -342,7 +365,8 @@ class _Replica:
         if self.pushing is None:
             return
         exchange, step, vector = self.pushing
-        acknowledgements = self.link.wait(exchange)
+        with self.report.spent.on("pushing"):
+            acknowledgements = self.link.wait(exchange)
         self.pushing = None
         self.accrual.pushed(vector)
         if self.is_fresh:
