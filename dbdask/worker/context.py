@@ -23,8 +23,10 @@ from dbdask.data.feed import Reader
 from dbdask.errors import Stale
 from dbdask.models.model import Model
 from dbdask.models.network import flops_of
-from dbdask.rpc.contact import answers_ping, this_worker, worker_loop
+from dbdask.rpc.calls import answers_ping
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.local_workers import this_worker
+from dbdask.rpc.loops import worker_loop
 from dbdask.rpc.shared_memory import memory_of, shared_vector
 from dbdask.schedule.policies import blas_threads, cache_bytes
 from dbdask.worker.accrual import LocalRule

@@ -30,7 +30,7 @@ from dbdask.algorithms.barrier import Barrier
 from dbdask.algorithms.downpour_method import Downpour
 from dbdask.errors import ShardLost, Stale, WorkerError
 from dbdask.optim.optimizers import sgd
-from dbdask.rpc import contact
+from dbdask.rpc import calls
 from dbdask.run.parameter_server import ParameterServer
 from dbdask.run.run import Run
 from dbdask.run.shard_placement import ShardPlacement
@@ -199,7 +199,7 @@ def test_shards_made_anew_are_no_survivors_before_they_have_a_standing(
 
 def lose_first(monkeypatch, command, lost):
     """The first command of a name reaches no shard, or comes late; returns what was held up."""
-    call, held = contact._call, []
+    call, held = calls._call, []
 
     async def disturbed(pool, place, method, arguments, *more):
         name = arguments[{"command": 1, "order": 2}.get(method, 0)] if arguments else ""
@@ -208,7 +208,7 @@ def lose_first(monkeypatch, command, lost):
             raise OSError("the connection broke")
         return await call(pool, place, method, arguments, *more)
 
-    monkeypatch.setattr(contact, "_call", disturbed)
+    monkeypatch.setattr(calls, "_call", disturbed)
     return call, held
 
 
@@ -230,7 +230,7 @@ def test_an_order_that_comes_late_is_refused(threads_client, store, tmp_path, mo
             progress.append(run.progress)
         if not came and progress and run.progress > progress[0]:
             came.append("late")
-            with pytest.raises(contact.MethodRaised) as raised:
+            with pytest.raises(calls.MethodRaised) as raised:
                 await call(*held[0])
             assert isinstance(raised.value.error, Stale)
         await check(run)
@@ -339,7 +339,7 @@ def test_a_barrier_waits_for_a_worker_that_can_complete_a_portion():
     run = types.SimpleNamespace(
         server=types.SimpleNamespace(pause=pause, order=order),
         roster=types.SimpleNamespace(workers=[]),
-        workforce=types.SimpleNamespace(training=[], abandoned=False),
+        workforce=types.SimpleNamespace(training=[], late_pushes_possible=False),
         take_in=take_in,
     )
     stream = types.SimpleNamespace(epoch=0)
