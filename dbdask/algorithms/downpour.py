@@ -37,6 +37,7 @@ def downpour(
     n_fetch: int = 1,
     n_push: int = 1,
     local_learning_rate: float | None = None,
+    local_optimizer: Optimizer | None = None,
     warmstart: int = 0,
     target_loss: float | None = None,
     replicas: int | None = None,
@@ -85,6 +86,14 @@ def downpour(
         Rate of the replica's own steps between two fetches; None is the optimiser's rate for
         `sgd` (of a schedule, its first one) and none for the others. Without effect where
         `n_fetch` is 1.
+    local_optimizer
+        None: replicas push accrued gradients, as the paper does. A rule such as `adam(1e-3)`:
+        each replica steps its own copy of the parameters with it, and pushes the displacement
+        (fetched minus local parameters), to which the shards apply `optimizer`. With
+        `sgd(1.0)` in the shards, one replica makes the steps of a single process; with
+        `nesterov(0.7, momentum=0.9)` and `n_fetch = n_push` of some dozens this is DiLoCo's
+        outer step, without waiting for other replicas. The rule's state belongs to the replica:
+        a checkpoint does not keep it.
     warmstart
         Minibatches that one lone replica trains before the others are released.
     target_loss
@@ -169,6 +178,8 @@ def downpour(
         n_fetch,
         n_push,
         local_rate,
+        local_optimizer,
+        layout.trained,
         clip_norm,
         max_refused,
         seed,
@@ -205,7 +216,12 @@ def downpour(
             warmstart=warmstart,
             target_loss=target_loss if validation is None else None,
             max_refused=max_refused,
-            replica_bytes=policies.replica_bytes(layout.size, n_fetch, n_push),
+            replica_bytes=policies.replica_bytes(
+                layout.size,
+                n_fetch,
+                n_push,
+                None if local_optimizer is None else len(local_optimizer.slots),
+            ),
             last=last,
         )
         run = Run(connected, plan, method)
@@ -228,6 +244,14 @@ def _check_own(given: Mapping[str, Any]) -> None:
     if given["target_loss"] is not None:
         arguments.finite("target_loss", given["target_loss"])
     checked_optimizer(given["optimizer"])
+    if given["local_optimizer"] is not None:
+        checked_optimizer(given["local_optimizer"], "local_optimizer")
+        if given["local_learning_rate"] is not None:
+            raise ValueError(
+                "local_learning_rate is of steps without local_optimizer, got "
+                f"local_learning_rate={given['local_learning_rate']} and "
+                f"local_optimizer={given['local_optimizer']!r}: give one of them"
+            )
 
 
 def _local_rate(given: float | None, optimizer: Optimizer) -> float:

@@ -88,12 +88,15 @@ class Losses:
 
 
 def train(client, store, path, mirrors=2, epochs=EPOCHS, **options):
-    settings = {"snapshot_every": "1h", "checkpoint": str(path / "run.zarr")} | options
+    settings = {
+        "snapshot_every": "1h",
+        "checkpoint": str(path / "run.zarr"),
+        "optimizer": dbdask.sgd(float(BATCH)),
+    } | options
     return dbdask.downpour(
         CountingModel(ROWS, mirrors, seconds=0.002),
         counted(store),
         client=client,
-        optimizer=dbdask.sgd(float(BATCH)),
         batch_size=BATCH,
         epochs=epochs,
         shards=mirrors,
@@ -148,6 +151,20 @@ def test_losses_between_two_snapshots_are_told_once(
 ):
     Losses(monkeypatch, at)
     result = train(threads_client, store, tmp_path)
+    assert last(result, "lost") == sum(map(len, at.values()))
+    assert_exact(result, threads_client, 2, rolled_back=rolled_back)
+
+
+@pytest.mark.parametrize(
+    ("at", "rolled_back", "pace"),
+    [({2: [0], 5: [0]}, True, 1), ({2: [0], 5: [0, 1]}, False, 1), ({2: [0, 1]}, False, 3)],
+)
+def test_displacements_of_local_steps_count_exactly(
+    threads_client, store, tmp_path, monkeypatch, at, rolled_back, pace
+):
+    Losses(monkeypatch, at)
+    rules = {"optimizer": dbdask.sgd(1.0), "local_optimizer": dbdask.sgd(float(BATCH))}
+    result = train(threads_client, store, tmp_path, n_fetch=pace, n_push=pace, **rules)
     assert last(result, "lost") == sum(map(len, at.values()))
     assert_exact(result, threads_client, 2, rolled_back=rolled_back)
 
