@@ -53,9 +53,9 @@ class Barrier:
         """
         await run.server.order("pause", True)
         await self._empty(run, may_give_up_reads=True)
-        if run.workforce.abandoned:
+        if run.workforce.late_pushes_possible:
             await run.server.advance()
-            run.workforce.abandoned = False
+            run.workforce.late_pushes_possible = False
         while apart := await self._uneven(run):
             await self._even_out(run, apart)
 

@@ -1,6 +1,6 @@
 """Tasks as the client sees them: their end, their result, and what is known of those under way.
 
-With `contact` the only module that touches the inside of `distributed`.
+Like the rest of `rpc`, it touches the inside of `distributed`; no other package does.
 """
 
 import asyncio
@@ -12,9 +12,10 @@ from distributed import Client, Future, Worker
 from distributed.utils_comm import gather_from_workers
 
 from dbdask.errors import ShardLost
-from dbdask.rpc.contact import LOST, run_on, scheduler_of, unwrap
+from dbdask.rpc.calls import CONNECTION_ERRORS, run_on, unwrap
 from dbdask.rpc.deadlines import deadline, within
 from dbdask.rpc.portable import is_misread
+from dbdask.rpc.scheduler import scheduler_of
 from dbdask.schedule.awake import AwakeClock
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ async def _fetched(client: Client, key: str) -> list[Any]:
     return [unwrap(value) for value in data.values()]
 
 
-async def settled(client: Client, future: "Future[T]", seconds: float) -> str:
+async def status_at_end(client: Client, future: "Future[T]", seconds: float) -> str:
     """Wait, on the client's loop, until a future ends; its status comes back.
 
     Raises
@@ -149,7 +150,7 @@ async def is_processed(client: Client, future: "Future[T]") -> bool:
     try:
         async with within(deadline("ping")):
             return await _at_scheduler(client, str(future.key)) == "processing"
-    except LOST:
+    except CONNECTION_ERRORS:
         return False
 
 

@@ -7,8 +7,8 @@ import uuid
 from distributed import Client, Future
 
 from dbdask.errors import WorkerError
-from dbdask.rpc.contact import workers_now
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import workers_now
 from dbdask.schedule.awake import AwakeClock
 
 LOOK_SECONDS = 0.25

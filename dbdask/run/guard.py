@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 from distributed import Client
 
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
-from dbdask.rpc.contact import (
+from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import (
     connection_of,
     count_workers,
     has_scheduler,
     is_closed,
     scheduler_of,
 )
-from dbdask.rpc.deadlines import deadline
 from dbdask.run.snapshots import Snapshots
 from dbdask.schedule.awake import AwakeClock
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from distributed import Client, Future
 
 from dbdask.errors import WorkerError
-from dbdask.rpc.contact import WorkerFacts, worker_answers, workers_now
+from dbdask.rpc.calls import worker_answers
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import WorkerFacts, workers_now
 from dbdask.run.arrivals import DEMAND_SECONDS, ask_for_worker
-from dbdask.run.preflight import Unheard, check_worker
+from dbdask.run.preflight import WorkerSilent, check_worker
 from dbdask.schedule.awake import AwakeClock
 
 logger = logging.getLogger("dbdask")
@@ -177,7 +178,7 @@ class Roster:
         if address not in self.facts or address in self.closing:
             logger.warning("worker %s left while it was checked", address)
             self._left.add(address)
-        elif isinstance(error, Unheard):
+        elif isinstance(error, WorkerSilent):
             self._note_sign(address, False)
         elif at_start:
             raise error

@@ -17,9 +17,11 @@ from distributed import Client, LocalCluster, default_client, get_client
 from dbdask.data.block_provider import beside_task
 from dbdask.metrics.history import Record
 from dbdask.progress import Progress
-from dbdask.rpc.contact import client_loop, is_closed, start_on, this_worker
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.local_workers import this_worker
+from dbdask.rpc.loops import client_loop, start_on
 from dbdask.rpc.portable import end_causes
+from dbdask.rpc.scheduler import is_closed
 from dbdask.run.guard import client_closed, guarded
 from dbdask.run.slow_callbacks import Callback, CallbackWatch
 from dbdask.run.snapshots import Snapshots

@@ -9,8 +9,9 @@ from typing import Any
 from distributed import Client
 
 from dbdask.errors import WorkerError
-from dbdask.rpc.contact import WorkerFacts, listen, retire
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import WorkerFacts, retire
+from dbdask.rpc.topics import listen
 from dbdask.run.parameter_server import Initial, ParameterServer
 from dbdask.run.snapshots import Snapshots
 from dbdask.run.tally import Tally

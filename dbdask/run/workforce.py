@@ -11,13 +11,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from distributed import Client, Future
 
+from dbdask.daemon_threads import beside_loop
 from dbdask.data.block_provider import BlockProvider, why_cancelled
 from dbdask.data.routes import Piece
 from dbdask.errors import DataError, ModelError, RaisedInShard
-from dbdask.rpc.contact import has_scheduler, hear_out
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.deadlines import deadline, retrieve_error
+from dbdask.rpc.scheduler import has_scheduler
 from dbdask.rpc.tasks import Whereabouts, result_of, whereabouts
-from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.failures import TRAIN, VALIDATION, Failures, Work
 from dbdask.run.lost_tasks import LostTaskDetector
 from dbdask.run.roster import Roster
@@ -107,7 +107,7 @@ class Workforce:
     providers: Mapping[str, BlockProvider]
     roster: Roster
     outstanding: list[Outstanding[Any]] = field(default_factory=list)
-    abandoned: bool = False
+    late_pushes_possible: bool = False
     """Whether a training task was given up that may still run, and push, somewhere."""
     failures: Failures = field(default_factory=Failures)
 
@@ -205,7 +205,7 @@ class Workforce:
         kind, (pass_number, number) = function.__name__.split("_")[-1], work.identity
         key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
         task = asyncio.ensure_future(self._do(work, function, order, worker, key))
-        task.add_done_callback(hear_out)  # another's error may end the run first
+        task.add_done_callback(retrieve_error)  # another's error may end the run first
         out = Outstanding(work, worker, task, self.clock.seconds(), take, take_back, key)
         self.outstanding.append(out)
 
@@ -217,7 +217,7 @@ class Workforce:
         future: Future[R] | None = None
         try:
             for portion in work.portions:
-                blocks += await DaemonThreadRunner().do(provider.futures, portion, [worker])
+                blocks += await beside_loop(provider.futures, portion, [worker])
             future = self.client.submit(
                 function,
                 order,
@@ -349,7 +349,7 @@ class Workforce:
         """
         return self._give_up_unreachable(self.roster.ask({out.worker for out in self._overdue()}))
 
-    async def look_around(self) -> list[Work]:
+    async def check_workers(self) -> list[Work]:
         """Ask every worker for a sign of life, and wait; return the work that is given up."""
         return self._give_up_unreachable(await self.roster.ask_everyone())
 
@@ -366,11 +366,11 @@ class Workforce:
         left = {out.worker for out in self.outstanding} - set(self.roster.facts)
         stuck = {out.worker for out in self._overdue()} & self.roster.paused
         self._blame((silent | left | stuck) - closing)
-        given_up = self.abandon(silent | closing | left | stuck)
-        self._look_for_tasks()
+        given_up = self.give_up_on(silent | closing | left | stuck)
+        self._search_long_tasks()
         return given_up + self._give_up(self._lost())
 
-    def _look_for_tasks(self) -> None:
+    def _search_long_tasks(self) -> None:
         """Look for the tasks that are long under way, whatever else their workers do meanwhile."""
         now, least = self.clock.seconds(), deadline("silence")
         long = [out for out in self.outstanding if now - out.looked > least]
@@ -392,7 +392,7 @@ class Workforce:
         now, least = self.clock.seconds(), deadline("silence")
         return [out for out in self.outstanding if now - out.since > least]
 
-    def abandon(self, workers: set[str]) -> list[Work]:
+    def give_up_on(self, workers: set[str]) -> list[Work]:
         """Give up the tasks of some workers: identity makes a second run of them safe."""
         return self._give_up([out for out in self.outstanding if out.worker in workers])
 
@@ -405,7 +405,7 @@ class Workforce:
         for out in given_up:
             out.task.cancel()
             out.take_back()
-            self.abandoned = self.abandoned or out.work.examples == TRAIN
+            self.late_pushes_possible = self.late_pushes_possible or out.work.examples == TRAIN
         return [out.work for out in given_up]
 
     async def give_up_unbegun(self) -> list[Work]:

@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -22,10 +23,13 @@ from dbdask.data.feed import Reader
 from dbdask.errors import Stale
 from dbdask.models.model import Model
 from dbdask.models.network import flops_of
-from dbdask.rpc.contact import answers_ping, this_worker, worker_loop
+from dbdask.rpc.calls import answers_ping
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.local_workers import this_worker
+from dbdask.rpc.loops import worker_loop
 from dbdask.rpc.shared_memory import memory_of, shared_vector
 from dbdask.schedule.policies import blas_threads, cache_bytes
+from dbdask.worker.accrual import LocalRule
 from dbdask.worker.blas_limit import blas_limit
 from dbdask.worker.link import ServerHandle, ServerLink
 from dbdask.worker.routes import Calls, WorkerRoutes
@@ -77,6 +81,14 @@ class _Point:
         self.lock = threading.Lock()
 
 
+@dataclass
+class ReplicaSlot:
+    """What a worker keeps of a replica from one portion to the next."""
+
+    rule: LocalRule | None = None  # of its own steps, with their state
+    ended: float | None = None  # when its last portion ended, by `perf_counter`
+
+
 class WorkerContext:
     """One run on one worker."""
 
@@ -99,6 +111,7 @@ class WorkerContext:
         self._shares_memory = False  # whether a shard of another process may map a vector
         self._left: tuple[Place, np.ndarray, list[int]] | None = None
         self._running = 0
+        self._slots: list[ReplicaSlot] = []  # of replicas that are between two portions
         self._turn = threading.Condition()
         worker_loop(worker).call_soon_threadsafe(self._begin_lease)
 
@@ -142,17 +155,20 @@ class WorkerContext:
         return ServerLink(handle, self.routes, self.calls)
 
     @contextmanager
-    def replica_slot(self, replicas: int) -> Iterator[None]:
+    def replica_slot(self, replicas: int) -> Iterator[ReplicaSlot]:
         """Hold one of the worker's `replicas` places, with its share of the worker's threads."""
         with self._turn:
             self._turn.wait_for(lambda: self._running < replicas or self.closed)
             self._running += 1
+            slot = self._slots.pop() if self._slots else ReplicaSlot()
         try:
             with blas_limit.at_most(self._blas_threads(replicas)):
-                yield
+                yield slot
         finally:
             with self._turn:
                 self._running -= 1
+                if not self.closed:
+                    self._slots.append(slot)
                 self._turn.notify()
 
     def _blas_threads(self, replicas: int) -> int:
@@ -263,7 +279,7 @@ class WorkerContext:
             self._turn.notify_all()
         for reader in readers.values():
             reader.close()
-        self.copies, self._points, self._free = {}, {}, []
+        self.copies, self._points, self._free, self._slots = {}, {}, [], []
         self._left = None
 
 

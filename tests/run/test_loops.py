@@ -17,7 +17,7 @@ from test_leaving import wait_until
 from test_recovery import assert_workers_run_tasks
 
 import dbdask
-from dbdask.run.run import Run
+from dbdask.run import training
 from dbdask.worker import context as context_module
 from dbdask.worker.context import LONG_READ_SECONDS, close_context, open_context
 
@@ -95,19 +95,19 @@ def test_a_run_that_is_stopped_waits_for_no_validation_that_hangs(
     """The validation holds the thread of a worker, and training waits behind it."""
     model = dbdask.Network(input_shape=3, layers=[dbdask.Dense(2)], loss="softmax")
     runs, stopped = [], []
-    release = Run.release
-    monkeypatch.setattr(Run, "make_shards", _noted(Run.make_shards, runs))
+    release = training.release
+    monkeypatch.setattr(training, "make_shards", _noted(training.make_shards, runs))
 
     def act():
         wait_until(lambda: any(threads_client.run(waits_for_a_read).values()), seconds=30)
         stopped.append(time.monotonic())
         STOPS[stop](runs[0])
 
-    async def released(self):
+    async def released(run):
         stopped.append(time.monotonic())
-        await release(self)
+        await release(run)
 
-    monkeypatch.setattr(Run, "release", released)
+    monkeypatch.setattr(training, "release", released)
     acting = threading.Thread(target=act)
     acting.start()
     amount = {"epochs": 10_000} if verb == "downpour" else {"iterations": 10_000, "tolerance": 0.0}
@@ -125,9 +125,9 @@ def test_a_run_that_is_stopped_waits_for_no_validation_that_hangs(
 
 
 def _noted(method, called):
-    async def note(self, *arguments):
-        called.append(self)
-        return await method(self, *arguments)
+    async def note(run, *arguments):
+        called.append(run)
+        return await method(run, *arguments)
 
     return note
 

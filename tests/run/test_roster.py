@@ -8,11 +8,11 @@ import dask
 import pytest
 
 from dbdask.errors import WorkerError
-from dbdask.rpc.contact import WorkerFacts
+from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run import preflight
 from dbdask.run import roster as roster_module
 from dbdask.run import shard_placement as places
-from dbdask.run.preflight import Unheard
+from dbdask.run.preflight import WorkerSilent
 from dbdask.run.roster import Roster
 from dbdask.run.shard_placement import ShardPlacement, eligible_workers
 from dbdask.schedule.awake import AwakeClock
@@ -238,7 +238,7 @@ def test_a_passed_deadline_refuses_only_who_answers(monkeypatch, answers):
     cluster.outcomes["w"] = [no_answer(TimeoutError())]
     cluster.stopped = set() if answers else {"w"}
     check = preflight.check_worker(None, "w", b"", None)
-    with pytest.raises(WorkerError if answers else Unheard):
+    with pytest.raises(WorkerError if answers else WorkerSilent):
         live(check)
 
 

@@ -13,7 +13,7 @@ from test_giving_up import portion
 
 import dbdask
 from dbdask.algorithms.barrier import Barrier
-from dbdask.run.run import Run
+from dbdask.run import training
 
 ROWS, CHUNK, BAD = 240, 20, 7
 LONGEST = 20.0
@@ -55,23 +55,23 @@ def readable():
 def stopped(monkeypatch):
     """When the run was asked to stop, because a block hangs, and when it began to release all."""
     runs, times = [], []
-    make, release = Run.make_shards, Run.release
+    make, release = training.make_shards, training.release
 
-    async def made(self, count):
-        runs.append(self)
-        await make(self, count)
+    async def made(run, count):
+        runs.append(run)
+        await make(run, count)
 
-    async def released(self):
+    async def released(run):
         times.append(time.monotonic())
-        await release(self)
+        await release(run)
 
     def stop():
         assert begun.wait(30)
         times.append(time.monotonic())
         runs[0].request_stop("interrupted")
 
-    monkeypatch.setattr(Run, "make_shards", made)
-    monkeypatch.setattr(Run, "release", released)
+    monkeypatch.setattr(training, "make_shards", made)
+    monkeypatch.setattr(training, "release", released)
     stopping = threading.Thread(target=stop)
     stopping.start()
     yield times

@@ -112,7 +112,7 @@ def test_training_neither_waits_for_a_validation_nor_loses_its_places_to_it():
         assert told.force.outstanding and not told.force.training
         assert told.force.idle_places(None) == ["a"] and len(told.force.free_places(None)) > 1
         told.force.give_up_all(TRAIN)
-        assert told.force.outstanding and not told.force.abandoned
+        assert told.force.outstanding and not told.force.late_pushes_possible
 
     tell(story)
 
@@ -143,7 +143,7 @@ def test_a_validation_that_was_suspended_goes_on_where_the_shards_are_now():
         late = told.force.outstanding[0]
         told.end(score=Score(3.0, 1.0), finished=True)
         told.validator.suspend()
-        assert not told.force.outstanding and not told.force.abandoned
+        assert not told.force.outstanding and not told.force.late_pushes_possible
         told.server.handle = "second"
         assert late.task is not None
         told.validator.hand_out()
