@@ -13,7 +13,7 @@ from test_leaving import wait_until
 
 import dbdask
 from dbdask.errors import ShardLost
-from dbdask.rpc.making import made, submit_actor
+from dbdask.rpc.making import submit_actor, wait_until_made
 
 ROWS, SHARDS = 600, 4
 
@@ -83,7 +83,9 @@ def test_an_actor_that_the_scheduler_forgets_is_not_waited_for(threads_client):
             dask_scheduler.client_releases_keys(keys=["endless"], client=name, stimulus_id="test")
 
     async def make():
-        await made(client, submit_actor(client, Endless, (), "endless", worker), "it", worker)
+        await wait_until_made(
+            client, submit_actor(client, Endless, (), "endless", worker), "it", worker
+        )
 
     def act():
         assert Endless.begun.wait(20)
