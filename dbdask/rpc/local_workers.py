@@ -1,6 +1,5 @@
 """The workers of this process, and the actors that they hold."""
 
-import asyncio
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +7,13 @@ from typing import Any
 from distributed import Status, Worker
 from distributed.worker import get_worker
 
+from dbdask.daemon_threads import beside_loop
+
 
 async def import_here(names: Sequence[str]) -> None:
     """Import modules on a worker, beside its event loop: the loop goes on to serve its calls."""
     for name in names:
-        await asyncio.to_thread(importlib.import_module, name)
+        await beside_loop(importlib.import_module, name)
 
 
 def this_worker() -> Worker:

@@ -11,9 +11,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from dbdask.daemon_threads import call_within
+from dbdask.daemon_threads import call_within, start_call
 from dbdask.errors import CheckpointError
 from dbdask.rpc.deadlines import deadline
 from dbdask.schedule.awake import AwakeClock
@@ -25,6 +26,7 @@ T = TypeVar("T")
 logger = logging.getLogger("dbdask")
 
 BEATS = 6  # in the time after which an owner counts as dead
+WARN_FAILED = 2  # renewals in a row: one may fail by chance
 LOOK_SECONDS = 0.25
 SETTLING = 10  # times as long as the store took to take a name in: others may do so meanwhile
 LEAST_SETTLING = 0.05  # seconds
@@ -146,16 +148,46 @@ class Ownership:
             ) from error
 
     def _renew(self) -> None:
-        """Say again and again that the run lives, until it ends or the checkpoint is another's."""
-        while not self._ended.wait(self.me.patience / BEATS):
+        """Say again and again that the run lives, until it ends or the checkpoint is another's.
+
+        A store that hangs fails as one that raises does, and is asked again when it has answered.
+        """
+        pause, failed = self.me.patience / BEATS, 0
+        renewing: Future[bool] | None = None
+        while not self._ended.wait(pause):
+            if renewing is None or renewing.done():
+                _, renewing = start_call(self._renew_once)
             try:
-                with self._writing:
-                    if self._ended.is_set() or not self._is_mine_or_nobodys():
-                        return
-                    self.me = self.me.next()
-                    owner.write(self.path, self.me)
-            except Exception as error:  # the next commit says so, if it lasts
-                logger.info("checkpoint=%r takes no sign of life: %r", self.path, error)
+                if not renewing.result(pause):
+                    return
+                failed = 0
+            except Exception as error:
+                failed += 1
+                self._say_failed(failed, error)
+
+    def _renew_once(self) -> bool:
+        """Renew the name; return False if the run has ended or the checkpoint is another's."""
+        with self._writing:
+            if self._ended.is_set() or not self._is_mine_or_nobodys():
+                return False
+            self.me = self.me.next()
+            owner.write(self.path, self.me)
+        return True
+
+    def _say_failed(self, failed: int, error: Exception) -> None:
+        """Say that the name was not renewed: as a warning when that happens twice in a row."""
+        if failed != WARN_FAILED:
+            logger.info("checkpoint=%r takes no sign of life: %r", self.path, error)
+            return
+        logger.warning(
+            "checkpoint=%r takes no sign of life of this run, %d times in a row (%r): if none "
+            "comes for %g s (dbdask.owner) another run may take the checkpoint, and this one ends "
+            "at its next snapshot; see that its store can be reached and written",
+            self.path,
+            failed,
+            error,
+            self.me.patience,
+        )
 
     def _is_mine_or_nobodys(self) -> bool:
         found = owner.read(self.path)

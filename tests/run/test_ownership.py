@@ -1,6 +1,7 @@
 """A checkpoint belongs to one run at a time: the later one is told, and a dead one gives way."""
 
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
@@ -240,6 +241,38 @@ def refusing(monkeypatch):
     return entered
 
 
+@pytest.fixture
+def is_warned():
+    """An event that is set when a run warns that it gives no sign of life."""
+    warned = threading.Event()
+
+    class Listening(logging.Handler):
+        def emit(self, record):
+            if "takes no sign of life" in record.getMessage():
+                warned.set()
+
+    handler = Listening(logging.WARNING)
+    logging.getLogger("dbdask").addHandler(handler)
+    yield warned
+    logging.getLogger("dbdask").removeHandler(handler)
+
+
+def test_a_run_warns_where_its_name_cannot_be_renewed_because_the_store_hangs(
+    taken, path, monkeypatch, is_warned, caplog
+):
+    answers = threading.Event()
+
+    def hang(place, content):
+        answers.wait(60)
+
+    monkeypatch.setattr(owner, "write", hang)
+    try:
+        assert is_warned.wait(20)
+    finally:
+        answers.set()
+    assert "2 times in a row (TimeoutError())" in caplog.text
+
+
 def test_a_store_that_takes_no_owner_is_an_error_before_the_run(path, refusing):
     with (
         refusing(),
@@ -252,14 +285,14 @@ def test_a_store_that_takes_no_owner_is_an_error_before_the_run(path, refusing):
 
 
 def test_a_run_goes_on_where_its_name_cannot_be_renewed_and_the_next_takes_over(
-    taken, path, refusing, caplog
+    taken, path, refusing, is_warned, caplog
 ):
     caplog.set_level("INFO")
     with refusing():
-        until = time.monotonic() + 20
-        while "takes no sign of life" not in caplog.text and time.monotonic() < until:
-            time.sleep(0.02)
-        assert "takes no sign of life" in caplog.text
+        assert is_warned.wait(20)
+        levels = [r.levelname for r in caplog.records if "takes no sign of life" in r.message]
+        assert levels[:2] == ["INFO", "WARNING"]
+        assert "for 1 s (dbdask.owner) another run may take the checkpoint" in caplog.text
         assert not taken.confirm()
         taken.release()
     assert "still names its owner" in caplog.text
