@@ -194,3 +194,8 @@ async def run_on(
         failure = unwrap(reply["exception"])
         raise pickle.loads(failure) if isinstance(failure, bytes) else failure
     return unwrap(reply["result"])
+
+
+def is_no_answer(error: BaseException) -> bool:
+    """Whether what `run_on` raised says that the worker left or did not answer."""
+    return isinstance(error, WorkerError) and isinstance(error.__cause__, CONNECTION_ERRORS)

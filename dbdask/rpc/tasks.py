@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 from distributed import Client, Future, Worker
 from distributed.utils_comm import gather_from_workers
 
-from dbdask.errors import ShardLost
-from dbdask.rpc.calls import CONNECTION_ERRORS, run_on, unwrap
+from dbdask.errors import ShardLost, WorkerError
+from dbdask.rpc.calls import CONNECTION_ERRORS, is_no_answer, run_on, unwrap
 from dbdask.rpc.deadlines import deadline, within
 from dbdask.rpc.portable import is_misread
 from dbdask.rpc.scheduler import scheduler_of
@@ -161,21 +161,38 @@ async def whereabouts(client: Client, worker: str, keys: Collection[str]) -> dic
     submitted yet, or knows the end of. What one process has told another may be on its way: only
     what they say twice is so. Where a task has ended, or is unknown, the scheduler is asked to tell
     the client so, in its turn: behind what the client has sent it.
+
+    Raises
+    ------
+    Exception
+        Scheduler or worker answers otherwise than a `distributed` that is known. A connection that
+        fails raises nothing: nothing is found.
     """
     try:
-        asked = _pending(client, keys)
-        async with within(deadline("ping")):
-            at_scheduler = await scheduler_of(client).get_task_status(keys=asked)
-        given = [key for key in asked if at_scheduler[key] == "processing"]
-        at_worker = {}
-        if given:
-            seconds = deadline("ping")
-            at_worker = await run_on(client.rpc, worker, _at_worker, given, seconds=seconds)
-        for key in _pending(client, asked):
-            if at_scheduler[key] in TO_TELL:
-                client._send_to_scheduler({"op": "report-key", "key": key})
-    except Exception:  # of a look nothing comes out: it judges nobody
+        found = await _whereabouts(client, worker, keys)
+    except OSError:  # of the scheduler
         return {}
+    except WorkerError as error:
+        if is_no_answer(error):
+            return {}
+        raise
+    return found
+
+
+async def _whereabouts(
+    client: Client, worker: str, keys: Collection[str]
+) -> dict[str, Whereabouts]:
+    asked = _pending(client, keys)
+    async with within(deadline("ping")):
+        at_scheduler = await scheduler_of(client).get_task_status(keys=asked)
+    given = [key for key in asked if at_scheduler[key] == "processing"]
+    at_worker = {}
+    if given:
+        seconds = deadline("ping")
+        at_worker = await run_on(client.rpc, worker, _at_worker, given, seconds=seconds)
+    for key in _pending(client, asked):
+        if at_scheduler[key] in TO_TELL:
+            client._send_to_scheduler({"op": "report-key", "key": key})
     return {
         key: Whereabouts(str(at_scheduler[key]), at_worker.get(key, ""))
         for key in _pending(client, asked)

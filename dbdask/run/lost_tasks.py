@@ -4,13 +4,13 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection
-from contextlib import suppress
 
 from distributed import Client
 
 from dbdask.data.waiting import WARN_SECONDS, long_reads
-from dbdask.rpc.calls import run_on
+from dbdask.rpc.calls import is_no_answer, run_on
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import has_scheduler
 from dbdask.rpc.tasks import Whereabouts, whereabouts
 
 logger = logging.getLogger("dbdask")
@@ -29,6 +29,7 @@ class LostTaskDetector:
         self.client = client
         self._asking: dict[str, asyncio.Task[dict[str, Whereabouts]]] = {}  # by worker
         self._missed: Counter[str] = Counter()
+        self._failed: set[str] = set()  # questions
         self._said: dict[tuple[str, str], float] = {}  # the seconds of the last warning
 
     def look(self, worker: str, keys: Collection[str]) -> None:
@@ -37,15 +38,38 @@ class LostTaskDetector:
             self._asking[worker] = asyncio.ensure_future(self._look(worker, keys))
 
     async def _look(self, worker: str, keys: Collection[str]) -> dict[str, Whereabouts]:
-        found = await whereabouts(self.client, worker, keys)
+        found = await self.find(worker, keys)
         for key, where in found.items():
             if where.at_scheduler == "waiting":
                 logger.warning("%s waits for blocks that other tasks of Dask have to make", key)
-        with suppress(Exception):  # of a look nothing comes out
+        try:
             reads = await run_on(self.client.rpc, worker, long_reads, seconds=deadline("ping"))
             for what, seconds in reads:
                 self._say(worker, what, seconds)
+        except Exception as error:  # of a look nothing comes out
+            self._note_failure("which reads take long", worker, error)
         return found
+
+    async def find(self, worker: str, keys: Collection[str]) -> dict[str, Whereabouts]:
+        """Ask where the tasks of a worker are; nothing is found if asking fails."""
+        try:
+            return await whereabouts(self.client, worker, keys)
+        except Exception as error:  # it judges nobody
+            self._note_failure("where tasks are", worker, error)
+            return {}
+
+    def _note_failure(self, what: str, worker: str, error: Exception) -> None:
+        """Log once a run what this search could not learn, unless a connection failed."""
+        if what in self._failed or is_no_answer(error) or not has_scheduler(self.client):
+            return
+        self._failed.add(what)
+        logger.warning(
+            "the run cannot learn %s, and goes on without: worker %s, or the scheduler, answers "
+            "with %r; see that client, scheduler and workers have the same version of distributed",
+            what,
+            worker,
+            error,
+        )
 
     def _say(self, worker: str, what: str, seconds: float) -> None:
         """Say what a worker has waited for, but not each time that it is looked at."""

@@ -1,12 +1,14 @@
 """Notices of a run to its workers, outside every task."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 
 from distributed import Client
 
-from dbdask.rpc.calls import run_on
+from dbdask.rpc.calls import is_no_answer, run_on
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import has_scheduler
 from dbdask.worker.context import (
     close_context,
     end_generation,
@@ -14,6 +16,8 @@ from dbdask.worker.context import (
     unwant,
 )
 from dbdask.worker.drain_on_close import add_drain, forget_drain
+
+logger = logging.getLogger("dbdask")
 
 
 class WorkerNotices:
@@ -30,6 +34,7 @@ class WorkerNotices:
     def __init__(self, client: Client, run: str) -> None:
         self._client, self._run = client, run
         self._under_way: set[asyncio.Task[None]] = set()
+        self._failed: set[tuple[str, str]] = set()  # workers, and the notices that failed there
 
     async def end_generation(self, workers: Sequence[str], generation: int) -> None:
         """End the calls of a generation on every worker that answers."""
@@ -68,9 +73,25 @@ class WorkerNotices:
         self, workers: Sequence[str], function: Callable[..., object], *arguments: object
     ) -> None:
         """Call a function on every worker. A worker that does not answer is left out."""
+        await asyncio.gather(*(self._send_one(w, function, *arguments) for w in workers))
 
-        async def send(worker: str) -> None:
-            seconds = deadline("connect")
+    async def _send_one(
+        self, worker: str, function: Callable[..., object], *arguments: object
+    ) -> None:
+        seconds = deadline("connect")
+        try:
             await run_on(self._client.rpc, worker, function, *arguments, seconds=seconds)
+        except Exception as error:  # no run fails because of a notice
+            self._note_failure(worker, function.__name__, error)
 
-        await asyncio.gather(*(send(worker) for worker in workers), return_exceptions=True)
+    def _note_failure(self, worker: str, notice: str, error: Exception) -> None:
+        """Log a notice that failed, once for each worker and kind of notice.
+
+        Others judge a worker that does not answer: of it no warning is needed.
+        """
+        is_unheard = is_no_answer(error) or not has_scheduler(self._client)
+        if is_unheard or (worker, notice) in self._failed:
+            logger.debug("worker %s did not carry out %s: %r", worker, notice, error)
+            return
+        self._failed.add((worker, notice))
+        logger.warning("worker %s did not carry out %s: %r", worker, notice, error)

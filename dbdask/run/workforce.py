@@ -17,7 +17,7 @@ from dbdask.data.routes import Piece
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.rpc.deadlines import deadline, retrieve_error
 from dbdask.rpc.scheduler import has_scheduler
-from dbdask.rpc.tasks import Whereabouts, result_of, whereabouts
+from dbdask.rpc.tasks import Whereabouts, result_of
 from dbdask.run.failures import TRAIN, VALIDATION, Failures, Work
 from dbdask.run.lost_tasks import LostTaskDetector
 from dbdask.run.roster import Roster
@@ -428,7 +428,7 @@ class Workforce:
         keys: dict[str, list[str]] = {}
         for out in held:
             keys.setdefault(out.worker, []).append(out.key)
-        looks = await asyncio.gather(*(whereabouts(self.client, *one) for one in keys.items()))
+        looks = await asyncio.gather(*(self.search.find(*one) for one in keys.items()))
         return {key: where for look in looks for key, where in look.items()}
 
     def give_up_unsubmitted(self) -> list[Work]:

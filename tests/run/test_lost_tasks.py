@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import threading
 import time
+from functools import partial
 
 import dask
 import numpy as np
@@ -14,11 +15,12 @@ from distributed import Client, LocalCluster
 from test_downpour import assert_nothing_left, counted, labelled, network, write_store
 from test_giving_up import outstanding, portion, report
 from test_leaving import wait_until
-from test_roster import Cluster, live
+from test_roster import Cluster, live, no_answer
 from test_workforce import workforce
 
 import dbdask
 from dbdask.errors import WorkerError
+from dbdask.rpc import tasks
 from dbdask.rpc.tasks import Whereabouts, whereabouts
 from dbdask.run import lost_tasks
 
@@ -265,6 +267,48 @@ def test_work_that_dask_loses_five_times_ends_the_run(monkeypatch):
     live(story())
 
 
+async def raising(error, *_, **__):
+    raise error
+
+
+def test_a_search_that_does_not_understand_the_answers_says_so_once(monkeypatch, caplog):
+    """Else a new version of distributed would switch it off without a word."""
+    cluster = Cluster(monkeypatch, "v", "w")
+    unknown = KeyError("get_task_status"), AttributeError("state")
+    monkeypatch.setattr(lost_tasks, "whereabouts", partial(raising, unknown[0]))
+    monkeypatch.setattr(lost_tasks, "run_on", partial(raising, unknown[1]))
+
+    async def story():
+        force = workforce(cluster)
+        await force.refresh(first=True)
+        force.outstanding = [held(cluster, 0, "one"), held(cluster, 1, "two")]
+        force.outstanding[1].worker = "v"
+        assert await wait_long(cluster, force, 4) == []
+        assert await force.waiting_for_blocks("train", 1.0) == []
+
+    live(story())
+    said = [line for line in caplog.messages if "cannot learn" in line]
+    assert len(said) == 2
+    assert "where tasks are" in said[0] and repr(unknown[0]) in said[0]
+    assert "which reads take long" in said[1] and repr(unknown[1]) in said[1]
+
+
+def test_a_search_that_finds_no_connection_says_nothing(monkeypatch, caplog):
+    cluster = Cluster(monkeypatch, "w")
+    monkeypatch.setattr(tasks, "scheduler_of", lambda client: client)
+    monkeypatch.setattr(lost_tasks, "run_on", partial(raising, no_answer(OSError())))
+    cluster.client.get_task_status = partial(raising, ConnectionError("the client is closed"))
+
+    async def story():
+        force = workforce(cluster)
+        await force.refresh(first=True)
+        force.outstanding = [held(cluster, 0, "one")]
+        assert await wait_long(cluster, force, 4) == []
+
+    live(story())
+    assert not caplog.messages
+
+
 # As client, scheduler and worker tell it
 
 
@@ -275,11 +319,15 @@ def wait_to_go():
     GO.wait(60)
 
 
+def not_as_it_was(keys, dask_worker):
+    raise AttributeError("state")
+
+
 def look(client, worker, *keys):
     return client.sync(whereabouts, client, worker, keys)
 
 
-def test_a_look_finds_what_is_under_way_and_nothing_else(threads_client):
+def test_a_look_finds_what_is_under_way_and_nothing_else(threads_client, monkeypatch):
     client = threads_client
     other, worker = workers_of(client)
     first, second = (client.submit(wait_to_go, pure=False, workers=[worker]) for _ in range(2))
@@ -289,6 +337,10 @@ def test_a_look_finds_what_is_under_way_and_nothing_else(threads_client):
     under_way = {first.key: AT_WORK, second.key: Whereabouts("processing", "ready")}
     wait_until(lambda: look(client, worker, *keys) == under_way, 10)
     assert look(client, "tcp://127.0.0.1:9", *keys) == {}  # nobody is there
+    monkeypatch.setattr(tasks, "_at_worker", not_as_it_was)
+    with pytest.raises(AttributeError, match="state"):
+        look(client, worker, *keys)
+    monkeypatch.undo()
     GO.set()
     client.gather([first, second])
     assert look(client, worker, *keys) == {}
