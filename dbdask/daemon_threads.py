@@ -30,22 +30,29 @@ def start_call(
         The call begins when this thread has ended.
     """
     done: Future[T] = Future()
-
-    def call() -> None:
-        nonlocal after
-        if after is not None:
-            after.join()
-            after = None  # else each thread would keep all those before it
-        if not done.set_running_or_notify_cancel():
-            return
-        try:
-            done.set_result(function(*arguments))
-        except BaseException as error:
-            done.set_exception(error)
-
-    thread = threading.Thread(target=call, name=NAME, daemon=True)
+    thread = threading.Thread(
+        target=_call, args=(done, after, function, arguments), name=NAME, daemon=True
+    )
     thread.start()
     return thread, done
+
+
+def _call(
+    done: "Future[T]",
+    after: threading.Thread | None,
+    function: Callable[..., T],
+    arguments: tuple[object, ...],
+) -> None:
+    if after is not None:
+        after.join()
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        done.set_result(function(*arguments))
+    except BaseException as error:
+        done.set_exception(error)
+    finally:
+        del done  # the traceback of an error holds this frame
 
 
 def call_within(seconds: float, function: Callable[..., T], *arguments: object) -> T:

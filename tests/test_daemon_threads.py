@@ -1,13 +1,15 @@
 """Calls on daemon threads: their order, their errors, and what is given up."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 
-from dbdask.daemon_threads import DaemonThreadRunner, call_within
+from dbdask.daemon_threads import DaemonThreadRunner, call_within, start_call
 
 
 def test_what_was_given_up_before_it_began_is_not_done_and_an_error_comes_out():
@@ -67,3 +69,21 @@ def test_a_call_is_waited_for_only_so_long():
 def test_an_error_of_a_call_comes_out():
     with pytest.raises(ZeroDivisionError):
         call_within(30.0, divmod, 1, 0)
+
+
+def test_a_call_that_fails_leaves_no_cycle():
+    """An error in a cycle keeps what its frames hold, a reader's memory say, until collected."""
+
+    def fail():
+        raise ValueError
+
+    gc.disable()
+    try:
+        thread, done = start_call(fail)
+        thread.join(30)
+        assert isinstance(done.exception(), ValueError)
+        kept = weakref.ref(done)
+        del done
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from dbdask.daemon_threads import start_call
 from dbdask.errors import DataError
 from dbdask.schedule.awake import LOOK_SECONDS, AwakeClock
 
@@ -144,9 +145,8 @@ def waited_for(read: Callable[[], T], what: Callable[[], str], nbytes: int = 0) 
     DataError
         It did not end within `dbdask.read`.
     """
-    result: Future[T] = Future()
     with _of_thread()._waiting() as ending:
-        threading.Thread(target=_do, args=(result, read), daemon=True, name="dbdask-read").start()
+        _, result = start_call(read)
         if not _is_over(result, ending):
             _wait_long(result, ending, _Wait(what), nbytes)
     try:
@@ -155,15 +155,6 @@ def waited_for(read: Callable[[], T], what: Callable[[], str], nbytes: int = 0) 
         return result.result()
     finally:
         del result  # the traceback of an error holds this frame
-
-
-def _do(result: Future[T], read: Callable[[], T]) -> None:
-    try:
-        result.set_result(read())
-    except BaseException as error:
-        result.set_exception(error)
-    finally:
-        del result
 
 
 def _is_over(result: Future[T], ending: Future[None]) -> bool:
