@@ -30,7 +30,12 @@ CONNECTION_ERRORS = (OSError, KeyError, asyncio.TimeoutError)
 
 
 async def call_actor(
-    pool: ConnectionPool, place: ActorPlace, method: str, *arguments: object, nbytes: int = 0
+    pool: ConnectionPool,
+    place: ActorPlace,
+    method: str,
+    *arguments: object,
+    nbytes: int = 0,
+    called: str = "",
 ) -> Any:
     """Call a method of an actor. Its worker is pinged if the answer takes long: silence is a loss.
 
@@ -44,6 +49,8 @@ async def call_actor(
         What to call; arrays among the arguments travel as they are.
     nbytes
         Bytes that travel with the call or its answer; they lengthen the deadline.
+    called
+        What a warning calls the call if it takes long; the method's name by default.
 
     Raises
     ------
@@ -57,6 +64,7 @@ async def call_actor(
             ask_actor(pool, place, method, *arguments),
             lambda: answers_ping(pool, place),
             ShardLost(f"{place.key} on {place.worker} answers no ping"),
+            f"{called or method!r} of {place.key} on worker {place.worker}",
             nbytes=nbytes,
         )
     except MethodRaised as raised:

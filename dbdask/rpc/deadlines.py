@@ -1,6 +1,7 @@
 """Every wait of the parameter server, in one place; settable in `dask.config` under `dbdask.`."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 import dask.config
 from dask.utils import parse_timedelta
 
+from dbdask.rpc.long_waits import long_waits
 from dbdask.schedule.awake import LOOK_SECONDS, AwakeClock
 
 T = TypeVar("T")
@@ -41,6 +43,7 @@ whether its run still lives. How long a chunk of the data may take, `dbdask.read
 dask.config.update_defaults({"dbdask": DEFAULTS})
 
 BYTES_PER_SECOND = 20e6
+SAY_SECONDS = 1.0  # between two looks whether a wait has taken long
 
 
 def deadline(name: str, nbytes: int = 0) -> float:
@@ -86,12 +89,14 @@ async def while_alive(
     work: Coroutine[Any, Any, T],
     probe: Callable[[], Awaitable[bool]],
     silence: Exception,
+    what: str,
     *,
     nbytes: int = 0,
 ) -> T:
     """Await work on a worker for as long as its worker gives a sign of life.
 
-    A passed deadline is a reason to ask, and no verdict: a worker that answers is busy.
+    A passed deadline is a reason to ask, and no verdict: a worker that answers is busy. A warning
+    says every `long_waits.WARN_SECONDS` what is waited for.
 
     Parameters
     ----------
@@ -101,18 +106,31 @@ async def while_alive(
         Asks for a sign of life. It is called each time the deadline `answer` has passed.
     silence
         The error that is raised if the probe gets no answer.
+    what
+        Names the work and its worker, in words that follow "waiting for".
     nbytes
         Bytes that travel with the work or its answer; they lengthen the deadline.
     """
     working = asyncio.ensure_future(work)
     working.add_done_callback(retrieve_error)
     try:
-        while not (await asyncio.wait({working}, timeout=deadline("answer", nbytes)))[0]:
-            if not await probe() and not working.done():
-                raise silence
+        with long_waits.waiting(what):
+            while not await _has_ended(working, deadline("answer", nbytes)):
+                if not await probe() and not working.done():
+                    raise silence
         return working.result()
     finally:
         working.cancel()
+
+
+async def _has_ended(working: "asyncio.Task[T]", seconds: float) -> bool:
+    """Wait for a task for up to `seconds`; return whether it has ended."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if (await asyncio.wait({working}, timeout=min(left, SAY_SECONDS)))[0]:
+            return True
+        long_waits.look()
+    return working.done()
 
 
 def retrieve_error(work: "asyncio.Task[T]") -> None:

@@ -77,6 +77,7 @@ async def wait_until_made(
             status_at_end(client, future, seconds),
             lambda: worker_answers(client.rpc, worker),
             silence,
+            f"{name} to be made on worker {worker}",
         )
     except TimeoutError as error:
         raise WorkerError(f"no worker made {name} within {seconds:g} s") from error

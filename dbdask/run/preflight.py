@@ -55,6 +55,7 @@ async def check_worker(
         _check(pool, address, job, path, trains),
         lambda: worker_answers(pool, address),
         WorkerSilent(f"worker {address} gives no sign of life"),
+        f"the check of worker {address}",
     )
 
 

@@ -23,6 +23,7 @@ from dbdask.run.parameter_server import Initial, ParameterServer
 from dbdask.run.plan import Plan, SavedState
 from dbdask.run.roster import Roster
 from dbdask.run.shard_placement import ShardPlacement
+from dbdask.run.slow_work import SlowWork
 from dbdask.run.snapshots import Snapshots
 from dbdask.run.tally import Tally
 from dbdask.run.validating import Validator
@@ -137,6 +138,7 @@ class Run:
         if plan.validation_supply is not None:
             providers[VALIDATION] = plan.validation_supply
         self.workforce = Workforce(client, plan.run, plan.job, providers, roster)
+        self.slow_work = SlowWork()
         self.server = ParameterServer(
             client,
             plan.run,
@@ -207,6 +209,8 @@ class Run:
         """
         self.validator.hand_out()
         trouble = await self.workforce.turn(seconds)
+        now, held = self.clock.seconds(), self.workforce.outstanding
+        self.slow_work.look(now, held, stopping=bool(self.stop_reason))
         gone = set(self.server.workers) - set(self.roster.everyone)
         if gone and not trouble:
             trouble = f"worker {min(gone)} left, which held a shard"

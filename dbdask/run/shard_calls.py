@@ -13,6 +13,9 @@ from dbdask.rpc.calls import ActorPlace, call_actor
 from dbdask.schedule.ledger import ShardProgress
 from dbdask.worker.link import ServerHandle, ShardPlace
 
+COMMAND_NAMES = {"command": 1, "order": 2}
+"""Which argument of these methods of a shard is the name of the command."""
+
 
 @dataclass(frozen=True, eq=False)
 class ShardCopy:
@@ -130,10 +133,7 @@ class ShardCalls:
         if not copies:
             raise ShardLost(f"shard {index} has no copy left")
         return await asyncio.gather(
-            *(
-                call_actor(self.client.rpc, copy.place, method, *arguments, nbytes=nbytes)
-                for copy in copies
-            )
+            *(self._of_copy(copy, method, *arguments, nbytes=nbytes) for copy in copies)
         )
 
     async def call(self, index: int, method: str, *arguments: object, nbytes: int = 0) -> Any:
@@ -141,7 +141,15 @@ class ShardCalls:
         copies = self._copies[index]
         if not copies:
             raise ShardLost(f"shard {index} has no copy left")
-        return await call_actor(self.client.rpc, copies[0].place, method, *arguments, nbytes=nbytes)
+        return await self._of_copy(copies[0], method, *arguments, nbytes=nbytes)
+
+    async def _of_copy(
+        self, copy: ShardCopy, method: str, *arguments: object, nbytes: int = 0
+    ) -> Any:
+        name = str(arguments[COMMAND_NAMES[method]]) if method in COMMAND_NAMES else method
+        return await call_actor(
+            self.client.rpc, copy.place, method, *arguments, nbytes=nbytes, called=name
+        )
 
     async def call_each(self, method: str, *arguments: object, nbytes: int = 0) -> list[Any]:
         """Call the first copy of every shard."""

@@ -55,11 +55,13 @@ class Outstanding(Generic[R]):
     """Is called if the work is given up: it can be given out again."""
     key: str = ""
     """Of the Dask task."""
+    given: float = field(init=False)
+    """When the work was given."""
     looked: float = field(init=False)
     """When the work was given, or its task last looked for."""
 
     def __post_init__(self) -> None:
-        self.looked = self.since
+        self.given = self.looked = self.since
 
 
 def _end_where_cancelled() -> None:

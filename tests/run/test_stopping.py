@@ -1,18 +1,14 @@
 """A run that is asked to stop waits for nothing that may never come."""
 
-import asyncio
 import threading
 import time
-import types
 
 import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
-from test_giving_up import portion
 
 import dbdask
-from dbdask.algorithms.barrier import Barrier
 from dbdask.run import training
 
 ROWS, CHUNK, BAD = 240, 20, 7
@@ -95,33 +91,3 @@ def test_a_block_that_dask_never_computes_holds_up_no_end(
     assert result.status.reason in ("interrupted", "precision")
     assert stopped[1] - stopped[0] < LONGEST
     assert role == "examples" or "validation_loss" not in result.history
-
-
-def test_a_run_that_waits_for_a_model_that_hangs_says_so_every_half_minute(caplog):
-    now, heard = [0.0], []
-    out = types.SimpleNamespace(work=portion(3), worker="w")
-
-    async def take_in():
-        now[0] += 10.0
-        heard.append(len(caplog.messages))
-        if now[0] == 100.0:
-            force.training.clear()
-
-    async def nothing_waits():
-        return []
-
-    force = types.SimpleNamespace(
-        training=[out],
-        give_up_unsubmitted=list,
-        give_up_unbegun=nothing_waits,
-    )
-    run = types.SimpleNamespace(
-        workforce=force,
-        clock=types.SimpleNamespace(seconds=lambda: now[0]),
-        stop_reason="interrupted",
-        give_up_long_reads=lambda: None,
-        take_in=take_in,
-    )
-    asyncio.run(Barrier(None, None)._empty(run, may_give_up_reads=True))
-    assert heard == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
-    assert "waited for 40 s" in caplog.messages[0] and "portion 3" in caplog.messages[0]
