@@ -1,15 +1,18 @@
 """Which work failed, and how often, so that nothing is tried for ever."""
 
 import logging
+import textwrap
 from concurrent.futures import CancelledError
 from typing import Protocol
 
+from dbdask.data.block_provider import why_cancelled
 from dbdask.errors import WorkerError
 from dbdask.schedule.portions import Portion
 
 logger = logging.getLogger("dbdask")
 
 MOST_ATTEMPTS = 5
+MOST_WORDS = 1000  # characters of another's error in one of ours
 TRAIN, VALIDATION = "train", "validation"
 """The examples that work may read, as a job names them."""
 
@@ -29,6 +32,14 @@ class Work(Protocol):
 
     @property
     def name(self) -> str: ...
+
+
+def how_it_failed(error: BaseException) -> str:
+    """Say how a task failed, in words that follow "failed"."""
+    if isinstance(error, CancelledError):
+        return f"because {why_cancelled(error)}"
+    where = "".join(f"{note}, " for note in getattr(error, "__notes__", ()))
+    return f"{where}with {textwrap.shorten(repr(error), MOST_WORDS, placeholder='...')}"
 
 
 class Failures:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from distributed import Client
 
@@ -57,6 +57,14 @@ class LostTaskDetector:
         except Exception as error:  # it judges nobody
             self._note_failure("where tasks are", worker, error)
             return {}
+
+    async def find_all(self, tasks: Iterable[tuple[str, str]]) -> dict[str, Whereabouts]:
+        """Ask where tasks are that are given as (worker, key), all workers at once."""
+        keys: dict[str, list[str]] = {}
+        for worker, key in tasks:
+            keys.setdefault(worker, []).append(key)
+        looks = await asyncio.gather(*(self.find(*one) for one in keys.items()))
+        return {key: where for look in looks for key, where in look.items()}
 
     def _note_failure(self, what: str, worker: str, error: Exception) -> None:
         """Log once a run what this search could not learn, unless a connection failed."""

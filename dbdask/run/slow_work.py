@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from dbdask.run.workforce import Outstanding
+from dbdask.run.outstanding import Outstanding
 
 logger = logging.getLogger("dbdask")
 

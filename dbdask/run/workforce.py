@@ -1,67 +1,32 @@
 """The workforce: the work that each worker has been given, how it ended, and what is given up."""
 
 import asyncio
-import textwrap
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from distributed import Client, Future
+from distributed import Client
 
-from dbdask.daemon_threads import beside_loop
-from dbdask.data.block_provider import BlockProvider, why_cancelled
-from dbdask.data.routes import Piece
+from dbdask.data.block_provider import BlockProvider
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.rpc.deadlines import deadline, retrieve_error
 from dbdask.rpc.scheduler import has_scheduler
-from dbdask.rpc.tasks import Whereabouts, result_of
-from dbdask.run.failures import TRAIN, VALIDATION, Failures, Work
+from dbdask.run.failures import TRAIN, VALIDATION, Failures, Work, how_it_failed
+from dbdask.run.giving_up import late_workers, suspects, unreachable, why_unreachable
 from dbdask.run.lost_tasks import LostTaskDetector
+from dbdask.run.outstanding import Outstanding, Report
 from dbdask.run.roster import Roster
+from dbdask.run.submitting import TaskSubmitter
 from dbdask.schedule.awake import AwakeClock
 from dbdask.schedule.policies import places_for, tasks_for
 
-VALIDATION_PRIORITY = 10
 VALIDATION_TASKS = 4
 """Validation tasks that a worker has at once: small ones then do not wait for the client."""
 
-
-class Report(Protocol):
-    """The result of every task."""
-
-    finished: bool
-    trouble: str
-    """Why the task ended early, if a shard or the generation was lost."""
-
-
 R = TypeVar("R", bound=Report)
-
-
-@dataclass(eq=False)
-class Outstanding(Generic[R]):
-    """Work that a worker has been given, and the two functions that hear of its end."""
-
-    work: Work
-    worker: str
-    task: "asyncio.Task[R]"
-    since: float
-    """When the work was given, or when its worker last gave a sign of life."""
-    take: Callable[[R | None], str]
-    """Takes the report, or None if the task failed. Returns why the run must recover, or ''."""
-    take_back: Callable[[], None]
-    """Is called if the work is given up: it can be given out again."""
-    key: str = ""
-    """Of the Dask task."""
-    given: float = field(init=False)
-    """When the work was given."""
-    looked: float = field(init=False)
-    """When the work was given, or its task last looked for."""
-
-    def __post_init__(self) -> None:
-        self.given = self.looked = self.since
 
 
 def _end_where_cancelled() -> None:
@@ -69,17 +34,6 @@ def _end_where_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-MOST_WORDS = 1000  # characters of another's error in one of ours
-
-
-def _how(error: BaseException) -> str:
-    """Say how a task failed, in words that follow "failed"."""
-    if isinstance(error, CancelledError):
-        return f"because {why_cancelled(error)}"
-    where = "".join(f"{note}, " for note in getattr(error, "__notes__", ()))
-    return f"{where}with {textwrap.shorten(repr(error), MOST_WORDS, placeholder='...')}"
 
 
 @dataclass
@@ -115,6 +69,7 @@ class Workforce:
 
     def __post_init__(self) -> None:
         self.search = LostTaskDetector(self.client)
+        self._tasks = TaskSubmitter(self.client, self.job, self.providers)
 
     @property
     def clock(self) -> AwakeClock:
@@ -206,38 +161,10 @@ class Workforce:
         """
         kind, (pass_number, number) = function.__name__.split("_")[-1], work.identity
         key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
-        task = asyncio.ensure_future(self._do(work, function, order, worker, key))
+        task = asyncio.ensure_future(self._tasks.do(work, function, order, worker, key))
         task.add_done_callback(retrieve_error)  # another's error may end the run first
         out = Outstanding(work, worker, task, self.clock.seconds(), take, take_back, key)
         self.outstanding.append(out)
-
-    async def _do(
-        self, work: Work, function: Callable[..., R], order: object, worker: str, key: str
-    ) -> R:
-        provider = self.providers[work.examples]
-        blocks: list[Future[Piece]] = []
-        future: Future[R] | None = None
-        try:
-            for portion in work.portions:
-                blocks += await beside_loop(provider.futures, portion, [worker])
-            future = self.client.submit(
-                function,
-                order,
-                self.job,
-                *blocks,
-                key=key,
-                # A validation holds a copy in every shard: its tasks overtake queued portions.
-                priority=VALIDATION_PRIORITY if work.examples == VALIDATION else 0,
-                # Nowhere else: Dask would steal it for a worker that is silent, and looks idle.
-                workers=[worker],
-            )
-            return await result_of(self.client, future)
-        finally:
-            blocks.clear()  # the traceback of an error may keep the list for ever
-            if future is not None:
-                future.release()
-            for portion in work.portions:
-                provider.release(portion)
 
     async def turn(self, seconds: float) -> str:
         """Take one look at the cluster: hand over every report, and what is given up.
@@ -306,28 +233,13 @@ class Workforce:
         if isinstance(error, (DataError, ModelError)):
             raise error
         if has_scheduler(self.client):  # without one the client loses every future
-            self.failures.note(out.work, out.worker, _how(error), error)
+            self.failures.note(out.work, out.worker, how_it_failed(error), error)
         return None
 
     def _blame(self, workers: set[str]) -> None:
-        """Count a failure of the work that lost or paused workers were at.
-
-        That is the oldest on each, of training and of validation: which of the two the worker had
-        begun is not known.
-        """
-        for worker in sorted(workers):
-            held = [o for o in self.outstanding if o.worker == worker and not o.task.done()]
-            oldest = {out.work.examples: out.work for out in reversed(held)}
-            for work in oldest.values():
-                self.failures.note(work, worker, f"because {self._how_it_failed(worker)}")
-
-    def _how_it_failed(self, worker: str) -> str:
-        """Say why a worker's work is given up, in words that follow "because"."""
-        if worker not in self.roster.facts:
-            return f"worker {worker} was lost"
-        if worker in self.roster.paused - self.roster.silent:
-            return f"Dask has paused worker {worker}, because its memory is nearly full"
-        return f"worker {worker} gave no sign of life for {deadline('ping'):g} s (dbdask.ping)"
+        """Count a failure of the work that lost or paused workers were at."""
+        for work, worker in suspects(self.outstanding, workers):
+            self.failures.note(work, worker, f"because {why_unreachable(worker, self.roster)}")
 
     def _restart_clocks(self, workers: Collection[str]) -> None:
         """Workers have answered, or ended a task: the work that waited behind it begins now."""
@@ -349,7 +261,7 @@ class Workforce:
         WorkerError
             Some work has failed `MOST_ATTEMPTS` times.
         """
-        return self._give_up_unreachable(self.roster.ask({out.worker for out in self._overdue()}))
+        return self._give_up_unreachable(self.roster.ask(self._late))
 
     async def check_workers(self) -> list[Work]:
         """Ask every worker for a sign of life, and wait; return the work that is given up."""
@@ -364,13 +276,16 @@ class Workforce:
         it. The workers in `answered` get a new time limit.
         """
         self._restart_clocks(answered - self.roster.paused)
-        silent, closing = self.roster.silent, self.roster.closing
-        left = {out.worker for out in self.outstanding} - set(self.roster.facts)
-        stuck = {out.worker for out in self._overdue()} & self.roster.paused
-        self._blame((silent | left | stuck) - closing)
-        given_up = self.give_up_on(silent | closing | left | stuck)
+        lost = unreachable(self.outstanding, self.roster, self._late)
+        self._blame(lost - self.roster.closing)
+        given_up = self.give_up_on(lost | self.roster.closing)
         self._search_long_tasks()
         return given_up + self._give_up(self._lost())
+
+    @property
+    def _late(self) -> set[str]:
+        """Workers with overdue work: they have given no sign of life for `dbdask.silence`."""
+        return late_workers(self.outstanding, self.clock.seconds(), deadline("silence"))
 
     def _search_long_tasks(self) -> None:
         """Look for the tasks that are long under way, whatever else their workers do meanwhile."""
@@ -388,11 +303,6 @@ class Workforce:
         for out in lost:
             self.failures.note(out.work, out.worker, "because Dask lost its task")
         return lost
-
-    def _overdue(self) -> list[Outstanding[Any]]:
-        """Return the work whose worker has given no sign of life for `dbdask.silence`."""
-        now, least = self.clock.seconds(), deadline("silence")
-        return [out for out in self.outstanding if now - out.since > least]
 
     def give_up_on(self, workers: set[str]) -> list[Work]:
         """Give up the tasks of some workers: identity makes a second run of them safe."""
@@ -412,7 +322,7 @@ class Workforce:
 
     async def give_up_unbegun(self) -> list[Work]:
         """Give up training whose task no worker has begun: the tasks before it may never end."""
-        found = await self._whereabouts(self.training)
+        found = await self.search.find_all(_keys(self.training))
         waiting = {key for key, where in found.items() if where.has_not_begun}
         return self._give_up([out for out in self.training if out.key in waiting])
 
@@ -421,18 +331,15 @@ class Workforce:
         now = self.clock.seconds()
         held = [o for o in self.outstanding if o.work.examples == examples]
         long = [out for out in held if now - out.since > least]
-        found = await self._whereabouts(long)
+        found = await self.search.find_all(_keys(long))
         waiting = {key for key, where in found.items() if where.at_scheduler == "waiting"}
         return [out.work for out in long if out.key in waiting]
-
-    async def _whereabouts(self, held: list[Outstanding[Any]]) -> dict[str, Whereabouts]:
-        """Ask scheduler and workers where the tasks of some work are."""
-        keys: dict[str, list[str]] = {}
-        for out in held:
-            keys.setdefault(out.worker, []).append(out.key)
-        looks = await asyncio.gather(*(self.search.find(*one) for one in keys.items()))
-        return {key: where for look in looks for key, where in look.items()}
 
     def give_up_unsubmitted(self) -> list[Work]:
         """Give up training that no worker has been given yet: its data are still on their way."""
         return self._give_up([o for o in self.training if o.key not in self.client.futures])
+
+
+def _keys(held: Iterable[Outstanding[Any]]) -> list[tuple[str, str]]:
+    """Return the worker and the task of each of some work."""
+    return [(out.worker, out.key) for out in held]

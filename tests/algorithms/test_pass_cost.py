@@ -18,7 +18,7 @@ from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.data import feed
 from dbdask.data.stores import RegularStore
 from dbdask.run import parameter_server
-from dbdask.run.workforce import Workforce
+from dbdask.run.submitting import TaskSubmitter
 from dbdask.worker.context import WorkerContext
 
 
@@ -130,10 +130,10 @@ def test_an_iteration_is_two_rounds_beside_its_search_and_no_vector_comes_to_the
 ):
     log = []  # (method, arguments, answer), and a None where a point is accepted
     carried = []  # what else goes through the client: orders, and the reports on them
-    call, note, do = parameter_server.call_actor, Sandblaster._note_point, Workforce._do
+    call, note, do = parameter_server.call_actor, Sandblaster._note_point, TaskSubmitter.do
 
-    async def noted_call(pool, place, method, *arguments, nbytes=0):
-        answer = await call(pool, place, method, *arguments, nbytes=nbytes)
+    async def noted_call(pool, place, method, *arguments, **named):
+        answer = await call(pool, place, method, *arguments, **named)
         log.append((method, arguments, answer))
         return answer
 
@@ -141,14 +141,14 @@ def test_an_iteration_is_two_rounds_beside_its_search_and_no_vector_comes_to_the
         log.append(None)
         note(method, run)
 
-    async def noted_do(force, work, function, order, *more):
-        report = await do(force, work, function, order, *more)
-        carried.append((order, force.job, report))
+    async def noted_do(tasks, work, function, order, *more):
+        report = await do(tasks, work, function, order, *more)
+        carried.append((order, tasks.job, report))
         return report
 
     monkeypatch.setattr(parameter_server, "call_actor", noted_call)
     monkeypatch.setattr(Sandblaster, "_note_point", noted_point)
-    monkeypatch.setattr(Workforce, "_do", noted_do)
+    monkeypatch.setattr(TaskSubmitter, "do", noted_do)
     model = dbdask.Network(
         input_shape=(6,), layers=[dbdask.Dense(WIDE, "tanh"), dbdask.Dense(3)], loss="softmax"
     )

@@ -20,12 +20,13 @@ from dbdask.errors import SchedulerLost, ShardLost, WorkerError
 from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run.failures import MOST_ATTEMPTS
 from dbdask.run.guard import MISSED_PINGS, Guard, guarded
+from dbdask.run.outstanding import Outstanding
 from dbdask.run.parameter_server import ParameterServer
 from dbdask.run.recovery import MOST_RECOVERIES, Recovery, Returns, RunLost
 from dbdask.run.roster import Roster
 from dbdask.run.run import Run
 from dbdask.run.snapshots import Snapshots
-from dbdask.run.workforce import Outstanding, Workforce
+from dbdask.run.workforce import Workforce
 from dbdask.schedule.awake import AwakeClock
 from dbdask.schedule.bundles import Bundle
 from dbdask.schedule.portions import Portion

@@ -1,0 +1,43 @@
+"""Work that a worker has been given, and that has not ended."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from dbdask.run.failures import Work
+
+
+class Report(Protocol):
+    """The result of every task."""
+
+    finished: bool
+    trouble: str
+    """Why the task ended early, if a shard or the generation was lost."""
+
+
+R = TypeVar("R", bound=Report)
+
+
+@dataclass(eq=False)
+class Outstanding(Generic[R]):
+    """Work that a worker has been given, and the two functions that hear of its end."""
+
+    work: Work
+    worker: str
+    task: "asyncio.Task[R]"
+    since: float
+    """When the work was given, or when its worker last gave a sign of life."""
+    take: Callable[[R | None], str]
+    """Takes the report, or None if the task failed. Returns why the run must recover, or ''."""
+    take_back: Callable[[], None]
+    """Is called if the work is given up: it can be given out again."""
+    key: str = ""
+    """Of the Dask task."""
+    given: float = field(init=False)
+    """When the work was given."""
+    looked: float = field(init=False)
+    """When the work was given, or its task last looked for."""
+
+    def __post_init__(self) -> None:
+        self.given = self.looked = self.since
