@@ -17,7 +17,7 @@ from dbdask.algorithms import gradient_pass
 from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.data import feed
 from dbdask.data.stores import RegularStore
-from dbdask.run import parameter_server
+from dbdask.run import shard_calls
 from dbdask.run.submitting import TaskSubmitter
 from dbdask.worker.context import WorkerContext
 
@@ -130,7 +130,7 @@ def test_an_iteration_is_two_rounds_beside_its_search_and_no_vector_comes_to_the
 ):
     log = []  # (method, arguments, answer), and a None where a point is accepted
     carried = []  # what else goes through the client: orders, and the reports on them
-    call, note, do = parameter_server.call_actor, Sandblaster._note_point, TaskSubmitter.do
+    call, note, do = shard_calls.call_actor, Sandblaster._note_point, TaskSubmitter.do
 
     async def noted_call(pool, place, method, *arguments, **named):
         answer = await call(pool, place, method, *arguments, **named)
@@ -146,7 +146,7 @@ def test_an_iteration_is_two_rounds_beside_its_search_and_no_vector_comes_to_the
         carried.append((order, tasks.job, report))
         return report
 
-    monkeypatch.setattr(parameter_server, "call_actor", noted_call)
+    monkeypatch.setattr(shard_calls, "call_actor", noted_call)
     monkeypatch.setattr(Sandblaster, "_note_point", noted_point)
     monkeypatch.setattr(TaskSubmitter, "do", noted_do)
     model = dbdask.Network(

@@ -19,6 +19,7 @@ from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
 from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run.failures import MOST_ATTEMPTS
+from dbdask.run.giving_up import late_workers, suspects, unreachable, why_unreachable
 from dbdask.run.guard import MISSED_PINGS, Guard, guarded
 from dbdask.run.outstanding import Outstanding
 from dbdask.run.parameter_server import ParameterServer
@@ -117,6 +118,40 @@ def test_no_portion_is_blamed_for_a_worker_that_closes_in_order():
             force.outstanding = [outstanding(portion(3), "w")]
             assert await force.watch_silence()
         assert not force.failures.suspicion
+
+    asyncio.run(live())
+
+
+def test_only_workers_that_will_not_finish_their_work_are_unreachable():
+    """A paused worker may go on; one whose work is overdue is waited for no longer."""
+
+    async def live():
+        facts = {
+            w: WorkerFacts(w, w, "here", 0, is_paused=w == "paused") for w in ("well", "paused")
+        }
+        roster = Roster(None, b"", None, None, facts=facts)
+        held = [outstanding(portion(n), w) for n, w in enumerate(("well", "paused", "gone"))]
+        assert late_workers(held, 10.0, 10.0) == set()
+        late = late_workers(held, 11.0, 10.0)
+        assert late == {"well", "paused", "gone"}
+        assert unreachable(held, roster, set()) == {"gone"}
+        assert unreachable(held, roster, late) == {"paused", "gone"}
+        roster.silent = {"well"}
+        assert unreachable(held, roster, set()) == {"well", "gone"}
+        reasons = [why_unreachable(worker, roster) for worker in ("gone", "paused", "well")]
+        for reason, words in zip(
+            reasons, ("was lost", "has paused", "no sign of life"), strict=True
+        ):
+            assert words in reason
+
+    asyncio.run(live())
+
+
+def test_the_oldest_pending_work_of_a_worker_is_suspected():
+    async def live():
+        done, *held = [outstanding(portion(n), "w", report() if n == 0 else None) for n in range(3)]
+        other = outstanding(portion(9), "v")
+        assert suspects([done, *held, other], {"w"}) == [(portion(1), "w")]
 
     asyncio.run(live())
 
