@@ -1,6 +1,7 @@
 """Layers: each has parameters, outputs, and a gradient through it."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -141,13 +142,8 @@ class Dense:
     activation: str = "linear"
 
     def __post_init__(self) -> None:
-        if isinstance(self.units, bool) or not hasattr(self.units, "__index__"):
-            raise TypeError(f"units must be a whole number, got {self.units!r}")
-        if self.units < 1:
-            raise ValueError(f"units must be at least 1, got {self.units}")
-        if self.activation not in ACTIVATIONS:
-            choices = ", ".join(repr(name) for name in ACTIVATIONS)
-            raise ValueError(f"activation must be one of {choices}, got {self.activation!r}")
+        as_whole("units", self.units)
+        check_activation(self.activation)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Return the shape of one example's output."""
@@ -162,17 +158,8 @@ class Dense:
         )
 
     def initial(self, input_shape: Shape) -> dict[str, Draw]:
-        """Return the initial numbers: uniform weights, zero biases.
-
-        He et al. 2015 for relu, else Glorot and Bengio 2010, with their factor 4 for the sigmoid,
-        without which several sigmoid layers on each other hardly learn.
-        """
-        fan_in = math.prod(input_shape)
-        if self.activation == "relu":
-            limit = math.sqrt(6 / fan_in)
-        else:
-            factor = 4 if self.activation == "sigmoid" else 1
-            limit = factor * math.sqrt(6 / (fan_in + self.units))
+        """Return the initial numbers: uniform weights, zero biases (see `weight_limit`)."""
+        limit = weight_limit(self.activation, math.prod(input_shape), self.units)
         return {"weights": Uniform(limit), "bias": Constant(0.0)}
 
     def forward(
@@ -212,6 +199,35 @@ class Dense:
     def description(self) -> JsonObject:
         """Return the layer's numbers as JSON."""
         return {"units": int(self.units), "activation": self.activation}
+
+
+def as_whole(name: str, value: object) -> int:
+    """Return a whole number of at least 1; raise TypeError or ValueError if it is not one."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+def check_activation(activation: object) -> None:
+    """Raise ValueError if there is no activation of this name."""
+    if activation not in ACTIVATIONS:
+        choices = ", ".join(repr(name) for name in ACTIVATIONS)
+        raise ValueError(f"activation must be one of {choices}, got {activation!r}")
+
+
+def weight_limit(activation: str, fan_in: int, fan_out: int) -> float:
+    """Return the limit of uniformly drawn weights, for the inputs and outputs of a unit.
+
+    He et al. 2015 for relu, else Glorot and Bengio 2010, with their factor 4 for the sigmoid,
+    without which several sigmoid layers on each other hardly learn.
+    """
+    if activation == "relu":
+        return math.sqrt(6 / fan_in)
+    factor = 4 if activation == "sigmoid" else 1
+    return factor * math.sqrt(6 / (fan_in + fan_out))
 
 
 def as_rows(values: Float32Array) -> Float32Array:

@@ -11,11 +11,19 @@ import numpy as np
 from dbdask.arrays import Float32Array, FloatArray
 from dbdask.errors import ModelError
 from dbdask.json_types import JsonObject
+from dbdask.models.contrast import LocalContrastNorm
 from dbdask.models.layers import Arrays, Dense, Layer, Shape, as_rows
 from dbdask.models.layout import Layout, Parameter, as_parameter
+from dbdask.models.locally_connected import LocallyConnected
 from dbdask.models.losses import LOSSES, probabilities
+from dbdask.models.pooling import L2Pool
 
-LAYERS: dict[str, type] = {"Dense": Dense}
+LAYERS: dict[str, type] = {
+    "Dense": Dense,
+    "LocallyConnected": LocallyConnected,
+    "L2Pool": L2Pool,
+    "LocalContrastNorm": LocalContrastNorm,
+}
 """The layers of this library, by the names under which saved models know them."""
 
 
@@ -47,7 +55,8 @@ class Network:
     input_shape
         Shape of one example's input; a number is the length of its one dimension.
     layers
-        Layers, first to last: `Dense`, or objects of your own that keep `dbdask.Layer`.
+        Layers, first to last: `Dense`, `LocallyConnected`, `L2Pool`, `LocalContrastNorm`, or
+        objects of your own that keep `dbdask.Layer`.
     loss
         "softmax" (labels), "logistic" (one-vs-all: labels, or 0/1 for each output), or
         "squared" (half the squared error, summed over outputs).
@@ -58,6 +67,12 @@ class Network:
     ...                   loss="softmax")
     >>> network.parameter_count
     41777152
+
+    A network of images:
+
+    >>> layers = [LocallyConnected(8, 7), L2Pool(2), LocalContrastNorm(5), Dense(10)]
+    >>> Network(input_shape=(28, 28, 1), layers=layers, loss="logistic").parameter_count
+    203290
     """
 
     input_shape: Shape = field(kw_only=True)
@@ -86,6 +101,11 @@ class Network:
     def layout(self) -> Layout:
         """The parameters in their order in the flat vector."""
         return self._layout
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Each layer with its name, the shapes of an example, and its place in the vector."""
+        return self._stages
 
     @property
     def parameter_count(self) -> int:
@@ -240,7 +260,7 @@ class Network:
         names = {row["layer"] for row in description["layers"]}
         if description["network"] != "dense" or not names <= set(LAYERS):
             raise ValueError(
-                f"description must be of a 'dense' network of Dense layers, got "
+                f"description must be of a 'dense' network of layers of this library, got "
                 f"{description['network']!r} of {sorted(names)}: written by a newer dbdask?"
             )
         layers = [
@@ -312,13 +332,16 @@ def _row(layer: object) -> JsonObject:
 
 
 def flops_of(model: object, examples: int) -> int | None:
-    """Return the floating-point operations of a minibatch's loss and gradient.
+    """Return the floating-point operations in the large products of a minibatch's gradient.
 
-    None for a model that may use a parameter more than once an example, or do something else.
+    They are those of `Dense` layers. A `LocallyConnected` layer makes a small product for each
+    position, for which several threads are no use. None for a model that may do something else.
     """
-    if not isinstance(model, Network) or any(type(layer) is not Dense for layer in model.layers):
+    if not isinstance(model, Network) or not {*map(type, model.layers)} <= {*LAYERS.values()}:
         return None
-    return 6 * model.parameter_count * examples  # two for each of three products
+    of_dense = (stage for stage in model.stages if type(stage.layer) is Dense)
+    count = sum(piece.stop - piece.start for stage in of_dense for piece in stage.pieces)
+    return 6 * count * examples  # two for each of three products
 
 
 def what_is_own(description: object) -> str:
