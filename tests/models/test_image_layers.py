@@ -150,8 +150,8 @@ def by_torch(torch, layer, parameters, inputs, upstream):
         outputs = torch.sqrt(area * means + 1e-6).permute(0, 2, 3, 1)
     else:
         half = [length // 2 for length in layer.size]
-        along = [torch.arange(-h, h + 1) / (2 * h + 1) for h in half]
-        window = torch.exp(-8 * (along[0][:, None] ** 2 + along[1][None] ** 2)).to(x.dtype)
+        along = [torch.arange(-h, h + 1, dtype=x.dtype) / (2 * h + 1) for h in half]
+        window = torch.exp(-8 * (along[0][:, None] ** 2 + along[1][None] ** 2))
         channels = x.shape[3]
         kernel = window[None, None].repeat(1, channels, 1, 1)
         total = functional.conv2d(torch.ones_like(nchw), kernel, padding=half)
