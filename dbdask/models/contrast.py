@@ -99,6 +99,14 @@ class LocalContrastNorm:
     def _of_rows(self, rows: int) -> "ContrastRows":
         return ContrastRows(self.size, rows, 0, rows)
 
+    def rows_needed(self, input_shape: Shape, first: int, last: int) -> Pair:
+        """Return the range of rows that the means and deviations need (see `Divisible`)."""
+        return ContrastRows(self.size, input_shape[0], first, last).inputs
+
+    def part(self, input_shape: Shape, first: int, last: int) -> "ContrastRows":
+        """Return the layer of rows `first` to `last` (see `Divisible`)."""
+        return ContrastRows(self.size, input_shape[0], first, last)
+
     def description(self) -> JsonObject:
         """Return the layer's numbers as JSON."""
         return {"size": list(self.size)}

@@ -126,6 +126,30 @@ class Layer(Protocol):
         ...
 
 
+@runtime_checkable
+class Divisible(Protocol):
+    """The members by which a layer can be cut over the parts of a partitioned network.
+
+    The first axis of its output is cut, here called its rows: the units of `Dense`, the rows of an
+    image. Its parameters must have the same first axis. A row may depend on a range of rows of the
+    input only.
+    """
+
+    def rows_needed(self, input_shape: Shape, first: int, last: int) -> tuple[int, int]:
+        """Return the range of the input's rows that rows `first` to `last` depend on.
+
+        There is at least one row. `input_shape` is that of the whole layer.
+        """
+        ...
+
+    def part(self, input_shape: Shape, first: int, last: int) -> Layer:
+        """Return the layer that computes rows `first` to `last` from the rows that they need.
+
+        It has these rows of the parameters. Its input begins with the first row that is needed.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Dense:
     """A fully connected layer: `activation(inputs @ weights.T + bias)`; it flattens its input.
@@ -195,6 +219,14 @@ class Dense:
             return None
         below = gradient @ parameters["weights"]
         return below if inputs.ndim == 2 else below.reshape(inputs.shape)
+
+    def rows_needed(self, input_shape: Shape, first: int, last: int) -> tuple[int, int]:
+        """Return all rows of the input (see `Divisible`)."""
+        return 0, input_shape[0]
+
+    def part(self, input_shape: Shape, first: int, last: int) -> "Dense":
+        """Return the layer of units `first` to `last` (see `Divisible`)."""
+        return Dense(last - first, self.activation)
 
     def description(self) -> JsonObject:
         """Return the layer's numbers as JSON."""

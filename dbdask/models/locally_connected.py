@@ -160,6 +160,14 @@ class LocallyConnected:
                 self.windows.add(shares, below_patches[rows, columns])
         return None if below is None else examples_first(below)
 
+    def rows_needed(self, input_shape: Shape, first: int, last: int) -> Pair:
+        """Return the range of the image's rows under the windows (see `Divisible`)."""
+        return self.windows.rows_needed(first, last)
+
+    def part(self, input_shape: Shape, first: int, last: int) -> "LocallyConnected":
+        """Return this layer: on fewer rows of an image it has fewer rows (see `Divisible`)."""
+        return self
+
     def description(self) -> JsonObject:
         """Return the layer's numbers as JSON."""
         return {

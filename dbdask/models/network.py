@@ -158,7 +158,7 @@ class Network:
     ) -> float:
         """Return the weighted sum of losses, and overwrite `gradient` (see `dbdask.Model`)."""
         views, into = self._views(parameters), self._views(gradient)
-        outputs, kept = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
+        outputs, kept = self._forward(views, self.checked_inputs(inputs, parameters.dtype))
         loss, upstream = self._loss(outputs, targets, weights)
         for position in range(len(self._stages) - 1, -1, -1):
             stage = self._stages[position]
@@ -166,7 +166,7 @@ class Network:
                 views[position], kept.pop(), upstream, into[position], position == 0
             )
             if position:
-                upstream = _of_shape(below, len(inputs), stage.input_shape, stage.name, "backward")
+                upstream = of_shape(below, len(inputs), stage.input_shape, stage.name, "backward")
         return loss
 
     def loss_only(
@@ -180,13 +180,13 @@ class Network:
     ) -> float:
         """Return the weighted sum of losses, without a gradient; the arrays are as for that."""
         views = self._views(parameters)
-        outputs, _ = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
+        outputs, _ = self._forward(views, self.checked_inputs(inputs, parameters.dtype))
         return self._loss(outputs, targets, weights)[0]
 
     def predict(self, parameters: Float32Array, inputs: Float32Array) -> FloatArray:
         """Return (examples, outputs): probabilities for softmax and logistic, else values."""
         views = self._views(parameters)
-        outputs, _ = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
+        outputs, _ = self._forward(views, self.checked_inputs(inputs, parameters.dtype))
         return probabilities(self.loss, as_rows(outputs))
 
     def _loss(
@@ -206,12 +206,9 @@ class Network:
         for stage, parameters in zip(self._stages, views, strict=True):
             below = outputs
             made, kept = stage.layer.forward(parameters, below)
-            outputs = _of_shape(made, len(inputs), stage.output_shape, stage.name, "forward")
+            outputs = of_shape(made, len(inputs), stage.output_shape, stage.name, "forward")
             everything.append(kept)
-        is_shared = any(outputs is array for array in (below, *everything[-1]))
-        if is_shared or not outputs.flags.owndata:
-            outputs = outputs.copy()
-        return outputs, everything
+        return as_own(outputs, (below, *everything[-1])), everything
 
     def _views(self, vector: Float32Array) -> list[Arrays]:
         """Return each layer's parameters by name, as views of a flat vector."""
@@ -229,7 +226,8 @@ class Network:
             for stage in self._stages
         ]
 
-    def _checked_inputs(self, inputs: np.ndarray, dtype: np.dtype) -> Float32Array:
+    def checked_inputs(self, inputs: np.ndarray, dtype: np.dtype) -> Float32Array:
+        """Return inputs as contiguous numbers of a dtype; raise ValueError for another shape."""
         inputs = np.asarray(inputs)
         if inputs.shape[1:] != self.input_shape:
             raise ValueError(
@@ -308,7 +306,7 @@ def _check_initial(layer: Layer, input_shape: Shape, parameters: list[Parameter]
         )
 
 
-def _of_shape(
+def of_shape(
     array: Float32Array | None, examples: int, shape: Shape, name: str, method: str
 ) -> Float32Array:
     """Return an array that a layer made; raise ModelError if it has not the shape declared."""
@@ -319,6 +317,13 @@ def _of_shape(
             f"{name}.{method} must return {what} in shape {(examples, *shape)}, got {found}"
         )
     return array
+
+
+def as_own(outputs: Float32Array, others: Iterable[Float32Array | None]) -> Float32Array:
+    """Return a network's outputs, or a copy if they are a view or one of the other arrays."""
+    if outputs.flags.owndata and not any(outputs is array for array in others):
+        return outputs
+    return outputs.copy()
 
 
 def _row(layer: object) -> JsonObject:

@@ -114,6 +114,14 @@ class L2Pool:
         below *= images
         return examples_first(below)
 
+    def rows_needed(self, input_shape: Shape, first: int, last: int) -> Pair:
+        """Return the range of the image's rows under the windows (see `Divisible`)."""
+        return self.windows.rows_needed(first, last)
+
+    def part(self, input_shape: Shape, first: int, last: int) -> "L2Pool":
+        """Return this layer: on fewer rows of an image it has fewer rows (see `Divisible`)."""
+        return self
+
     def description(self) -> JsonObject:
         """Return the layer's numbers as JSON."""
         return {"size": list(self.size), "stride": list(self.stride)}
