@@ -12,6 +12,9 @@ from dbdask.models.network import Network, Stage
 MESSAGE_BYTES = 65_536
 """The bytes that travel in the time that a message takes whatever its size, roughly."""
 
+Edges = tuple[int, ...]
+"""Where the rows of one layer are cut."""
+
 WIDTH = 512  # cuts of the first layers that are kept while the best is sought
 
 
@@ -107,15 +110,22 @@ def best_cut(network: Network, parts: int, examples: int) -> Cut:
     """
     even_cut(network, parts)
     found = [_Partial((), (0,) * parts, 0)]
+    below: list[Edges] = []
     for layer, stage in enumerate(network.stages):
         rows = stage.output_shape[0]
-        choices = dict.fromkeys(even_edges(rows, parts, shift) for shift in range(parts))
+        shifts = (even_edges(rows, parts, shift) for shift in range(parts))
+        choices = list(dict.fromkeys(shifts))
+        exchanges = {
+            (one, other): _exchange(stage, layer, one, other, examples)
+            for one in below
+            for other in choices
+        }
+        per_row = _work(stage) // rows
         found = [
-            partial.with_layer(stage, layer, edges, examples)
-            for partial in found
-            for edges in choices
+            partial.with_layer(edges, per_row, exchanges) for partial in found for edges in choices
         ]
         found = sorted(found, key=lambda partial: (max(partial.work), partial.exchange))[:WIDTH]
+        below = choices
     return Cut(found[0].edges)
 
 
@@ -125,25 +135,28 @@ class _Partial(NamedTuple):
     The work is that of each part, in multiplications for an example.
     """
 
-    edges: tuple[tuple[int, ...], ...]
+    edges: tuple[Edges, ...]
     work: tuple[int, ...]
     exchange: int
 
     def with_layer(
-        self, stage: Stage, layer: int, edges: tuple[int, ...], examples: int
+        self, edges: Edges, per_row: int, exchanges: dict[tuple[Edges, Edges], int]
     ) -> "_Partial":
-        """Return the cut with one layer more."""
-        per_row = _work(stage) // stage.output_shape[0]
+        """Return the cut with one layer more, whose rows have so much work each."""
         work = tuple(
             before + per_row * (last - first)
             for before, (first, last) in zip(self.work, pairwise(edges), strict=True)
         )
-        exchange = self.exchange
-        if layer:
-            row = math.prod(stage.input_shape[1:]) * examples * 4
-            for crossing in layer_crossings(stage, layer, self.edges[-1], edges):
-                exchange += 2 * ((crossing.last - crossing.first) * row + MESSAGE_BYTES)
-        return _Partial((*self.edges, edges), work, exchange)
+        more = exchanges[self.edges[-1], edges] if self.edges else 0
+        return _Partial((*self.edges, edges), work, self.exchange + more)
+
+
+def _exchange(stage: Stage, layer: int, below: Edges, edges: Edges, examples: int) -> int:
+    """Return the float32 bytes that cross below a layer, with those that stand for messages."""
+    row = math.prod(stage.input_shape[1:]) * examples * 4
+    found = list(layer_crossings(stage, layer, below, edges))
+    rows = sum(crossing.last - crossing.first for crossing in found)
+    return 2 * (rows * row + len(found) * MESSAGE_BYTES)
 
 
 def _work(stage: Stage) -> int:

@@ -30,12 +30,13 @@ def drawn_layer(rng, kind, shape):
 def drawn_network(rng):
     """A network with at least one layer that has parameters."""
     loss = str(rng.choice(["softmax", "logistic", "squared"]))
-    layers, shape = [], tuple(int(n) for n in (*rng.integers(4, 12, 2), rng.integers(1, 4)))
+    shape = tuple(int(length) for length in (*rng.integers(4, 12, 2), rng.integers(1, 4)))
     if rng.random() < 0.15:
         shape = (int(rng.integers(1, 9)),)
-    network_shape = shape
-    while len(layers) < rng.integers(1, 6):
-        kind = str(rng.choice(KINDS if len(shape) == 3 else ("dense",)))
+    layers, input_shape = [], shape
+    for _ in range(rng.integers(1, 7)):
+        is_image = len(shape) == 3 and rng.random() < 0.9
+        kind = str(rng.choice(KINDS[1:])) if is_image else "dense"
         if kind == "dense":
             layer = dbdask.Dense(int(rng.integers(1, 9)), str(rng.choice(ACTIVATIONS)))
         else:
@@ -43,9 +44,10 @@ def drawn_network(rng):
         shape = layer.output_shape(shape)
         layers.append(layer)
     has_parameters = any(hasattr(layer, "activation") for layer in layers)
-    if loss != "squared" or not has_parameters or rng.random() < 0.5:
+    is_linear = getattr(layers[-1], "activation", "linear") == "linear"
+    if not has_parameters or not (is_linear or loss == "squared") or rng.random() < 0.5:
         layers.append(dbdask.Dense(int(rng.integers(1, 9))))
-    return dbdask.Network(input_shape=network_shape, layers=layers, loss=loss)
+    return dbdask.Network(input_shape=input_shape, layers=layers, loss=loss)
 
 
 def drawn_examples(rng, network, examples):
