@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from dbdask.json_types import JsonObject
 from dbdask.models.layers import Divisible, Layer, Shape
-from dbdask.models.network import Network, Stage
+from dbdask.models.network import Network
+from dbdask.models.stages import Stage
 
 Rows = tuple[int, int]
 """A range of rows: the first, and the one after the last."""
@@ -105,7 +106,7 @@ def even_cut(network: Network, parts: int) -> Cut:
     ValueError
         A layer cannot be cut, or there are more parts than a layer with parameters has rows.
     """
-    cut = Cut(tuple(even_edges(stage.output_shape[0], parts) for stage in network.stages))
+    cut = Cut(tuple(even_edges(rows_of(stage), parts) for stage in network.stages))
     check_cut(network, cut)
     return cut
 
@@ -121,7 +122,7 @@ def check_cut(network: Network, cut: Cut) -> None:
             f"edges must have one item for each of the {len(stages)} layers, got {len(cut.edges)}"
         )
     for stage, edges in zip(stages, cut.edges, strict=True):
-        rows = stage.output_shape[0]
+        rows = rows_of(stage)
         if edges[-1] != rows:
             raise ValueError(f"edges of {stage.name} must end with its {rows} rows, got {edges}")
         if not set(edges) <= {0, rows}:
@@ -133,11 +134,21 @@ def check_cut(network: Network, cut: Cut) -> None:
                 (stage, *cut.rows(layer, part)) for layer, stage in enumerate(stages)
             )
         ):
-            most = max(stage.output_shape[0] for stage in stages if stage.pieces)
+            most = max(rows_of(stage) for stage in stages if stage.pieces)
             raise ValueError(
                 f"part {part} of {cut.parts} has no parameters: there may be at most {most} parts, "
                 "the rows of the largest layer"
             )
+
+
+def rows_of(stage: Stage) -> int:
+    """Return the rows of a layer's output; raise ValueError if its input or output has none."""
+    if not stage.input_shape or not stage.output_shape:
+        raise ValueError(
+            f"{stage.name} cannot be cut: its input and output must have an axis, got shapes "
+            f"{stage.input_shape} and {stage.output_shape}"
+        )
+    return stage.output_shape[0]
 
 
 def _check_divisible(stage: Stage, rows: int) -> None:

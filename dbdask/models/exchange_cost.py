@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from dbdask.models.cut import Cut, check_cut, crossings, even_cut, even_edges, layer_crossings
 from dbdask.models.exchange import Direction
-from dbdask.models.network import Network, Stage
+from dbdask.models.network import Network
+from dbdask.models.stages import Stage
 
 MESSAGE_BYTES = 65_536
 """The bytes that travel in the time that a message takes whatever its size, roughly."""

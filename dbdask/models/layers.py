@@ -30,7 +30,8 @@ class Layer(Protocol):
 
     Optional: `activation`, a name; only a "linear" layer may be the last one of a "softmax" or
     "logistic" network. `description()` returns JSON that distinguishes this layer from others of
-    its class; a checkpoint keeps it.
+    its class; a checkpoint keeps it. `rows_needed` and `part` let a partitioned network cut the
+    layer (see `dbdask.models.layers.Divisible`).
 
     Examples
     --------

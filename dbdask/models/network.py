@@ -1,10 +1,8 @@
 """The NumPy network: layers over views of one flat vector."""
 
-import operator
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,10 +11,11 @@ from dbdask.errors import ModelError
 from dbdask.json_types import JsonObject
 from dbdask.models.contrast import LocalContrastNorm
 from dbdask.models.layers import Arrays, Dense, Layer, Shape, as_rows
-from dbdask.models.layout import Layout, Parameter, as_parameter
+from dbdask.models.layout import Layout
 from dbdask.models.locally_connected import LocallyConnected
 from dbdask.models.losses import LOSSES, probabilities
 from dbdask.models.pooling import L2Pool
+from dbdask.models.stages import Stage, as_own, checked_layers, checked_shape, of_shape, stages_of
 
 LAYERS: dict[str, type] = {
     "Dense": Dense,
@@ -25,25 +24,6 @@ LAYERS: dict[str, type] = {
     "LocalContrastNorm": LocalContrastNorm,
 }
 """The layers of this library, by the names under which saved models know them."""
-
-
-class Piece(NamedTuple):
-    """One parameter of a layer: its name there, and where it is in the flat vector."""
-
-    name: str
-    start: int
-    stop: int
-    shape: Shape
-
-
-class Stage(NamedTuple):
-    """One layer of a network: its name, the shapes of an example, and its parameters."""
-
-    name: str
-    layer: Layer
-    input_shape: Shape
-    output_shape: Shape
-    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -82,8 +62,8 @@ class Network:
     _stages: tuple[Stage, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
-        object.__setattr__(self, "layers", _checked_layers(self.layers))
+        object.__setattr__(self, "input_shape", checked_shape(self.input_shape))
+        object.__setattr__(self, "layers", checked_layers(self.layers))
         if not isinstance(self.loss, str) or self.loss not in LOSSES:
             choices = ", ".join(repr(name) for name in LOSSES)
             raise ValueError(f"loss must be one of {choices}, got {self.loss!r}")
@@ -93,7 +73,7 @@ class Network:
                 f"the last layer of a {self.loss!r} network must be linear (the loss applies its "
                 f"own activation), got {activation!r}"
             )
-        stages, parameters = _stages(self.layers, self.input_shape)
+        stages, parameters = stages_of(self.layers, self.input_shape)
         object.__setattr__(self, "_stages", stages)
         object.__setattr__(self, "_layout", Layout(tuple(parameters)))
 
@@ -270,62 +250,6 @@ class Network:
         )
 
 
-def _stages(layers: Sequence[Layer], shape: Shape) -> tuple[tuple[Stage, ...], list[Parameter]]:
-    """Return the stages of a network, and all parameters with the layers' names before theirs."""
-    stages: list[Stage] = []
-    everything: list[Parameter] = []
-    end = 0
-    for position, layer in enumerate(layers):
-        name, below = f"{type(layer).__name__.lower()}_{position}", shape
-        try:
-            shape = tuple(layer.output_shape(below))
-            own = [as_parameter(item) for item in layer.parameters(below)]
-            _check_initial(layer, below, own)
-        except Exception as error:
-            error.add_note(f"in {name}, whose input_shape is {below}")
-            raise
-        pieces = []
-        for parameter in own:
-            pieces.append(Piece(parameter.name, end, end + parameter.size, parameter.shape))
-            end += parameter.size
-        everything += [_prefixed(name, parameter) for parameter in own]
-        stages.append(Stage(name, layer, below, shape, tuple(pieces)))
-    return tuple(stages), everything
-
-
-def _prefixed(layer: str, parameter: Parameter) -> Parameter:
-    dims = tuple(f"{layer}_{dim}" for dim in parameter.dims)
-    return replace(parameter, name=f"{layer}_{parameter.name}", dims=dims)
-
-
-def _check_initial(layer: Layer, input_shape: Shape, parameters: list[Parameter]) -> None:
-    given, wanted = set(layer.initial(input_shape)), {p.name for p in parameters}
-    if given != wanted:
-        raise ValueError(
-            f"initial must name the parameters of the layer, {sorted(wanted)}, got {sorted(given)}"
-        )
-
-
-def of_shape(
-    array: Float32Array | None, examples: int, shape: Shape, name: str, method: str
-) -> Float32Array:
-    """Return an array that a layer made; raise ModelError if it has not the shape declared."""
-    if array is None or array.shape != (examples, *shape):
-        found = "None" if array is None else f"shape {array.shape}"
-        what = "its outputs" if method == "forward" else "the gradient at its inputs"
-        raise ModelError(
-            f"{name}.{method} must return {what} in shape {(examples, *shape)}, got {found}"
-        )
-    return array
-
-
-def as_own(outputs: Float32Array, others: Iterable[Float32Array | None]) -> Float32Array:
-    """Return a network's outputs, or a copy if they are a view or one of the other arrays."""
-    if outputs.flags.owndata and not any(outputs is array for array in others):
-        return outputs
-    return outputs.copy()
-
-
 def _row(layer: object) -> JsonObject:
     """Return the description of a layer; one of a user's class is marked as "own"."""
     describe = getattr(layer, "description", None)
@@ -355,28 +279,3 @@ def what_is_own(description: object) -> str:
         return "a model of yours"
     names = sorted({row["layer"] for row in description["layers"] if "own" in row})
     return f"layers of yours ({', '.join(names)})" if names else ""
-
-
-def _checked_shape(shape: object) -> Shape:
-    lengths = tuple(shape) if isinstance(shape, Iterable) else (shape,)
-    if not all(hasattr(length, "__index__") for length in lengths):
-        raise TypeError(f"input_shape must hold whole numbers, got {shape!r}")
-    if min(lengths, default=1) < 1:
-        raise ValueError(f"input_shape must have lengths of at least 1, got {shape!r}")
-    return tuple(operator.index(length) for length in lengths)
-
-
-def _checked_layers(layers: object) -> tuple[Layer, ...]:
-    if not isinstance(layers, Iterable):
-        raise TypeError(f"layers must be a list of layers, got {layers!r}")
-    found: list[Layer] = []
-    for layer in layers:
-        if isinstance(layer, type) or not isinstance(layer, Layer):
-            raise TypeError(
-                f"layers must hold layers such as dbdask.Dense, got {layer!r}: an object with "
-                "output_shape, parameters, initial, forward and backward is one"
-            )
-        found.append(layer)
-    if not found:
-        raise ValueError("layers must hold at least one layer, got none")
-    return tuple(found)

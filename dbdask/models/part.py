@@ -20,7 +20,8 @@ from dbdask.models.cut_table import part_ranges
 from dbdask.models.exchange import Exchanging
 from dbdask.models.layers import Arrays, as_rows
 from dbdask.models.losses import sigmoid
-from dbdask.models.network import Network, Piece, as_own, of_shape
+from dbdask.models.network import Network
+from dbdask.models.stages import Piece, as_own, of_shape
 
 Kept = tuple[Float32Array | None, ...]
 

@@ -114,3 +114,10 @@ def test_more_parts_than_rows_are_refused():
     assert even_cut(network(), 9).parts == 9
     with pytest.raises(ValueError, match="at most 9 parts, the rows of the largest layer"):
         even_cut(network(), 10)
+
+
+def test_a_network_of_single_numbers_cannot_be_cut():
+    network = dbdask.Network(input_shape=(), layers=[dbdask.Dense(3)], loss="squared")
+    message = r"dense_0 cannot be cut: its input and output must have an axis, got shapes \(\) and"
+    with pytest.raises(ValueError, match=message):
+        even_cut(network, 2)

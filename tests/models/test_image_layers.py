@@ -307,11 +307,11 @@ def test_it_trains_is_saved_loaded_and_predicts(threads_client, tmp_path):
     options = {"client": threads_client, "progress": False}
     network = paper_in_small("softmax")
     result = dbdask.downpour(
-        network, examples, optimizer=dbdask.adagrad(0.05), batch_size=20, epochs=8, **options
+        network, examples, optimizer=dbdask.adagrad(0.05), batch_size=20, epochs=4, **options
     )
     losses = result.history["loss"].values
     assert losses[-1] < losses[0]
-    batch = dbdask.sandblaster(network, examples, parameters=result, iterations=5, **options)
+    batch = dbdask.sandblaster(network, examples, parameters=result, iterations=3, **options)
     assert batch.history["loss"].values[-1] < losses[-1]
     batch.save(tmp_path / "model.zarr")
     loaded = dbdask.load(tmp_path / "model.zarr")

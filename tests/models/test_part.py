@@ -223,6 +223,53 @@ def test_a_layer_that_cannot_be_divided_may_be_one_parts():
         even_cut(network, 2)
 
 
+class Scale:
+    """A layer of a user that scales each element, and says how it is divided."""
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def parameters(self, input_shape):
+        return [("factor", input_shape)]
+
+    def initial(self, input_shape):
+        return {"factor": dbdask.Constant(1.5)}
+
+    def forward(self, parameters, inputs):
+        return inputs * parameters["factor"], (inputs,)
+
+    def backward(self, parameters, kept, gradient, into, is_first):
+        into["factor"][...] = (gradient * kept[0]).sum(axis=0)
+        return gradient * parameters["factor"]
+
+    def rows_needed(self, input_shape, first, last):
+        return first, last
+
+    def part(self, input_shape, first, last):
+        return self
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_layer_of_a_user_is_divided_as_it_says(parts):
+    layers = [dbdask.LocallyConnected(2, 3), Scale(), dbdask.Dense(5), Scale()]
+    network = dbdask.Network(input_shape=(8, 6, 1), layers=layers, loss="squared")
+    arrays = drawn_examples(np.random.default_rng(9), network, 4)
+    loss, gradient = whole_of(network, *arrays)
+    cut_loss, cut_gradient, carried = in_parts(network, even_cut(network, parts), *arrays)
+    assert cut_loss == pytest.approx(loss)
+    np.testing.assert_allclose(cut_gradient, gradient, atol=1e-12)
+    assert {boundary for boundary, *_ in carried} == {2}  # what is scaled crosses nothing
+
+
+def test_what_a_part_of_a_layer_returns_is_looked_at():
+    narrow = type("Odd", (Scale,), {"forward": lambda self, p, x: (x[:, :1], (x,))})
+    network = dbdask.Network(input_shape=4, layers=[dbdask.Dense(4), narrow()], loss="squared")
+    arrays = drawn_examples(np.random.default_rng(9), network, 4)
+    message = r"odd_1.forward must return its outputs in shape \(4, 2\), got shape \(4, 1\)"
+    with pytest.raises(dbdask.ModelError, match=message):
+        in_parts(network, even_cut(network, 2), *arrays)
+
+
 def test_a_part_is_small_when_pickled_and_equal():
     part = Part(pictures(), even_cut(pictures(), 3), 1)
     again = pickle.loads(pickle.dumps(part))
