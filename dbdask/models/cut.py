@@ -21,10 +21,15 @@ class Cut:
     Rows are the first axis of a layer's output: units of `Dense`, rows of an image. Part k computes
     rows `edges[layer][k]` to `edges[layer][k + 1]`, which may be none.
 
+    Of a joined layer, part k computes all rows that it needs for the next layer, whatever the
+    edges. Rows that several parts need are computed by each of them, and none of them crosses.
+
     Parameters
     ----------
     edges
         For each layer, ascending numbers from 0 to the layer's rows, one more than there are parts.
+    joined
+        Which layers are joined with the next one; they have no parameters.
 
     Examples
     --------
@@ -34,8 +39,10 @@ class Cut:
     """
 
     edges: tuple[tuple[int, ...], ...]
+    joined: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "joined", tuple(sorted({int(layer) for layer in self.joined})))
         edges = tuple(tuple(int(edge) for edge in of_layer) for of_layer in self.edges)
         object.__setattr__(self, "edges", edges)
         if len({len(of_layer) for of_layer in edges}) != 1 or len(edges[0]) < 2:
@@ -54,17 +61,20 @@ class Cut:
         return len(self.edges[0]) - 1
 
     def rows(self, layer: int, part: int) -> Rows:
-        """Return the rows of a layer's output that a part computes."""
+        """Return the rows between a part's edges of a layer."""
         return self.edges[layer][part], self.edges[layer][part + 1]
 
     def description(self) -> JsonObject:
         """Return the cut as JSON."""
-        return {"edges": [list(of_layer) for of_layer in self.edges]}
+        return {
+            "edges": [list(of_layer) for of_layer in self.edges],
+            "joined": list(self.joined),
+        }
 
     @classmethod
     def from_description(cls, description: JsonObject) -> "Cut":
         """Rebuild a cut from `description()`."""
-        return cls(tuple(tuple(of_layer) for of_layer in description["edges"]))
+        return cls(tuple(map(tuple, description["edges"])), tuple(description["joined"]))
 
 
 class PartStage(NamedTuple):
@@ -127,6 +137,12 @@ def check_cut(network: Network, cut: Cut) -> None:
             raise ValueError(f"edges of {stage.name} must end with its {rows} rows, got {edges}")
         if not set(edges) <= {0, rows}:
             _check_divisible(stage, rows)
+    for layer in cut.joined:
+        if not 0 <= layer < len(stages) - 1 or stages[layer].pieces:
+            raise ValueError(
+                f"joined must hold layers without parameters that another one follows, got {layer}"
+            )
+        _check_divisible(stages[layer], rows_of(stages[layer]))
     for part in range(cut.parts):
         if not any(
             stage.pieces and first < last
@@ -195,27 +211,38 @@ class Crossing(NamedTuple):
     last: int
 
 
+def part_stages(network: Network, cut: Cut, part: int) -> tuple[PartStage, ...]:
+    """Return a part's share of every layer."""
+    found: list[PartStage] = []
+    for layer in range(len(network.stages) - 1, -1, -1):
+        rows = found[-1].needed if layer in cut.joined else cut.rows(layer, part)
+        found.append(part_stage(network.stages[layer], rows))
+    return tuple(reversed(found))
+
+
 def crossings(network: Network, cut: Cut) -> tuple[Crossing, ...]:
     """Return all rows that cross a boundary of a cut, by layer, receiver and sender.
 
     Each is one message in either direction, however many rows of the receiver need it. The input of
     the first layer crosses none: every part reads it.
     """
+    shares = [part_stages(network, cut, part) for part in range(cut.parts)]
     found: list[Crossing] = []
     for layer in range(1, len(network.stages)):
-        edges = cut.edges[layer - 1], cut.edges[layer]
-        found += layer_crossings(network.stages[layer], layer, *edges)
+        if layer - 1 not in cut.joined:
+            owned = [of_part[layer - 1].rows for of_part in shares]
+            needed = [of_part[layer].needed for of_part in shares]
+            found += layer_crossings(layer, owned, needed)
     return tuple(found)
 
 
 def layer_crossings(
-    stage: Stage, layer: int, below: Sequence[int], edges: Sequence[int]
+    layer: int, owned: Sequence[Rows], needed: Sequence[Rows]
 ) -> Iterator[Crossing]:
-    """Return the crossings of one layer, from the edges of the layer below and its own."""
-    for receiver, rows in enumerate(pairwise(edges)):
-        needed = part_stage(stage, rows).needed
-        for sender, owned in enumerate(pairwise(below)):
-            first, last = overlap(owned, needed)
+    """Return the crossings below a layer, from the rows that each part owns and needs there."""
+    for receiver, rows in enumerate(needed):
+        for sender, of_sender in enumerate(owned):
+            first, last = overlap(of_sender, rows)
             if sender != receiver and first < last:
                 yield Crossing(layer, sender, receiver, first, last)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from dbdask.arrays import Float32Array, FloatArray
 from dbdask.models.boundary import Boundary
-from dbdask.models.cut import Cut, PartStage, Rows, check_cut, layer_crossings, part_stage
+from dbdask.models.cut import Crossing, Cut, PartStage, Rows, check_cut, crossings, part_stages
 from dbdask.models.cut_losses import cut_loss, cut_softmax
 from dbdask.models.cut_table import part_ranges
 from dbdask.models.exchange import Exchanging
@@ -62,14 +62,12 @@ class Part:
         if not 0 <= self.index < self.cut.parts:
             raise ValueError(f"index must be 0 to {self.cut.parts - 1}, got {self.index}")
         stages = self.network.stages
-        shares = tuple(
-            part_stage(stage, self.cut.rows(layer, self.index))
-            for layer, stage in enumerate(stages)
-        )
+        shares = part_stages(self.network, self.cut, self.index)
         object.__setattr__(self, "shares", shares)
         object.__setattr__(self, "range", part_ranges(self.network, self.cut)[self.index])
         object.__setattr__(self, "_pieces", self._cut_pieces())
-        boundaries = tuple(self._boundary(layer) for layer in range(1, len(stages)))
+        found = crossings(self.network, self.cut)
+        boundaries = tuple(self._boundary(layer, found) for layer in range(1, len(stages)))
         object.__setattr__(self, "_boundaries", boundaries)
 
     def _cut_pieces(self) -> tuple[tuple[Piece, ...], ...]:
@@ -86,15 +84,14 @@ class Part:
             everything.append(tuple(pieces))
         return tuple(everything)
 
-    def _boundary(self, layer: int) -> Boundary:
-        below, edges = self.cut.edges[layer - 1], self.cut.edges[layer]
-        found = tuple(layer_crossings(self.network.stages[layer], layer, below, edges))
+    def _boundary(self, layer: int, found: tuple[Crossing, ...]) -> Boundary:
+        """Return the part's side of the boundary below a layer, from all crossings of the cut."""
         return Boundary(
             layer,
-            self.cut.rows(layer - 1, self.index),
+            self.shares[layer - 1].rows,
             self.shares[layer].needed,
-            tuple(crossing for crossing in found if crossing.sender == self.index),
-            tuple(crossing for crossing in found if crossing.receiver == self.index),
+            tuple(c for c in found if c.layer == layer and c.sender == self.index),
+            tuple(c for c in found if c.layer == layer and c.receiver == self.index),
         )
 
     @property

@@ -4,7 +4,7 @@ import numpy as np
 
 import dbdask
 from dbdask.models.cut import Cut, check_cut, even_cut
-from dbdask.models.exchange_cost import best_cut
+from dbdask.models.cut_choice import Speed, best_cut
 from dbdask.models.layers import ACTIVATIONS
 
 KINDS = ("dense", "locally connected", "pool", "contrast")
@@ -69,18 +69,21 @@ def drawn_examples(rng, network, examples):
 
 
 def drawn_cut(rng, network, parts):
-    """An even cut, the best of these, or any; None if a part would have no parameters."""
-    kind = rng.integers(3)
+    """An even cut, the best at some speed, or any; None if a part would have no parameters."""
+    kind = rng.integers(4)
     try:
-        if kind < 2:
-            return even_cut(network, parts) if kind == 0 else best_cut(network, parts, 3)
+        if kind == 0:
+            return even_cut(network, parts)
+        if kind == 1:
+            return best_cut(network, parts, 3, Speed(message=float(rng.choice([1e-9, 1e-4, 1.0]))))
         edges = []
         for stage in network.stages:
             rows = stage.output_shape[0]
             inner = np.sort(rng.integers(0, rows + 1, parts - 1))
             edges.append((0, *(int(edge) for edge in inner), rows))
-        cut = Cut(tuple(edges))
-        even_cut(network, parts)
+        bare = [layer for layer, stage in enumerate(network.stages[:-1]) if not stage.pieces]
+        joined = tuple(layer for layer in bare if rng.random() < 0.6)
+        cut = Cut(tuple(edges), joined)
         check_cut(network, cut)
         return cut
     except ValueError as error:

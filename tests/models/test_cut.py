@@ -7,7 +7,16 @@ import pytest
 from random_networks import drawn_network
 
 import dbdask
-from dbdask.models.cut import Crossing, Cut, check_cut, crossings, even_cut, even_edges, part_stage
+from dbdask.models.cut import (
+    Crossing,
+    Cut,
+    check_cut,
+    crossings,
+    even_cut,
+    even_edges,
+    part_stage,
+    part_stages,
+)
 
 
 def network():
@@ -83,8 +92,29 @@ def test_a_part_of_a_layer_gives_its_rows_of_the_outputs():
 
 
 def test_a_cut_is_described():
-    cut = even_cut(network(), 3)
-    assert Cut.from_description(cut.description()) == cut and hash(cut)
+    for cut in (even_cut(network(), 3), Cut(even_cut(network(), 3).edges, (2, 1))):
+        assert Cut.from_description(cut.description()) == cut and hash(cut)
+
+
+def test_nothing_crosses_above_a_joined_layer():
+    """Every part computes the rows of pools and contrast that it needs for what comes next."""
+    cut = Cut(even_cut(network(), 2).edges, (1,))
+    # Contrast needs the pools of rows 0-4, and these the patches of rows 0-9.
+    assert [c for c in crossings(network(), cut) if c.layer < 3] == [
+        Crossing(1, 1, 0, 4, 9),
+        Crossing(1, 0, 1, 0, 4),
+    ]
+    assert (
+        part_stages(network(), cut, 0)[1].rows == part_stages(network(), cut, 1)[1].rows == (0, 4)
+    )
+
+
+@pytest.mark.parametrize("joined", [(0,), (3,), (4,), (-1,), (5,)])
+def test_a_layer_with_parameters_or_the_last_one_is_not_joined(joined):
+    cut = Cut(even_cut(network(), 2).edges, joined)
+    message = "joined must hold layers without parameters that another one follows"
+    with pytest.raises(ValueError, match=message):
+        check_cut(network(), cut)
 
 
 @pytest.mark.parametrize(
