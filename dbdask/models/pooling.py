@@ -84,11 +84,9 @@ class L2Pool:
     ) -> tuple[Float32Array, tuple[Float32Array | None, ...]]:
         """Return the pooled images, (examples, rows, columns, channels), and what is kept."""
         images = examples_last(inputs)
-        rows, columns = self.windows.positions(images.shape)
-        squares = np.square(images)
-        by_row = _sum(squares, rows, self.size[0], self.stride[0])
-        by_column = _sum(by_row.swapaxes(0, 1), columns, self.size[1], self.stride[1])
-        outputs = np.add(by_column.swapaxes(0, 1), images.dtype.type(EPSILON), order="C")
+        windows = self.windows.view(images)
+        outputs = np.einsum("rcijke,rcijke->rcke", windows, windows)
+        outputs += images.dtype.type(EPSILON)
         np.sqrt(outputs, out=outputs)
         return examples_first(outputs), (images, outputs)
 
@@ -107,10 +105,10 @@ class L2Pool:
             return None
         slopes = examples_last(gradient)
         slopes /= outputs
-        by_column = _spread(
-            slopes.swapaxes(0, 1), images.shape[1], self.size[1], self.stride[1]
-        ).swapaxes(0, 1)
-        below = _spread(by_column, images.shape[0], self.size[0], self.stride[0])
+        below = np.zeros_like(images)
+        under = self.windows.view(below)
+        for row, column in np.ndindex(self.size):
+            under[:, :, row, column] += slopes
         below *= images
         return examples_first(below)
 
@@ -125,21 +123,3 @@ class L2Pool:
     def description(self) -> JsonObject:
         """Return the layer's numbers as JSON."""
         return {"size": list(self.size), "stride": list(self.stride)}
-
-
-def _sum(values: Float32Array, positions: int, size: int, stride: int) -> Float32Array:
-    """Return the sums of windows along the first axis, in a new array."""
-    reach = (positions - 1) * stride + 1
-    sums = values[:reach:stride].copy("K")
-    for offset in range(1, size):
-        sums += values[offset : offset + reach : stride]
-    return sums
-
-
-def _spread(values: Float32Array, length: int, size: int, stride: int) -> Float32Array:
-    """Return, for each of `length` places, the sum of the values of the windows over it."""
-    reach = (len(values) - 1) * stride + 1
-    sums = np.zeros_like(values, shape=(length, *values.shape[1:]))
-    for offset in range(size):
-        sums[offset : offset + reach : stride] += values
-    return sums
