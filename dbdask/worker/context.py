@@ -27,6 +27,7 @@ from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.shared_memory import memory_of, shared_vector
 from dbdask.schedule.policies import blas_threads, cache_bytes
 from dbdask.worker.blas_limit import blas_limit
+from dbdask.worker.kept_heap import kept_heap
 from dbdask.worker.link import ServerHandle, ServerLink
 from dbdask.worker.routes import Calls, WorkerRoutes
 
@@ -148,7 +149,7 @@ class WorkerContext:
             self._turn.wait_for(lambda: self._running < replicas or self.closed)
             self._running += 1
         try:
-            with blas_limit.at_most(self._blas_threads(replicas)):
+            with blas_limit.at_most(self._blas_threads(replicas)), kept_heap.kept():
                 yield
         finally:
             with self._turn:
