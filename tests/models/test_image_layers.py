@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -120,6 +121,19 @@ def test_gradients_are_right_over_several_blocks():
     np.testing.assert_allclose(np.concatenate([part[0] for part in parts]), below, atol=1e-10)
     for name, given in into.items():
         np.testing.assert_allclose(sum(part[1][name] for part in parts), given, atol=1e-10)
+
+
+def test_patches_are_never_copied_all_at_once():
+    layer, shape, examples = dbdask.LocallyConnected(2, 8), (30, 30, 4), 64
+    parameters, inputs = parameters_of(layer, shape), images(6, shape, examples)
+    upstream = images(7, layer.output_shape(shape), examples)
+    tracemalloc.start()
+    gradient_at(layer, parameters, inputs, upstream)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    lasting = inputs.nbytes * 2 + upstream.nbytes * 3 + parameters["weights"].nbytes
+    all_patches = 23 * 23 * 8 * 8 * 4 * examples * 8
+    assert peak < lasting + 2**22 < all_patches / 3
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
