@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(PY) -m pipelines.speech
 
 test: $(VENV)/.test
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.test
 	$(PY) -m pytest -n 2 --dist load -m slow

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dbdask.daemon_threads import DaemonThreadRunner
 from dbdask.errors import CheckpointError
 from dbdask.rpc.deadlines import deadline, within
-from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.outcome import resume_hint
 from dbdask.run.ownership import Ownership
 from dbdask.run.parameter_server import ParameterServer

@@ -1,7 +1,6 @@
 """A shard for batch methods: it carries out commands on vectors, and adds up a pass's gradient."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,19 +8,7 @@ import numpy as np
 from dbdask.errors import Stale
 from dbdask.optim.vectors import Command, carry_out
 from dbdask.worker.shard import ParameterShard
-
-
-@dataclass
-class Contributions:
-    """The gradient of one pass, as far as bundles have come in."""
-
-    total: np.ndarray  # float64
-    evaluation: int = -1  # of the pass that is open, if one is
-    admitted: set[int] = field(default_factory=set)  # bundles
-
-    def copy(self) -> "Contributions":
-        """Return contributions that go their own way from here."""
-        return Contributions(self.total.copy(), self.evaluation, set(self.admitted))
+from dbdask.worker.shard_state import Contributions
 
 
 class BatchShard(ParameterShard):
@@ -31,7 +18,7 @@ class BatchShard(ParameterShard):
     but for the last bits, and a repeat of a bundle changes nothing.
     """
 
-    answers = ParameterShard.answers | {"fetch_vector", "contribute"}
+    requests = ParameterShard.requests | {"fetch_vector", "contribute"}
 
     @property
     def _pass(self) -> Contributions:

@@ -9,6 +9,7 @@ import pytest
 from acting import After
 from distributed import Client, LocalCluster
 from faults import TABLE, Disturb, assert_felt, everyone
+from lag import no_loop_waits
 from test_downpour import assert_nothing_left, counted, write_store
 from test_faults import Trouble
 from test_leaving import wait_until
@@ -111,6 +112,7 @@ def cluster(request):
         dask.config.set(SHORT | {"dbdask.transport": request.param}),
         LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
+        no_loop_waits(client),
     ):
         yield cluster, client
 
