@@ -17,7 +17,7 @@ from typing import Any
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 KEPT = 2**28  # bytes: free memory beyond this is given back at once
 LARGE = 2**25  # bytes: arrays of this size are mapped by themselves, as before
-DEFAULT = 2**17  # glibc's own, for both
+GROWN = 2 * LARGE, LARGE  # what glibc's own thresholds grow to, if nobody has set them
 
 
 class KeptHeap:
@@ -45,7 +45,7 @@ class KeptHeap:
             with self._lock:
                 self._users -= 1
                 if self._users == 0:
-                    self._set(_given("MALLOC_TRIM_THRESHOLD_"), _given("MALLOC_MMAP_THRESHOLD_"))
+                    self._set(*_before())
                     self._give_back()
 
     def _set(self, trim: int, mmap: int) -> None:
@@ -68,12 +68,24 @@ def _glibc() -> Any:
     return library
 
 
-def _given(name: str) -> int:
-    """Return a threshold that the environment has set, else the default."""
+def _before() -> tuple[int, int]:
+    """Return the two thresholds of before, as far as a process can know them.
+
+    glibc tells nobody its thresholds. Those in the environment hold from the start, and one that is
+    set keeps glibc from changing the other, whose value then is 128 KiB.
+    """
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+    if not any(name in os.environ for name in names):
+        return GROWN
+    trim, mmap = (_whole(os.environ.get(name, "")) for name in names)
+    return trim, mmap
+
+
+def _whole(text: str) -> int:
     try:
-        return int(os.environ.get(name, DEFAULT))
+        return int(text)
     except ValueError:
-        return DEFAULT
+        return 2**17
 
 
 kept_heap = KeptHeap()

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from dbdask.worker.kept_heap import KeptHeap
+
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the setting is one of glibc"
 )
@@ -63,3 +65,38 @@ def test_a_repeated_step_takes_no_new_pages_while_the_heap_is_kept(trim):
     assert given_back > 0.5 * pages
     if trim is not None:
         assert before > 0.9 * pages
+
+
+def test_the_thresholds_of_the_environment_hold_again_afterwards(monkeypatch):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    heap, calls = KeptHeap(), []
+    heap._library = Recorded(calls)
+    with heap.kept(), heap.kept():
+        assert calls == [("mallopt", -1, 2**28), ("mallopt", -3, 2**25)]
+    assert calls[2:] == [("mallopt", -1, 2**26), ("mallopt", -3, 2**25), ("malloc_trim", 0)]
+    for text, trim in [("65536", 65_536), ("many", 2**17)]:
+        monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", text)
+        with heap.kept():
+            calls.clear()
+        assert calls == [("mallopt", -1, trim), ("mallopt", -3, 2**17), ("malloc_trim", 0)]
+
+
+def test_nothing_happens_with_another_c_library():
+    heap = KeptHeap()
+    heap._library = None
+    with heap.kept():
+        pass
+
+
+class Recorded:
+    """A C library that writes down its calls."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def mallopt(self, name, value):
+        self.calls.append(("mallopt", name, value))
+
+    def malloc_trim(self, kept):
+        self.calls.append(("malloc_trim", kept))
