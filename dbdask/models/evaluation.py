@@ -7,6 +7,7 @@ written. That costs two passes over one vector in each portion or bundle, which 
 minibatches.
 """
 
+import math
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -113,9 +114,13 @@ class Evaluator:
         weight = weight_of(batch.weights, len(batch.inputs))
         divisor = weight if as_mean else 1.0
         norm = divide_and_measure(gradient, divisor) if weight > 0 else 0.0
-        return Evaluated(loss, weight, norm, "" if is_good(loss, norm) else self._bad(gradient))
+        bad = "" if is_good(loss, norm) else self._bad(norm, gradient)
+        return Evaluated(loss, weight, norm, bad)
 
-    def _bad(self, gradient: Float32Array) -> str:
+    def _bad(self, norm: float, gradient: Float32Array) -> str:
+        """Name the culprit of a minibatch whose loss or gradient norm is not finite."""
+        if math.isfinite(norm):
+            return "the loss"
         names = [parameter.name for parameter in self.layout.parameters]
         return first_bad_parameter(gradient, names, list(self.layout.offsets))
 

@@ -26,7 +26,7 @@ from dbdask.rpc.loops import start_on
 LOOK_SECONDS = 0.05  # how often a wait for a lock looks whether it was cancelled
 
 WAYS = ("in-process", "same-host", "dask")
-"""The transports by their names in `dask.config`; each is tried before Dask's connections."""
+"""The transports by name in `dask.config`, the fastest first; Dask's connections always work."""
 
 
 def permitted() -> tuple[str, ...]:

@@ -27,13 +27,13 @@ class Outcome:
     """Whether the parameters are the best by validation, and not the last."""
 
 
-def resume_hint(path: str | None, last: Snapshot | None, *, twins_help: bool = True) -> str:
+def resume_hint(path: str | None, last: Snapshot | None, *, copies_help: bool = True) -> str:
     """Name the last snapshot and the line that resumes it, or what would have helped."""
     if path is None:
-        twins = ", or shard_copies=2" if twins_help else ""
+        copies = ", or shard_copies=2" if copies_help else ""
         return (
             "the run has no checkpoint to go on from: give checkpoint=PATH "
-            f'(and resume="auto"){twins}'
+            f'(and resume="auto"){copies}'
         )
     if last is None:
         return f"no snapshot is in {path!r} yet: the same call starts anew"

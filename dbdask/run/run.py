@@ -230,7 +230,12 @@ class Run:
         self.server.notices.give_up_long_reads(sorted(busy & set(self.roster.answering)), names)
 
     async def end_training_tasks(self) -> None:
-        """End calls to shards, wait for the training tasks to end, and take back their work."""
+        """Cancel the workers' open calls to shards, and end every training task.
+
+        A task whose call is cancelled ends with a report. Tasks that are still running after
+        `dbdask.portion-end` are given up, and their work will be handed out again. No later call of
+        this generation succeeds on those workers: the caller must advance the generation.
+        """
         await self.server.notices.end_generation(self.roster.answering, self.server.generation)
         self.workforce.give_up_unsubmitted()
         until = self.clock.seconds() + deadline("portion-end")
@@ -238,7 +243,7 @@ class Run:
             await self.workforce.turn(TURN_SECONDS)
         self.workforce.give_up_all(TRAIN)
 
-    # What is due between two turns
+    # What is due when the method allows it
 
     async def attend(self, *, epoch_ended: bool) -> None:
         """Move shards, validate and write a snapshot, each if it is due.

@@ -217,7 +217,7 @@ class Snapshots:
 
     def resume_hint(self, *, copies_help: bool = True) -> str:
         """Name the last snapshot and the line that resumes it, or what would have helped."""
-        return resume_hint(self.path, self.committed, twins_help=copies_help)
+        return resume_hint(self.path, self.committed, copies_help=copies_help)
 
     def named_in(self, error: Exception) -> Exception:
         """Return an error that names the last snapshot, if there is one to go on from."""

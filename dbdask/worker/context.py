@@ -39,7 +39,7 @@ _contexts: weakref.WeakKeyDictionary[Worker, dict[str, "WorkerContext"]] = (
     weakref.WeakKeyDictionary()
 )
 _ended: weakref.WeakKeyDictionary[Worker, deque[str]] = weakref.WeakKeyDictionary()
-_rooms_lock = threading.Lock()
+_contexts_lock = threading.Lock()
 
 Place = tuple[int, int, int, int]
 """Where a replica stopped: generation, epoch, portion, next step."""
@@ -293,7 +293,7 @@ def open_context(run: str, job: bytes) -> WorkerContext:
         The run has ended here: a task that comes late must not open its context again.
     """
     worker = this_worker()
-    with _rooms_lock:
+    with _contexts_lock:
         if run in _ended.get(worker, ()):
             raise Stale(f"run {run} has ended")
         contexts = _contexts.setdefault(worker, {})
@@ -304,13 +304,13 @@ def open_context(run: str, job: bytes) -> WorkerContext:
 
 def close_context(run: str, dask_worker: Worker) -> None:
     """Close the context of a run on a worker for good: the run has ended."""
-    with _rooms_lock:
+    with _contexts_lock:
         _ended.setdefault(dask_worker, deque(maxlen=REMEMBERED_RUNS)).append(run)
     _close(run, dask_worker)
 
 
 def _close(run: str, dask_worker: Worker) -> None:
-    with _rooms_lock:
+    with _contexts_lock:
         context = _contexts.get(dask_worker, {}).pop(run, None)
     if context is not None:
         context.close()
@@ -343,6 +343,6 @@ def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Worker) -> 
         context.unwanted = kept | {(evaluation, bundle) for evaluation, bundle in identities}
 
 
-def rooms_of(dask_worker: Worker) -> list[str]:
+def contexts_on(dask_worker: Worker) -> list[str]:
     """List the runs that hold a context on a worker (tests look for leaks with it)."""
     return list(_contexts.get(dask_worker, {}))

@@ -84,10 +84,20 @@ class ParameterShard(ServedActor):
         gradient: np.ndarray,
         into: np.ndarray | None = None,
     ) -> Acknowledgement:
-        """Apply a gradient once; a repeat of its identity (epoch, portion, step) changes nothing.
+        """Apply a gradient once; a repeat of its identity changes nothing.
 
-        `into` takes the parameters after it: a replica that fetches before every minibatch saves a
-        message.
+        Parameters
+        ----------
+        identity
+            Epoch, portion and step of the gradient.
+        fetched
+            Number of updates in the parameters that the replica fetched last; the staleness is
+            counted from it.
+        gradient
+            The accrued gradient of this shard's slice.
+        into
+            If given, the current parameters are copied into it after the update. A replica that
+            fetches before every minibatch then needs no message for the fetch.
         """
         acknowledgement = self._push(identity, fetched, gradient)
         if into is not None:
@@ -99,7 +109,9 @@ class ParameterShard(ServedActor):
     ) -> Acknowledgement:
         if not self.state.ledger.is_new(*identity):
             return Acknowledgement(self.state.applied, -1, self.pausing)
-        staleness = max(0, self.state.applied - fetched)  # a twin may be behind the one fetched
+        staleness = max(
+            0, self.state.applied - fetched
+        )  # a copy may be behind the copy fetched from
         self._update(gradient)
         self.state.ledger.admit(*identity)  # now: an update that raises was not applied
         return Acknowledgement(self.state.applied, staleness, self.pausing)

@@ -18,7 +18,7 @@ from test_recovery import assert_workers_run_tasks
 import dbdask
 from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.models.layout import Layout, Parameter
-from dbdask.worker.context import rooms_of
+from dbdask.worker.context import contexts_on
 
 ROWS, L2, WORKERS = 1200, 1e-3, 4
 SHORT = {
@@ -152,7 +152,7 @@ def assert_right(result, accepted, bowl):
 
 def assert_all_over(client):
     """Nothing is left; a worker that was stopped while the run ended finds that out by itself."""
-    wait_until(lambda: not any(client.run(rooms_of).values()))
+    wait_until(lambda: not any(client.run(contexts_on).values()))
     assert_nothing_left(client)
     assert_workers_run_tasks(client)
 

@@ -36,7 +36,7 @@ from dbdask.run.run import Run
 from dbdask.run.shard_placement import ShardPlacement
 from dbdask.schedule.ledger import Row, ShardProgress
 from dbdask.storage import checkpoint
-from dbdask.worker.context import rooms_of
+from dbdask.worker.context import contexts_on
 from dbdask.worker.initial import FromModel
 from dbdask.worker.shard import ParameterShard
 
@@ -442,7 +442,9 @@ def test_a_shard_is_made_elsewhere_where_its_worker_stops(processes, store, tmp_
             os.kill(pids[worker], signal.SIGCONT)
     assert stopped and time.monotonic() - began < 45
     assert missing_updates(result, EPOCHS, 2, BATCH) == last(result, "rolled_back")
-    wait_until(lambda: not any(processes.run(rooms_of).values()))  # the one that stopped looks too
+    wait_until(
+        lambda: not any(processes.run(contexts_on).values())
+    )  # the one that stopped looks too
     wait_until(lambda: not processes.run_on_scheduler(keys_of))  # it makes the shard now, in vain
     assert_nothing_left(processes)
     processes.retire_workers(stopped)
