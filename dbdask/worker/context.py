@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -114,6 +114,8 @@ class WorkerContext:
         self._running = 0
         self._slots: list[ReplicaSlot] = []  # of replicas that are between two portions
         self._turn = threading.Condition()
+        self._until_closed = ExitStack()
+        self._until_closed.enter_context(kept_heap.kept())  # between two portions, too
         worker_loop(worker).call_soon_threadsafe(self._begin_lease)
 
     @property
@@ -163,7 +165,7 @@ class WorkerContext:
             self._running += 1
             slot = self._slots.pop() if self._slots else ReplicaSlot()
         try:
-            with blas_limit.at_most(self._blas_threads(replicas)), kept_heap.kept():
+            with blas_limit.at_most(self._blas_threads(replicas)):
                 yield slot
         finally:
             with self._turn:
@@ -282,6 +284,7 @@ class WorkerContext:
             reader.close()
         self.copies, self._points, self._free, self._slots = {}, {}, [], []
         self._left = None
+        self._until_closed.close()
 
 
 def open_context(run: str, job: bytes) -> WorkerContext:

@@ -1,10 +1,10 @@
-"""Freed memory that a process keeps while replicas run in it, instead of handing it back.
+"""Freed memory that a process keeps while a run is at work in it, instead of handing it back.
 
 Dask starts its workers with `MALLOC_TRIM_THRESHOLD_=65536`: every array of 128 KiB or more is then
 mapped from the operating system when it is made, page by page, and handed back when it is freed. A
 minibatch makes the same temporaries as the one before it, so a small network's step may take longer
-in the operating system than in its arithmetic. While replicas run, the C library keeps what they
-free, and when the last of them ends it gives all of it back.
+in the operating system than in its arithmetic. While the context of a run is open on a worker, the
+C library keeps what is freed, and when the last one is closed it gives all of it back.
 """
 
 import ctypes
@@ -23,8 +23,8 @@ GROWN = 2 * LARGE, LARGE  # what glibc's own thresholds grow to, if nobody has s
 class KeptHeap:
     """Lets the C library of this process keep freed memory for a while.
 
-    The setting belongs to the process, and replicas share it: the first one sets it, and the last
-    one puts it back. Where the C library has no `mallopt` (it is glibc's), nothing happens.
+    The setting belongs to the process, and runs share it: the first one sets it, and the last one
+    puts it back. Where the C library has no `mallopt` (it is glibc's), nothing happens.
     """
 
     def __init__(self) -> None:
