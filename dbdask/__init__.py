@@ -12,6 +12,9 @@ _PLACES = {
     "Examples": "dbdask.data.examples",
     "Network": "dbdask.models.network",
     "Dense": "dbdask.models.layers",
+    "LocallyConnected": "dbdask.models.locally_connected",
+    "L2Pool": "dbdask.models.pooling",
+    "LocalContrastNorm": "dbdask.models.contrast",
     "Layer": "dbdask.models.layers",
     "Constant": "dbdask.models.drawing",
     "Uniform": "dbdask.models.drawing",
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from dbdask.errors import TrainingWarning as TrainingWarning
     from dbdask.errors import WorkerError as WorkerError
     from dbdask.metrics.history import Record as Record
+    from dbdask.models.contrast import LocalContrastNorm as LocalContrastNorm
     from dbdask.models.drawing import Constant as Constant
     from dbdask.models.drawing import Normal as Normal
     from dbdask.models.drawing import Uniform as Uniform
@@ -62,8 +66,10 @@ if TYPE_CHECKING:
     from dbdask.models.layers import Layer as Layer
     from dbdask.models.layout import Layout as Layout
     from dbdask.models.layout import Parameter as Parameter
+    from dbdask.models.locally_connected import LocallyConnected as LocallyConnected
     from dbdask.models.model import Model as Model
     from dbdask.models.network import Network as Network
+    from dbdask.models.pooling import L2Pool as L2Pool
     from dbdask.optim.optimizers import Optimizer as Optimizer
     from dbdask.optim.optimizers import adagrad as adagrad
     from dbdask.optim.optimizers import adam as adam

@@ -1,6 +1,7 @@
 """Layers: each has parameters, outputs, and a gradient through it."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -29,7 +30,8 @@ class Layer(Protocol):
 
     Optional: `activation`, a name; only a "linear" layer may be the last one of a "softmax" or
     "logistic" network. `description()` returns JSON that distinguishes this layer from others of
-    its class; a checkpoint keeps it.
+    its class; a checkpoint keeps it. `rows_needed` and `part` let a partitioned network cut the
+    layer (see `dbdask.models.layers.Divisible`).
 
     Examples
     --------
@@ -125,6 +127,30 @@ class Layer(Protocol):
         ...
 
 
+@runtime_checkable
+class Divisible(Protocol):
+    """The members by which a layer can be cut over the parts of a partitioned network.
+
+    The first axis of its output is cut, here called its rows: the units of `Dense`, the rows of an
+    image. Its parameters must have the same first axis. A row may depend on a range of rows of the
+    input only.
+    """
+
+    def rows_needed(self, input_shape: Shape, first: int, last: int) -> tuple[int, int]:
+        """Return the range of the input's rows that rows `first` to `last` depend on.
+
+        There is at least one row. `input_shape` is that of the whole layer.
+        """
+        ...
+
+    def part(self, input_shape: Shape, first: int, last: int) -> Layer:
+        """Return the layer that computes rows `first` to `last` from the rows that they need.
+
+        It has these rows of the parameters. Its input begins with the first row that is needed.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Dense:
     """A fully connected layer: `activation(inputs @ weights.T + bias)`; it flattens its input.
@@ -141,13 +167,8 @@ class Dense:
     activation: str = "linear"
 
     def __post_init__(self) -> None:
-        if isinstance(self.units, bool) or not hasattr(self.units, "__index__"):
-            raise TypeError(f"units must be a whole number, got {self.units!r}")
-        if self.units < 1:
-            raise ValueError(f"units must be at least 1, got {self.units}")
-        if self.activation not in ACTIVATIONS:
-            choices = ", ".join(repr(name) for name in ACTIVATIONS)
-            raise ValueError(f"activation must be one of {choices}, got {self.activation!r}")
+        as_whole("units", self.units)
+        check_activation(self.activation)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Return the shape of one example's output."""
@@ -162,17 +183,8 @@ class Dense:
         )
 
     def initial(self, input_shape: Shape) -> dict[str, Draw]:
-        """Return the initial numbers: uniform weights, zero biases.
-
-        He et al. 2015 for relu, else Glorot and Bengio 2010, with their factor 4 for the sigmoid,
-        without which several sigmoid layers on each other hardly learn.
-        """
-        fan_in = math.prod(input_shape)
-        if self.activation == "relu":
-            limit = math.sqrt(6 / fan_in)
-        else:
-            factor = 4 if self.activation == "sigmoid" else 1
-            limit = factor * math.sqrt(6 / (fan_in + self.units))
+        """Return the initial numbers: uniform weights, zero biases (see `weight_limit`)."""
+        limit = weight_limit(self.activation, math.prod(input_shape), self.units)
         return {"weights": Uniform(limit), "bias": Constant(0.0)}
 
     def forward(
@@ -209,9 +221,46 @@ class Dense:
         below = gradient @ parameters["weights"]
         return below if inputs.ndim == 2 else below.reshape(inputs.shape)
 
+    def rows_needed(self, input_shape: Shape, first: int, last: int) -> tuple[int, int]:
+        """Return all rows of the input (see `Divisible`)."""
+        return 0, input_shape[0]
+
+    def part(self, input_shape: Shape, first: int, last: int) -> "Dense":
+        """Return the layer of units `first` to `last` (see `Divisible`)."""
+        return Dense(last - first, self.activation)
+
     def description(self) -> JsonObject:
         """Return the layer's numbers as JSON."""
         return {"units": int(self.units), "activation": self.activation}
+
+
+def as_whole(name: str, value: object) -> int:
+    """Return a whole number of at least 1; raise TypeError or ValueError if it is not one."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+def check_activation(activation: object) -> None:
+    """Raise ValueError if there is no activation of this name."""
+    if activation not in ACTIVATIONS:
+        choices = ", ".join(repr(name) for name in ACTIVATIONS)
+        raise ValueError(f"activation must be one of {choices}, got {activation!r}")
+
+
+def weight_limit(activation: str, fan_in: int, fan_out: int) -> float:
+    """Return the limit of uniformly drawn weights, for the inputs and outputs of a unit.
+
+    He et al. 2015 for relu, else Glorot and Bengio 2010, with their factor 4 for the sigmoid,
+    without which several sigmoid layers on each other hardly learn.
+    """
+    if activation == "relu":
+        return math.sqrt(6 / fan_in)
+    factor = 4 if activation == "sigmoid" else 1
+    return factor * math.sqrt(6 / (fan_in + fan_out))
 
 
 def as_rows(values: Float32Array) -> Float32Array:

@@ -48,7 +48,7 @@ def softmax(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None
     outputs[rows, labels] -= 1
     if weights is None:
         return float(losses.sum())
-    weights = _shaped_weights(weights, (len(outputs), 1))
+    weights = shaped_weights(weights, (len(outputs), 1))
     outputs *= weights.astype(outputs.dtype, copy=False)
     return float(losses @ weights[:, 0].astype(np.float64))
 
@@ -72,7 +72,7 @@ def squared(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None
 
     `targets` have one element for each element of `outputs`, (examples, outputs).
     """
-    outputs -= _shaped_targets(targets, outputs)
+    outputs -= shaped_targets(targets, outputs)
     losses = np.square(outputs, dtype=np.float64)
     losses *= 0.5
     return _weigh(losses, outputs, weights)
@@ -81,7 +81,7 @@ def squared(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None
 def _weigh(losses: Float64Array, gradient: FloatArray, weights: FloatArray | None) -> float:
     """Return the weighted sum of elementwise losses; multiply the gradient by the weights."""
     if weights is not None:
-        weights = _shaped_weights(weights, losses.shape)
+        weights = shaped_weights(weights, losses.shape)
         losses *= weights
         gradient *= weights.astype(gradient.dtype, copy=False)
         if not weights.all():
@@ -91,7 +91,7 @@ def _weigh(losses: Float64Array, gradient: FloatArray, weights: FloatArray | Non
     return float(losses.sum())
 
 
-def _shaped_weights(weights: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+def shaped_weights(weights: FloatArray, shape: tuple[int, ...]) -> FloatArray:
     """Return weights as (examples, 1) or (examples, outputs); raise ValueError if neither fits."""
     weights = np.asarray(weights)
     per_example = weights.shape == shape[:1]
@@ -109,10 +109,10 @@ def _wanted(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None
         wanted = np.zeros_like(outputs)
         wanted[np.arange(len(outputs)), checked_labels(targets, outputs)] = 1
         return wanted
-    wanted = _shaped_targets(targets, outputs)
+    wanted = shaped_targets(targets, outputs)
     inside = (wanted >= 0) & (wanted <= 1)
     if weights is not None:
-        inside |= _shaped_weights(weights, outputs.shape) == 0
+        inside |= shaped_weights(weights, outputs.shape) == 0
     if not inside.all():
         raise DataError(
             f"targets of a 'logistic' loss must lie in 0 to 1 for every output, "
@@ -121,7 +121,7 @@ def _wanted(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None
     return wanted
 
 
-def _shaped_targets(targets: np.ndarray, outputs: FloatArray) -> FloatArray:
+def shaped_targets(targets: np.ndarray, outputs: FloatArray) -> FloatArray:
     """Return targets in the shape and the dtype of the outputs; raise ValueError if they differ."""
     if targets.shape[:1] != outputs.shape[:1] or targets.size != outputs.size:
         raise ValueError(

@@ -1,41 +1,29 @@
 """The NumPy network: layers over views of one flat vector."""
 
-import operator
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 
 from dbdask.arrays import Float32Array, FloatArray
 from dbdask.errors import ModelError
 from dbdask.json_types import JsonObject
+from dbdask.models.contrast import LocalContrastNorm
 from dbdask.models.layers import Arrays, Dense, Layer, Shape, as_rows
-from dbdask.models.layout import Layout, Parameter, as_parameter
+from dbdask.models.layout import Layout
+from dbdask.models.locally_connected import LocallyConnected
 from dbdask.models.losses import LOSSES, probabilities
+from dbdask.models.pooling import L2Pool
+from dbdask.models.stages import Stage, as_own, checked_layers, checked_shape, of_shape, stages_of
 
-LAYERS: dict[str, type] = {"Dense": Dense}
+LAYERS: dict[str, type] = {
+    "Dense": Dense,
+    "LocallyConnected": LocallyConnected,
+    "L2Pool": L2Pool,
+    "LocalContrastNorm": LocalContrastNorm,
+}
 """The layers of this library, by the names under which saved models know them."""
-
-
-class Piece(NamedTuple):
-    """One parameter of a layer: its name there, and where it is in the flat vector."""
-
-    name: str
-    start: int
-    stop: int
-    shape: Shape
-
-
-class Stage(NamedTuple):
-    """One layer of a network: its name, the shapes of an example, and its parameters."""
-
-    name: str
-    layer: Layer
-    input_shape: Shape
-    output_shape: Shape
-    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -47,7 +35,8 @@ class Network:
     input_shape
         Shape of one example's input; a number is the length of its one dimension.
     layers
-        Layers, first to last: `Dense`, or objects of your own that keep `dbdask.Layer`.
+        Layers, first to last: `Dense`, `LocallyConnected`, `L2Pool`, `LocalContrastNorm`, or
+        objects of your own that keep `dbdask.Layer`.
     loss
         "softmax" (labels), "logistic" (one-vs-all: labels, or 0/1 for each output), or
         "squared" (half the squared error, summed over outputs).
@@ -58,6 +47,12 @@ class Network:
     ...                   loss="softmax")
     >>> network.parameter_count
     41777152
+
+    A network of images:
+
+    >>> layers = [LocallyConnected(8, 7), L2Pool(2), LocalContrastNorm(5), Dense(10)]
+    >>> Network(input_shape=(28, 28, 1), layers=layers, loss="logistic").parameter_count
+    203290
     """
 
     input_shape: Shape = field(kw_only=True)
@@ -67,8 +62,8 @@ class Network:
     _stages: tuple[Stage, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
-        object.__setattr__(self, "layers", _checked_layers(self.layers))
+        object.__setattr__(self, "input_shape", checked_shape(self.input_shape))
+        object.__setattr__(self, "layers", checked_layers(self.layers))
         if not isinstance(self.loss, str) or self.loss not in LOSSES:
             choices = ", ".join(repr(name) for name in LOSSES)
             raise ValueError(f"loss must be one of {choices}, got {self.loss!r}")
@@ -78,7 +73,7 @@ class Network:
                 f"the last layer of a {self.loss!r} network must be linear (the loss applies its "
                 f"own activation), got {activation!r}"
             )
-        stages, parameters = _stages(self.layers, self.input_shape)
+        stages, parameters = stages_of(self.layers, self.input_shape)
         object.__setattr__(self, "_stages", stages)
         object.__setattr__(self, "_layout", Layout(tuple(parameters)))
 
@@ -86,6 +81,11 @@ class Network:
     def layout(self) -> Layout:
         """The parameters in their order in the flat vector."""
         return self._layout
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Each layer with its name, the shapes of an example, and its place in the vector."""
+        return self._stages
 
     @property
     def parameter_count(self) -> int:
@@ -139,7 +139,7 @@ class Network:
     ) -> float:
         """Return the weighted sum of losses, and overwrite `gradient` (see `dbdask.Model`)."""
         views, into = self._views(parameters), self._views(gradient)
-        outputs, kept = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
+        outputs, kept = self._forward(views, self.checked_inputs(inputs, parameters.dtype))
         loss, upstream = self._loss(outputs, targets, weights)
         for position in range(len(self._stages) - 1, -1, -1):
             stage = self._stages[position]
@@ -147,7 +147,7 @@ class Network:
                 views[position], kept.pop(), upstream, into[position], position == 0
             )
             if position:
-                upstream = _of_shape(below, len(inputs), stage.input_shape, stage.name, "backward")
+                upstream = of_shape(below, len(inputs), stage.input_shape, stage.name, "backward")
         return loss
 
     def loss_only(
@@ -161,13 +161,13 @@ class Network:
     ) -> float:
         """Return the weighted sum of losses, without a gradient; the arrays are as for that."""
         views = self._views(parameters)
-        outputs, _ = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
+        outputs, _ = self._forward(views, self.checked_inputs(inputs, parameters.dtype))
         return self._loss(outputs, targets, weights)[0]
 
     def predict(self, parameters: Float32Array, inputs: Float32Array) -> FloatArray:
         """Return (examples, outputs): probabilities for softmax and logistic, else values."""
         views = self._views(parameters)
-        outputs, _ = self._forward(views, self._checked_inputs(inputs, parameters.dtype))
+        outputs, _ = self._forward(views, self.checked_inputs(inputs, parameters.dtype))
         return probabilities(self.loss, as_rows(outputs))
 
     def _loss(
@@ -187,12 +187,9 @@ class Network:
         for stage, parameters in zip(self._stages, views, strict=True):
             below = outputs
             made, kept = stage.layer.forward(parameters, below)
-            outputs = _of_shape(made, len(inputs), stage.output_shape, stage.name, "forward")
+            outputs = of_shape(made, len(inputs), stage.output_shape, stage.name, "forward")
             everything.append(kept)
-        is_shared = any(outputs is array for array in (below, *everything[-1]))
-        if is_shared or not outputs.flags.owndata:
-            outputs = outputs.copy()
-        return outputs, everything
+        return as_own(outputs, (below, *everything[-1])), everything
 
     def _views(self, vector: Float32Array) -> list[Arrays]:
         """Return each layer's parameters by name, as views of a flat vector."""
@@ -210,7 +207,8 @@ class Network:
             for stage in self._stages
         ]
 
-    def _checked_inputs(self, inputs: np.ndarray, dtype: np.dtype) -> Float32Array:
+    def checked_inputs(self, inputs: np.ndarray, dtype: np.dtype) -> Float32Array:
+        """Return inputs as contiguous numbers of a dtype; raise ValueError for another shape."""
         inputs = np.asarray(inputs)
         if inputs.shape[1:] != self.input_shape:
             raise ValueError(
@@ -241,7 +239,7 @@ class Network:
         names = {row["layer"] for row in description["layers"]}
         if description["network"] != "dense" or not names <= set(LAYERS):
             raise ValueError(
-                f"description must be of a 'dense' network of Dense layers, got "
+                f"description must be of a 'dense' network of layers of this library, got "
                 f"{description['network']!r} of {sorted(names)}: written by a newer dbdask?"
             )
         layers = [
@@ -251,55 +249,6 @@ class Network:
         return cls(
             input_shape=tuple(description["input_shape"]), layers=layers, loss=description["loss"]
         )
-
-
-def _stages(layers: Sequence[Layer], shape: Shape) -> tuple[tuple[Stage, ...], list[Parameter]]:
-    """Return the stages of a network, and all parameters with the layers' names before theirs."""
-    stages: list[Stage] = []
-    everything: list[Parameter] = []
-    end = 0
-    for position, layer in enumerate(layers):
-        name, below = f"{type(layer).__name__.lower()}_{position}", shape
-        try:
-            shape = tuple(layer.output_shape(below))
-            own = [as_parameter(item) for item in layer.parameters(below)]
-            _check_initial(layer, below, own)
-        except Exception as error:
-            error.add_note(f"in {name}, whose input_shape is {below}")
-            raise
-        pieces = []
-        for parameter in own:
-            pieces.append(Piece(parameter.name, end, end + parameter.size, parameter.shape))
-            end += parameter.size
-        everything += [_prefixed(name, parameter) for parameter in own]
-        stages.append(Stage(name, layer, below, shape, tuple(pieces)))
-    return tuple(stages), everything
-
-
-def _prefixed(layer: str, parameter: Parameter) -> Parameter:
-    dims = tuple(f"{layer}_{dim}" for dim in parameter.dims)
-    return replace(parameter, name=f"{layer}_{parameter.name}", dims=dims)
-
-
-def _check_initial(layer: Layer, input_shape: Shape, parameters: list[Parameter]) -> None:
-    given, wanted = set(layer.initial(input_shape)), {p.name for p in parameters}
-    if given != wanted:
-        raise ValueError(
-            f"initial must name the parameters of the layer, {sorted(wanted)}, got {sorted(given)}"
-        )
-
-
-def _of_shape(
-    array: Float32Array | None, examples: int, shape: Shape, name: str, method: str
-) -> Float32Array:
-    """Return an array that a layer made; raise ModelError if it has not the shape declared."""
-    if array is None or array.shape != (examples, *shape):
-        found = "None" if array is None else f"shape {array.shape}"
-        what = "its outputs" if method == "forward" else "the gradient at its inputs"
-        raise ModelError(
-            f"{name}.{method} must return {what} in shape {(examples, *shape)}, got {found}"
-        )
-    return array
 
 
 def _row(layer: object) -> JsonObject:
@@ -313,13 +262,16 @@ def _row(layer: object) -> JsonObject:
 
 
 def flops_of(model: object, examples: int) -> int | None:
-    """Return the floating-point operations of a minibatch's loss and gradient.
+    """Return the floating-point operations in the large products of a minibatch's gradient.
 
-    None for a model that may use a parameter more than once an example, or do something else.
+    They are those of `Dense` layers. A `LocallyConnected` layer makes a small product for each
+    position, for which several threads are no use. None for a model that may do something else.
     """
-    if not isinstance(model, Network) or any(type(layer) is not Dense for layer in model.layers):
+    if not isinstance(model, Network) or not {*map(type, model.layers)} <= {*LAYERS.values()}:
         return None
-    return 6 * model.parameter_count * examples  # two for each of three products
+    of_dense = (stage for stage in model.stages if type(stage.layer) is Dense)
+    count = sum(piece.stop - piece.start for stage in of_dense for piece in stage.pieces)
+    return 6 * count * examples  # two for each of three products
 
 
 def what_is_own(description: object) -> str:
@@ -328,28 +280,3 @@ def what_is_own(description: object) -> str:
         return "a model of yours"
     names = sorted({row["layer"] for row in description["layers"] if "own" in row})
     return f"layers of yours ({', '.join(names)})" if names else ""
-
-
-def _checked_shape(shape: object) -> Shape:
-    lengths = tuple(shape) if isinstance(shape, Iterable) else (shape,)
-    if not all(hasattr(length, "__index__") for length in lengths):
-        raise TypeError(f"input_shape must hold whole numbers, got {shape!r}")
-    if min(lengths, default=1) < 1:
-        raise ValueError(f"input_shape must have lengths of at least 1, got {shape!r}")
-    return tuple(operator.index(length) for length in lengths)
-
-
-def _checked_layers(layers: object) -> tuple[Layer, ...]:
-    if not isinstance(layers, Iterable):
-        raise TypeError(f"layers must be a list of layers, got {layers!r}")
-    found: list[Layer] = []
-    for layer in layers:
-        if isinstance(layer, type) or not isinstance(layer, Layer):
-            raise TypeError(
-                f"layers must hold layers such as dbdask.Dense, got {layer!r}: an object with "
-                "output_shape, parameters, initial, forward and backward is one"
-            )
-        found.append(layer)
-    if not found:
-        raise ValueError("layers must hold at least one layer, got none")
-    return tuple(found)

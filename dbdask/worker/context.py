@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from dbdask.rpc.shared_memory import memory_of, shared_vector
 from dbdask.schedule.policies import blas_threads, cache_bytes
 from dbdask.worker.accrual import LocalRule
 from dbdask.worker.blas_limit import blas_limit
+from dbdask.worker.kept_heap import kept_heap
 from dbdask.worker.link import ServerHandle, ServerLink
 from dbdask.worker.routes import Calls, WorkerRoutes
 
@@ -113,6 +114,8 @@ class WorkerContext:
         self._running = 0
         self._slots: list[ReplicaSlot] = []  # of replicas that are between two portions
         self._turn = threading.Condition()
+        self._until_closed = ExitStack()
+        self._until_closed.enter_context(kept_heap.kept())  # between two portions, too
         worker_loop(worker).call_soon_threadsafe(self._begin_lease)
 
     @property
@@ -281,6 +284,7 @@ class WorkerContext:
             reader.close()
         self.copies, self._points, self._free, self._slots = {}, {}, [], []
         self._left = None
+        self._until_closed.close()
 
 
 def open_context(run: str, job: bytes) -> WorkerContext:

@@ -76,7 +76,7 @@ def test_a_resumed_run_and_one_that_goes_back_count_on_from_the_snapshot():
 def finished(number, steps=16):
     return PortionReport(
         0, number, "w", steps=steps, examples=20 * steps, loss=float(number), weight=1.0,
-        pushes=steps, finished=True, examples_in_all=20 * steps,
+        good=steps, pushes=steps, finished=True, examples_in_all=20 * steps,
     )  # fmt: skip
 
 
