@@ -11,6 +11,7 @@ from distributed import Client
 from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.data.block_provider import BlockProvider
 from dbdask.data.examples import Examples
+from dbdask.models.buffers import updated_ranges
 from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
 from dbdask.optim.lbfgs import Settings
@@ -29,7 +30,7 @@ from dbdask.run.shared_arguments import (
     check_shared,
     check_what_was_left_out,
     deviation_of,
-    flat_parameters,
+    starting_point,
     validation_cut,
     validation_interval,
     worker_names,
@@ -188,7 +189,7 @@ def sandblaster(
         "l2": l2,
         "seed": seed,
     }
-    start = flat_parameters(parameters, layout)
+    start = starting_point(parameters, model, layout)
     names = worker_names("workers", workers)
     shard_names = worker_names("shard_workers", shard_workers)
     with (
@@ -203,6 +204,7 @@ def sandblaster(
             model=cloudpickle.dumps(model),
             size=layout.size,
             trained=layout.trained,
+            buffers=updated_ranges(model, layout),
             validation_cut=validation_cut(validation, layout.size, batch_size),
             supply=BlockProvider(examples, connected),
             validation_supply=BlockProvider(validation, connected)

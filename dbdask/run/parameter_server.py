@@ -74,6 +74,8 @@ class ParameterServer:
         How many copies of each shard there are to be.
     trained
         Ranges of the flat vector that updates may change; None is all of it.
+    buffers
+        Ranges that no update changes, and of which a push brings new values.
     """
 
     def __init__(
@@ -85,13 +87,14 @@ class ParameterServer:
         kind: type[ParameterShard] = ParameterShard,
         copies: int = 1,
         trained: Sequence[tuple[int, int]] | None = None,
+        buffers: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.client, self.run, self.size = client, run, size
         self.kind = kind
         self.slices: tuple[tuple[int, int], ...] = ()  # none before they are placed
         self.optimizer = optimizer
         self.wanted = copies
-        self.trained = trained
+        self.trained, self.buffers = trained, buffers
         self.generation = 0
         self._copies: list[list[ShardCopy]] = []
         self._unwanted: list[asyncio.Task[None]] = []  # shards given up while they were made
@@ -241,7 +244,8 @@ class ParameterServer:
 
     async def _make(self, index: int, initial: Initial, worker: str) -> ShardCopy:
         start, stop = self.slices[index]
-        arguments = (start, stop, self.optimizer, self.generation, initial, self.trained)
+        ranges = self.trained, self.buffers
+        arguments = (start, stop, self.optimizer, self.generation, initial, *ranges)
         key = f"{shard_prefix(self.run)}{index}-{uuid.uuid4().hex[:8]}"
         nbytes = 4 * (stop - start) * (1 + len(self.optimizer.slots))
         future = submit_actor(self.client, self.kind, arguments, key, worker)

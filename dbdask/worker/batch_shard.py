@@ -18,10 +18,13 @@ class Contributions:
     total: np.ndarray  # float64
     evaluation: int = -1  # of the pass that is open, if one is
     admitted: set[int] = field(default_factory=set)  # bundles
+    change: np.ndarray | None = None
+    """By how much a point's pass changed the buffers, until the point is accepted."""
 
     def copy(self) -> "Contributions":
         """Return contributions that go their own way from here."""
-        return Contributions(self.total.copy(), self.evaluation, set(self.admitted))
+        change = None if self.change is None else self.change.copy()
+        return Contributions(self.total.copy(), self.evaluation, set(self.admitted), change)
 
 
 class BatchShard(ParameterShard):
@@ -58,9 +61,26 @@ class BatchShard(ParameterShard):
     def _obey(self, commands: Sequence[Command]) -> list[Any]:
         """Do commands; `Stale` where the shard was made anew without a vector of theirs."""
         try:
-            return carry_out(commands, self.state.vectors)
+            answers = carry_out(commands, self.state.vectors)
         except KeyError as error:
             raise Stale(f"vector {error} is not in this shard") from error
+        if any(getattr(command, "into", "") == "parameters" for command in commands):
+            self._accept_buffers()
+        return answers
+
+    def _accept_buffers(self) -> None:
+        """Change the buffers of the parameters as the last pass did; its point is accepted.
+
+        The point itself kept the buffers of before, so that no step or pair of a method has
+        anything in their places.
+        """
+        if self._pass.change is not None:
+            parameters, begin = self.state.vectors["parameters"], 0
+            for part in self.buffers:
+                size = part.stop - part.start
+                parameters[part] += self._pass.change[begin : begin + size]
+                begin += size
+            self._pass.change = None
 
     async def _open_pass(self, evaluation: int, commands: Sequence[Command]) -> None:
         """Do commands, and begin to add up; the pass before is closed."""
@@ -73,13 +93,28 @@ class BatchShard(ParameterShard):
         held.evaluation, held.admitted = evaluation, set()
 
     async def _close_pass(
-        self, evaluation: int, bundles: int, weight: float, into: str, commands: Sequence[Command]
+        self,
+        evaluation: int,
+        bundles: int,
+        weight: float,
+        into: str,
+        commands: Sequence[Command],
+        point: str = "parameters",
     ) -> list[Any]:
-        """Make the mean gradient of what was added up, and do commands; their answers come back."""
-        return await self._serve(self._close, evaluation, bundles, weight, into, commands)
+        """Make the mean gradient of what was added up, and do commands; their answers come back.
+
+        `point` names the vector at which the pass evaluated.
+        """
+        return await self._serve(self._close, evaluation, bundles, weight, into, commands, point)
 
     def _close(
-        self, evaluation: int, bundles: int, weight: float, into: str, commands: Sequence[Command]
+        self,
+        evaluation: int,
+        bundles: int,
+        weight: float,
+        into: str,
+        commands: Sequence[Command],
+        point: str,
     ) -> list[Any]:
         held = self._pass
         if evaluation != held.evaluation or len(held.admitted) != bundles:
@@ -90,4 +125,9 @@ class BatchShard(ParameterShard):
         mean.fill(0.0)
         for part in self.trained:
             np.divide(held.total[part], weight, out=mean[part], casting="same_kind")
+        if self.buffers:
+            changes = [held.total[part] / weight for part in self.buffers]
+            held.change = np.concatenate(changes).astype(np.float32)
+        if point == "parameters":
+            self._accept_buffers()
         return self._obey(commands)

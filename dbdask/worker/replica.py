@@ -233,6 +233,7 @@ class _Replica:
             self._note(found.loss, found.weight, found.norm)
             clip(self.gradient, found.norm, job.clip_norm)
             self._accrue()
+            self.evaluator.updates.write(self.local)
         if self.accrued_steps and (batch.step + 1) % job.n_push == 0:
             self._push(batch.step)
 
@@ -291,6 +292,7 @@ class _Replica:
         every_step = self.job.n_fetch == 1 and self.job.n_push == 1
         self.is_fresh = every_step and step < self.last_step and not self.paused
         into = self.local if self.is_fresh else None
+        self.evaluator.updates.copy(self.accrued, self.local)
         exchange = self.link.start_push(identity, self.accrued, self.fetched, into)
         self.pushing = exchange, step, self.accrued
         self.accrued_steps = 0

@@ -101,6 +101,8 @@ class ParameterShard:
         Makes the first state on this worker, so that no vector travels.
     trained
         Ranges of the flat vector that updates may change; None is all of it.
+    buffers
+        Ranges that no update changes, and of which a push brings new values.
 
     Attributes
     ----------
@@ -119,12 +121,14 @@ class ParameterShard:
         generation: int,
         initial: Callable[[int, int, Optimizer], ShardState],
         trained: Sequence[tuple[int, int]] | None = None,
+        buffers: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.start, self.stop = start, stop
         self.optimizer = optimizer
         self.generation = generation
         self.state = initial(start, stop, optimizer)
         self.trained = _within(trained or [(start, stop)], start, stop)
+        self.buffers = _within(buffers, start, stop)
         self.pausing = False
         self.lock = threading.RLock()
         self._channels = ChannelServer(self)
@@ -275,12 +279,17 @@ class ParameterShard:
             raise
 
     def _apply(self, gradient: np.ndarray) -> None:
-        """Let the optimiser update what is trained; what can fail does so before any change."""
+        """Let the optimiser update what is trained, and replace buffers by those of the push.
+
+        What can fail does so before any change.
+        """
         update = prepared_update(self.optimizer, self.state.applied)
         vectors = self.state.vectors
         for part in self.trained:
             slots = {name: vectors[name][part] for name in self.optimizer.slots}
             update(vectors["parameters"][part], gradient[part], slots)
+        for part in self.buffers:
+            vectors["parameters"][part] = gradient[part]
         self.state.applied += 1
 
     def _kept(self, number: int) -> ShardState:
