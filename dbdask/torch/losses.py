@@ -108,16 +108,17 @@ def _own(loss: LossFunction, outputs: torch.Tensor, targets: np.ndarray) -> torc
 
 def _fitting(weights: np.ndarray, losses: torch.Tensor) -> torch.Tensor:
     """Return weights that multiply losses: one an example, or one an element."""
-    given = _on(np.asarray(weights, np.float32), losses)
-    if given.ndim == 1:
-        return given.reshape(-1, *(1,) * (losses.ndim - 1))
-    if given.numel() == losses.numel():
-        return given.reshape(losses.shape)
-    raise ModelError(
-        f"weights have one element for each target element, {tuple(given.shape)}, because some of "
-        f"the targets are missing, and the losses have shape {tuple(losses.shape)}: let loss "
-        'return one loss for each target element, as torch.nn.MSELoss(reduction="none") does'
-    )
+    given = np.asarray(weights, np.float32)
+    if given.ndim > 1 and given.size == losses.numel():
+        return _on(given.reshape(tuple(losses.shape)), losses)
+    rows = given.reshape(len(given), -1)
+    if (rows != rows[:, :1]).any():
+        raise ModelError(
+            "weights differ within an example, because some elements of its target are missing, "
+            f"and the losses have shape {tuple(losses.shape)}: let loss return one loss for each "
+            'target element, as torch.nn.MSELoss(reduction="none") does'
+        )
+    return _on(rows[:, 0].reshape(-1, *(1,) * (losses.ndim - 1)), losses)
 
 
 def _on(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
