@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@$(PY) -c 'import torch' 2>/dev/null || \
 	  echo "PyTorch is not installed, and its tests are skipped: make $(VENV)/.torch installs it"
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.test
 	$(PY) -m pytest -n 2 --dist load -m slow

@@ -20,7 +20,7 @@ import xarray as xr
 from distributed import Client, LocalCluster
 
 import dbdask
-from dbdask.worker.context import rooms_of
+from dbdask.worker.context import contexts_on
 
 ROWS = 20_000
 
@@ -72,7 +72,7 @@ def assert_clean(client: Client) -> None:
         )
     )
     assert not left, f"{left} tasks or actors are left"
-    assert not any(client.run(rooms_of).values())
+    assert not any(client.run(contexts_on).values())
 
 
 def one_round(seed: int, workers: int, store: str, checkpoint: str | None) -> float:

@@ -19,12 +19,13 @@ import dask
 import numpy as np
 from distributed import Client, LocalCluster, get_worker
 
-from dbdask.rpc.contact import ActorPlace
+from dbdask.rpc.calls import ActorPlace
 from dbdask.rpc.shared_memory import shared_vector
 from dbdask.schedule.ledger import Ledger
 from dbdask.worker.link import ServerHandle, ServerLink, ShardPlace
 from dbdask.worker.routes import Calls, WorkerRoutes
-from dbdask.worker.shard import ParameterShard, ShardState
+from dbdask.worker.shard import ParameterShard
+from dbdask.worker.shard_state import ShardState
 
 SECONDS = 0.2  # of a round of one transport
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from dbdask.arrays import Float64Array
+from dbdask.metrics.time_spent import bottleneck, seconds_by_activity
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -40,6 +43,42 @@ def learning_curve(history: xr.Dataset) -> "Figure":
     axes.legend(handles, labels, loc="center right")
     axes.grid(alpha=0.3)
     return figure
+
+
+def time_spent(history: xr.Dataset) -> "Figure":
+    """Draw the share of each activity in the time of a run; return the figure.
+
+    The title names what takes most time.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed: names the extra that installs it.
+    """
+    figure = _new_figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    parts = seconds_by_activity(history)
+    edges = np.linspace(0, len(history["record"]), min(50, len(history["record"])) + 1).astype(int)
+    spent = {name: np.diff(_at(values, edges)) for name, values in parts.items()}
+    total = np.maximum(np.sum(list(spent.values()), axis=0), 1e-12)
+    begin = np.concatenate([[0.0], history["seconds"].values])[edges]
+    below = np.zeros(len(edges) - 1)
+    for name, values in spent.items():
+        share = 100 * values / total
+        axes.bar(
+            begin[:-1], share, np.diff(begin), bottom=below, align="edge", label=name, linewidth=0
+        )
+        below += share
+    axes.set(xlabel="seconds", ylabel="share of the time (%)", ylim=(0, 100))
+    axes.set_title(bottleneck(history), fontsize="medium", wrap=True)
+    if spent:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _at(values: Float64Array, edges: np.ndarray) -> Float64Array:
+    """Return running totals at the edges between groups of records, 0 before the first."""
+    return np.concatenate([np.zeros(1), values]).take(edges)
 
 
 def _new_figure(**options: Any) -> "Figure":

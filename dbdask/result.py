@@ -77,17 +77,27 @@ class Result:
         """The records of the run, over `record`."""
         return self._history.to_dataset()
 
-    def plot(self) -> "Figure":
-        """Draw the learning curve with matplotlib; return the figure, which notebooks show.
+    def plot(self, what: str = "loss") -> "Figure":
+        """Draw the run with matplotlib; return the figure, which notebooks show.
+
+        Parameters
+        ----------
+        what
+            "loss": the learning curve. "time": where the time went, with a sentence that names
+            the bottleneck and what to change.
 
         Raises
         ------
+        ValueError
+            `what` is neither.
         ImportError
             matplotlib is not installed.
         """
-        from dbdask.plotting import learning_curve
+        if what not in ("loss", "time"):
+            raise ValueError(f"what must be 'loss' or 'time', got {what!r}")
+        from dbdask.plotting import learning_curve, time_spent
 
-        return learning_curve(self.history)
+        return (time_spent if what == "time" else learning_curve)(self.history)
 
     @property
     def parameters(self) -> xr.Dataset:

@@ -22,6 +22,7 @@ from typing import Any
 import zarr
 
 from dbdask.arrays import Float32Array
+from dbdask.daemon_threads import call_within
 from dbdask.data.examples import Examples
 from dbdask.errors import ResultError
 from dbdask.metrics.history import History
@@ -31,7 +32,6 @@ from dbdask.models.network import Network, what_is_own
 from dbdask.rpc.deadlines import deadline
 from dbdask.status import Status
 from dbdask.storage import sealed
-from dbdask.storage.bounded import within
 from dbdask.storage.checkpoint import VECTORS, VectorReference, write_vectors
 
 logger = logging.getLogger("dbdask")
@@ -213,8 +213,7 @@ Found = tuple[str, int, dict[str, Any]]
 def _read_in_time(path: str) -> Found:
     seconds = deadline("store")
     try:
-        found: Found = within(seconds, _read, path)
-        return found
+        return call_within(seconds, _read, path)
     except TimeoutError as error:
         raise ResultError(
             f"path={path!r} gave no answer in {seconds:g} s (dbdask.store): its store hangs, or "

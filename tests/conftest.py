@@ -36,6 +36,42 @@ def preload() -> None:
 
 preload()
 
+# A file runs in one process from its first test to its last. The longest begin, so that no process
+# is left with one when the others have ended.
+LONGEST = (
+    "test_real_cluster",
+    "test_leaks",
+    "test_leaving",
+    "test_best",
+    "test_differential",
+    "test_sandblaster",
+    "test_faults",
+    "test_notebooks",
+    "test_mutations",
+    "test_store_failures",
+    "test_silence",
+    "test_third_method",
+    "test_giving_up",
+    "test_pass",
+    "test_ends",
+    "test_pickling",
+    "test_readme",
+    "test_pass_gradient",
+    "test_inside_tasks",
+    "test_speech",
+    "test_block_provider",
+    "test_pass_cost",
+    "test_validating",
+    "test_batch_faults",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first; the others stay as they are."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
+
 watch = Watch()
 
 

@@ -1,42 +1,70 @@
-"""How late event loops are: what waits on one shows as its lag."""
+"""How long event loops stand still: what waits on one shows as its lag.
+
+A loop is compared with a plain thread of its process: a busy machine, or a process that is stopped,
+holds up both alike, and a call that waits on the loop holds up the loop alone.
+"""
 
 import asyncio
 import sys
-import time
+import threading
 from contextlib import contextmanager
 
+from distributed import WorkerPlugin
+
 EVERY = 0.05
+LONGEST = 2.0
+"""Seconds that a loop may stand still; one that waits for a store or a read does so for longer."""
 
 
-class _Lag:
-    """The longest time that a loop came too late to a call."""
+class Watch:
+    """Watches the loop that runs: `longest` is how long a thread went on and the loop did not."""
 
     def __init__(self):
-        self.longest = 0.0
-        self.task = asyncio.ensure_future(self._watch())
+        self.longest = self._still = 0.0
+        self._ended = threading.Event()
+        self._beating = asyncio.ensure_future(self._beat())
+        threading.Thread(target=self._look, daemon=True, name="tests-lag").start()
 
-    async def _watch(self):
+    async def _beat(self):
         while True:
-            due = time.monotonic() + EVERY
+            self._still = 0.0
             await asyncio.sleep(EVERY)
-            self.longest = max(self.longest, time.monotonic() - due)
+
+    def _look(self):
+        while not self._ended.wait(EVERY):
+            self.longest = max(self.longest, self._still)  # how late this look is counts nothing
+            self._still += EVERY
+
+    def end(self):
+        """End the watch; returns its longest lag."""
+        self._ended.set()
+        self._beating.cancel()
+        return self.longest
 
 
-async def _begin(dask_worker):
-    dask_worker._lag = _Lag()
+class WatchOnWorker(WorkerPlugin):
+    """Watches the loop of every worker, and of those to come."""
+
+    name = "tests-lag"
+
+    async def setup(self, worker):
+        self.watch = worker._lag = Watch()
+
+    def teardown(self, worker):
+        self.watch.end()
 
 
-async def _end(dask_worker):
-    dask_worker._lag.task.cancel()
-    return dask_worker._lag.longest
+async def _lag_of(dask_worker):
+    watch = getattr(dask_worker, "_lag", None)  # none yet on a worker that is being started
+    return 0.0 if watch is None else watch.longest
 
 
 async def _begin_at_scheduler(dask_scheduler):
-    await _begin(dask_scheduler)
+    dask_scheduler._lag = Watch()
 
 
 async def _end_at_scheduler(dask_scheduler):
-    return await _end(dask_scheduler)
+    return dask_scheduler._lag.end()
 
 
 def waits_for_a_read():
@@ -50,18 +78,27 @@ def watched(client):
     """Watch the loops of client, scheduler and workers; their lags are filled in at the end."""
     lags = {}
 
-    async def begin_here():
-        client._lag = _Lag()
+    async def begin():
+        return Watch()
 
-    async def end_here():
-        return await _end(client)
+    async def end(watch):
+        return watch.end()
 
-    client.sync(begin_here)
+    here = client.sync(begin)
     client.run_on_scheduler(_begin_at_scheduler)
-    client.run(_begin)
+    client.register_plugin(WatchOnWorker())
     try:
         yield lags
     finally:
-        lags |= client.run(_end)
+        lags |= client.run(_lag_of)
+        client.unregister_worker_plugin(WatchOnWorker.name)
         lags["scheduler"] = client.run_on_scheduler(_end_at_scheduler)
-        lags["client"] = client.sync(end_here)
+        lags["client"] = client.sync(end, here)
+
+
+@contextmanager
+def no_loop_waits(client):
+    """Fail where the loop of a process of the cluster stands still for long meanwhile."""
+    with watched(client) as lags:
+        yield
+    assert max(lags.values()) < LONGEST, lags

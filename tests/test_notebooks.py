@@ -43,7 +43,10 @@ def test_notebook_runs(path, tmp_path):
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
-    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    said = [output.text for output in outputs if output.get("name") == "stderr"]
+    # Dask says so where a machine has more to do than it can, and that is no fault of a notebook.
+    lines = [line for line in "".join(said).splitlines() if "still alive after" not in line]
+    assert not lines
 
 
 MADE = """

@@ -20,6 +20,7 @@ LEVELS = {
     "users_code": 0,
     "schedule": 1,
     "optim": 1,
+    "daemon_threads": 1,
     "storage": 1,
     "models": 2,
     "metrics": 3,

@@ -1,11 +1,29 @@
 """The barrier: replicas come to rest between two steps, and all shards hold the same ones."""
 
+import logging
 from collections.abc import Callable
 
 from dbdask.algorithms.stream import PortionStream
 from dbdask.run.run import Run
 from dbdask.schedule.ledger import ShardProgress, uneven
 from dbdask.schedule.portions import Portion
+from dbdask.worker.context import LONG_READ_SECONDS
+
+logger = logging.getLogger("dbdask")
+
+SAY_SECONDS = 30.0  # between two words of a run that waits for its end
+
+
+def _say_waiting(run: Run, seconds: float) -> None:
+    """Say which training a run that is to stop has waited for, if it still does."""
+    for out in run.workforce.training[:1]:
+        logger.warning(
+            "the run is to stop, and has waited for %.0f s for the minibatch under way of %s on "
+            "worker %s; a second Ctrl-C abandons the run",
+            seconds,
+            out.work.name,
+            out.worker,
+        )
 
 
 class Barrier:
@@ -35,9 +53,9 @@ class Barrier:
         """
         await run.server.order("pause", True)
         await self._empty(run, may_give_up_reads=True)
-        if run.workforce.abandoned:
+        if run.workforce.late_pushes_possible:
             await run.server.advance()
-            run.workforce.abandoned = False
+            run.workforce.late_pushes_possible = False
         while apart := await self._uneven(run):
             await self._even_out(run, apart)
 
@@ -55,11 +73,20 @@ class Barrier:
     async def _empty(self, run: Run, *, may_give_up_reads: bool = False) -> None:
         """Take in work until no training is under way; raise the trouble that it reports.
 
-        A run that is to stop does not wait for a chunk that does not come: its portion goes back.
+        A run that is to stop waits neither for a chunk that does not come, nor for a task behind
+        one of Dask's that does not end: its portion goes back.
         """
+        since = said = run.clock.seconds()
         while run.workforce.training:
+            now = run.clock.seconds()
             if run.stop_reason and may_give_up_reads:
                 run.give_up_long_reads()
+                if now - since > LONG_READ_SECONDS:
+                    run.workforce.give_up_unsubmitted()
+                    await run.workforce.give_up_unbegun()
+            if run.stop_reason and now - said > SAY_SECONDS:
+                said = now
+                _say_waiting(run, now - since)
             await run.take_in()
 
     async def _even_out(self, run: Run, apart: set[tuple[int, int]]) -> None:

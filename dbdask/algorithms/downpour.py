@@ -1,40 +1,25 @@
 """Downpour SGD: model replicas train on portions and push to the parameter server (section 4.1)."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import cloudpickle
 from distributed import Client
 
 from dbdask.algorithms.downpour_method import Downpour
-from dbdask.data.block_provider import BlockProvider
 from dbdask.data.examples import Examples
-from dbdask.models.buffers import updated_ranges
-from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
 from dbdask.optim.optimizer_checks import checked_optimizer, kept_of
 from dbdask.optim.optimizers import Optimizer, Sgd, adagrad
 from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.run import arguments
-from dbdask.run.concluding import ScaleNotice, blind_loss, conclude, setting_of
-from dbdask.run.fitting import check_fit, targets_for
-from dbdask.run.plan import Plan
+from dbdask.run.concluding import ScaleNotice, conclude, setting_of
+from dbdask.run.planning import plan_of, shared_arguments
 from dbdask.run.resuming import digest_of, open_checkpoint, settings_of
 from dbdask.run.run import Run
-from dbdask.run.session import Callback, client_for, watch
-from dbdask.run.shared_arguments import (
-    Parameters,
-    check_named,
-    check_shared,
-    check_what_was_left_out,
-    deviation_of,
-    starting_point,
-    validation_cut,
-    validation_interval,
-    worker_names,
-)
+from dbdask.run.session import client_for, watch
+from dbdask.run.shared_arguments import Parameters, check_what_was_left_out, deviation_of
+from dbdask.run.slow_callbacks import Callback
 from dbdask.run.training import train
 from dbdask.schedule import policies
 from dbdask.schedule.portions import suggest_portion_rows
@@ -53,6 +38,7 @@ def downpour(
     n_fetch: int = 1,
     n_push: int = 1,
     local_learning_rate: float | None = None,
+    local_optimizer: Optimizer | None = None,
     warmstart: int = 0,
     target_loss: float | None = None,
     replicas: int | None = None,
@@ -101,6 +87,14 @@ def downpour(
         Rate of the replica's own steps between two fetches; None is the optimiser's rate for
         `sgd` (of a schedule, its first one) and none for the others. Without effect where
         `n_fetch` is 1.
+    local_optimizer
+        None: replicas push accrued gradients, as the paper does. A rule such as `adam(1e-3)`:
+        each replica steps its own copy of the parameters with it, and pushes the displacement
+        (fetched minus local parameters), to which the shards apply `optimizer`. With
+        `sgd(1.0)` in the shards, one replica makes the steps of a single process; with
+        `nesterov(0.7, momentum=0.9)` and `n_fetch = n_push` of some dozens this is DiLoCo's
+        outer step, without waiting for other replicas. The rule's state belongs to the replica:
+        a checkpoint does not keep it.
     warmstart
         Minibatches that one lone replica trains before the others are released.
     target_loss
@@ -172,14 +166,10 @@ def downpour(
         the scheduler was lost.
     """
     optimizer = adagrad(0.01) if optimizer is None else optimizer
-    _check_counts(locals())
-    every_steps, every_seconds = validation_interval(validate_every, validation)
-    layout = as_layout(model.layout)
-    check_fit(model, examples, validation)
-    examples = targets_for(model, examples)
+    _check_own(locals())
+    shared = shared_arguments(locals())
+    examples, validation, layout = shared.examples, shared.validation, shared.layout
     local_rate = _local_rate(local_learning_rate, optimizer)
-    if validation is not None:
-        validation = validation.prepared_like(examples)
     job = DownpourJob(
         model,
         examples.worker_side(),
@@ -189,6 +179,8 @@ def downpour(
         n_fetch,
         n_push,
         local_rate,
+        local_optimizer,
+        layout.trained,
         clip_norm,
         max_refused,
         seed,
@@ -202,45 +194,20 @@ def downpour(
         "portion_rows": portion_rows,
         "cut": digest_of(examples.cut(portion_rows, batch_size)),
     }
-    start = starting_point(parameters, model, layout)
-    names = worker_names("workers", workers)
-    shard_names = worker_names("shard_workers", shard_workers)
     with (
         open_checkpoint(checkpoint, resume, settings) as opened,
         client_for(client) as connected,
     ):
-        path, last = opened.path, opened.last
+        last = opened.last
         portion_rows = last.state["portion_rows"] if last else portion_rows
-        check_named("workers", names, connected)
-        check_named("shard_workers", shard_names, connected)
-        plan = Plan(
-            job=cloudpickle.dumps(job),
-            model=cloudpickle.dumps(model),
-            size=layout.size,
-            trained=layout.trained,
-            buffers=updated_ranges(model, layout),
-            validation_cut=validation_cut(validation, layout.size, batch_size),
-            supply=BlockProvider(examples, connected),
-            validation_supply=BlockProvider(validation, connected)
-            if validation is not None
-            else None,
-            start=start,
-            target_loss=target_loss,
-            replicas=replicas,
-            shards=shards,
-            shard_copies=shard_copies,
-            workers=names,
-            shard_workers=shard_names,
-            validate_steps=every_steps,
-            validate_seconds=every_seconds,
-            keep=keep,
-            path=path,
-            last=last,
-            ownership=opened.ownership,
-            blind_loss=partial(blind_loss, model, examples),
-            snapshot_seconds=arguments.duration("snapshot_every", snapshot_every),
-            seed=seed,
+        plan = plan_of(
+            shared,
+            connected,
+            opened,
+            job=job,
+            batch_size=batch_size,
             settings=settings | {"portion_rows": portion_rows},
+            target_loss=target_loss,
         )
         method = Downpour(
             optimizer,
@@ -250,7 +217,12 @@ def downpour(
             warmstart=warmstart,
             target_loss=target_loss if validation is None else None,
             max_refused=max_refused,
-            replica_bytes=policies.replica_bytes(layout.size, n_fetch, n_push),
+            replica_bytes=policies.replica_bytes(
+                layout.size,
+                n_fetch,
+                n_push,
+                None if local_optimizer is None else len(local_optimizer.slots),
+            ),
             last=last,
         )
         run = Run(connected, plan, method)
@@ -258,12 +230,12 @@ def downpour(
         watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
         outcome = watch(connected, run, train(run), watched, shown)
     check_what_was_left_out(outcome)
-    outcome = conclude(outcome, setting_of("downpour", model, examples, run.tally, path, keep))
+    outcome = conclude(outcome, setting_of("downpour", model, examples, run.tally, plan.path, keep))
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 
-def _check_counts(given: Mapping[str, Any]) -> None:
-    """Check every argument that needs no more than itself."""
+def _check_own(given: Mapping[str, Any]) -> None:
+    """Check the arguments that only Downpour has."""
     for name in ("batch_size", "epochs", "n_fetch", "n_push", "max_refused"):
         arguments.at_least(name, given[name], 1)
     arguments.at_least("warmstart", given["warmstart"], 0)
@@ -273,7 +245,14 @@ def _check_counts(given: Mapping[str, Any]) -> None:
     if given["target_loss"] is not None:
         arguments.finite("target_loss", given["target_loss"])
     checked_optimizer(given["optimizer"])
-    check_shared(given)
+    if given["local_optimizer"] is not None:
+        checked_optimizer(given["local_optimizer"], "local_optimizer")
+        if given["local_learning_rate"] is not None:
+            raise ValueError(
+                "local_learning_rate is of steps without local_optimizer, got "
+                f"local_learning_rate={given['local_learning_rate']} and "
+                f"local_optimizer={given['local_optimizer']!r}: give one of them"
+            )
 
 
 def _local_rate(given: float | None, optimizer: Optimizer) -> float:

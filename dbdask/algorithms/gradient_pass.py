@@ -217,7 +217,7 @@ class GradientPass:
             self.statistics.owners[portion.number] = copy.worker
         losers = [c.worker for c in self.copies if c.bundle.number == bundle.number]
         if losers:
-            self.run.server.unwant(losers, [bundle.identity])
+            self.run.server.notices.unwant(losers, [bundle.identity])
 
     def _hand_back(self, bundle: Bundle) -> None:
         """Hand a bundle out again, unless it is done or another copy of it is under way."""
@@ -230,4 +230,4 @@ class GradientPass:
         workers = sorted({copy.worker for copy in self.copies})
         identities = sorted({copy.bundle.identity for copy in self.copies})
         if workers:
-            self.run.server.unwant(workers, identities)
+            self.run.server.notices.unwant(workers, identities)

@@ -2,39 +2,24 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import cloudpickle
 from distributed import Client
 
 from dbdask.algorithms.sandblaster_method import Sandblaster
-from dbdask.data.block_provider import BlockProvider
 from dbdask.data.examples import Examples
-from dbdask.models.buffers import updated_ranges
-from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
 from dbdask.optim.lbfgs import Settings
 from dbdask.progress import Progress
 from dbdask.result import Result
 from dbdask.run import arguments
-from dbdask.run.concluding import ScaleNotice, blind_loss, conclude, setting_of
-from dbdask.run.fitting import check_fit, targets_for
-from dbdask.run.plan import Plan
+from dbdask.run.concluding import ScaleNotice, conclude, setting_of
+from dbdask.run.planning import plan_of, shared_arguments
 from dbdask.run.resuming import open_checkpoint, settings_of
 from dbdask.run.run import Run
-from dbdask.run.session import Callback, client_for, watch
-from dbdask.run.shared_arguments import (
-    Parameters,
-    check_named,
-    check_shared,
-    check_what_was_left_out,
-    deviation_of,
-    starting_point,
-    validation_cut,
-    validation_interval,
-    worker_names,
-)
+from dbdask.run.session import client_for, watch
+from dbdask.run.shared_arguments import Parameters, check_what_was_left_out, deviation_of
+from dbdask.run.slow_callbacks import Callback
 from dbdask.run.training import train
 from dbdask.worker.batch_replica import SandblasterJob
 
@@ -163,17 +148,13 @@ def sandblaster(
         A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from; or
         the scheduler was lost.
     """
-    _check_arguments(locals())
-    every_steps, every_seconds = validation_interval(validate_every, validation)
-    layout = as_layout(model.layout)
-    check_fit(model, examples, validation)
+    _check_own(locals())
+    shared = shared_arguments(locals())
+    examples, validation, layout = shared.examples, shared.validation, shared.layout
     if l2 and layout.trained != ((0, layout.size),):
         raise ValueError(
             f"l2 must be 0 for a model with buffers, which no penalty may change, got {l2}"
         )
-    examples = targets_for(model, examples)
-    if validation is not None:
-        validation = validation.prepared_like(examples)
     portion_rows = portion_size or suggest_rows(len(examples), examples.row_bytes)
     batch_size = min(portion_rows, MOST_ROWS)
     job = SandblasterJob(
@@ -189,52 +170,21 @@ def sandblaster(
         "l2": l2,
         "seed": seed,
     }
-    start = starting_point(parameters, model, layout)
-    names = worker_names("workers", workers)
-    shard_names = worker_names("shard_workers", shard_workers)
     with (
         open_checkpoint(checkpoint, resume, settings) as opened,
         client_for(client) as connected,
     ):
-        path, last = opened.path, opened.last
-        check_named("workers", names, connected)
-        check_named("shard_workers", shard_names, connected)
-        plan = Plan(
-            job=cloudpickle.dumps(job),
-            model=cloudpickle.dumps(model),
-            size=layout.size,
-            trained=layout.trained,
-            buffers=updated_ranges(model, layout),
-            validation_cut=validation_cut(validation, layout.size, batch_size),
-            supply=BlockProvider(examples, connected),
-            validation_supply=BlockProvider(validation, connected)
-            if validation is not None
-            else None,
-            start=start,
-            replicas=replicas,
-            shards=shards,
-            shard_copies=shard_copies,
-            workers=names,
-            shard_workers=shard_names,
-            validate_steps=every_steps,
-            validate_seconds=every_seconds,
-            keep=keep,
-            path=path,
-            last=last,
-            ownership=opened.ownership,
-            blind_loss=partial(blind_loss, model, examples),
-            snapshot_seconds=arguments.duration("snapshot_every", snapshot_every),
-            seed=seed,
-            settings=settings,
-        )
+        plan = plan_of(shared, connected, opened, job=job, batch_size=batch_size, settings=settings)
         numbers = Settings(iterations, history_length, tolerance, l2)
-        method = Sandblaster(numbers, examples.cut(portion_rows, 1), last)
+        method = Sandblaster(numbers, examples.cut(portion_rows, 1), opened.last)
         run = Run(connected, plan, method)
         shown = Progress(progress, iterations, "iterations")
         watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
         outcome = watch(connected, run, train(run), watched, shown)
     check_what_was_left_out(outcome)
-    outcome = conclude(outcome, setting_of("sandblaster", model, examples, run.tally, path, keep))
+    outcome = conclude(
+        outcome, setting_of("sandblaster", model, examples, run.tally, plan.path, keep)
+    )
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 
@@ -250,12 +200,11 @@ def suggest_rows(rows: int, row_bytes: float) -> int:
     return min(max(LEAST_ROWS, math.ceil(rows / PORTIONS)), most)
 
 
-def _check_arguments(given: Mapping[str, Any]) -> None:
-    """Check every argument that needs no more than itself."""
+def _check_own(given: Mapping[str, Any]) -> None:
+    """Check the arguments that only Sandblaster has."""
     for name in ("iterations", "history_length"):
         arguments.at_least(name, given[name], 1)
     for name in ("tolerance", "l2"):
         arguments.not_negative(name, given[name])
     if given["portion_size"] is not None:
         arguments.at_least("portion_size", given["portion_size"], 1)
-    check_shared(given)

@@ -36,7 +36,7 @@ class Opened(Protocol):
     def recipe(self) -> Recipe: ...
 
 
-_living: WeakValueDictionary[str, Opened] = WeakValueDictionary()
+_examples_by_token: WeakValueDictionary[str, Opened] = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Parcel:
     token
         Finds the examples themselves, as long as they live in the same process.
     whole
-        Source and recipe, pickled, with the buffers of their arrays; None if they are too large.
+        Source and recipe, pickled, and the buffers of their arrays. None: see reason.
     recipe
         The recipe without values; None if the whole is carried.
     reason
@@ -64,7 +64,7 @@ class Parcel:
 def pack(examples: Opened) -> Parcel:
     """Return the parcel of examples with a source, and remember the examples by its token."""
     token = uuid.uuid4().hex
-    _living[token] = examples
+    _examples_by_token[token] = examples
     if _memory_bytes(examples) > CARRIED_BYTES:
         return _without_values(examples, token, _too_large(_memory_bytes(examples)))
     buffers: list[pickle.PickleBuffer] = []
@@ -82,10 +82,14 @@ def pack(examples: Opened) -> Parcel:
 
 
 def unpack(parcel: Parcel) -> tuple[Source | None, Recipe]:
-    """Return source and recipe of the examples that were packed."""
-    living = _living.get(parcel.token)
-    if living is not None:
-        return living.source, living.recipe
+    """Return the source and the recipe of the examples that were packed.
+
+    If the examples still exist in this process, these are theirs; else they are unpickled. A parcel
+    without data gives None as the source, and a recipe without values.
+    """
+    examples = _examples_by_token.get(parcel.token)
+    if examples is not None:
+        return examples.source, examples.recipe
     if parcel.whole is not None:
         pickled, buffers = parcel.whole
         source, recipe = pickle.loads(pickled, buffers=buffers)

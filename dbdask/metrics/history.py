@@ -25,6 +25,13 @@ SANDBLASTER = (
     "seconds_evaluating",
     "seconds_commanding",
 )
+DOWNPOUR = (
+    "seconds_reading",
+    "seconds_computing",
+    "seconds_fetching",
+    "seconds_pushing",
+    "seconds_waiting",
+)
 OPTIONAL = ("validation_loss", "validation_accuracy", "validation_rmse", "shard_copies")
 COUNTS = ("epoch", "step", "examples", "lost", "repeated", "rolled_back", "dropped", "refused")
 
@@ -77,6 +84,16 @@ class Record:
     """Examples left out so far, in every epoch and pass again: missing, or cut by a group."""
     refused: int = 0
     """Gradients refused as not finite, so far: of minibatches, in every epoch and pass again."""
+    seconds_reading: float = math.nan
+    """Seconds that replicas have waited for minibatches, so far, added over replicas."""
+    seconds_computing: float = math.nan
+    """Seconds of replicas in losses, gradients and local steps, so far."""
+    seconds_fetching: float = math.nan
+    """Seconds that replicas have waited for parameters, so far."""
+    seconds_pushing: float = math.nan
+    """Seconds of replicas in pushes, so far."""
+    seconds_waiting: float = math.nan
+    """All other seconds of replicas, so far: the scheduler between portions, rests, set-up."""
     iteration: float = math.nan
     """L-BFGS iterations so far."""
     step_length: float = math.nan
@@ -129,7 +146,7 @@ class History:
         )
 
     def _applies(self, name: str) -> bool:
-        if name not in SANDBLASTER + OPTIONAL:
+        if name not in SANDBLASTER + DOWNPOUR + OPTIONAL:
             return True
         return bool(np.isfinite(self.column(name)).any()) if self.records else False
 

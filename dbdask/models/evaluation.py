@@ -7,6 +7,7 @@ written. That costs two passes over one vector in each portion or bundle, which 
 minibatches.
 """
 
+import math
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -116,10 +117,13 @@ class Evaluator:
         weight = weight_of(batch.weights, len(batch.inputs))
         divisor = weight if as_mean else 1.0
         norm = divide_and_measure(gradient, divisor) if weight > 0 else 0.0
-        bad = self.updates.take() if is_good(loss, norm) else self._bad(gradient)
+        bad = self.updates.take() if is_good(loss, norm) else self._bad(norm, gradient)
         return Evaluated(loss, weight, norm, bad)
 
-    def _bad(self, gradient: Float32Array) -> str:
+    def _bad(self, norm: float, gradient: Float32Array) -> str:
+        """Name the culprit of a minibatch whose loss or gradient norm is not finite."""
+        if math.isfinite(norm):
+            return "the loss"
         names = [parameter.name for parameter in self.layout.parameters]
         return first_bad_parameter(gradient, names, list(self.layout.offsets))
 
@@ -146,6 +150,7 @@ class Evaluator:
         assert batch.targets is not None  # a run refuses examples without targets
         if self._is_first:
             mark_unwritten(gradient)
+        assert batch.targets is not None
         with UsersCode("model.loss_and_gradient"):
             loss = self.model.loss_and_gradient(
                 parameters,

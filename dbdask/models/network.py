@@ -98,9 +98,10 @@ class Network:
         return self._stages[-1].output_shape
 
     def initial_parameters(self, seed: int, start: int, stop: int) -> Float32Array:
-        """Return a slice of the initial vector: float32 of (stop - start,), from the layers.
+        """Return elements `start` to `stop` of the initial flat vector: float32, (stop - start,).
 
-        Every parameter has its own stream of random numbers, so the cut changes nothing.
+        Every parameter has its own stream of random numbers, and each element depends only on that
+        stream and on its position. So the values are the same for any number of shards.
 
         Raises
         ------

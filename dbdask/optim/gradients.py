@@ -40,14 +40,12 @@ def clip(gradient: Float32Array, norm: float, clip_norm: float | None) -> None:
 def first_bad_parameter(gradient: Float32Array, names: list[str], offsets: list[int]) -> str:
     """Return the name of the parameter with the first component that is not finite.
 
-    `offsets` is the place of each parameter in the gradient, (n,). If all components are finite,
-    this is "the loss".
+    If every component is finite, it is the parameter with the largest one: the squares overflow.
+    `gradient` is (n,); `offsets` holds the position of each parameter's first component in it.
     """
     bad = np.flatnonzero(~np.isfinite(gradient))
-    if not bad.size:
-        return "the loss"
-    position = int(np.searchsorted(offsets, bad[0], side="right")) - 1
-    return names[position]
+    worst = int(bad[0]) if bad.size else int(np.argmax(np.abs(gradient)))
+    return names[int(np.searchsorted(offsets, worst, side="right")) - 1]
 
 
 def minibatch_seed(seed: int, epoch: int, portion: int, step: int) -> int:

@@ -15,8 +15,8 @@ RESERVED = ("parameters", "best", "commit")  # a snapshot has these beside the s
 Update = Callable[[Float32Array, Float32Array, Slots], None]
 
 
-def checked_optimizer(given: object) -> Optimizer:
-    """Return an update rule that a run can use.
+def checked_optimizer(given: object, argument: str = "optimizer") -> Optimizer:
+    """Return an update rule, given as `argument`, that a run can use.
 
     A rule of a user is tried on a few numbers, in a pickled copy.
 
@@ -30,54 +30,54 @@ def checked_optimizer(given: object) -> Optimizer:
         return given
     if isinstance(given, type) or not isinstance(given, Optimizer) or not callable(given.update):
         raise TypeError(
-            "optimizer must be dbdask.sgd, momentum, nesterov, adagrad or adam with a learning "
+            f"{argument} must be dbdask.sgd, momentum, nesterov, adagrad or adam with a learning "
             "rate, or an object with slots and update(parameters, gradient, slots, step), "
             f"got {given!r}"
         )
-    _check_slots(given.slots)
-    _check_signature(given)
-    _try(_travelled(given))
+    _check_slots(given.slots, argument)
+    _check_signature(given, argument)
+    _try(_travelled(given, argument), argument)
     return given
 
 
-def _check_slots(slots: object) -> None:
+def _check_slots(slots: object, argument: str) -> None:
     if (
         not isinstance(slots, Sequence)
         or isinstance(slots, (str, bytes))
         or not all(isinstance(name, str) for name in slots)
     ):
-        raise TypeError(f"optimizer.slots must be a tuple of names, got {slots!r}")
+        raise TypeError(f"{argument}.slots must be a tuple of names, got {slots!r}")
     wrong = [name for name in slots if name in RESERVED or not name.isidentifier()]
     if wrong or len(set(slots)) < len(slots):
         raise ValueError(
-            "optimizer.slots must be unique names of letters, digits and '_' other than "
+            f"{argument}.slots must be unique names of letters, digits and '_' other than "
             f"{', '.join(RESERVED)}, got {slots!r}"
         )
 
 
-def _check_signature(rule: Optimizer) -> None:
+def _check_signature(rule: Optimizer, argument: str) -> None:
     try:
         signature(rule.update).bind(None, None, None, None)
     except ValueError:
         return  # compiled functions have no signature to check
     except TypeError as error:
         raise TypeError(
-            f"optimizer.update must take (parameters, gradient, slots, step): {error}"
+            f"{argument}.update must take (parameters, gradient, slots, step): {error}"
         ) from error
 
 
-def _travelled(rule: Optimizer) -> Optimizer:
-    """Return the copy of a rule that a shard would get."""
+def _travelled(rule: Optimizer, argument: str) -> Optimizer:
+    """Return the copy of a rule that a worker would get."""
     try:
         copy: Optimizer = cloudpickle.loads(cloudpickle.dumps(rule))
     except Exception as error:
         raise TypeError(
-            f"optimizer must be picklable, because shards on other machines apply it: {error!r}"
+            f"{argument} must be picklable, because workers on other machines apply it: {error!r}"
         ) from error
     return copy
 
 
-def _try(rule: Optimizer) -> None:
+def _try(rule: Optimizer, argument: str) -> None:
     """Apply some updates of a rule to eight parameters; raise if it is no update in place."""
     parameters = np.array([0, 1, -1, 2, 0, 0.5, -3, 1], np.float32)
     gradient = np.array([1, -1, 0.5, 2, -2, 1, 1, -0.25], np.float32)
@@ -89,16 +89,16 @@ def _try(rule: Optimizer) -> None:
             returned = update(parameters, _read_only(gradient), slots, step)
             if returned is not None:
                 raise TypeError(
-                    "optimizer.update must change parameters and slots in place "
+                    f"{argument}.update must change parameters and slots in place "
                     f"(parameters -= ...) and return None, it returned {_brief(returned)}"
                 )
     except Exception as error:
-        error.add_note("in a trial of optimizer on eight parameters, before training")
+        error.add_note(f"in a trial of {argument} on eight parameters, before training")
         raise
     if _is_unchanged(before, parameters, slots) and _still_moves_nothing(rule, parameters, slots):
         raise ValueError(
-            "optimizer.update changed neither parameters nor slots in a trial: it must change them "
-            "in place (parameters -= ... or parameters[:] = ..., not parameters = ...)"
+            f"{argument}.update changed neither parameters nor slots in a trial: it must change "
+            "them in place (parameters -= ... or parameters[:] = ..., not parameters = ...)"
         )
 
 

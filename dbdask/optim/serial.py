@@ -15,9 +15,8 @@ def minimise_array(
     objective: Objective,
     start: FloatArray,
     settings: Settings | None = None,
-    state: State | None = None,
 ) -> tuple[FloatArray, State, str]:
-    """Minimise a function of one array; return the point, the method's state, and the reason.
+    """Minimise a function of one array; return the point, the state, and why it stopped.
 
     Parameters
     ----------
@@ -27,8 +26,6 @@ def minimise_array(
         The first point, float of (n,); its dtype is that of all vectors.
     settings
         None: the defaults, with the precision of `start`.
-    state
-        Continues from a state that was returned; None: begins anew.
 
     Examples
     --------
@@ -37,7 +34,7 @@ def minimise_array(
     (True, 'tolerance')
     """
     settings = settings or Settings(epsilon=float(np.finfo(start.dtype).eps))
-    state = state or State()
+    state = State()
     vectors: Vectors = {"parameters": np.array(start)}
     method = minimise(state, settings)
     answer: Answer = None
@@ -54,4 +51,4 @@ def minimise_array(
             answer = value, carry_out(request.after, vectors)
         else:
             assert isinstance(request, Accepted)
-            answer = False
+            answer = False  # continue: True would stop the method

@@ -1,13 +1,16 @@
 """Every wait of the parameter server, in one place; settable in `dask.config` under `dbdask.`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import dask.config
 from dask.utils import parse_timedelta
 
 from dbdask.schedule.awake import LOOK_SECONDS, AwakeClock
+
+T = TypeVar("T")
 
 DEFAULTS = {
     "connect": "5s",
@@ -77,3 +80,42 @@ async def within(seconds: float) -> AsyncIterator[AwakeClock]:
             yield clock
         finally:
             looking.cancel()
+
+
+async def while_alive(
+    work: Coroutine[Any, Any, T],
+    probe: Callable[[], Awaitable[bool]],
+    silence: Exception,
+    *,
+    nbytes: int = 0,
+) -> T:
+    """Await work on a worker for as long as its worker gives a sign of life.
+
+    A passed deadline is a reason to ask, and no verdict: a worker that answers is busy.
+
+    Parameters
+    ----------
+    work
+        Is cancelled if the caller is cancelled or the worker is silent.
+    probe
+        Asks for a sign of life. It is called each time the deadline `answer` has passed.
+    silence
+        The error that is raised if the probe gets no answer.
+    nbytes
+        Bytes that travel with the work or its answer; they lengthen the deadline.
+    """
+    working = asyncio.ensure_future(work)
+    working.add_done_callback(retrieve_error)
+    try:
+        while not (await asyncio.wait({working}, timeout=deadline("answer", nbytes)))[0]:
+            if not await probe() and not working.done():
+                raise silence
+        return working.result()
+    finally:
+        working.cancel()
+
+
+def retrieve_error(work: "asyncio.Task[T]") -> None:
+    """Take the error of a task: asyncio logs those that no caller has retrieved."""
+    if not work.cancelled():
+        work.exception()

@@ -1,4 +1,4 @@
-"""Making an actor on a worker: the wait for it has a deadline, and says why it ended."""
+"""Making an actor on a worker: the wait for it has a deadline, and its error says what failed."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from distributed import Client, Future
 
 from dbdask.errors import ShardLost, WorkerError
-from dbdask.rpc.contact import hear_out, while_alive, worker_answers
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.calls import worker_answers
+from dbdask.rpc.deadlines import deadline, retrieve_error, while_alive
 from dbdask.rpc.tasks import (
     LOOK_SECONDS,
     error_of,
     is_loss_of_actor,
     is_processed,
     place_of,
-    settled,
+    status_at_end,
 )
 
 
 def submit_actor(
     client: Client, kind: type[object], arguments: Sequence[object], key: str, worker: str
 ) -> "Future[object]":
-    """Ask for an actor on a worker and no other, before all other work there.
+    """Submit an actor to one worker, before all other work there; its future keeps it alive.
 
-    The future keeps it alive. Where others might make it, Dask would let one that is idle steal
-    it, and keep it for ever in the books of this one, which could then never be retired.
+    No other worker may make it. Dask would let an idle worker steal it, and would still count it
+    among the actors of this worker, which could then never be retired.
     """
     return client.submit(
         kind,
@@ -40,10 +40,10 @@ _unwanted: "set[asyncio.Task[None]]" = set()
 
 
 def release_when_made(client: Client, future: "Future[object]") -> "asyncio.Task[None]":
-    """Release the future of an actor that nobody wants any more, once no worker is making it.
+    """Release the future of an actor that is no longer needed, once no worker is making it.
 
-    Dask keeps an actor that is released before in the books of its worker: it would never let
-    that worker retire.
+    If the future is released before that, Dask still counts the actor among those of its worker,
+    and never lets that worker retire.
     """
 
     async def release() -> None:
@@ -54,19 +54,19 @@ def release_when_made(client: Client, future: "Future[object]") -> "asyncio.Task
     task = asyncio.ensure_future(release())
     _unwanted.add(task)  # it may outlive its run, as long as a worker is stopped
     task.add_done_callback(_unwanted.discard)
-    task.add_done_callback(hear_out)
+    task.add_done_callback(retrieve_error)
     return task
 
 
-async def made(
+async def wait_until_made(
     client: Client, future: "Future[object]", name: str, worker: str, *, nbytes: int = 0
 ) -> str:
-    """Wait until an actor of `nbytes` is made; returns its worker.
+    """Wait until an actor of `nbytes` is made; return the address of its worker.
 
     Raises
     ------
     ShardLost
-        Its worker left meanwhile, or gives no sign of life.
+        Its worker left meanwhile, or answers no ping.
     WorkerError
         No worker made it in time.
     """
@@ -74,7 +74,9 @@ async def made(
     silence = ShardLost(f"{name} was not made: worker {worker} gives no sign of life")
     try:
         status = await while_alive(
-            settled(client, future, seconds), lambda: worker_answers(client.rpc, worker), silence
+            status_at_end(client, future, seconds),
+            lambda: worker_answers(client.rpc, worker),
+            silence,
         )
     except TimeoutError as error:
         raise WorkerError(f"no worker made {name} within {seconds:g} s") from error

@@ -1,6 +1,6 @@
 """Tasks as the client sees them: their end, their result, and what is known of those under way.
 
-With `contact` the only module that touches the inside of `distributed`.
+Like the rest of `rpc`, it touches the inside of `distributed`; no other package does.
 """
 
 import asyncio
@@ -12,9 +12,10 @@ from distributed import Client, Future, Worker
 from distributed.utils_comm import gather_from_workers
 
 from dbdask.errors import ShardLost
-from dbdask.rpc.contact import LOST, run_on, scheduler_of, unwrap
+from dbdask.rpc.calls import CONNECTION_ERRORS, run_on, unwrap
 from dbdask.rpc.deadlines import deadline, within
 from dbdask.rpc.portable import is_misread
+from dbdask.rpc.scheduler import scheduler_of
 from dbdask.schedule.awake import AwakeClock
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ T = TypeVar("T")
 LOOK_SECONDS = 0.5  # a wait that looks about looks so often
 AT_WORK = ("waiting", "constrained", "ready", "executing", "long-running", "resumed")
 ENDED = ("memory", "erred")
+NOT_BEGUN = ("waiting", "constrained", "ready")
 TO_TELL = (*ENDED, "forgotten", None)
 MOST_FETCHES = 20
 
@@ -41,6 +43,13 @@ class Whereabouts(NamedTuple):
         """
         is_nowhere = self.at_scheduler == "processing" and self.at_worker not in AT_WORK
         return is_nowhere or self.at_scheduler in ENDED
+
+    @property
+    def has_not_begun(self) -> bool:
+        """Whether the task waits for others: for what it depends on, or for a thread."""
+        if self.at_scheduler == "processing":
+            return self.at_worker in NOT_BEGUN
+        return self.at_scheduler in ("waiting", "queued", "no-worker")
 
 
 async def ended(future: "Future[T]") -> None:
@@ -109,7 +118,7 @@ async def _fetched(client: Client, key: str) -> list[Any]:
     return [unwrap(value) for value in data.values()]
 
 
-async def settled(client: Client, future: "Future[T]", seconds: float) -> str:
+async def status_at_end(client: Client, future: "Future[T]", seconds: float) -> str:
     """Wait, on the client's loop, until a future ends; its status comes back.
 
     Raises
@@ -125,8 +134,12 @@ async def settled(client: Client, future: "Future[T]", seconds: float) -> str:
         while not (await asyncio.wait({waiting}, timeout=LOOK_SECONDS))[0]:
             if clock.seconds() > seconds:
                 raise TimeoutError
-            if await _at_scheduler(client, str(future.key)) == "no-worker":
-                raise ShardLost(f"the worker that was to make {future.key} left, or is paused")
+            key = str(future.key)
+            state = await _at_scheduler(client, key)
+            if state == "no-worker":
+                raise ShardLost(f"the worker that was to make {key} left, or is paused")
+            if state in TO_TELL:  # the user has cancelled it, or the client missed its end
+                client._send_to_scheduler({"op": "report-key", "key": key})
     finally:
         waiting.cancel()
     return str(future.status)
@@ -137,7 +150,7 @@ async def is_processed(client: Client, future: "Future[T]") -> bool:
     try:
         async with within(deadline("ping")):
             return await _at_scheduler(client, str(future.key)) == "processing"
-    except LOST:
+    except CONNECTION_ERRORS:
         return False
 
 

@@ -19,12 +19,14 @@ from distributed import Worker
 from distributed.core import ConnectionPool
 
 from dbdask.arrays import Float32Array
-from dbdask.rpc.contact import ActorPlace, MethodRaised, ask_actor, held_actor, start_on
+from dbdask.rpc.calls import ActorPlace, MethodRaised, ask_actor
+from dbdask.rpc.local_workers import local_actor
+from dbdask.rpc.loops import start_on
 
 LOOK_SECONDS = 0.05  # how often a wait for a lock looks whether it was cancelled
 
 WAYS = ("in-process", "same-host", "dask")
-"""The transports by their names in `dask.config`; each is tried before Dask's connections."""
+"""The transports by name in `dask.config`, the fastest first; Dask's connections always work."""
 
 
 def permitted() -> tuple[str, ...]:
@@ -48,7 +50,7 @@ class Request(NamedTuple):
     """A call of a shard without its vectors: small, and pickled where it has to be."""
 
     method: str
-    """One of the shard's `answers`."""
+    """One of the shard's `requests`."""
     generation: int | None
     """The shard refuses the request in any other generation; None is good in all."""
     arguments: tuple[Any, ...] = ()
@@ -180,7 +182,7 @@ class InProcess:
         KeyError
             The worker has forgotten the shard.
         """
-        call = DirectCall(held_actor(self._worker, self._key), request, sent, into)
+        call = DirectCall(local_actor(self._worker, self._key), request, sent, into)
         call.wait(0.0)
         return call
 

@@ -1,16 +1,19 @@
 """Arrivals: ask a cluster without workers for one, and wait for it."""
 
 import asyncio
+import time
 import uuid
 
 from distributed import Client, Future
 
 from dbdask.errors import WorkerError
-from dbdask.rpc.contact import workers_now
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import workers_now
 from dbdask.schedule.awake import AwakeClock
 
 LOOK_SECONDS = 0.25
+DEMAND_SECONDS = 1.0
+"""How long a task that asks for a worker keeps it busy."""
 
 
 async def await_workers(client: Client) -> None:
@@ -41,9 +44,10 @@ async def await_workers(client: Client) -> None:
 
 
 def ask_for_worker(client: Client) -> "Future[None]":
-    """Let a task wait for a worker, so that an adaptive cluster starts one; release it then."""
-    return client.submit(_do_nothing, key=f"dbdask-arrival-{uuid.uuid4().hex}", pure=False)
+    """Let a task wait for a worker, so that an adaptive cluster starts one; release it then.
 
-
-def _do_nothing() -> None:
-    pass
+    The task keeps its worker busy for `DEMAND_SECONDS`. It is no function of this library: the
+    event loop of a new worker would have to import it.
+    """
+    key = f"dbdask-arrival-{uuid.uuid4().hex}"
+    return client.submit(time.sleep, DEMAND_SECONDS, key=key, pure=False)

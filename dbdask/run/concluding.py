@@ -16,7 +16,7 @@ from dbdask.run.warn import warn_user
 from dbdask.status import Status
 
 GROWTH = 10.0
-"""A run has diverged if its loss ends above so many times the first, and a blind model's."""
+"""A run has diverged if its last loss exceeds this many times max(first loss, blind loss)."""
 JUDGED = ("epochs", "iterations", "tolerance", "precision")
 
 

@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 from distributed import Client
 
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
-from dbdask.rpc.contact import (
+from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import (
     connection_of,
     count_workers,
     has_scheduler,
     is_closed,
     scheduler_of,
 )
-from dbdask.rpc.deadlines import deadline
 from dbdask.run.snapshots import Snapshots
 from dbdask.schedule.awake import AwakeClock
 
@@ -110,7 +110,8 @@ class Guard:
         unseen = 0.0 if self.last_seen is None else self.clock.seconds() - self.last_seen
         if unseen > deadline("arrival"):
             return WorkerError(
-                f"every worker has left, and none came in {deadline('arrival'):g} s; "
+                f"every worker has left, and none came in {deadline('arrival'):g} s: see that "
+                "workers run, or set dbdask.arrival where new ones take longer to come; "
                 f"{self.snapshots.resume_hint()}"
             )
         return None

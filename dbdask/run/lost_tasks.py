@@ -9,7 +9,7 @@ from contextlib import suppress
 from distributed import Client
 
 from dbdask.data.waiting import WARN_SECONDS, long_reads
-from dbdask.rpc.contact import run_on
+from dbdask.rpc.calls import run_on
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.tasks import Whereabouts, whereabouts
 

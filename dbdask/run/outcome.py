@@ -1,13 +1,13 @@
-"""The outcome of a run, and the words that say how to resume it."""
+"""The outcome of a run, and the hint how to resume it."""
 
 import logging
 from dataclasses import dataclass
 
 import numpy as np
 
+from dbdask.daemon_threads import beside_loop
 from dbdask.metrics.history import History
 from dbdask.rpc.deadlines import deadline, within
-from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.status import Status
 from dbdask.storage.checkpoint import Snapshot, VectorReference
 
@@ -27,30 +27,30 @@ class Outcome:
     """Whether the parameters are the best by validation, and not the last."""
 
 
-def resume_hint(path: str | None, last: Snapshot | None, *, twins_help: bool = True) -> str:
+def resume_hint(path: str | None, last: Snapshot | None, *, copies_help: bool = True) -> str:
     """Name the last snapshot and the line that resumes it, or what would have helped."""
     if path is None:
-        twins = ", or shard_copies=2" if twins_help else ""
+        copies = ", or shard_copies=2" if copies_help else ""
         return (
             "the run has no checkpoint to go on from: give checkpoint=PATH "
-            f'(and resume="auto"){twins}'
+            f'(and resume="auto"){copies}'
         )
     if last is None:
         return f"no snapshot is in {path!r} yet: the same call starts anew"
     return f"the last snapshot is in {path!r}: go on from it with checkpoint={path!r}, resume=True"
 
 
-async def brought_home(reference: VectorReference, size: int) -> np.ndarray | VectorReference:
-    """Read a small vector, so that the result outlives the checkpoint; leave a large one there.
+async def read_if_small(reference: VectorReference, size: int) -> np.ndarray | VectorReference:
+    """Return a small vector, so that the result outlives the checkpoint, or the reference.
 
-    If the store does not answer in time the vector stays there too: the result reads it later.
+    A large vector stays in the checkpoint, and so does one whose store does not answer in time: the
+    result reads it when it is asked for.
     """
     if 4 * size > LARGEST_READ:
         return reference
     try:
         async with within(deadline("store", 4 * size)):
-            vector: np.ndarray = await DaemonThreadRunner().do(reference.read)
-            return vector
+            return await beside_loop(reference.read)
     except TimeoutError:
         logger.warning("the parameters stay in %r, which does not hand them over", reference.path)
         return reference

@@ -11,14 +11,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from dbdask.daemon_threads import call_within
 from dbdask.errors import CheckpointError
 from dbdask.rpc.deadlines import deadline
 from dbdask.schedule.awake import AwakeClock
 from dbdask.storage import checkpoint, owner
-from dbdask.storage.bounded import within
 from dbdask.storage.owner import Owner
+
+T = TypeVar("T")
 
 logger = logging.getLogger("dbdask")
 
@@ -28,7 +30,7 @@ SETTLING = 10  # times as long as the store took to take a name in: others may d
 LEAST_SETTLING = 0.05  # seconds
 
 
-def in_time(path: str, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def in_time(path: str, doing: str, function: Callable[..., T], *arguments: object) -> T:
     """Call a function that uses the store, within `dbdask.store`.
 
     Raises
@@ -38,7 +40,7 @@ def in_time(path: str, doing: str, function: Callable[..., Any], *arguments: Any
     """
     seconds = deadline("store")
     try:
-        return within(seconds, function, *arguments)
+        return call_within(seconds, function, *arguments)
     except TimeoutError as error:
         raise CheckpointError(
             f"checkpoint={path!r} gave no answer in {seconds:g} s (dbdask.store) while {doing}: "
@@ -130,10 +132,9 @@ class Ownership:
         )
 
     def _look(self) -> Owner | None:
-        found: Owner | None = self._do("looking for its owner", owner.read, self.path)
-        return found
+        return self._do("looking for its owner", owner.read, self.path)
 
-    def _do(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _do(self, doing: str, function: Callable[..., T], *arguments: object) -> T:
         try:
             return in_time(self.path, doing, function, *arguments)
         except CheckpointError:
@@ -191,7 +192,7 @@ class Ownership:
         """Leave the checkpoint to the next run; a store that hangs is left alone."""
         self._ended.set()
         try:
-            within(deadline("store"), self._forget)
+            call_within(deadline("store"), self._forget)
         except Exception as error:
             logger.warning("checkpoint=%r still names its owner: %r", self.path, error)
         finally:

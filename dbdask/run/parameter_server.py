@@ -1,4 +1,4 @@
-"""The client's side of the parameter server: it places, commands and replaces shards.
+"""The parameter server, on the client's side: it makes, moves, gives up and replaces shards.
 
 It runs on the client's event loop. The client sends numbered commands and receives scalars; vectors
 stay in the shards.
@@ -9,54 +9,32 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from distributed import Client, Future
+from distributed import Client
 
-from dbdask.errors import ShardLost
 from dbdask.models.layout import cut
 from dbdask.optim.optimizers import Optimizer
-from dbdask.rpc.contact import (
-    ActorPlace,
-    answers_ping,
-    call_actor,
-    has_scheduler,
-    run_on,
-)
+from dbdask.rpc.calls import ActorPlace, answers_ping
 from dbdask.rpc.deadlines import deadline, within
-from dbdask.rpc.making import made, release_when_made, submit_actor
+from dbdask.rpc.making import release_when_made, submit_actor, wait_until_made
+from dbdask.rpc.scheduler import has_scheduler
 from dbdask.rpc.tasks import place_of
-from dbdask.schedule.ledger import ShardProgress
+from dbdask.run.shard_calls import ShardCalls, ShardCopy
+from dbdask.run.worker_notices import WorkerNotices
 from dbdask.schedule.placement import missing_copies
-from dbdask.worker.context import (
-    close_context,
-    end_generation,
-    give_up_long_reads,
-    unwant,
-)
-from dbdask.worker.drain_on_close import add_drain, forget_drain, shard_prefix
+from dbdask.worker.drain_on_close import shard_prefix
 from dbdask.worker.initial import FromNeighbour
-from dbdask.worker.link import ServerHandle, ShardPlace
-from dbdask.worker.shard import ParameterShard, ShardState
+from dbdask.worker.shard import ParameterShard
+from dbdask.worker.shard_state import ShardState
 
 Initial = Callable[[int, int, Optimizer], ShardState]
 
 
-@dataclass(frozen=True, eq=False)
-class ShardCopy:
-    """One copy of a shard: its actor, and the future that keeps it alive."""
-
-    place: ActorPlace
-    future: "Future[object]"
-
-
-class ParameterServer:
+class ParameterServer(ShardCalls):
     """The shards of one run, each in one copy or in several on different workers.
 
-    Reads go to the first copy; pushes and commands go to all. If there are fewer workers than
-    copies the run goes on with fewer copies, and makes the others when a worker comes.
+    If there are fewer workers than copies, the run goes on with fewer copies, and makes the others
+    when a worker joins.
 
     Parameters
     ----------
@@ -89,43 +67,15 @@ class ParameterServer:
         trained: Sequence[tuple[int, int]] | None = None,
         buffers: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self.client, self.run, self.size = client, run, size
+        super().__init__(client, run, size)
+        self.notices = WorkerNotices(client, run)
         self.kind = kind
-        self.slices: tuple[tuple[int, int], ...] = ()  # none before they are placed
         self.optimizer = optimizer
         self.wanted = copies
         self.trained, self.buffers = trained, buffers
-        self.generation = 0
-        self._copies: list[list[ShardCopy]] = []
-        self._unwanted: list[asyncio.Task[None]] = []  # shards given up while they were made
-        self._command = 0
-        self._telling: set[asyncio.Task[None]] = set()
-
-    @property
-    def chunk(self) -> int:
-        """Elements of a shard (the last may hold fewer)."""
-        start, stop = self.slices[0]
-        return stop - start
-
-    @property
-    def handle(self) -> ServerHandle:
-        """The frozen handle of the current generation, for replicas."""
-        shards = tuple(
-            ShardPlace(start, stop, tuple(copy.place for copy in copies))
-            for (start, stop), copies in zip(self.slices, self._copies, strict=True)
-        )
-        assert all(shard.copies for shard in shards)
-        return ServerHandle(self.run, self.generation, self.size, shards)
-
-    @property
-    def workers(self) -> list[str]:
-        """Every worker that holds a copy of a shard."""
-        return sorted({worker for holders in self.holders for worker in holders})
-
-    @property
-    def holders(self) -> list[list[str]]:
-        """The workers of each shard's copies, the first copy's first."""
-        return [[copy.place.worker for copy in copies] for copies in self._copies]
+        self._releasing: list[
+            asyncio.Task[None]
+        ] = []  # releases of shards that failed while they were made
 
     @property
     def copies(self) -> int:
@@ -136,8 +86,6 @@ class ParameterServer:
     def gone(self) -> list[int]:
         """The shards of which no copy is left."""
         return [index for index, copies in enumerate(self._copies) if not copies]
-
-    # Making, moving and losing shards
 
     async def place(self, count: int, initial: Initial, workers: Sequence[str]) -> None:
         """Cut the vector into `count` shards, and make every copy of each, over `workers`."""
@@ -159,7 +107,7 @@ class ParameterServer:
         return bool(self._missing(workers))
 
     async def add_copies(self, workers: Sequence[str]) -> None:
-        """Make the copies that are missing, from those that are there; nothing may be applied."""
+        """Make the missing copies from existing ones. Meanwhile no update may be applied."""
         missing = self._missing(workers)
         await self._make_all([(i, self._neighbour(i), worker) for i, worker in missing])
 
@@ -171,7 +119,7 @@ class ParameterServer:
         return bool(workers) or all(set(holders) - set(going) for holders in self.holders)
 
     async def move(self, going: Collection[str], workers: Sequence[str]) -> None:
-        """Free some workers of their copies, and make these anew on other workers if there are any.
+        """Move the copies that the workers `going` hold to other workers, if there are any.
 
         No replica may be at work. The new generation refuses pushes that are still on their way.
         """
@@ -182,7 +130,7 @@ class ParameterServer:
         missing = missing_copies(stay, self.wanted, eligible_workers)
         await self._make_all([(i, self._neighbour(i), worker) for i, worker in missing])
         for index, copies in enumerate(left):
-            self._let_go(index, copies)
+            self._release_copies(index, copies)
         for copy in (copy for copies in left for copy in copies):
             await self._until_forgotten(copy.place.key)
 
@@ -201,15 +149,15 @@ class ParameterServer:
         answers = await asyncio.gather(*(is_lost(copy) for _, copy in held))
         lost = [(index, copy) for (index, copy), gone in zip(held, answers, strict=True) if gone]
         for index, copy in lost:
-            self._let_go(index, [copy])
+            self._release_copies(index, [copy])
         return len(lost)
 
     def give_up(self, indices: Iterable[int]) -> None:
         """Give up every copy of some shards, including those that answer."""
         for index in indices:
-            self._let_go(index, self._copies[index])
+            self._release_copies(index, self._copies[index])
 
-    def _let_go(self, index: int, copies: Iterable[ShardCopy]) -> None:
+    def _release_copies(self, index: int, copies: Iterable[ShardCopy]) -> None:
         for copy in list(copies):
             self._copies[index].remove(copy)
             copy.future.release()
@@ -225,7 +173,7 @@ class ParameterServer:
                     await asyncio.sleep(0.02)
 
     async def _make_all(self, plan: Sequence[tuple[int, Initial, str]]) -> None:
-        """Make copies, all at once. If one fails the others stay, and none is on its way any more.
+        """Make copies, all at once, and wait for all. If one fails, the others stay.
 
         Raises
         ------
@@ -250,167 +198,23 @@ class ParameterServer:
         nbytes = 4 * (stop - start) * (1 + len(self.optimizer.slots))
         future = submit_actor(self.client, self.kind, arguments, key, worker)
         try:
-            address = await made(
+            address = await wait_until_made(
                 self.client, future, f"parameter shard {index}", worker, nbytes=nbytes
             )
         except BaseException:
-            self._unwanted.append(release_when_made(self.client, future))
+            self._releasing.append(release_when_made(self.client, future))
             raise
-        await self._tell([address], add_drain, self.run)
+        await self.notices.add_drain(address)
         return ShardCopy(ActorPlace(address, key), future)
-
-    # Talking to shards
-
-    async def command(
-        self,
-        name: str,
-        *arguments: object,
-        only: Sequence[int] | None = None,
-        nbytes: int = 0,
-        number: int | None = None,
-    ) -> list[Any]:
-        """Give a numbered command to all shards (or to some); return an answer for each shard.
-
-        Every copy carries it out. With the `number` of an earlier command it is a repeat: a shard
-        that has carried it out only repeats its answer.
-        """
-        number = self.new_number() if number is None else number
-        answers = await self._of_all("command", number, name, *arguments, only=only, nbytes=nbytes)
-        return [copies[0] for copies in answers]
-
-    async def order(
-        self, name: str, *arguments: object, only: Sequence[int] | None = None
-    ) -> list[Any]:
-        """Give a command that is valid in this generation only: if it comes late it is refused.
-
-        Such a command sets something that a later command may set differently.
-        """
-        answers = await self._order_copies(name, *arguments, only=only)
-        return [copies[0] for copies in answers]
-
-    async def _order_copies(
-        self, name: str, *arguments: object, only: Sequence[int] | None = None
-    ) -> list[list[Any]]:
-        number, generation = self.new_number(), self.generation
-        return await self._of_all("order", number, generation, name, *arguments, only=only)
-
-    async def _of_all(
-        self, method: str, *arguments: object, only: Sequence[int] | None = None, nbytes: int = 0
-    ) -> list[list[Any]]:
-        """Call every copy of all shards (or of some); return the answers by shard."""
-        return await asyncio.gather(
-            *(
-                self._of_copies(index, method, *arguments, nbytes=nbytes)
-                for index in self._indices(only)
-            )
-        )
-
-    def _indices(self, only: Sequence[int] | None) -> Sequence[int]:
-        return range(len(self.slices)) if only is None else only
-
-    def new_number(self) -> int:
-        """Return the number of a new command."""
-        self._command += 1
-        return self._command
-
-    async def _of_copies(
-        self, index: int, method: str, *arguments: object, nbytes: int = 0
-    ) -> list[Any]:
-        """Call every copy of a shard over direct connections."""
-        copies = self._copies[index]
-        if not copies:
-            raise ShardLost(f"shard {index} has no place")
-        return await asyncio.gather(
-            *(
-                call_actor(self.client.rpc, copy.place, method, *arguments, nbytes=nbytes)
-                for copy in copies
-            )
-        )
-
-    async def call(self, index: int, method: str, *arguments: object, nbytes: int = 0) -> Any:
-        """Call the first copy of one shard."""
-        copies = self._copies[index]
-        if not copies:
-            raise ShardLost(f"shard {index} has no place")
-        return await call_actor(self.client.rpc, copies[0].place, method, *arguments, nbytes=nbytes)
-
-    async def call_each(self, method: str, *arguments: object, nbytes: int = 0) -> list[Any]:
-        """Call the first copy of every shard."""
-        return await asyncio.gather(
-            *(self.call(i, method, *arguments, nbytes=nbytes) for i in self._indices(None))
-        )
-
-    async def advance(self) -> list[ShardProgress]:
-        """Enter a new generation on all shards that have a copy; return every copy's progress."""
-        self.generation += 1
-        there = [index for index, copies in enumerate(self._copies) if copies]
-        number = self.new_number()
-        answers = await self._of_all("command", number, "advance", self.generation, only=there)
-        return [progress for copies in answers for progress in copies]
-
-    async def pause(self) -> list[ShardProgress]:
-        """Ask replicas to hand their portions back; return every copy's progress."""
-        answers = await self._order_copies("pause", True)
-        return [progress for copies in answers for progress in copies]
-
-    async def end_generation(self, workers: Sequence[str]) -> None:
-        """End the calls of the current generation on every worker that answers."""
-        await self._tell(workers, end_generation, self.run, self.generation)
-
-    async def assign(self, values: np.ndarray, only: Sequence[int] | None = None) -> None:
-        """Send each shard its slice of a vector that the client holds."""
-        number = self.new_number()
-        await asyncio.gather(
-            *(
-                self._of_copies(
-                    index,
-                    "command",
-                    number,
-                    "assign",
-                    values[slice(*self.slices[index])],
-                    nbytes=4 * self.chunk,
-                )
-                for index in self._indices(only)
-            )
-        )
-
-    async def read(self, name: str) -> np.ndarray:
-        """Collect one vector in the client."""
-        vector = np.empty(self.size, np.float32)
-
-        async def collect(index: int) -> None:
-            start, stop = self.slices[index]
-            vector[start:stop] = await self.call(index, "read", name, nbytes=4 * (stop - start))
-
-        await asyncio.gather(*(collect(index) for index in range(len(self.slices))))
-        return vector
-
-    def unwant(self, workers: Sequence[str], identities: list[tuple[int, int]]) -> None:
-        """Tell workers that bundles are done, so that their copies stop by themselves.
-
-        Nothing waits for the answer: a worker that misses it only works in vain.
-        """
-        telling = asyncio.ensure_future(self._tell(workers, unwant, self.run, identities))
-        self._telling.add(telling)
-        telling.add_done_callback(self._telling.discard)
-
-    def give_up_long_reads(self, workers: Sequence[str]) -> None:
-        """Tell workers that replicas are to wait no longer for chunks that do not come."""
-        telling = asyncio.ensure_future(self._tell(workers, give_up_long_reads, self.run))
-        self._telling.add(telling)
-        telling.add_done_callback(self._telling.discard)
 
     async def release(self, workers: Sequence[str]) -> None:
         """Release everything on the cluster: contexts, then shards."""
-        for telling in self._telling:
-            telling.cancel()
-        await self._tell(workers, close_context, self.run)
-        await self._tell(workers, forget_drain, self.run)
-        if self._unwanted and has_scheduler(self.client):
-            await asyncio.wait(self._unwanted, timeout=deadline("connect"))
+        await self.notices.close_contexts(workers)
+        if self._releasing and has_scheduler(self.client):
+            await asyncio.wait(self._releasing, timeout=deadline("connect"))
         keys = [copy.place.key for copies in self._copies for copy in copies]
         for index, copies in enumerate(self._copies):
-            self._let_go(index, copies)
+            self._release_copies(index, copies)
         if workers and keys:
             await self._flush(keys[-1])
 
@@ -425,11 +229,3 @@ class ParameterServer:
             await asyncio.wait({asking}, timeout=0.1)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-
-    async def _tell(
-        self, workers: Sequence[str], function: Callable[..., object], *arguments: object
-    ) -> None:
-        async def tell(worker: str) -> None:
-            await run_on(self.client.rpc, worker, function, *arguments, seconds=deadline("connect"))
-
-        await asyncio.gather(*(tell(worker) for worker in workers), return_exceptions=True)

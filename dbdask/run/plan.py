@@ -69,8 +69,8 @@ class Plan:
     ownership: Ownership | None = None
     """The run's hold of the checkpoint; None if nobody else can want it."""
     blind_loss: Callable[[Sequence[Magnitude]], float] = _unknown_loss
-    """About the loss of a model that knows nothing, by the magnitudes of the data; infinite if no
-    loss shows that the run has diverged."""
+    """About the loss of a model that ignores its inputs, by the magnitudes of the data; infinite if
+    no loss shows that the run has diverged."""
     snapshot_seconds: float = 30.0
 
     @property

@@ -7,17 +7,13 @@ from typing import TypeVar
 from distributed.core import ConnectionPool
 
 from dbdask import __version__
+from dbdask.daemon_threads import beside_loop
 from dbdask.errors import CheckpointError, WorkerError
-from dbdask.rpc.contact import (
-    WorkerFacts,
-    import_here,
-    refused_certificate,
-    run_on,
-    while_alive,
-    worker_answers,
-)
-from dbdask.rpc.deadlines import deadline
-from dbdask.run.daemon_threads import DaemonThreadRunner
+from dbdask.rpc.calls import run_on, worker_answers
+from dbdask.rpc.connections import refused_certificate
+from dbdask.rpc.deadlines import deadline, while_alive
+from dbdask.rpc.local_workers import import_here
+from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run.ownership import in_time
 from dbdask.storage import checkpoint
 
@@ -37,8 +33,8 @@ LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in 
 T = TypeVar("T")
 
 
-class Unheard(Exception):
-    """A worker gave no sign of life while it was checked: it has stopped, or left."""
+class WorkerSilent(Exception):
+    """A worker answered no ping while it was checked: it has stopped, or left."""
 
 
 async def check_worker(
@@ -52,13 +48,13 @@ async def check_worker(
     ------
     WorkerError
         Names the worker, what it cannot do, and the remedy.
-    Unheard
+    WorkerSilent
         The worker does not answer, which says nothing of what it can do.
     """
     await while_alive(
         _check(pool, address, job, path, trains),
         lambda: worker_answers(pool, address),
-        Unheard(f"worker {address} gives no sign of life"),
+        WorkerSilent(f"worker {address} gives no sign of life"),
     )
 
 
@@ -79,7 +75,7 @@ async def _ask(
         answer: T = await run_on(pool, address, function, *arguments, seconds=deadline("preflight"))
     except WorkerError as error:
         if await _is_silence(pool, address, error.__cause__):
-            raise Unheard(str(error)) from error
+            raise WorkerSilent(str(error)) from error
         raise
     return answer
 
@@ -115,7 +111,7 @@ def version_here() -> str:
 async def open_all(job: bytes, path: str | None, trains: bool) -> str:
     """Unpickle the job and open every store, on a worker; return what failed, or ''."""
     try:
-        await DaemonThreadRunner().do(_open_all, job, path, trains)
+        await beside_loop(_open_all, job, path, trains)
     except ImportError as error:
         return (
             f"cannot import what the run needs ({error}): "

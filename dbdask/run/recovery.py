@@ -125,10 +125,10 @@ class Recovery:
 
     async def _recover(self, why: str) -> None:
         run, server = self.run, self.run.server
-        await run.look_around()
+        await run.check_workers()
         await run.snapshots.give_up()
         run.validator.give_up()
-        await run.end_flight()
+        await run.end_training_tasks()
         await run.workforce.refresh(now=True)
         await run.placement.drop_lost()
         server.give_up(self._behind)  # else they would count as survivors
@@ -143,7 +143,7 @@ class Recovery:
         if gone and run.plan.path is None:
             raise self._lost(f"shard {gone[0]} of {len(server.slices)} is gone")
         progresses = await server.advance()
-        run.workforce.abandoned = False
+        run.workforce.late_pushes_possible = False
         if gone:
             await run.placement.wait()
             if progresses and run.method.rolls_back_alone:

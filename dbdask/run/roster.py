@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from distributed import Client, Future
 
 from dbdask.errors import WorkerError
-from dbdask.rpc.contact import WorkerFacts, worker_answers, workers_now
+from dbdask.rpc.calls import worker_answers
 from dbdask.rpc.deadlines import deadline
-from dbdask.run.arrivals import ask_for_worker
-from dbdask.run.preflight import Unheard, check_worker
+from dbdask.rpc.scheduler import WorkerFacts, workers_now
+from dbdask.run.arrivals import DEMAND_SECONDS, ask_for_worker
+from dbdask.run.preflight import WorkerSilent, check_worker
 from dbdask.schedule.awake import AwakeClock
 
 logger = logging.getLogger("dbdask")
@@ -46,8 +47,10 @@ class Roster:
     _refused: set[str] = field(default_factory=set)
     _refreshed: float = -1e9
     _left: set[str] = field(default_factory=set)  # in the middle of their check
-    _demand: "Future[None] | None" = None  # a task that waits for a worker
+    _demand: "Future[None] | None" = None  # a task that waits for a worker, or keeps it busy
+    _demanded: float = 0.0  # when it was submitted
     _lacking_since: float | None = None  # None while a worker works, or could
+    _came: float = 0.0  # when the last check began
     _checking: "dict[str, asyncio.Task[None]]" = field(default_factory=dict)
     _asking: dict[str, "asyncio.Task[bool]"] = field(default_factory=dict)
 
@@ -136,9 +139,12 @@ class Roster:
         is_possible = not (self._lack_to_train(()) or self._lack_of_workers(()))
         pending = set(self._checking.values())
         while pending:
-            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
+            _, pending = await asyncio.wait(
+                pending, timeout=DEMAND_SECONDS / 2, return_when=asyncio.FIRST_EXCEPTION
+            )
             await self._look()  # a worker that fails its check may have left
             self._take_checks(at_start=True)
+            self._keep_demand(self.lack)
         while is_possible and (lack := self.lack or self._lack_of_workers(self.away)):
             self.check_arrival(lack)
             await asyncio.sleep(REFRESH_SECONDS)
@@ -155,6 +161,7 @@ class Roster:
                     self.client.rpc, address, self.job, self.checkpoint, trains=trains
                 )
                 self._checking[address] = asyncio.ensure_future(check)
+                self._came = self.clock.seconds()
 
     def _take_checks(self, *, at_start: bool) -> None:
         for address, check in list(self._checking.items()):
@@ -171,7 +178,7 @@ class Roster:
         if address not in self.facts or address in self.closing:
             logger.warning("worker %s left while it was checked", address)
             self._left.add(address)
-        elif isinstance(error, Unheard):
+        elif isinstance(error, WorkerSilent):
             self._note_sign(address, False)
         elif at_start:
             raise error
@@ -200,22 +207,32 @@ class Roster:
         return f"no worker of shard_workers={list(self.holders or ())} is left to hold shards"
 
     def note_lack(self, lack: str) -> float:
-        """Return for how many seconds workers have been lacking, as far as is known.
-
-        While there is none at all, a task waits for one: what else the run has submitted is
-        pinned to workers that have left, and shows an adaptive cluster no demand.
-        """
+        """Return for how many seconds workers have been lacking, as far as is known."""
         now = self.clock.seconds()
-        if lack and not self.facts and self._demand is None:
-            self._demand = ask_for_worker(self.client)
-        if self.facts:
-            self._drop_demand()
+        self._keep_demand(lack)
         if not lack:
             self._lacking_since = None
             self._left.clear()
         elif self._lacking_since is None:
             self._lacking_since = now
         return 0.0 if self._lacking_since is None else now - self._lacking_since
+
+    def _keep_demand(self, lack: str) -> None:
+        """While workers are lacking, show an adaptive cluster that one is wanted.
+
+        If there is none at all a task waits for one: what else the run has submitted is pinned to
+        workers that have left. If one is checked a task keeps it busy: the cluster would take it
+        away again.
+        """
+        if not lack or (self.facts and not self._checking):
+            self._drop_demand()
+            return
+        now = self.clock.seconds()
+        is_over = bool(self.facts) and now - self._demanded >= DEMAND_SECONDS / 2
+        if self._demand is None or is_over:
+            demand = ask_for_worker(self.client)
+            self._drop_demand()
+            self._demand, self._demanded = demand, now
 
     def _drop_demand(self) -> None:
         if self._demand is not None:
@@ -224,14 +241,23 @@ class Roster:
 
     @property
     def is_hopeful(self) -> bool:
-        """Whether a check is under way, and no worker has left during its check."""
-        return bool(self._checking) and not self._left
+        """Whether a check is under way, or a worker came lately, that is worth waiting for.
+
+        If a worker has left during its check, so may the next: it may have died of the check. Then
+        others are waited for until workers have been lacking for `preflight`.
+        """
+        if not self._left or self._lacking_since is None:
+            return bool(self._checking)
+        now = self.clock.seconds()
+        if now - self._lacking_since > deadline("preflight"):
+            return False
+        return bool(self._checking) or now - self._came <= deadline("arrival")
 
     def check_arrival(self, lack: str) -> None:
         """Raise if workers are lacking for too long.
 
-        A check under way is waited for, unless other workers have left in theirs: workers that
-        die of the check, and are started again, would keep the run for ever.
+        A check under way is waited for, as `is_hopeful` says: workers that die of the check, and
+        are started again, would keep the run for ever.
 
         Raises
         ------

@@ -1,10 +1,10 @@
-"""One run of any method: its workers, its shards, its snapshots, and the life of all three."""
+"""One run of any method: its workers, its shards, its snapshots, and its work between two turns.
 
-import asyncio
-import logging
+`Run` and `Method` stand in one module, because each names the other in its types.
+"""
+
 import queue
 import threading
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -15,32 +15,28 @@ from dbdask.errors import ShardLost
 from dbdask.metrics.history import Record
 from dbdask.metrics.magnitudes import merged
 from dbdask.optim.optimizers import Optimizer
-from dbdask.rpc.contact import has_scheduler, worker_answers
 from dbdask.rpc.deadlines import deadline
-from dbdask.run.arrivals import await_workers
 from dbdask.run.concluding import divergence
 from dbdask.run.failures import TRAIN, VALIDATION
-from dbdask.run.outcome import brought_home
+from dbdask.run.outcome import read_if_small
 from dbdask.run.parameter_server import Initial, ParameterServer
 from dbdask.run.plan import Plan, SavedState
-from dbdask.run.preflight import check_collectable, check_memory
 from dbdask.run.roster import Roster
-from dbdask.run.shard_placement import ShardPlacement, most_elements
+from dbdask.run.shard_placement import ShardPlacement
 from dbdask.run.snapshots import Snapshots
 from dbdask.run.tally import Tally
 from dbdask.run.validating import Validator
 from dbdask.run.workforce import Workforce
-from dbdask.schedule import policies
 from dbdask.schedule.awake import AwakeClock
 from dbdask.schedule.ledger import Row
 from dbdask.status import Status
 from dbdask.storage.checkpoint import VectorReference
+from dbdask.worker.context import LONG_READ_SECONDS
 from dbdask.worker.initial import FromModel, FromSnapshot
 from dbdask.worker.shard import ParameterShard
 
-logger = logging.getLogger("dbdask")
-
 TURN_SECONDS = 0.25
+STOPS_OF_USER = ("interrupted", "callback")
 
 
 @dataclass(frozen=True)
@@ -168,7 +164,7 @@ class Run:
 
     @property
     def clock(self) -> AwakeClock:
-        """By which the run judges others: time in which this process ran."""
+        """The clock of every deadline for others: it counts time in which this process ran."""
         return self.roster.clock
 
     def request_stop(self, reason: str) -> None:
@@ -176,49 +172,13 @@ class Run:
         self.stop_reason = self.stop_reason or reason
 
     def forget_result(self) -> None:
-        """Forget a reason to stop that lay in the parameters, because the run goes back."""
+        """Forget a reason to stop that the parameters gave, because the run goes back."""
         if self.stop_reason in ("target", "bad_gradients"):
             self.stop_reason = ""
 
     def note_progress(self) -> None:
         """Note progress that lasts: the next recovery is then not one in a row."""
         self.progress += 1
-
-    # Beginning
-
-    async def begin(self) -> int:
-        """Wait for workers, check that the model fits in them, and return the number of shards."""
-        plan = self.plan
-        await await_workers(self.client)
-        await self.workforce.refresh(first=True)
-        await self.placement.wait()
-        self.tally.note_replicas(len(self.roster.workers), plan.replicas)
-        workers = len(self.placement.eligible())
-        count = plan.shards or policies.shards_for(plan.size, workers)
-        self._check_memory(count, workers)
-        self.placement.begin()
-        return count
-
-    def _check_memory(self, shards: int, workers: int) -> None:
-        plan, facts = self.plan, list(self.roster.facts.values())
-        check_collectable(plan.name, plan.size, plan.path)
-        length = most_elements(plan.size, shards, workers, plan.shard_copies)
-        needed = self.method.memory(plan, length)
-        copied = needed.copied_shard
-        self.has_room_for_copies = copied is not None and all(
-            needed.replica + copied <= worker.memory_limit or not worker.memory_limit
-            for worker in facts
-        )
-        check_memory(facts, needed.replica, needed.shard, plan.name)
-
-    async def make_shards(self, count: int) -> None:
-        """Make every shard for the first time, and write the first snapshot."""
-        plan = self.plan
-        await self.placement.place(count, self.initial())
-        if plan.start is not None and plan.last is None:
-            await self.server.assign(plan.start)
-        if plan.path is not None and plan.last is None:
-            await self.write()
 
     def initial(self) -> Initial:
         """Return where shards start: the last committed snapshot, else the model's own numbers."""
@@ -255,26 +215,36 @@ class Run:
             raise ShardLost(trouble)
         await self.validator.conclude()
 
-    async def look_around(self) -> None:
+    async def check_workers(self) -> None:
         """Ask which workers are there and answer, so that no later step waits for a dead one."""
         await self.workforce.refresh(now=True)
-        await self.workforce.look_around()
+        await self.workforce.check_workers()
 
     def give_up_long_reads(self) -> None:
-        """Let the replicas that answer wait no longer for chunks that do not come."""
-        busy = {out.worker for out in self.workforce.training}
-        self.server.give_up_long_reads(sorted(busy & set(self.roster.answering)))
+        """Let tasks wait no longer for chunks that do not come, because the run is to stop.
 
-    async def end_flight(self) -> None:
-        """End every call, wait for training's tasks to end, and take their work back."""
-        await self.server.end_generation(self.roster.answering)
+        A validation that loses a read so ends without a score. This happens only if the user has
+        stopped the run: a run that has reached its target waits for the score, up to `dbdask.read`.
+        """
+        names = [TRAIN, VALIDATION] if self.stop_reason in STOPS_OF_USER else [TRAIN]
+        busy = {out.worker for out in self.workforce.outstanding if out.work.examples in names}
+        self.server.notices.give_up_long_reads(sorted(busy & set(self.roster.answering)), names)
+
+    async def end_training_tasks(self) -> None:
+        """Cancel the workers' open calls to shards, and end every training task.
+
+        A task whose call is cancelled ends with a report. Tasks that are still running after
+        `dbdask.portion-end` are given up, and their work will be handed out again. No later call of
+        this generation succeeds on those workers: the caller must advance the generation.
+        """
+        await self.server.notices.end_generation(self.roster.answering, self.server.generation)
         self.workforce.give_up_unsubmitted()
         until = self.clock.seconds() + deadline("portion-end")
         while self.workforce.training and self.clock.seconds() < until:
             await self.workforce.turn(TURN_SECONDS)
         self.workforce.give_up_all(TRAIN)
 
-    # What is due between two turns
+    # What is due when the method allows it
 
     async def attend(self, *, epoch_ended: bool) -> None:
         """Move shards, validate and write a snapshot, each if it is due.
@@ -295,12 +265,12 @@ class Run:
         """Move the shards of leaving workers and make missing copies, while nothing is applied."""
         if not self.placement.due:
             return
-        self.workforce.abandon(self.roster.closing)
+        self.workforce.give_up_on(self.roster.closing)
         await self.method.rest(self)
         generation = self.server.generation
         self.validator.suspend()
         if self.workforce.training:  # the new shards need the workers' threads
-            await self.end_flight()
+            await self.end_training_tasks()
             generation += 1
         await self.placement.reconcile()
         if self.server.generation < generation:  # its calls were ended, and no shard has moved
@@ -320,7 +290,7 @@ class Run:
         if validate:
             self.validator.start(number, self.method.epoch)
         if copied:
-            self.snapshots.start_writing(number, *self._state(), self._doubt())
+            self.snapshots.start_writing(number, *self._state(), self._why_not_good())
         if write and not copied:
             await self._write_at_rest()
         await self.method.go_on(self)
@@ -347,15 +317,15 @@ class Run:
 
     async def write(self) -> None:
         """Write the shards as they are; the run is at rest."""
-        await self.snapshots.write_live(*self._state(), self._doubt())
+        await self.snapshots.write_live(*self._state(), self._why_not_good())
 
     async def write_end(self) -> str:
         """Write what the run ends with, and keep it if it is good; returns its group."""
         bad = "the run ends in bad_gradients" if self.stop_reason == "bad_gradients" else ""
         return await self.snapshots.write_end(*self._state(), bad or self._divergence())
 
-    def _doubt(self) -> str:
-        """Why a snapshot taken now would be no good one, if so; it counts as taken."""
+    def _why_not_good(self) -> str:
+        """Return why a snapshot that is taken now is not good, or ''. Refusals count once."""
         refused, self.tally.refused_lately = self.tally.refused_lately, 0
         if refused:
             return f"{refused} gradients were refused since the one before"
@@ -372,6 +342,10 @@ class Run:
     async def _finish_validation(self) -> None:
         """Return when no validation is under way."""
         while self.validator.is_busy:
+            if self.stop_reason:
+                self.give_up_long_reads()
+            if self.stop_reason in STOPS_OF_USER:
+                await self.validator.give_up_waiting(LONG_READ_SECONDS)
             await self.take_in()
 
     # Conclusion
@@ -393,50 +367,7 @@ class Run:
         group = self.snapshots.committed.group
         if plan.last is None or self.progress or self.stop_reason:
             group = await self.write_end()
-        parameters = await brought_home(VectorReference(plan.path, group, name), plan.size)
+        parameters = await read_if_small(VectorReference(plan.path, group, name), plan.size)
         if group != self.snapshots.committed.group and isinstance(parameters, np.ndarray):
             await self.snapshots.forget(group)
         return parameters
-
-    async def release(self) -> None:
-        """End all work, and release everything that the run holds on the cluster.
-
-        A step that fails is logged. It neither stops the other steps, nor hides the error that has
-        ended the run.
-        """
-        steps = (
-            self.workforce.close,
-            self.placement.end,
-            self.snapshots.give_up,
-            self._leave_workers,
-        )
-        try:
-            for step in steps:
-                await self._try_to_release(step)
-        finally:
-            self.at_rest.set()
-
-    async def _try_to_release(self, step: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await step()
-        except Exception as error:
-            logger.warning("the run has not left the cluster in order: %r", error)
-
-    async def _leave_workers(self) -> None:
-        workers = await self._answering()
-        await self.server.end_generation(workers)
-        for supply in (self.plan.supply, self.plan.validation_supply):
-            if supply is not None:
-                await asyncio.to_thread(supply.close)
-        await self.server.release(workers)
-
-    async def _answering(self) -> list[str]:
-        """Return the workers that answer, so that a dead worker is waited for only once.
-
-        If the scheduler is gone its workers end by themselves, with all that the run holds there.
-        """
-        if not has_scheduler(self.client):
-            return []
-        seconds, pool, workers = deadline("connect"), self.client.rpc, self.roster.everyone
-        answers = await asyncio.gather(*(worker_answers(pool, w, seconds=seconds) for w in workers))
-        return [worker for worker, answer in zip(workers, answers, strict=True) if answer]

@@ -17,14 +17,16 @@ from distributed import Client, LocalCluster, default_client, get_client
 from dbdask.data.block_provider import beside_task
 from dbdask.metrics.history import Record
 from dbdask.progress import Progress
-from dbdask.rpc.contact import client_loop, is_closed, start_on, this_worker
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.local_workers import this_worker
+from dbdask.rpc.loops import client_loop, start_on
 from dbdask.rpc.portable import end_causes
+from dbdask.rpc.scheduler import is_closed
 from dbdask.run.guard import client_closed, guarded
+from dbdask.run.slow_callbacks import Callback, CallbackWatch
 from dbdask.run.snapshots import Snapshots
 from dbdask.schedule.awake import AwakeClock
 
-Callback = Callable[[Record], object]
 T = TypeVar("T")
 
 
@@ -107,12 +109,14 @@ def watch(
         return future.done() or not loop.is_running()  # a client that is closed may stop its loop
 
     try:
-        try:
-            _drain_until(is_over, run, callbacks, progress, raised)
-        except KeyboardInterrupt:
-            run.request_stop("interrupted")
-            _drain_until(is_over, run, callbacks, progress, raised)
-        _drain(run, callbacks, progress, raised, wait=0.0)
+        with CallbackWatch() as watching:
+            callbacks = watching.over(callbacks)
+            try:
+                _drain_until(is_over, run, callbacks, progress, raised)
+            except KeyboardInterrupt:
+                run.request_stop("interrupted")
+                _drain_until(is_over, run, callbacks, progress, raised)
+            _drain(run, callbacks, progress, raised, wait=0.0)
     except BaseException:
         future.cancel()
         if loop.is_running():

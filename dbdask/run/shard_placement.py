@@ -9,8 +9,9 @@ from typing import Any
 from distributed import Client
 
 from dbdask.errors import WorkerError
-from dbdask.rpc.contact import WorkerFacts, listen, retire
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import WorkerFacts, retire
+from dbdask.rpc.topics import listen
 from dbdask.run.parameter_server import Initial, ParameterServer
 from dbdask.run.snapshots import Snapshots
 from dbdask.run.tally import Tally
@@ -152,7 +153,8 @@ class ShardPlacement:
             if clock.seconds() > until and not self.roster.is_hopeful:
                 raise WorkerError(
                     f"no worker is left to go on with, and none came in "
-                    f"{deadline('arrival'):g} s; {self.snapshots.resume_hint()}"
+                    f"{deadline('arrival'):g} s: see that workers run, or set dbdask.arrival where "
+                    f"new ones take longer to come; {self.snapshots.resume_hint()}"
                 )
             await asyncio.sleep(TURN_SECONDS)
             await self.workforce.refresh()

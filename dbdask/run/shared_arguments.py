@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from distributed import Client
 
+from dbdask.daemon_threads import call_within
 from dbdask.data.checks import drop_warning
 from dbdask.data.examples import Examples
 from dbdask.data.fills import fill_warnings
@@ -17,13 +18,12 @@ from dbdask.metrics.scores import NOTHING
 from dbdask.models.layout import Layout, as_layout, check_dims
 from dbdask.models.model import Model
 from dbdask.result import Result
-from dbdask.rpc.contact import workers_now
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.scheduler import workers_now
 from dbdask.run import arguments
 from dbdask.run.fitting import check_contract, layout_size
 from dbdask.run.outcome import Outcome
 from dbdask.schedule.portions import Cut, suggest_validation_rows
-from dbdask.storage.bounded import within
 from dbdask.users_code import UsersCode
 
 Parameters = Result | xr.Dataset | np.ndarray
@@ -176,8 +176,7 @@ def flat_parameters(parameters: Parameters | None, layout: Layout) -> np.ndarray
         return _flat_parameters(parameters, layout)
     seconds = round(deadline("store", 4 * layout.size), 1)
     try:
-        vector: np.ndarray = within(seconds, _flat_parameters, parameters, layout)
-        return vector
+        return call_within(seconds, _flat_parameters, parameters, layout)
     except TimeoutError as error:
         raise CheckpointError(
             f"parameters= were not read in {seconds:g} s (dbdask.store): the store that holds them "

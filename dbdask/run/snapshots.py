@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dbdask.daemon_threads import DaemonThreadRunner
 from dbdask.errors import CheckpointError
 from dbdask.rpc.deadlines import deadline, within
-from dbdask.run.daemon_threads import DaemonThreadRunner
 from dbdask.run.outcome import resume_hint
 from dbdask.run.ownership import Ownership
 from dbdask.run.parameter_server import ParameterServer
@@ -217,7 +217,7 @@ class Snapshots:
 
     def resume_hint(self, *, copies_help: bool = True) -> str:
         """Name the last snapshot and the line that resumes it, or what would have helped."""
-        return resume_hint(self.path, self.committed, twins_help=copies_help)
+        return resume_hint(self.path, self.committed, copies_help=copies_help)
 
     def named_in(self, error: Exception) -> Exception:
         """Return an error that names the last snapshot, if there is one to go on from."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from dbdask.metrics.history import History, Record
 from dbdask.metrics.magnitudes import Magnitude
+from dbdask.metrics.time_spent import ACTIVITIES, Spent
 from dbdask.run.plan import SavedState
 from dbdask.schedule.portion_marks import PortionTable
 from dbdask.worker.replica import PortionReport
@@ -38,6 +39,7 @@ class Tally:
         self.history = History()
         self.magnitudes: dict[str, tuple[Magnitude, ...]] = {}  # by worker
         self.seconds_before = 0.0
+        self.spent = Spent()
         self.refused_lately = 0  # since the last snapshot, by replicas that train
         self._refused_before = 0  # before a resume
         self.steps = self.examples = self.applied = 0
@@ -55,8 +57,17 @@ class Tally:
         for name, value in state["counts"].items():
             setattr(self, name, value)
         self._refused_before = self.refused
+        self.spent = self._last_spent()
         self.history.first_loss = state.get("first_loss") or self._first_recorded()
         self._restore_done(state)
+
+    def _last_spent(self) -> Spent:
+        """Return the seconds by activity of the last record that has them."""
+        for record in reversed(self.history.records):
+            seconds = [getattr(record, f"seconds_{name}") for name in ACTIVITIES]
+            if not math.isnan(sum(seconds)):
+                return Spent(*seconds)
+        return Spent()
 
     def _first_recorded(self) -> float:
         """What an older checkpoint tells of the loss at the beginning."""
@@ -110,6 +121,7 @@ class Tally:
         self.applied += report.pushes
         self.repeated += report.repeated
         self.dropped += report.dropped
+        self.spent.add(report.spent)
         self.history.left_out.add(report.left_out)
         if report.magnitudes:
             self.magnitudes[report.worker] = report.magnitudes
@@ -126,15 +138,15 @@ class Tally:
         self.last_loss = report.loss / report.weight
         if math.isnan(self.history.first_loss):
             self.history.first_loss = report.first_loss
-        good = report.steps - len(report.refused)
         staleness = report.staleness or [0]
         self.record(
             epoch=epoch,
             loss=self.last_loss,
-            gradient_norm=math.sqrt(report.squared_norms / good),
+            gradient_norm=math.sqrt(report.squared_norms / report.good),
             replicas=self.replicas,
             staleness_median=float(statistics.median(staleness)),
             staleness_max=float(max(staleness)),
+            **self.spent.columns(),
         )
 
     def _count_work(self, report: PortionReport) -> int:

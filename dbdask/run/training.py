@@ -4,8 +4,10 @@ import asyncio
 import logging
 
 from dbdask.errors import RECOVERABLE, DataError, ModelError, ShardLost, WorkerError
+from dbdask.run.beginning import begin, make_shards
 from dbdask.run.outcome import Outcome
 from dbdask.run.recovery import MOST_RECOVERIES, Recovery, RunLost, lost_with
+from dbdask.run.releasing import release
 from dbdask.run.run import Run
 
 logger = logging.getLogger("dbdask")
@@ -34,7 +36,7 @@ async def train(run: Run) -> Outcome:
         _raise_named(run, error)
         raise
     finally:
-        await asyncio.shield(asyncio.ensure_future(run.release()))
+        await asyncio.shield(asyncio.ensure_future(release(run)))
 
 
 def _raise_named(run: Run, error: Exception) -> None:
@@ -52,16 +54,16 @@ async def _set_up(run: Run) -> None:
 
     Nothing was trained yet, so nothing is lost.
     """
-    count = await run.begin()
+    count = await begin(run)
     for tries_left in reversed(range(MOST_RECOVERIES + 1)):
         await run.placement.wait()
         try:
-            return await run.make_shards(count)
+            return await make_shards(run, count)
         except RECOVERABLE as error:
             if not tries_left:
                 raise RunLost(f"{error}; {lost_with(run)}") from error
             logger.warning("setting up again: %s", error)
-        await run.look_around()
+        await run.check_workers()
 
 
 async def _to_the_end(run: Run) -> Outcome:

@@ -1,5 +1,6 @@
 """When a run validates, and what follows from the score."""
 
+import logging
 import math
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from dbdask.run.tally import Tally
 from dbdask.run.workforce import Workforce
 from dbdask.schedule.portions import Portion
 from dbdask.worker.validation import ValidationOrder, ValidationReport, score_validation
+
+logger = logging.getLogger("dbdask")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Validation:
     """Portions to hand out once more."""
     scored: int = 0
     score: Score = field(default_factory=Score)
+    gave_up: str = ""
+    """A read that did not come until the user stopped the run."""
 
     @property
     def is_scored(self) -> bool:
@@ -80,7 +85,10 @@ class Validation:
         """Add the score of a portion, or take the portion back if its task failed."""
         if report is None or not report.finished:
             self.take_back(portion)
-            return "" if report is None else report.trouble
+            if report is None:
+                return ""
+            self.gave_up = self.gave_up or report.gave_up
+            return report.trouble
         self.scored += 1
         self.score += report.score
         return ""
@@ -113,6 +121,7 @@ class Validator:
         last = self.plan.last
         self.best = finite_or_none(last.state.get("best")) if last else None
         self._choosing: tuple[int, float] | None = None  # a copy that not all shards may keep yet
+        self._has_given_up = False  # a read that hangs: no other validation follows
         self._was_lost = False  # a shard, whose best went back with it to the last snapshot
         self._waiting: deque[Validation] = deque()  # the first one is under way
         self._steps = tally.steps if last else -1
@@ -139,8 +148,8 @@ class Validator:
 
     @property
     def stale(self) -> bool:
-        """Whether training has gone on since the last validation."""
-        return self.tally.steps != self._steps
+        """Whether training has gone on since the last validation, and its data can be read."""
+        return self.tally.steps != self._steps and not self._has_given_up
 
     @property
     def has_best(self) -> bool:
@@ -174,7 +183,13 @@ class Validator:
             )
 
     async def conclude(self) -> None:
-        """Record the validation under way, and choose the best, if all its portions are scored."""
+        """Record the validation under way, and choose the best, if all its portions are scored.
+
+        A validation that has given up a read ends without a score, and so do those that wait
+        behind it.
+        """
+        if self._waiting and self._waiting[0].gave_up:
+            await self._end_unscored(self._waiting[0].gave_up)
         if not self._waiting or not self._waiting[0].is_scored:
             return
         validation = self._waiting[0]
@@ -186,6 +201,22 @@ class Validator:
         await self.snapshots.drop(validation.copy)
         self._waiting.popleft()
         self._record(validation.epoch, summary)
+
+    async def give_up_waiting(self, least: float) -> None:
+        """End validation if some of it has waited for `least` seconds for blocks of Dask's."""
+        waiting = await self.workforce.waiting_for_blocks(VALIDATION, least)
+        if waiting:
+            await self._end_unscored(f"the blocks of {waiting[0].name}, which Dask computes")
+
+    async def _end_unscored(self, read: str) -> None:
+        """End every validation, because the run stops and a read does not come."""
+        logger.warning(
+            "the run stops, and a validation ends without a score: it waits for %s", read
+        )
+        self._has_given_up = True
+        self.suspend()
+        while self._waiting:
+            await self.snapshots.drop(self._waiting.popleft().copy)
 
     def _is_best(self, loss: float) -> bool:
         """Whether a loss is the best so far; NaN and infinity never are."""

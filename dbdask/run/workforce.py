@@ -11,13 +11,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from distributed import Client, Future
 
+from dbdask.daemon_threads import beside_loop
 from dbdask.data.block_provider import BlockProvider, why_cancelled
 from dbdask.data.routes import Piece
 from dbdask.errors import DataError, ModelError, RaisedInShard
-from dbdask.rpc.contact import has_scheduler, hear_out
-from dbdask.rpc.deadlines import deadline
-from dbdask.rpc.tasks import result_of
-from dbdask.run.daemon_threads import DaemonThreadRunner
+from dbdask.rpc.deadlines import deadline, retrieve_error
+from dbdask.rpc.scheduler import has_scheduler
+from dbdask.rpc.tasks import Whereabouts, result_of, whereabouts
 from dbdask.run.failures import TRAIN, VALIDATION, Failures, Work
 from dbdask.run.lost_tasks import LostTaskDetector
 from dbdask.run.roster import Roster
@@ -107,7 +107,7 @@ class Workforce:
     providers: Mapping[str, BlockProvider]
     roster: Roster
     outstanding: list[Outstanding[Any]] = field(default_factory=list)
-    abandoned: bool = False
+    late_pushes_possible: bool = False
     """Whether a training task was given up that may still run, and push, somewhere."""
     failures: Failures = field(default_factory=Failures)
 
@@ -205,7 +205,7 @@ class Workforce:
         kind, (pass_number, number) = function.__name__.split("_")[-1], work.identity
         key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
         task = asyncio.ensure_future(self._do(work, function, order, worker, key))
-        task.add_done_callback(hear_out)  # another's error may end the run first
+        task.add_done_callback(retrieve_error)  # another's error may end the run first
         out = Outstanding(work, worker, task, self.clock.seconds(), take, take_back, key)
         self.outstanding.append(out)
 
@@ -217,7 +217,7 @@ class Workforce:
         future: Future[R] | None = None
         try:
             for portion in work.portions:
-                blocks += await DaemonThreadRunner().do(provider.futures, portion, [worker])
+                blocks += await beside_loop(provider.futures, portion, [worker])
             future = self.client.submit(
                 function,
                 order,
@@ -308,18 +308,24 @@ class Workforce:
         return None
 
     def _blame(self, workers: set[str]) -> None:
-        """Count a failure of the work that lost workers were at.
+        """Count a failure of the work that lost or paused workers were at.
 
         That is the oldest on each, of training and of validation: which of the two the worker had
         begun is not known.
         """
         for worker in sorted(workers):
-            silent = f"gave no sign of life for {deadline('ping'):g} s (dbdask.ping)"
-            what = silent if worker in self.roster.facts else "was lost"
             held = [o for o in self.outstanding if o.worker == worker and not o.task.done()]
             oldest = {out.work.examples: out.work for out in reversed(held)}
             for work in oldest.values():
-                self.failures.note(work, worker, f"because worker {worker} {what}")
+                self.failures.note(work, worker, f"because {self._how_it_failed(worker)}")
+
+    def _how_it_failed(self, worker: str) -> str:
+        """Say why a worker's work is given up, in words that follow "because"."""
+        if worker not in self.roster.facts:
+            return f"worker {worker} was lost"
+        if worker in self.roster.paused - self.roster.silent:
+            return f"Dask has paused worker {worker}, because its memory is nearly full"
+        return f"worker {worker} gave no sign of life for {deadline('ping'):g} s (dbdask.ping)"
 
     def _restart_clocks(self, workers: Collection[str]) -> None:
         """Workers have answered, or ended a task: the work that waited behind it begins now."""
@@ -343,7 +349,7 @@ class Workforce:
         """
         return self._give_up_unreachable(self.roster.ask({out.worker for out in self._overdue()}))
 
-    async def look_around(self) -> list[Work]:
+    async def check_workers(self) -> list[Work]:
         """Ask every worker for a sign of life, and wait; return the work that is given up."""
         return self._give_up_unreachable(await self.roster.ask_everyone())
 
@@ -351,19 +357,20 @@ class Workforce:
         """Give up the work that no worker will finish, and return it.
 
         It belongs to workers that are silent, closing or gone, is overdue on a paused worker, or
-        its task was lost by Dask. A loss counts as a failure of the work, except on a closing or
-        paused worker. The workers in `answered` get a new time limit.
+        its task was lost by Dask. Each of these counts as a failure of the work, except on a
+        closing worker: its end says nothing of the work, where a worker may be paused because of
+        it. The workers in `answered` get a new time limit.
         """
         self._restart_clocks(answered - self.roster.paused)
         silent, closing = self.roster.silent, self.roster.closing
         left = {out.worker for out in self.outstanding} - set(self.roster.facts)
-        self._blame((silent | left) - closing)
-        overdue = {out.worker for out in self._overdue()}
-        given_up = self.abandon(silent | closing | left | (overdue & self.roster.paused))
-        self._look_for_tasks()
+        stuck = {out.worker for out in self._overdue()} & self.roster.paused
+        self._blame((silent | left | stuck) - closing)
+        given_up = self.give_up_on(silent | closing | left | stuck)
+        self._search_long_tasks()
         return given_up + self._give_up(self._lost())
 
-    def _look_for_tasks(self) -> None:
+    def _search_long_tasks(self) -> None:
         """Look for the tasks that are long under way, whatever else their workers do meanwhile."""
         now, least = self.clock.seconds(), deadline("silence")
         long = [out for out in self.outstanding if now - out.looked > least]
@@ -385,7 +392,7 @@ class Workforce:
         now, least = self.clock.seconds(), deadline("silence")
         return [out for out in self.outstanding if now - out.since > least]
 
-    def abandon(self, workers: set[str]) -> list[Work]:
+    def give_up_on(self, workers: set[str]) -> list[Work]:
         """Give up the tasks of some workers: identity makes a second run of them safe."""
         return self._give_up([out for out in self.outstanding if out.worker in workers])
 
@@ -398,8 +405,31 @@ class Workforce:
         for out in given_up:
             out.task.cancel()
             out.take_back()
-            self.abandoned = self.abandoned or out.work.examples == TRAIN
+            self.late_pushes_possible = self.late_pushes_possible or out.work.examples == TRAIN
         return [out.work for out in given_up]
+
+    async def give_up_unbegun(self) -> list[Work]:
+        """Give up training whose task no worker has begun: the tasks before it may never end."""
+        found = await self._whereabouts(self.training)
+        waiting = {key for key, where in found.items() if where.has_not_begun}
+        return self._give_up([out for out in self.training if out.key in waiting])
+
+    async def waiting_for_blocks(self, examples: str, least: float) -> list[Work]:
+        """Return the work that has waited for `least` seconds for blocks that Dask computes."""
+        now = self.clock.seconds()
+        held = [o for o in self.outstanding if o.work.examples == examples]
+        long = [out for out in held if now - out.since > least]
+        found = await self._whereabouts(long)
+        waiting = {key for key, where in found.items() if where.at_scheduler == "waiting"}
+        return [out.work for out in long if out.key in waiting]
+
+    async def _whereabouts(self, held: list[Outstanding[Any]]) -> dict[str, Whereabouts]:
+        """Ask scheduler and workers where the tasks of some work are."""
+        keys: dict[str, list[str]] = {}
+        for out in held:
+            keys.setdefault(out.worker, []).append(out.key)
+        looks = await asyncio.gather(*(whereabouts(self.client, *one) for one in keys.items()))
+        return {key: where for look in looks for key, where in look.items()}
 
     def give_up_unsubmitted(self) -> list[Work]:
         """Give up training that no worker has been given yet: its data are still on their way."""

@@ -76,12 +76,16 @@ def tasks_for(places: int, replicas: int | None) -> int:
     return places + (2 if replicas is None else 1)
 
 
-def replica_bytes(size: int, n_fetch: int, n_push: int) -> int:
+def replica_bytes(size: int, n_fetch: int, n_push: int, local_slots: int | None = None) -> int:
     """Return the bytes of a running replica's vectors, those under way included.
 
-    They are parameters, gradient, and the parameters for the next step as they arrive.
+    They are parameters, gradient, and the parameters for the next step as they arrive; with
+    `local_slots` vectors of a local optimiser also these, the parameters that were fetched, and
+    the displacement.
     """
     vectors = 3 + (n_fetch > 1) + 2 * (n_push > 1)
+    if local_slots is not None:
+        vectors += 2 + local_slots
     return 4 * size * vectors
 
 

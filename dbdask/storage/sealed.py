@@ -1,8 +1,8 @@
-"""Sealed: JSON and vectors in a Zarr store, so that what was changed since is an error.
+"""JSON and vectors in a Zarr store, with checksums: a later change of their bytes is an error.
 
-Sealed JSON carries a checksum of its content. A vector has one chunk a shard; each is stored,
-whatever it holds, with a checksum, and its length and cut come from sealed JSON. So nothing is
-believed, and nothing is sized, by bytes that no checksum covers.
+Sealed JSON carries a checksum of its content. A vector has one chunk for each shard. Every chunk is
+stored with a checksum, even if it holds only zeros. The length of a vector and of its chunks come
+from sealed JSON. So no value and no size is taken from bytes that no checksum covers.
 """
 
 import hashlib
@@ -20,6 +20,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
+from dbdask.json_types import JsonObject
+
 Place = str | Store
 """A path, a URL or a Zarr store."""
 
@@ -30,21 +32,21 @@ LOCAL = ("file", "local")
 
 
 class OtherKind(ValueError):
-    """A Zarr group that is of another kind than the reader wants."""
+    """A Zarr group is not of the kind that the reader expects."""
 
 
 def open_store(place: Place) -> Store:
-    """Return the store at a path or a URL; a store as it is."""
+    """Return the store at a path or a URL. A store is returned unchanged."""
     if isinstance(place, Store):
         return place
     path = local_path(place)
     if path is None:
         return FsspecStore.from_url(place)
-    return LocalStore(path)  # makes the folders that are missing
+    return LocalStore(path)  # it makes missing folders
 
 
 def local_path(place: str) -> str | None:
-    """Return the path that a path, or a URL of a file, names; None for a URL of another kind.
+    """Return the path of a file URL, or a path unchanged; None for any other URL.
 
     Examples
     --------
@@ -60,12 +62,12 @@ def local_path(place: str) -> str | None:
 
 
 def is_empty(place: Place) -> bool:
-    """Whether nothing lies at a place."""
+    """Whether a place holds no key."""
     return not children(place) and not _holds(open_store(place), "")
 
 
 def children(place: Place) -> list[str]:
-    """List the names right below a place, sorted; none where there is no such place."""
+    """List the names directly below a place, sorted. A place that does not exist has none."""
 
     async def collect(names: AsyncIterator[str]) -> list[str]:
         return sorted([name async for name in names])
@@ -77,7 +79,7 @@ def children(place: Place) -> list[str]:
 
 
 def is_partial(name: str) -> bool:
-    """Whether a file is what a local store writes before it moves it to its key.
+    """Whether a name is that of a file which a local store has not yet moved to its key.
 
     Examples
     --------
@@ -91,27 +93,27 @@ def _holds(store: Store, key: str) -> bool:
     try:
         return sync(store.exists(key))
     except OSError:
-        return True  # something is there that is no key of a store
+        return True  # the path is in use, but not by a key of a store
 
 
 def clear(place: Place) -> None:
-    """Delete all that lies at a place."""
+    """Delete every key at a place."""
     sync(open_store(place).clear())
 
 
 def holds(place: Place, key: str) -> bool:
-    """Whether a key is there."""
+    """Whether a place holds a key."""
     return _holds(open_store(place), key)
 
 
 def is_bare(place: Place) -> bool:
-    """Whether the group at a place itself says nothing."""
+    """Whether the group at a place has no attributes."""
     group = zarr.open_group(open_store(place), mode="r", zarr_format=3, use_consolidated=False)
     return not dict(group.attrs)
 
 
 def keys(place: Place, group: str) -> set[str]:
-    """Return every key of a group; none where there is no such group."""
+    """Return every key of a group. A group that does not exist has none."""
 
     async def collect(names: AsyncIterator[str]) -> set[str]:
         return {name async for name in names}
@@ -123,7 +125,7 @@ def keys(place: Place, group: str) -> set[str]:
 
 
 def delete(place: Place, name: str) -> None:
-    """Delete a key, or a group with all its keys, right below a place."""
+    """Delete a key, or a group with all its keys, directly below a place."""
     store = open_store(place)
     if keys(place, name):
         sync(store.delete_dir(name))
@@ -131,19 +133,34 @@ def delete(place: Place, name: str) -> None:
         sync(store.delete(name))
 
 
-def write(place: Place, path: str, kind: dict[str, Any], content: dict[str, Any]) -> None:
-    """Make a group whose attributes are `kind`, which tells it apart, and the sealed content."""
+def write(place: Place, path: str, kind: JsonObject, content: JsonObject) -> None:
+    """Make a group with sealed content.
+
+    Parameters
+    ----------
+    place, path
+        The store, and the path of the group in it.
+    kind
+        Attributes by which a reader recognises the group.
+    content
+        Anything that JSON can hold, and NumPy's numbers and arrays.
+
+    Raises
+    ------
+    TypeError
+        JSON cannot hold a value.
+    """
     _create(open_store(place), path, kind, content)
 
 
-def _create(store: Store, path: str, kind: dict[str, Any], content: dict[str, Any]) -> None:
+def _create(store: Store, path: str, kind: JsonObject, content: JsonObject) -> None:
     content = as_json(content)
     attributes = {**kind, "sealed": content, "sha256": _checksum(content)}
     zarr.create_group(store, path=path, zarr_format=3, attributes=attributes)
 
 
-def replace_root(place: Place, kind: dict[str, Any], content: dict[str, Any]) -> None:
-    """Put other content into the group at a place itself: one key changes, and nothing else."""
+def replace_root(place: Place, kind: JsonObject, content: JsonObject) -> None:
+    """Replace the kind and the content of the group at a place. Only one key changes."""
     memory = MemoryStore()
     _create(memory, "", kind, content)
     made = sync(memory.get("zarr.json", prototype=default_buffer_prototype()))
@@ -151,23 +168,29 @@ def replace_root(place: Place, kind: dict[str, Any], content: dict[str, Any]) ->
     sync(open_store(place).set("zarr.json", made))
 
 
-def as_json(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content as JSON gives it back; NumPy's numbers become Python's."""
-    plain: dict[str, Any] = json.loads(json.dumps(content, default=_plain))
+def as_json(content: JsonObject) -> JsonObject:
+    """Return the content as JSON would return it: NumPy's numbers become Python's.
+
+    Raises
+    ------
+    TypeError
+        JSON cannot hold a value.
+    """
+    plain: JsonObject = json.loads(json.dumps(content, default=_plain))
     return plain
 
 
-def read(place: Place, path: str, kind: dict[str, Any]) -> dict[str, Any]:
-    """Return the content that `write` sealed.
+def read(place: Place, path: str, kind: JsonObject) -> JsonObject:
+    """Return the content of a group that `write` has made.
 
     Raises
     ------
     OtherKind
-        It is something else.
+        The group does not have the attributes `kind`.
     ValueError
-        It was changed.
+        The content was changed.
     FileNotFoundError
-        There is none.
+        There is no group.
     """
     group = zarr.open_group(
         open_store(place), path=path, mode="r", zarr_format=3, use_consolidated=False
@@ -182,18 +205,20 @@ def read(place: Place, path: str, kind: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _checksum(content: dict[str, Any]) -> str:
+def _checksum(content: JsonObject) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
+    """Return the Python value of a NumPy value."""
     if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
+        plain: object = value.tolist()
+        return plain
     raise TypeError(f"{type(value).__name__} {value!r} cannot be kept as JSON")
 
 
-def make_vector(place: Place, path: str, size: int, chunk: int) -> Any:
-    """Make a float32 vector whose chunks carry checksums."""
+def make_vector(place: Place, path: str, size: int, chunk: int) -> "zarr.Array[Any]":
+    """Make a float32 vector of `size` elements, in chunks of `chunk` elements with checksums."""
     return zarr.create_array(
         open_store(place),
         name=path,
@@ -209,20 +234,27 @@ def make_vector(place: Place, path: str, size: int, chunk: int) -> Any:
 
 
 def write_slice(place: Place, path: str, start: int, stop: int, values: np.ndarray) -> None:
-    """Write whole chunks of a vector, also those that hold nothing but zeros."""
+    """Write whole chunks of a vector, from float32 values of shape (stop - start,).
+
+    Zarr would leave out a chunk of zeros. Here it is written, so that a missing chunk is an error.
+    """
     found = zarr.open_array(open_store(place), path=path, mode="r+", zarr_format=3).async_array
-    every_chunk: Any = {"write_empty_chunks": True}
-    array: Any = zarr.AsyncArray(found.metadata, found.store_path, every_chunk)
-    zarr.Array(array)[start:stop] = values
+    every_chunk: Any = {"write_empty_chunks": True}  # zarr's type for it moves between versions
+    zarr.Array(zarr.AsyncArray(found.metadata, found.store_path, every_chunk))[start:stop] = values
 
 
 def read_slice(place: Place, path: str, start: int, stop: int, size: int, chunk: int) -> np.ndarray:
-    """Read a slice of a vector that was made with `size` and `chunk`.
+    """Return a slice of a vector that was made with `size` and `chunk`.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 of shape (stop - start,).
 
     Raises
     ------
     ValueError
-        Its metadata are others, or a chunk is missing or was changed.
+        The metadata were changed, or a chunk is missing or was changed.
     """
     array = zarr.open_array(open_store(place), path=path, mode="r", zarr_format=3)
     inner = array.async_array

@@ -7,7 +7,7 @@ import cloudpickle
 import torch
 
 from dbdask.errors import ModelError
-from dbdask.rpc.contact import this_worker
+from dbdask.rpc.local_workers import this_worker
 from dbdask.worker.blas_limit import blas_limit
 
 Device = str | Callable[[str], str]

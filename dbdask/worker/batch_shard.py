@@ -1,7 +1,6 @@
 """A shard for batch methods: it carries out commands on vectors, and adds up a pass's gradient."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,22 +8,7 @@ import numpy as np
 from dbdask.errors import Stale
 from dbdask.optim.vectors import Command, carry_out
 from dbdask.worker.shard import ParameterShard
-
-
-@dataclass
-class Contributions:
-    """The gradient of one pass, as far as bundles have come in."""
-
-    total: np.ndarray  # float64
-    evaluation: int = -1  # of the pass that is open, if one is
-    admitted: set[int] = field(default_factory=set)  # bundles
-    change: np.ndarray | None = None
-    """By how much a point's pass changed the buffers, until the point is accepted."""
-
-    def copy(self) -> "Contributions":
-        """Return contributions that go their own way from here."""
-        change = None if self.change is None else self.change.copy()
-        return Contributions(self.total.copy(), self.evaluation, set(self.admitted), change)
+from dbdask.worker.shard_state import Contributions
 
 
 class BatchShard(ParameterShard):
@@ -34,7 +18,7 @@ class BatchShard(ParameterShard):
     but for the last bits, and a repeat of a bundle changes nothing.
     """
 
-    answers = ParameterShard.answers | {"fetch_vector", "contribute"}
+    requests = ParameterShard.requests | {"fetch_vector", "contribute"}
 
     @property
     def _pass(self) -> Contributions:
@@ -71,16 +55,17 @@ class BatchShard(ParameterShard):
     def _accept_buffers(self) -> None:
         """Change the buffers of the parameters as the last pass did; its point is accepted.
 
-        The point itself kept the buffers of before, so that no step or pair of a method has
-        anything in their places.
+        Until then the point has the buffers of the one before, so that no step or pair of a method
+        has anything in their places.
         """
-        if self._pass.change is not None:
-            parameters, begin = self.state.vectors["parameters"], 0
-            for part in self.buffers:
-                size = part.stop - part.start
-                parameters[part] += self._pass.change[begin : begin + size]
-                begin += size
-            self._pass.change = None
+        change, begin = self._pass.change, 0
+        if change is None:
+            return
+        for part in self.buffers:
+            size = part.stop - part.start
+            self.state.vectors["parameters"][part] += change[begin : begin + size]
+            begin += size
+        self._pass.change = None
 
     async def _open_pass(self, evaluation: int, commands: Sequence[Command]) -> None:
         """Do commands, and begin to add up; the pass before is closed."""

@@ -10,8 +10,9 @@ import pickle
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -22,10 +23,13 @@ from dbdask.data.feed import Reader
 from dbdask.errors import Stale
 from dbdask.models.model import Model
 from dbdask.models.network import flops_of
-from dbdask.rpc.contact import answers_ping, this_worker, worker_loop
+from dbdask.rpc.calls import answers_ping
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.local_workers import this_worker
+from dbdask.rpc.loops import worker_loop
 from dbdask.rpc.shared_memory import memory_of, shared_vector
 from dbdask.schedule.policies import blas_threads, cache_bytes
+from dbdask.worker.accrual import LocalRule
 from dbdask.worker.blas_limit import blas_limit
 from dbdask.worker.link import ServerHandle, ServerLink
 from dbdask.worker.routes import Calls, WorkerRoutes
@@ -34,7 +38,7 @@ _contexts: weakref.WeakKeyDictionary[Worker, dict[str, "WorkerContext"]] = (
     weakref.WeakKeyDictionary()
 )
 _ended: weakref.WeakKeyDictionary[Worker, deque[str]] = weakref.WeakKeyDictionary()
-_rooms_lock = threading.Lock()
+_contexts_lock = threading.Lock()
 
 Place = tuple[int, int, int, int]
 """Where a replica stopped: generation, epoch, portion, next step."""
@@ -77,6 +81,14 @@ class _Point:
         self.lock = threading.Lock()
 
 
+@dataclass
+class ReplicaSlot:
+    """What a worker keeps of a replica from one portion to the next."""
+
+    rule: LocalRule | None = None  # of its own steps, with their state
+    ended: float | None = None  # when its last portion ended, by `perf_counter`
+
+
 class WorkerContext:
     """One run on one worker."""
 
@@ -99,6 +111,7 @@ class WorkerContext:
         self._shares_memory = False  # whether a shard of another process may map a vector
         self._left: tuple[Place, np.ndarray, list[int]] | None = None
         self._running = 0
+        self._slots: list[ReplicaSlot] = []  # of replicas that are between two portions
         self._turn = threading.Condition()
         worker_loop(worker).call_soon_threadsafe(self._begin_lease)
 
@@ -142,17 +155,20 @@ class WorkerContext:
         return ServerLink(handle, self.routes, self.calls)
 
     @contextmanager
-    def replica_slot(self, replicas: int) -> Iterator[None]:
+    def replica_slot(self, replicas: int) -> Iterator[ReplicaSlot]:
         """Hold one of the worker's `replicas` places, with its share of the worker's threads."""
         with self._turn:
             self._turn.wait_for(lambda: self._running < replicas or self.closed)
             self._running += 1
+            slot = self._slots.pop() if self._slots else ReplicaSlot()
         try:
             with blas_limit.at_most(self._blas_threads(replicas)):
-                yield
+                yield slot
         finally:
             with self._turn:
                 self._running -= 1
+                if not self.closed:
+                    self._slots.append(slot)
                 self._turn.notify()
 
     def _blas_threads(self, replicas: int) -> int:
@@ -210,11 +226,12 @@ class WorkerContext:
                 self.readers[name] = examples.reader(budget)
             return self.readers[name]
 
-    def give_up_reads(self, least: float = 0.0) -> None:
-        """End the waits of replicas for chunks that have been read for `least` seconds."""
-        reader = self.readers.get("train")
-        if reader is not None:
-            reader.give_up_reads(least)
+    def give_up_reads(self, names: Collection[str], least: float = 0.0) -> None:
+        """End the waits for chunks of the named examples that were read for `least` seconds."""
+        for name in names:
+            reader = self.readers.get(name)
+            if reader is not None:
+                reader.give_up_reads(least)
 
     def copy_of(self, handle: ServerHandle, number: int) -> np.ndarray:
         """Return the parameters of a snapshot copy, fetched once for all tasks of the worker."""
@@ -262,7 +279,7 @@ class WorkerContext:
             self._turn.notify_all()
         for reader in readers.values():
             reader.close()
-        self.copies, self._points, self._free = {}, {}, []
+        self.copies, self._points, self._free, self._slots = {}, {}, [], []
         self._left = None
 
 
@@ -275,7 +292,7 @@ def open_context(run: str, job: bytes) -> WorkerContext:
         The run has ended here: a task that comes late must not open its context again.
     """
     worker = this_worker()
-    with _rooms_lock:
+    with _contexts_lock:
         if run in _ended.get(worker, ()):
             raise Stale(f"run {run} has ended")
         contexts = _contexts.setdefault(worker, {})
@@ -286,13 +303,13 @@ def open_context(run: str, job: bytes) -> WorkerContext:
 
 def close_context(run: str, dask_worker: Worker) -> None:
     """Close the context of a run on a worker for good: the run has ended."""
-    with _rooms_lock:
+    with _contexts_lock:
         _ended.setdefault(dask_worker, deque(maxlen=REMEMBERED_RUNS)).append(run)
     _close(run, dask_worker)
 
 
 def _close(run: str, dask_worker: Worker) -> None:
-    with _rooms_lock:
+    with _contexts_lock:
         context = _contexts.get(dask_worker, {}).pop(run, None)
     if context is not None:
         context.close()
@@ -303,14 +320,17 @@ def end_generation(run: str, generation: int, dask_worker: Worker) -> None:
     context = _contexts.get(dask_worker, {}).get(run)
     if context is not None:
         context.end_generation(generation)
-        context.give_up_reads()
+        context.give_up_reads(list(context.readers))
 
 
-def give_up_long_reads(run: str, dask_worker: Worker) -> None:
-    """End the waits of replicas on a worker for chunks that do not come: the run is to stop."""
+def give_up_long_reads(run: str, names: Collection[str], dask_worker: Worker) -> None:
+    """End the waits on a worker for chunks of some examples that do not come.
+
+    The run is to stop. `names` are those of the examples, as a job has them.
+    """
     context = _contexts.get(dask_worker, {}).get(run)
     if context is not None:
-        context.give_up_reads(LONG_READ_SECONDS)
+        context.give_up_reads(names, LONG_READ_SECONDS)
 
 
 def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Worker) -> None:
@@ -322,6 +342,6 @@ def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Worker) -> 
         context.unwanted = kept | {(evaluation, bundle) for evaluation, bundle in identities}
 
 
-def rooms_of(dask_worker: Worker) -> list[str]:
+def contexts_on(dask_worker: Worker) -> list[str]:
     """List the runs that hold a context on a worker (tests look for leaks with it)."""
     return list(_contexts.get(dask_worker, {}))

@@ -7,8 +7,8 @@ from typing import Any
 
 from distributed import Status, Worker, WorkerPlugin
 
-from dbdask.rpc.contact import is_registered
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.local_workers import is_registered
 from dbdask.schedule.awake import AwakeClock
 
 LOOK_SECONDS = 0.02

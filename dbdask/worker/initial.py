@@ -6,19 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from dbdask.arrays import Float32Array
+from dbdask.daemon_threads import call_within
 from dbdask.errors import CheckpointError
 from dbdask.models.layout import as_layout
 from dbdask.models.member_checks import checked_initial
 from dbdask.optim.optimizer_checks import initial_slots
 from dbdask.optim.optimizers import Optimizer
-from dbdask.rpc.contact import ActorPlace, call_actor, start_on, this_worker, worker_loop
+from dbdask.rpc.calls import ActorPlace, call_actor
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.local_workers import this_worker
+from dbdask.rpc.loops import start_on, worker_loop
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.ledger import Ledger, Row
 from dbdask.storage import checkpoint
-from dbdask.storage.bounded import within
 from dbdask.users_code import UsersCode
-from dbdask.worker.shard import ShardState
+from dbdask.worker.shard_state import ShardState
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class FromSnapshot:
         nbytes = 4 * (stop - start) * (2 + len(optimizer.slots))
         seconds = round(deadline("store", nbytes), 1)
         try:
-            vectors = within(seconds, self._read, start, stop)
+            vectors = call_within(seconds, self._read, start, stop)
         except TimeoutError as error:
             raise CheckpointError(
                 f"checkpoint={self.path!r} gave no answer in {seconds:g} s (dbdask.store) while "

@@ -1,7 +1,7 @@
-"""What a replica holds of the parameter server: a frozen handle, and calls of all shards at once.
+"""A replica's side of the parameter server: where the shards are, and calls of all of them at once.
 
-Identities, generations, deadlines, copies and the judgement of loss are here, whatever transport
-carries a call.
+Identities, generations, deadlines, copies and the judgement of loss are here. They are the same for
+every transport.
 """
 
 import time
@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from dbdask.arrays import Float32Array
 from dbdask.errors import RECOVERABLE, RaisedInShard, ShardLost, Stale
-from dbdask.rpc.contact import LOST, ActorPlace, MethodRaised
+from dbdask.rpc.calls import CONNECTION_ERRORS, ActorPlace, MethodRaised
 from dbdask.rpc.deadlines import BYTES_PER_SECOND, deadline
 from dbdask.rpc.transport import PendingCall, Request, Transport
 from dbdask.worker.routes import Calls, Routes
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ShardPlace:
-    """A slice of the flat vector and the actors that hold it: the first one, and its twins."""
+    """A slice of the flat vector, and the actors that hold its copies."""
 
     start: int
     stop: int
@@ -41,7 +41,7 @@ class ShardPlace:
 
 @dataclass(frozen=True, slots=True)
 class ServerHandle:
-    """Where the shards of one generation are: small, frozen, and no dependency of any task."""
+    """Where the shards of one generation are. It is small, and no task depends on it."""
 
     run: str
     generation: int
@@ -59,7 +59,7 @@ class Message(NamedTuple):
 
 
 class _Call:
-    """A call under way, with the time until which its answer is waited for without a question."""
+    """A call under way, with the time at which the worker is pinged if no answer has come."""
 
     def __init__(self, message: Message, pending: PendingCall, seconds: float) -> None:
         self.place, self.pending = message.place, pending
@@ -79,7 +79,8 @@ class _Call:
 class Exchange(Generic[T]):
     """Calls of several copies of shards that are under way together; `ServerLink.wait` ends them.
 
-    What they were given must not be used before, and never again where they were given up.
+    The vectors of the calls must not be used before that, and never again if the calls are given
+    up.
     """
 
     def __init__(self, calls: Sequence[_Call], combine: Callable[[list[Any]], T]) -> None:
@@ -92,8 +93,8 @@ class ServerLink:
 
     Every wait ends: in the answer, in `ShardLost`, in `Stale` when the generation ended, or in
     `RaisedInShard` with the error of a shard's own method.
-    What is read comes from the first copy of each shard; what is pushed goes to every copy, and
-    is acknowledged when all of them have it.
+    Vectors are read from the first copy of each shard. A push goes to every copy, and is
+    acknowledged when all of them have applied it.
 
     Parameters
     ----------
@@ -117,7 +118,7 @@ class ServerLink:
         return self.wait(self._start([Message(copy, request) for copy in copies], list))
 
     def start_fetch(self, into: Float32Array) -> Exchange[list[int]]:
-        """Start to fetch the parameters into a vector; the versions come back, a shard each."""
+        """Start to fetch the parameters into a vector; the answer is the version of each shard."""
         return self._start(self._reads(self._request("fetch"), into), list)
 
     def start_push(
@@ -156,7 +157,7 @@ class ServerLink:
     def contribute(self, identity: tuple[int, int], gradient: Float32Array) -> bool:
         """Add a gradient, under its identity (evaluation, bundle), to every batch shard.
 
-        False where it was a repeat for one of them: for any copy of any shard.
+        Returns False if it was a repeat for any copy of any shard.
         """
         request = self._request("contribute", *identity)
         messages = [
@@ -179,30 +180,30 @@ class ServerLink:
     def _start(self, messages: Sequence[Message], combine: Callable[[list[Any]], T]) -> Exchange[T]:
         """Start calls; those that this thread has to carry out itself come last.
 
-        Where one fails the others are ended, none is left behind.
+        If one cannot be started, those that were started are ended.
         """
         self._calls.check(self.handle.generation)
-        ways = [self._way(message.place) for message in messages]
-        order = sorted(range(len(messages)), key=lambda position: ways[position].is_direct)
+        transports = [self._transport_to(message.place) for message in messages]
+        order = sorted(range(len(messages)), key=lambda position: transports[position].is_direct)
         started: dict[int, _Call] = {}
         try:
             for position in order:
-                started[position] = self._start_one(ways[position], messages[position])
+                started[position] = self._start_one(transports[position], messages[position])
         except BaseException:
             self.give_up(Exchange(list(started.values()), combine))
             raise
         return Exchange([started[position] for position in range(len(messages))], combine)
 
-    def _way(self, place: ActorPlace) -> Transport:
+    def _transport_to(self, place: ActorPlace) -> Transport:
         try:
             return self._routes.transport(place, self.handle.generation)
         except RuntimeError as error:  # of a worker that is closed
             self._raise_lost(place, error)
 
-    def _start_one(self, way: Transport, message: Message) -> _Call:
+    def _start_one(self, transport: Transport, message: Message) -> _Call:
         try:
-            pending = way.start(message.request, message.sent, message.into)
-        except (*LOST, RuntimeError) as error:
+            pending = transport.start(message.request, message.sent, message.into)
+        except (*CONNECTION_ERRORS, RuntimeError) as error:
             self._raise_lost(message.place, error)
         self._calls.add(pending, self.handle.generation)
         return _Call(message, pending, self._seconds)
@@ -228,13 +229,13 @@ class ServerLink:
         return exchange.combine(exchange.answers)
 
     def give_up(self, exchange: Exchange[Any]) -> None:
-        """End calls whose answers are not wanted any more."""
+        """End calls whose answers are no longer needed."""
         for call in exchange.calls:
             self._calls.remove(call.pending)
             call.pending.cancel()
 
     def _answer_of(self, call: _Call) -> Any:
-        """Wait for one call; a passed deadline asks the worker, it does not judge."""
+        """Wait for one call. If its deadline passes, ask its worker: only silence is a loss."""
         while not call.has_ended():
             alive = self._routes.answers(call.place, self.handle.generation)
             if not alive and not call.pending.wait(0.0):
@@ -243,14 +244,14 @@ class ServerLink:
             return call.pending.result()
         except MethodRaised as raised:
             failure = raised.error
-        except (*LOST, RuntimeError) as error:
+        except (*CONNECTION_ERRORS, RuntimeError) as error:
             self._raise_lost(call.place, error)
         if isinstance(failure, RECOVERABLE):
             raise failure
         raise RaisedInShard(failure) from failure
 
     def _raise_lost(self, place: ActorPlace, error: BaseException) -> NoReturn:
-        """Say what a call that broke means: its generation has ended, or its shard is lost."""
+        """Raise the error of a broken call: its generation has ended, or its shard is lost."""
         if isinstance(error, RECOVERABLE):
             raise error
         if self._calls.has_ended(self.handle.generation):
@@ -259,10 +260,10 @@ class ServerLink:
 
 
 def together(copies: list[Acknowledgement]) -> Acknowledgement:
-    """Return what the copies of one shard answered as one: a repeat for one of them is a repeat.
+    """Return one acknowledgement from those of a shard's copies: a repeat for one is a repeat.
 
-    Copies apply the updates of several replicas each in its own order, as Downpour allows, so
-    that only the first one's numbers fit what was fetched from it.
+    Each copy applies the updates of several replicas in its own order, as Downpour allows. So only
+    the numbers of the first copy fit the parameters that were fetched from it.
     """
     first = copies[0]
     is_new = all(copy.staleness >= 0 for copy in copies[1:])

@@ -1,12 +1,14 @@
 """A model replica at work on one portion: Algorithm 1.1 of the paper, from the worker's side."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.data.block_provider import gather_blocks
 from dbdask.data.examples import Examples
 from dbdask.data.feed import Minibatch
@@ -14,6 +16,7 @@ from dbdask.data.routes import Blocks, Piece
 from dbdask.data.waiting import ReadGivenUp
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
+from dbdask.metrics.time_spent import Spent
 from dbdask.models.evaluation import Evaluator
 from dbdask.models.model import Model
 from dbdask.optim.gradients import clip
@@ -21,7 +24,8 @@ from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.left_out import LeftOut
 from dbdask.schedule.portions import Portion
-from dbdask.worker.context import Place, WorkerContext, open_context
+from dbdask.worker.accrual import Accrual, AccruedGradients, Displacement, LocalRule
+from dbdask.worker.context import Place, ReplicaSlot, WorkerContext, open_context
 from dbdask.worker.link import ServerHandle, ServerLink
 
 
@@ -37,6 +41,8 @@ class DownpourJob:
     n_fetch: int
     n_push: int
     local_rate: float
+    local_optimizer: Optimizer | None  # of the replica's own steps, whose displacement is pushed
+    trained: tuple[tuple[int, int], ...]  # ranges of the flat vector
     clip_norm: float | None
     max_refused: int
     seed: int
@@ -73,7 +79,8 @@ class PortionReport:
     examples: int = 0
     loss: float = 0.0  # summed over minibatches: mean loss times weight
     weight: float = 0.0
-    squared_norms: float = 0.0
+    squared_norms: float = 0.0  # of the gradients of `good` minibatches
+    good: int = 0
     staleness: list[int] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)  # step, parameter
     examples_in_all: int = 0  # of a portion that is finished, whoever trained on them
@@ -82,6 +89,7 @@ class PortionReport:
     repeated: int = 0
     first_loss: float = math.nan  # of the first minibatch that counts
     magnitudes: tuple[Magnitude, ...] = ()
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def ends_refused(self) -> bool:
@@ -99,10 +107,11 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Piece) -> PortionRep
     Losing a shard, or the end of the generation, ends the portion early with a report; only an
     error of the model or of the data raises.
     """
+    began = perf_counter()
     context = open_context(order.run, job)
     report = PortionReport(order.portion.epoch, order.portion.number, context.worker.address)
-    with context.replica_slot(order.replicas):
-        replica = _Replica(context, order, report)
+    with context.replica_slot(order.replicas) as slot:
+        replica = _Replica(context, slot, order, report)
         try:
             replica.work(gather_blocks(blocks))
         except RECOVERABLE as trouble:
@@ -111,14 +120,22 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Piece) -> PortionRep
             report.finished = False
         finally:
             replica.give_up()
+            report.spent.wait_since(began if slot.ended is None else slot.ended)
+            slot.ended = perf_counter()
     return report
 
 
 class _Replica:
     """The loop of one portion: fetch, compute, push, with the buffers it runs on."""
 
-    def __init__(self, context: WorkerContext, order: PortionOrder, report: PortionReport) -> None:
-        self.context, self.order, self.report = context, order, report
+    def __init__(
+        self,
+        context: WorkerContext,
+        slot: ReplicaSlot,
+        order: PortionOrder,
+        report: PortionReport,
+    ) -> None:
+        self.context, self.slot, self.order, self.report = context, slot, order, report
         assert isinstance(context.job, DownpourJob)
         self.job = context.job
         self.evaluator = Evaluator(self.job.model, self.job.seed)
@@ -127,7 +144,6 @@ class _Replica:
         self.fetching: Any = None  # (exchange, vector) of a fetch beside the computation
         self.pushing: Any = None  # (exchange, step, vector) of a push beside the computation
         self.paused = False
-        self.accrued_steps = 0
         self.is_fresh = False  # the last push brought the parameters along
         self.step = -1  # the last one done
         self.last_step = order.portion.steps(self.job.batch_size) - 1
@@ -140,7 +156,7 @@ class _Replica:
         size = self.order.handle.size
         self._resume(first)
         self.gradient = self.context.buffer(size)
-        self.accrued = self.gradient if job.n_push == 1 else self.context.buffer(size)
+        self.accrual = self._accrual(size)
         reader = self.context.reader("train")
         batches = reader.minibatches(
             portion,
@@ -157,7 +173,22 @@ class _Replica:
             in_all = self.report.examples if first == 0 else reader.kept(portion, blocks)
             self.report.examples_in_all, self.report.dropped = in_all, portion.rows - in_all
         kept = [] if self._leave() else [self.local]
-        self.context.give_back(*{id(v): v for v in (*kept, self.gradient, self.accrued)}.values())
+        self.accrual.release()
+        self.context.give_back(*kept, self.gradient)
+
+    def _accrual(self, size: int) -> Accrual:
+        """Return what this replica pushes: accrued gradients, or the displacement of own steps."""
+        job = self.job
+        if job.local_optimizer is None:
+            return AccruedGradients(
+                self.context,
+                self.gradient,
+                every_step=job.n_push == 1,
+                local_rate=job.local_rate if job.n_fetch > 1 else 0.0,
+            )
+        if self.slot.rule is None:
+            self.slot.rule = LocalRule(job.local_optimizer, size, job.trained)
+        return Displacement(self.context, size, self.slot.rule)
 
     def _resume(self, step: int) -> None:
         """Go on with the parameters that were stopped with here: they are not yet those of shards.
@@ -171,7 +202,8 @@ class _Replica:
     def _leave(self) -> bool:
         """Keep the parameters where this replica stops, and fetches only now and then."""
         at_rest = self.report.next_step == self.step + 1 and not self.order.complete_only
-        if self.job.n_fetch == 1 or self.report.finished or not at_rest:
+        fetches_next = self.job.n_fetch == 1 or self.job.local_optimizer is not None
+        if fetches_next or self.report.finished or not at_rest:
             return False
         self.context.stash(self._place(self.step + 1), self.local, self.fetched)
         return True
@@ -194,7 +226,7 @@ class _Replica:
         """Work through the minibatches; True when the portion is finished."""
         most = self.order.most_steps
         step = self.report.next_step - 1
-        for batch in batches:
+        for batch in self._read(batches):
             step = batch.step
             if step > last:
                 return False
@@ -207,6 +239,16 @@ class _Replica:
         self._flush(step)
         return not self.order.complete_only
 
+    def _read(self, batches: Iterable[Minibatch]) -> Iterator[Minibatch]:
+        """Yield minibatches, and note how long each was waited for."""
+        following = iter(batches)
+        while True:
+            with self.report.spent.on("reading"):
+                batch = next(following, None)
+            if batch is None:
+                return
+            yield batch
+
     def _must_stop(self, step: int, last: int) -> bool:
         """Whether the portion goes back to the verb here: at a boundary of fetches and pushes."""
         if len(self.report.refused) >= self.job.max_refused:
@@ -216,14 +258,22 @@ class _Replica:
 
     def _at_boundary(self, step: int) -> bool:
         """Whether nothing has accrued: a push never ends where a repeat of it would not."""
-        return self.accrued_steps == 0 and (step + 1) % self.job.n_fetch == 0
+        return self.accrual.steps == 0 and (step + 1) % self.job.n_fetch == 0
 
     def _step(self, batch: Minibatch) -> None:
         """One minibatch: fetch when it is due, compute, judge, accrue, push when it is due."""
-        self._fetch_if_due(batch.step)
-        job, portion = self.job, self.order.portion
+        with self.report.spent.on("fetching"):
+            self._fetch_if_due(batch.step)
+        with self.report.spent.on("computing"):
+            self._compute(batch)
+        if self.accrual.steps and (batch.step + 1) % self.job.n_push == 0:
+            self._push(batch.step)
+
+    def _compute(self, batch: Minibatch) -> None:
+        """Compute the gradient of a minibatch, judge it, and accrue it."""
+        job, identity = self.job, self.order.portion.identity
         found = self.evaluator.minibatch(
-            self.local, batch, portion.identity, gradient=self.gradient, as_mean=True
+            self.local, batch, identity, gradient=self.gradient, as_mean=True
         )
         self.report.steps += 1
         self.report.examples += len(batch.inputs)
@@ -232,16 +282,15 @@ class _Replica:
         elif found.weight > 0:
             self._note(found.loss, found.weight, found.norm)
             clip(self.gradient, found.norm, job.clip_norm)
-            self._accrue()
+            self.accrual.add(self.local, self.gradient)
             self.evaluator.updates.write(self.local)
-        if self.accrued_steps and (batch.step + 1) % job.n_push == 0:
-            self._push(batch.step)
 
     def _fetch_if_due(self, step: int) -> None:
         """Have fresh parameters at the steps where the paper fetches.
 
-        With n_fetch = 1 the fetch is waited for. Otherwise it runs beside one minibatch and is
-        installed before the next: at a fixed step, so that one replica is reproducible.
+        With n_fetch = 1, or steps of a local optimiser, the fetch is waited for. Otherwise it runs
+        beside one minibatch and is installed before the next: at a fixed step, so that one replica
+        is reproducible.
         """
         if self.fetching is not None:
             exchange, vector = self.fetching
@@ -252,14 +301,20 @@ class _Replica:
         if self.is_fresh:
             self.is_fresh = False
         elif not self.fetched:
-            self.fetched = self.link.wait(self.link.start_fetch(self.local))
+            self._fetch()
         elif step % self.job.n_fetch == 0:
             self._await_push()
-            if self.job.n_fetch == 1:
-                self.fetched = self.link.wait(self.link.start_fetch(self.local))
+            if self.job.n_fetch == 1 or self.job.local_optimizer is not None:
+                self._fetch()
             else:
                 vector = self.context.buffer(self.local.size)
                 self.fetching = self.link.start_fetch(vector), vector
+
+    def _fetch(self) -> None:
+        """Fetch the parameters and wait for them."""
+        self.accrual.leaving(self.local)
+        self.fetched = self.link.wait(self.link.start_fetch(self.local))
+        self.accrual.arrived(self.local)
 
     def _note(self, loss: float, weight: float, norm: float) -> None:
         if not self.report.weight:
@@ -267,17 +322,7 @@ class _Replica:
         self.report.loss += loss
         self.report.weight += weight
         self.report.squared_norms += norm * norm
-
-    def _accrue(self) -> None:
-        """Add the minibatch's mean gradient to the accrued one, and step the local copy."""
-        if self.job.n_fetch > 1 and self.job.local_rate:
-            self.local -= np.float32(self.job.local_rate) * self.gradient
-        if self.accrued is not self.gradient:
-            if self.accrued_steps == 0:
-                np.copyto(self.accrued, self.gradient)
-            else:
-                self.accrued += self.gradient
-        self.accrued_steps += 1
+        self.report.good += 1
 
     def _push(self, step: int) -> None:
         """Push what has accrued under the identity of its last step.
@@ -289,29 +334,46 @@ class _Replica:
         if self.fetching is not None:
             self.link.wait(self.fetching[0])
         identity = (self.order.portion.epoch, self.order.portion.number, step)
-        every_step = self.job.n_fetch == 1 and self.job.n_push == 1
-        self.is_fresh = every_step and step < self.last_step and not self.paused
+        vector = self.accrual.take(self.local)
+        if self.job.local_optimizer is not None and not np.isfinite(np.sum(vector, dtype=float)):
+            self._start_anew(step, vector)
+            return
+        self.evaluator.updates.copy(vector, self.local)
+        self.is_fresh = self._brings_parameters(step)
         into = self.local if self.is_fresh else None
-        self.evaluator.updates.copy(self.accrued, self.local)
-        exchange = self.link.start_push(identity, self.accrued, self.fetched, into)
-        self.pushing = exchange, step, self.accrued
-        self.accrued_steps = 0
-        if self.job.n_push == 1:
+        with self.report.spent.on("pushing"):
+            exchange = self.link.start_push(identity, vector, self.fetched, into)
+        self.pushing = exchange, step, vector
+        if self.job.n_push == 1 or self.is_fresh:
             self._await_push()
-        else:
-            self.accrued = self.context.buffer(self.gradient.size)
+
+    def _start_anew(self, step: int, vector: Float32Array) -> None:
+        """Refuse a displacement that is not finite, and forget where the local steps have led."""
+        self.report.refused.append((step, "the displacement by local_optimizer"))
+        self.accrual.pushed(vector)
+        self.accrual.release()
+        self.slot.rule, self.fetched = None, []
+        self.accrual = self._accrual(self.local.size)
+
+    def _brings_parameters(self, step: int) -> bool:
+        """Whether the answer to a push brings the parameters, because the next step fetches."""
+        job = self.job
+        every_push = job.n_fetch == job.n_push and (job.n_push == 1 or job.local_optimizer)
+        at_boundary = (step + 1) % job.n_push == 0
+        return bool(every_push) and at_boundary and step < self.last_step and not self.paused
 
     def _await_push(self) -> None:
         """Wait until every shard has acknowledged the push under way."""
         if self.pushing is None:
             return
         exchange, step, vector = self.pushing
-        acknowledgements = self.link.wait(exchange)
+        with self.report.spent.on("pushing"):
+            acknowledgements = self.link.wait(exchange)
         self.pushing = None
-        if vector is not self.gradient:
-            self.context.give_back(vector)
+        self.accrual.pushed(vector)
         if self.is_fresh:
             self.fetched = [a.version for a in acknowledgements]
+            self.accrual.arrived(self.local)
         self.report.next_step = step + 1
         self.report.staleness.extend(a.staleness for a in acknowledgements if a.staleness >= 0)
         is_repeat = any(a.staleness < 0 for a in acknowledgements)
@@ -321,7 +383,7 @@ class _Replica:
 
     def _flush(self, step: int) -> None:
         """Push what is left over when the portion ends between two pushes."""
-        if self.accrued_steps:
+        if self.accrual.steps:
             self._push(step)
 
     def give_up(self) -> None:

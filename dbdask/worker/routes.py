@@ -11,16 +11,11 @@ from typing import Any, Protocol
 from distributed import Worker
 
 from dbdask.errors import ShardLost, Stale
-from dbdask.rpc.contact import (
-    ActorPlace,
-    answers_ping,
-    call_actor,
-    lost,
-    start_on,
-    worker_here,
-    worker_loop,
-)
-from dbdask.rpc.same_host import SameHost, host_identity
+from dbdask.rpc.calls import ActorPlace, answers_ping, call_actor, shard_loss
+from dbdask.rpc.local_workers import local_worker
+from dbdask.rpc.loops import start_on, worker_loop
+from dbdask.rpc.same_host import SameHost
+from dbdask.rpc.same_host_messages import host_identity
 from dbdask.rpc.transport import DaskConnection, InProcess, Transport, permitted
 
 logger = logging.getLogger("dbdask")
@@ -129,7 +124,7 @@ class WorkerRoutes:
         return found
 
     def _choose(self, place: ActorPlace, generation: int) -> Transport:
-        here, ways = worker_here(place.worker), permitted()
+        here, ways = local_worker(place.worker), permitted()
         if here is not None and "in-process" in ways:
             return InProcess(here, place.key)
         over_dask = DaskConnection(self._worker.rpc, self._loop, place)
@@ -152,7 +147,7 @@ class WorkerRoutes:
         """Whether calls of some of these copies may go through shared memory."""
         ways = permitted()
         return "same-host" in ways and not (
-            "in-process" in ways and all(worker_here(place.worker) for place in places)
+            "in-process" in ways and all(local_worker(place.worker) for place in places)
         )
 
     def answers(self, place: ActorPlace, generation: int) -> bool:
@@ -161,7 +156,7 @@ class WorkerRoutes:
 
     def lost(self, place: ActorPlace, error: BaseException) -> ShardLost:
         """Name the certificate if that is why."""
-        return lost(self._worker.rpc, place, error)
+        return shard_loss(self._worker.rpc, place, error)
 
     def _on_loop(self, work: Coroutine[Any, Any, Any], generation: int) -> Any:
         """Run a coroutine on the worker's loop, for as long as the generation lasts."""

@@ -1,34 +1,18 @@
-"""A parameter shard: a slice of the flat vector that stores itself and applies its own updates.
+"""A parameter shard: a slice of the flat vector that stores itself and applies its own updates."""
 
-A plain class: Dask makes an actor of it, and a test needs no cluster.
-
-All that reads or changes the state happens under the shard's lock, one call after the other, so
-that no fetch sees half an update. What comes over Dask's connections arrives in coroutines, which
-hand the arithmetic to the shard's own one-thread executor: no call waits behind another actor of
-the same worker, and none computes on the event loop. Other transports call `answer` on a thread of
-the caller's.
-"""
-
-import asyncio
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from dbdask.errors import ShardLost, Stale
+from dbdask.errors import Stale
 from dbdask.optim.optimizer_checks import prepared_update
 from dbdask.optim.optimizers import Optimizer
-from dbdask.rpc.portable import portable
-from dbdask.rpc.same_host import ChannelServer
-from dbdask.rpc.transport import Request
 from dbdask.schedule.ledger import Ledger, Row, ShardProgress
 from dbdask.storage import checkpoint
 from dbdask.users_code import UsersCode
-
-REMEMBERED = 64  # commands whose answers are kept for a repeat
+from dbdask.worker.served_actor import ServedActor
+from dbdask.worker.shard_state import ShardState
 
 
 class Acknowledgement(NamedTuple):
@@ -46,47 +30,7 @@ class Progress(NamedTuple):
     pause: bool
 
 
-@dataclass
-class ShardState:
-    """All that moves with a shard, so that a shard made from it answers as the first one would."""
-
-    vectors: dict[str, np.ndarray]
-    """The parameters, the optimiser's slots, and the best parameters: of one length."""
-    applied: int
-    """Updates so far; those that a loss took from this shard alone are counted."""
-    ledger: Ledger
-    """What was applied, so that a repeat is known."""
-    copies: "dict[int, ShardState]" = field(default_factory=dict)
-    """Snapshot copies, by number; nothing changes them."""
-    answers: dict[int, Any] = field(default_factory=dict)
-    """Answers to the last commands, for a repeat."""
-    forgotten: int = -1
-    """The newest command whose answer is kept no more."""
-    contributions: Any = None
-    """What the open pass of a batch method has added up."""
-
-    def copy(self, names: Sequence[str] | None = None) -> "ShardState":
-        """Return a state that shares no vector with this one, of some vectors or of all.
-
-        Snapshot copies are shared: nothing writes into them.
-        """
-        return ShardState(
-            {n: v.copy() for n, v in self.vectors.items() if names is None or n in names},
-            self.applied,
-            self.ledger.copy(),
-        )
-
-    def everything(self) -> "ShardState":
-        """Return a copy with snapshot copies, remembered answers and the open pass."""
-        state = self.copy()
-        state.copies, state.answers = dict(self.copies), dict(self.answers)
-        state.forgotten = self.forgotten
-        if self.contributions is not None:
-            state.contributions = self.contributions.copy()
-        return state
-
-
-class ParameterShard:
+class ParameterShard(ServedActor):
     """Elements `start` to `stop` of the flat vector, with their optimiser state and ledger.
 
     Parameters
@@ -103,15 +47,9 @@ class ParameterShard:
         Ranges of the flat vector that updates may change; None is all of it.
     buffers
         Ranges that no update changes, and of which a push brings new values.
-
-    Attributes
-    ----------
-    lock
-        Held by whoever reads or changes the state.
     """
 
-    answers: frozenset[str] = frozenset({"progress", "fetch", "push", "fetch_copy"})
-    """Methods that a `Request` may name. They run under the lock."""
+    requests = frozenset({"progress", "fetch", "push", "fetch_copy"})
 
     def __init__(
         self,
@@ -123,106 +61,14 @@ class ParameterShard:
         trained: Sequence[tuple[int, int]] | None = None,
         buffers: Sequence[tuple[int, int]] = (),
     ) -> None:
+        state = initial(start, stop, optimizer)
+        super().__init__(stop - start, generation, state.answers)
+        self.state = state
         self.start, self.stop = start, stop
         self.optimizer = optimizer
-        self.generation = generation
-        self.state = initial(start, stop, optimizer)
         self.trained = _within(trained or [(start, stop)], start, stop)
         self.buffers = _within(buffers, start, stop)
         self.pausing = False
-        self.lock = threading.RLock()
-        self._channels = ChannelServer(self)
-        self._doing: dict[int, asyncio.Future[Any]] = {}
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="dbdask-shard")
-
-    def answer(
-        self, request: Request, sent: np.ndarray | None = None, into: np.ndarray | None = None
-    ) -> Any:
-        """Do what a replica requests, on the calling thread; return the answer.
-
-        Every transport ends here. An error can be sent as it is.
-
-        Parameters
-        ----------
-        request
-            Names one of `answers`.
-        sent
-            The vector that came with the request, float32 of the shard's length. It is only read,
-            and only before the answer.
-        into
-            Takes the vector of the answer, if there is one: float32 of the shard's length.
-
-        Raises
-        ------
-        Stale
-            The request is of another generation.
-        """
-        vectors = [vector for vector in (sent, into) if vector is not None]
-        try:
-            with self.lock:
-                return self._answer(request, vectors)
-        except BaseException as error:
-            failure = portable(error)
-        raise failure  # here, where nothing becomes its context
-
-    def _answer(self, request: Request, vectors: Sequence[np.ndarray]) -> Any:
-        if request.generation is not None:
-            self._check(request.generation)
-        if request.method not in self.answers:
-            raise AttributeError(f"a shard answers no request {request.method!r}")
-        return getattr(self, request.method)(*request.arguments, *vectors)
-
-    def _check(self, generation: int) -> None:
-        if generation != self.generation:
-            raise Stale(f"generation {generation}, the shard is at {self.generation}")
-
-    async def serve(
-        self, request: tuple[str, int | None, tuple[Any, ...]], sent: np.ndarray | None, wants: bool
-    ) -> tuple[Any, np.ndarray | None]:
-        """Answer a request that came over Dask's connections.
-
-        Returns the answer and, if the caller wants one, its vector.
-        """
-        into = np.empty(self.stop - self.start, np.float32) if wants else None
-        return await self._serve(self.answer, Request(*request), sent, into), into
-
-    async def _serve(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function on the shard's own thread, under the lock.
-
-        What it raises is that error, whoever called: it can be sent as it is.
-
-        Raises
-        ------
-        ShardLost
-            The worker's process is ending, and begins nothing more.
-        """
-
-        def locked() -> Any:
-            with self.lock:
-                return function(*arguments)
-
-        try:
-            work = self._executor.submit(_attempt, locked)
-        except RuntimeError as error:
-            raise ShardLost(f"the worker of a shard is ending: {error}") from error
-        answer, failure = await asyncio.wrap_future(work)
-        if failure is not None:
-            raise failure
-        return answer
-
-    async def ping(self) -> int:
-        """Answer at once, whatever the shard computes."""
-        return self.generation
-
-    async def open_channel(self, host: str) -> str:
-        """Listen for one caller on this host; return the directory of the socket.
-
-        Raises
-        ------
-        OSError
-            No caller of that host can be served so.
-        """
-        return await asyncio.to_thread(self._channels.listen, host)
 
     # What replicas request
 
@@ -242,10 +88,20 @@ class ParameterShard:
         gradient: np.ndarray,
         into: np.ndarray | None = None,
     ) -> Acknowledgement:
-        """Apply a gradient once; a repeat of its identity (epoch, portion, step) changes nothing.
+        """Apply a gradient once; a repeat of its identity changes nothing.
 
-        `into` takes the parameters after it: a replica that fetches before every minibatch saves a
-        message.
+        Parameters
+        ----------
+        identity
+            Epoch, portion and step of the gradient.
+        fetched
+            Number of updates in the parameters that the replica fetched last; the staleness is
+            counted from it.
+        gradient
+            The accrued gradient of this shard's slice.
+        into
+            If given, the current parameters are copied into it after the update. A replica that
+            fetches before every minibatch then needs no message for the fetch.
         """
         acknowledgement = self._push(identity, fetched, gradient)
         if into is not None:
@@ -257,7 +113,9 @@ class ParameterShard:
     ) -> Acknowledgement:
         if not self.state.ledger.is_new(*identity):
             return Acknowledgement(self.state.applied, -1, self.pausing)
-        staleness = max(0, self.state.applied - fetched)  # a twin may be behind the one fetched
+        staleness = max(
+            0, self.state.applied - fetched
+        )  # a copy may be behind the copy fetched from
         self._update(gradient)
         self.state.ledger.admit(*identity)  # now: an update that raises was not applied
         return Acknowledgement(self.state.applied, staleness, self.pausing)
@@ -279,9 +137,9 @@ class ParameterShard:
             raise
 
     def _apply(self, gradient: np.ndarray) -> None:
-        """Let the optimiser update what is trained, and replace buffers by those of the push.
+        """Let the optimiser update the trained ranges, and take the push's buffers.
 
-        What can fail does so before any change.
+        What can fail comes before any change.
         """
         update = prepared_update(self.optimizer, self.state.applied)
         vectors = self.state.vectors
@@ -298,68 +156,28 @@ class ParameterShard:
         Raises
         ------
         Stale
-            It is not here: a recovery has dropped it, or this shard was made after it.
+            A recovery has dropped the copy, or this shard is newer than the copy.
         """
         if number not in self.state.copies:
             raise Stale(f"copy {number} is not in this shard")
         return self.state.copies[number]
 
     def _vector(self, name: str) -> np.ndarray:
-        """Return a vector; `Stale` where the shard was made anew without it."""
-        if name not in self.state.vectors:
-            raise Stale(f"vector {name!r} is not in this shard")
-        return self.state.vectors[name]
-
-    # What the verb commands; each command carries a running number and is done once
-
-    async def order(self, number: int, generation: int, name: str, *arguments: Any) -> Any:
-        """Do a command that is good for one generation: what it would set was set anew since.
+        """Return a vector.
 
         Raises
         ------
         Stale
-            It comes late, and was not done before.
+            The shard was made anew without it.
         """
-        return await self._once(number, generation, name, arguments)
+        if name not in self.state.vectors:
+            raise Stale(f"vector {name!r} is not in this shard")
+        return self.state.vectors[name]
 
-    async def command(self, number: int, name: str, *arguments: Any) -> Any:
-        """Do a numbered command; a repeat gets the first answer again."""
-        return await self._once(number, None, name, arguments)
-
-    async def _once(
-        self, number: int, generation: int | None, name: str, arguments: tuple[Any, ...]
-    ) -> Any:
-        if number in self.state.answers:
-            return self.state.answers[number]
-        if number not in self._doing:
-            if number <= self.state.forgotten:
-                raise Stale(f"command {number} ({name}) is older than those that a shard remembers")
-            self._doing[number] = asyncio.ensure_future(
-                self._do(number, generation, name, arguments)
-            )
-        return await asyncio.shield(self._doing[number])
-
-    async def _do(
-        self, number: int, generation: int | None, name: str, arguments: tuple[Any, ...]
-    ) -> Any:
-        try:
-            if generation is not None:
-                self._check(generation)
-            answer = await getattr(self, "_" + name)(*arguments)
-            self._remember(number, answer)
-            return answer
-        finally:
-            del self._doing[number]
-
-    def _remember(self, number: int, answer: Any) -> None:
-        answers = self.state.answers
-        answers[number] = answer
-        if len(answers) > REMEMBERED:
-            self.state.forgotten = min(answers)
-            del answers[self.state.forgotten]
+    # What the client commands by name; each command has a running number and is carried out once
 
     async def _advance(self, generation: int) -> ShardProgress:
-        """Enter a new generation: what is still on its way is refused."""
+        """Enter a new generation: messages of the old one that are on their way are refused."""
         self.generation = max(self.generation, generation)
         return await self._serve(self._shard_progress)
 
@@ -390,10 +208,10 @@ class ParameterShard:
         self.state.vectors["best"] = self._kept(number).vectors["parameters"].copy()
 
     async def _restore_best(self, path: str, group: str, is_there: bool) -> None:
-        """Take the best parameters of a snapshot for one's own, or forget them: it has none."""
+        """Replace the best parameters by those of a snapshot, or forget them if it has none."""
         best, generation = None, self.generation
         if is_there:
-            best = await asyncio.to_thread(
+            best = await self._beside(
                 checkpoint.read_slice, path, group, "best", self.start, self.stop
             )
             self._check(generation)  # it has read for a while
@@ -409,7 +227,7 @@ class ParameterShard:
         await self._serve(self.state.copies.pop, number, None)
 
     async def _drop_all(self) -> None:
-        """Forget every copy: who needed them has given up."""
+        """Forget every copy: their readers have given up."""
         await self._serve(self.state.copies.clear)
 
     async def _close_epochs(self, epoch: int) -> None:
@@ -421,10 +239,9 @@ class ParameterShard:
         await self._serve(np.copyto, self.state.vectors["parameters"], values)
 
     async def _adopt(self, rows: Sequence[Row], applied: int, first_open_epoch: int) -> int:
-        """Take over the survivors' progress after a loss; returns the updates lost by it."""
+        """Take over the survivors' progress after a loss; return the updates lost by it."""
         ledger = Ledger.from_rows(rows, first_open_epoch)
-        lost: int = await self._serve(self._take_progress, ledger, applied)
-        return lost
+        return await self._serve(self._take_progress, ledger, applied)
 
     def _take_progress(self, ledger: Ledger, applied: int) -> int:
         lost = applied - self.state.applied
@@ -439,16 +256,16 @@ class ParameterShard:
         Returns whether the parameters are finite.
         """
         vectors = self._kept(number).vectors
-        return await asyncio.to_thread(self._write, path, group, vectors)
+        return await self._beside(self._write, path, group, vectors)
 
     async def write_vectors(self, path: str, group: str, names: Sequence[str]) -> bool:
         """Write vectors as they are, without a copy: nothing may change them meanwhile.
 
+        The lock is not held, or a store that hangs would hold up every other call.
         Returns whether the parameters are finite.
         """
         vectors = {name: self._vector(name) for name in names}
-        finite: bool = await self._serve(self._write, path, group, vectors)
-        return finite
+        return await self._beside(self._write, path, group, vectors)
 
     def _write(self, path: str, group: str, vectors: dict[str, np.ndarray]) -> bool:
         checkpoint.write_slice(path, group, self.start, self.stop, vectors)
@@ -461,26 +278,19 @@ class ParameterShard:
     async def whole_state(self) -> ShardState:
         """Return a consistent copy of everything, for a shard that takes this one's place.
 
-        Commands under way end first: else the new shard would have done one without knowing it.
+        Commands under way end first. Otherwise the new shard could have the effect of a command
+        without its answer.
         """
-        await asyncio.gather(*self._doing.values(), return_exceptions=True)
+        await self.commands.ended()
         return await self._serve(self.state.everything)
 
 
 def is_finite(values: np.ndarray) -> bool:
-    """Whether all of a vector is finite: without a second vector, because both pass NaN on."""
+    """Whether all of a vector is finite. Minimum and maximum pass NaN on, and need no memory."""
     return bool(np.isfinite(values.min(initial=0.0)) and np.isfinite(values.max(initial=0.0)))
 
 
-def _attempt(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """Return what a function returns, or the error that it raised: a future changes some."""
-    try:
-        return function(), None
-    except BaseException as error:
-        return None, portable(error)
-
-
 def _within(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> list[slice]:
-    """The parts of a slice of the flat vector that ranges cover, counted from its start."""
+    """Return the parts of a slice of the flat vector that ranges cover, from the slice's start."""
     parts = [(max(a, start) - start, min(b, stop) - start) for a, b in ranges]
     return [slice(a, b) for a, b in parts if a < b]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from dbdask.data.block_provider import gather_blocks
 from dbdask.data.routes import Piece
+from dbdask.data.waiting import ReadGivenUp
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.scores import Score, score_minibatch
 from dbdask.rpc.portable import portable_errors
@@ -30,14 +31,16 @@ class ValidationReport:
     finished: bool = False
     trouble: str = ""
     """Why the task ended early, if a shard or the generation was lost."""
+    gave_up: str = ""
+    """The read that the task waited for until it was told to wait no longer."""
 
 
 @portable_errors
 def score_validation(order: ValidationOrder, job: bytes, *blocks: Piece) -> ValidationReport:
     """Score one portion of the validation examples with a snapshot copy of the parameters.
 
-    If a shard is lost, or the generation ends, the task ends early with a report. Only an error of
-    the model or of the data raises.
+    If a shard is lost, the generation ends, or the run gives up a read that does not come, the task
+    ends early with a report. Only an error of the model or of the data raises.
     """
     report = ValidationReport(Score())
     try:
@@ -45,6 +48,8 @@ def score_validation(order: ValidationOrder, job: bytes, *blocks: Piece) -> Vali
         report.finished = True
     except RECOVERABLE as trouble:
         report.trouble = f"{type(trouble).__name__}: {trouble}"
+    except ReadGivenUp as read:
+        report.gave_up = str(read)
     return report
 
 

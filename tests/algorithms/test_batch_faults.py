@@ -9,6 +9,7 @@ import pytest
 from acting import After
 from distributed import Client, LocalCluster
 from faults import TABLE, Disturb, assert_felt, everyone
+from lag import no_loop_waits
 from test_downpour import assert_nothing_left, counted, write_store
 from test_faults import Trouble
 from test_leaving import wait_until
@@ -17,7 +18,7 @@ from test_recovery import assert_workers_run_tasks
 import dbdask
 from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.models.layout import Layout, Parameter
-from dbdask.worker.context import rooms_of
+from dbdask.worker.context import contexts_on
 
 ROWS, L2, WORKERS = 1200, 1e-3, 4
 SHORT = {
@@ -111,6 +112,7 @@ def cluster(request):
         dask.config.set(SHORT | {"dbdask.transport": request.param}),
         LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
+        no_loop_waits(client),
     ):
         yield cluster, client
 
@@ -150,7 +152,7 @@ def assert_right(result, accepted, bowl):
 
 def assert_all_over(client):
     """Nothing is left; a worker that was stopped while the run ended finds that out by itself."""
-    wait_until(lambda: not any(client.run(rooms_of).values()))
+    wait_until(lambda: not any(client.run(contexts_on).values()))
     assert_nothing_left(client)
     assert_workers_run_tasks(client)
 

@@ -7,7 +7,7 @@ from acting import SlowUntil, touch
 from counting import CountingModel
 
 import dbdask
-from dbdask.worker.context import rooms_of
+from dbdask.worker.context import contexts_on
 from dbdask.worker.replica import _Replica
 
 
@@ -85,7 +85,7 @@ def assert_nothing_left(client):
         )
     )
     assert not any(state), state
-    assert not any(client.run(rooms_of).values())
+    assert not any(client.run(contexts_on).values())
 
 
 def serial_parameters(store, epochs, rate, batch_size=20):

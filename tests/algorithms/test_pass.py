@@ -16,7 +16,7 @@ import dbdask
 from dbdask.algorithms import gradient_pass
 from dbdask.algorithms.gradient_pass import GradientPass, PassStatistics
 from dbdask.algorithms.sandblaster_method import Sandblaster
-from dbdask.run.parameter_server import ParameterServer
+from dbdask.run.worker_notices import WorkerNotices
 from dbdask.worker.batch_replica import BundleReport
 from dbdask.worker.batch_shard import BatchShard
 
@@ -214,14 +214,14 @@ def test_a_copy_that_lost_stops_by_itself_between_two_minibatches(
     threads_client, store, evaluations, monkeypatch, backups_at_first_only
 ):
     gate = set_gate(monkeypatch, Gate(), 6)
-    plain = ParameterServer._tell
+    plain = WorkerNotices.send
 
-    async def tell(server, workers, function, *arguments):
-        await plain(server, workers, function, *arguments)
+    async def send(notices, workers, function, *arguments):
+        await plain(notices, workers, function, *arguments)
         if function.__name__ == "unwant":  # the backup is done, and the workers have heard it
             gate.go_on.set()
 
-    monkeypatch.setattr(ParameterServer, "_tell", tell)
+    monkeypatch.setattr(WorkerNotices, "send", send)
     history = count(threads_client, store, HeldUp(ROWS)).history
     assert_each_counted_once(evaluations)
     copies = {
@@ -307,7 +307,9 @@ def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out():
     hands = Hands(["a", "b", "c"])
     clock = hands.clock
     told = []
-    server = SimpleNamespace(handle=None, unwant=lambda *what: told.append(what))
+    server = SimpleNamespace(
+        handle=None, notices=SimpleNamespace(unwant=lambda *what: told.append(what))
+    )
     plan = SimpleNamespace(run="run", replicas=None)
     run = SimpleNamespace(
         plan=plan, workforce=hands, roster=hands.roster, server=server, clock=clock

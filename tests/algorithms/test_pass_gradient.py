@@ -17,7 +17,7 @@ from test_sandblaster import objective
 
 import dbdask
 from dbdask.storage import checkpoint
-from dbdask.worker.context import rooms_of
+from dbdask.worker.context import contexts_on
 
 WORKERS, L2 = 4, 1e-3
 
@@ -110,5 +110,5 @@ def test_the_gradient_of_a_pass_is_that_of_one_process(
     x, found = (checkpoint.read_slice(path, group, n, 0, size) for n in ("parameters", "gradient"))
     np.testing.assert_allclose(found, objective(store, L2)(x)[1], atol=3e-7)
     # A worker that was stopped while the run ended finds that out by itself.
-    wait_until(lambda: not any(client.run(rooms_of).values()))
+    wait_until(lambda: not any(client.run(contexts_on).values()))
     assert_nothing_left(client)

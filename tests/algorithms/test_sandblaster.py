@@ -22,7 +22,7 @@ from dbdask.errors import ShardLost, Stale
 from dbdask.optim.lbfgs import Settings
 from dbdask.optim.serial import minimise_array
 from dbdask.storage import checkpoint
-from dbdask.worker.context import close_context, rooms_of
+from dbdask.worker.context import close_context, contexts_on
 from dbdask.worker.link import ServerLink
 
 ROWS = 1200
@@ -423,7 +423,7 @@ def test_callbacks_and_interrupts_stop_it(threads_client, store, how):
     assert_nothing_left(threads_client)
 
 
-def test_a_task_that_comes_after_the_end_opens_no_room(threads_client):
+def test_a_task_that_comes_after_the_end_opens_no_context(threads_client):
     def late(run):
         from dbdask.worker.context import open_context
 
@@ -434,7 +434,7 @@ def test_a_task_that_comes_after_the_end_opens_no_room(threads_client):
     with pytest.raises(Stale, match="run ended has ended"):
         future.result()
     future.release()
-    assert not any(threads_client.run(rooms_of).values())
+    assert not any(threads_client.run(contexts_on).values())
 
 
 def test_weights_count_as_repeated_rows(threads_client, tmp_path):

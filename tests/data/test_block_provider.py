@@ -63,7 +63,7 @@ def train(client, examples, futures, blocks, worker):
     small = [variable.worker_side() for variable in examples.variables]
     boxes = [examples.box(block) for block in blocks]
     task = client.submit(read_all, small, boxes, *futures, workers=[worker], pure=False)
-    return task.result(timeout=20)
+    return task.result(timeout=100)
 
 
 def expected(examples, blocks):

@@ -11,7 +11,7 @@ from differential import observing
 from differential.counting import run_all
 from differential.trial import run
 
-QUICK, SLOW = range(0, 200, 50), range(1000, 4000, 50)
+QUICK, SLOW = range(0, 100, 50), range(1000, 4000, 50)
 
 
 def _compare(seeds, record_property):

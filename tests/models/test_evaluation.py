@@ -121,6 +121,33 @@ def test_a_gradient_of_nan_is_written(threads_client, store):  # noqa: F811
     assert result.status.reason == "bad_gradients"
 
 
+@pytest.mark.parametrize(
+    ("loss", "position", "value", "named"),
+    [
+        (1.0, 19, np.nan, "bias"),
+        (1.0, 2, np.inf, "weights"),
+        (1.0, 20, -9e19, "bias"),  # finite, and its square is not
+        (np.nan, 0, 1.0, "the loss"),
+        (np.inf, 0, 1.0, "the loss"),
+        (np.nan, 0, np.nan, "weights"),
+    ],
+)
+def test_a_bad_minibatch_names_its_culprit(loss, position, value, named):
+    class Spoiled(Inner):
+        def fill(self, parameters, inputs, targets, weights, gradient):
+            gradient[:] = 1
+            gradient[position] = value
+            return loss
+
+    batch = SimpleNamespace(**vars(BATCH), step=0)
+    evaluator = Evaluator(Spoiled(), seed=0)
+    gradient = np.empty(21, np.float32)
+    found = evaluator.minibatch(
+        np.zeros(21, np.float32), batch, (0, 0), gradient=gradient, as_mean=True
+    )
+    assert found.bad == named
+
+
 def test_only_the_first_minibatch_is_looked_at():
     model = Inner()
     evaluator, parameters = Evaluator(model), np.zeros(21, np.float32)

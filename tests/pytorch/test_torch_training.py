@@ -21,7 +21,7 @@ from modules import (  # noqa: E402
 import dbdask  # noqa: E402
 from dbdask.errors import ModelError  # noqa: E402
 from dbdask.torch import TorchModel  # noqa: E402
-from dbdask.worker.context import rooms_of  # noqa: E402
+from dbdask.worker.context import contexts_on  # noqa: E402
 
 OPTIONS = {"batch_size": 20, "progress": False}
 
@@ -188,7 +188,7 @@ def test_it_trains_predicts_scores_and_is_saved(client, tmp_path):
         dbdask.load(str(tmp_path / "saved.zarr"))
     loaded = dbdask.load(str(tmp_path / "saved.zarr"), model=TorchModel(normed(), "softmax"))
     assert loaded.evaluate(held_out) == result.evaluate(held_out)
-    assert not any(client.run(rooms_of).values())
+    assert not any(client.run(contexts_on).values())
 
 
 def test_a_run_resumes_with_the_buffers_of_the_snapshot(threads_client, tmp_path):

@@ -1,5 +1,6 @@
 """Shards are made where they are meant to be, however long that takes."""
 
+import threading
 import time
 
 import pytest
@@ -11,6 +12,8 @@ from test_downpour import assert_nothing_left, counted, write_store
 from test_leaving import wait_until
 
 import dbdask
+from dbdask.errors import ShardLost
+from dbdask.rpc.making import submit_actor, wait_until_made
 
 ROWS, SHARDS = 600, 4
 
@@ -59,3 +62,42 @@ def test_no_idle_worker_steals_a_shard_that_waits_to_be_made(client, tmp_path):
     assert_nothing_left(client)
     client.retire_workers([home])
     wait_until(lambda: home not in everyone(client))
+
+
+class Endless:
+    """An actor whose making does not end before `over`."""
+
+    begun, over = threading.Event(), threading.Event()
+
+    def __init__(self):
+        self.begun.set()
+        self.over.wait()
+
+
+def test_an_actor_that_the_scheduler_forgets_is_not_waited_for(threads_client):
+    """The user releases what the client holds; the deadline of its making is a minute."""
+    client, worker = threads_client, everyone(threads_client)[0]
+
+    def forget(dask_scheduler):
+        for name in list(dask_scheduler.clients):
+            dask_scheduler.client_releases_keys(keys=["endless"], client=name, stimulus_id="test")
+
+    async def make():
+        await wait_until_made(
+            client, submit_actor(client, Endless, (), "endless", worker), "it", worker
+        )
+
+    def act():
+        assert Endless.begun.wait(20)
+        client.run_on_scheduler(forget)
+
+    acting = threading.Thread(target=act)
+    acting.start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(ShardLost, match="it was lost while it was made"):
+            client.sync(make)
+        assert time.monotonic() - began < 30
+    finally:
+        Endless.over.set()
+        acting.join()

@@ -21,13 +21,17 @@ from test_transport import SIZE, make_shard
 
 from dbdask.errors import Stale
 from dbdask.optim.optimizers import sgd
-from dbdask.rpc import same_host, shared_memory
-from dbdask.rpc.contact import MethodRaised
-from dbdask.rpc.same_host import PACKET, THREADS, ChannelServer, SameHost, host_identity
+from dbdask.rpc import same_host_messages, shared_memory
+from dbdask.rpc.calls import MethodRaised
+from dbdask.rpc.same_host import SameHost
+from dbdask.rpc.same_host_messages import PACKET, host_identity
+from dbdask.rpc.same_host_server import THREADS, ChannelServer
 from dbdask.rpc.shared_memory import map_vector, memory_of, shared_vector
 from dbdask.rpc.transport import Request
 
-pytestmark = pytest.mark.skipif(not same_host.IS_SUPPORTED, reason="this system has no memfd")
+pytestmark = pytest.mark.skipif(
+    not same_host_messages.IS_SUPPORTED, reason="this system has no memfd"
+)
 
 
 class NoOther:
@@ -236,7 +240,7 @@ def test_another_host_is_refused(shard):
 
 
 def test_a_socket_of_another_user_is_refused(shard, monkeypatch):
-    monkeypatch.setattr(same_host, "_peer", lambda connection: os.getuid() + 1)
+    monkeypatch.setattr(same_host_messages, "_peer", lambda connection: os.getuid() + 1)
     with pytest.raises(OSError, match="belongs to user|memory cannot be shared|broke"):
         SameHost(partial_listen(ChannelServer(shard)), NoOther()).prove()
 
@@ -278,7 +282,7 @@ PATHS = SEARCH_PATH.split(os.pathsep)
 HOLDER = """
 import sys, time
 sys.path[:0] = {paths!r}
-from dbdask.rpc.same_host import ChannelServer
+from dbdask.rpc.same_host_server import ChannelServer
 from test_transport import make_shard
 class Busy:
     slots = ()

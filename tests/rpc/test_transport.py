@@ -14,7 +14,7 @@ from routing import finish
 from dbdask.errors import RECOVERABLE, RaisedInShard, ShardLost, Stale
 from dbdask.optim.optimizers import sgd
 from dbdask.rpc import transport
-from dbdask.rpc.contact import ActorPlace, MethodRaised
+from dbdask.rpc.calls import ActorPlace, MethodRaised
 from dbdask.rpc.transport import DirectCall, Request
 from dbdask.worker.initial import FromModel
 from dbdask.worker.link import ServerHandle, ServerLink, ShardPlace

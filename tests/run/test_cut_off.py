@@ -18,7 +18,7 @@ from test_downpour import assert_nothing_left, write_store
 from test_leaving import wait_until
 from test_recovery import train
 
-from dbdask.worker.context import rooms_of
+from dbdask.worker.context import contexts_on
 
 HERE, THERE = "10.211.77.1", "10.211.77.2"
 SHORT = {"dbdask.silence": "500ms", "dbdask.ping": "2s", "dbdask.answer": "1s"}
@@ -104,5 +104,5 @@ def test_a_worker_that_is_cut_off_is_done_without(client, cable, tmp_path, copie
     assert (copies == 2) == (result.history["lost"].values[-1] > 0)
     ip("link", "set", cable, "up")
     # Back on the net, the worker finds out by itself that the run has ended.
-    wait_until(lambda: not any(client.run(rooms_of, on_error="ignore").values()), seconds=60)
+    wait_until(lambda: not any(client.run(contexts_on, on_error="ignore").values()), seconds=60)
     assert_nothing_left(client)

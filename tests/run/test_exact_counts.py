@@ -30,13 +30,13 @@ from dbdask.algorithms.barrier import Barrier
 from dbdask.algorithms.downpour_method import Downpour
 from dbdask.errors import ShardLost, Stale, WorkerError
 from dbdask.optim.optimizers import sgd
-from dbdask.rpc import contact
+from dbdask.rpc import calls
 from dbdask.run.parameter_server import ParameterServer
 from dbdask.run.run import Run
 from dbdask.run.shard_placement import ShardPlacement
 from dbdask.schedule.ledger import Row, ShardProgress
 from dbdask.storage import checkpoint
-from dbdask.worker.context import rooms_of
+from dbdask.worker.context import contexts_on
 from dbdask.worker.initial import FromModel
 from dbdask.worker.shard import ParameterShard
 
@@ -88,12 +88,15 @@ class Losses:
 
 
 def train(client, store, path, mirrors=2, epochs=EPOCHS, **options):
-    settings = {"snapshot_every": "1h", "checkpoint": str(path / "run.zarr")} | options
+    settings = {
+        "snapshot_every": "1h",
+        "checkpoint": str(path / "run.zarr"),
+        "optimizer": dbdask.sgd(float(BATCH)),
+    } | options
     return dbdask.downpour(
         CountingModel(ROWS, mirrors, seconds=0.002),
         counted(store),
         client=client,
-        optimizer=dbdask.sgd(float(BATCH)),
         batch_size=BATCH,
         epochs=epochs,
         shards=mirrors,
@@ -152,6 +155,20 @@ def test_losses_between_two_snapshots_are_told_once(
     assert_exact(result, threads_client, 2, rolled_back=rolled_back)
 
 
+@pytest.mark.parametrize(
+    ("at", "rolled_back", "pace"),
+    [({2: [0], 5: [0]}, True, 1), ({2: [0], 5: [0, 1]}, False, 1), ({2: [0, 1]}, False, 3)],
+)
+def test_displacements_of_local_steps_count_exactly(
+    threads_client, store, tmp_path, monkeypatch, at, rolled_back, pace
+):
+    Losses(monkeypatch, at)
+    rules = {"optimizer": dbdask.sgd(1.0), "local_optimizer": dbdask.sgd(float(BATCH))}
+    result = train(threads_client, store, tmp_path, n_fetch=pace, n_push=pace, **rules)
+    assert last(result, "lost") == sum(map(len, at.values()))
+    assert_exact(result, threads_client, 2, rolled_back=rolled_back)
+
+
 def test_a_loss_before_a_snapshot_and_one_after_it_are_both_told(
     threads_client, store, tmp_path, monkeypatch
 ):
@@ -182,7 +199,7 @@ def test_shards_made_anew_are_no_survivors_before_they_have_a_standing(
 
 def lose_first(monkeypatch, command, lost):
     """The first command of a name reaches no shard, or comes late; returns what was held up."""
-    call, held = contact._call, []
+    call, held = calls._call, []
 
     async def disturbed(pool, place, method, arguments, *more):
         name = arguments[{"command": 1, "order": 2}.get(method, 0)] if arguments else ""
@@ -191,7 +208,7 @@ def lose_first(monkeypatch, command, lost):
             raise OSError("the connection broke")
         return await call(pool, place, method, arguments, *more)
 
-    monkeypatch.setattr(contact, "_call", disturbed)
+    monkeypatch.setattr(calls, "_call", disturbed)
     return call, held
 
 
@@ -213,7 +230,7 @@ def test_an_order_that_comes_late_is_refused(threads_client, store, tmp_path, mo
             progress.append(run.progress)
         if not came and progress and run.progress > progress[0]:
             came.append("late")
-            with pytest.raises(contact.MethodRaised) as raised:
+            with pytest.raises(calls.MethodRaised) as raised:
                 await call(*held[0])
             assert isinstance(raised.value.error, Stale)
         await check(run)
@@ -322,8 +339,9 @@ def test_a_barrier_waits_for_a_worker_that_can_complete_a_portion():
     run = types.SimpleNamespace(
         server=types.SimpleNamespace(pause=pause, order=order),
         roster=types.SimpleNamespace(workers=[]),
-        workforce=types.SimpleNamespace(training=[], abandoned=False),
+        workforce=types.SimpleNamespace(training=[], late_pushes_possible=False),
         take_in=take_in,
+        clock=types.SimpleNamespace(seconds=lambda: 0.0),
     )
     stream = types.SimpleNamespace(epoch=0)
     barrier = Barrier(stream, lambda *order: None)
@@ -424,7 +442,9 @@ def test_a_shard_is_made_elsewhere_where_its_worker_stops(processes, store, tmp_
             os.kill(pids[worker], signal.SIGCONT)
     assert stopped and time.monotonic() - began < 45
     assert missing_updates(result, EPOCHS, 2, BATCH) == last(result, "rolled_back")
-    wait_until(lambda: not any(processes.run(rooms_of).values()))  # the one that stopped looks too
+    wait_until(
+        lambda: not any(processes.run(contexts_on).values())
+    )  # the one that stopped looks too
     wait_until(lambda: not processes.run_on_scheduler(keys_of))  # it makes the shard now, in vain
     assert_nothing_left(processes)
     processes.retire_workers(stopped)

@@ -9,6 +9,7 @@ from acting import SlowUntil, touch
 from counting import CountingModel, missing_updates
 from distributed import Client, LocalCluster
 from faults import TABLE, Stop, assert_felt, everyone
+from lag import no_loop_waits
 from test_downpour import assert_nothing_left, counted, write_store
 from test_leaving import wait_until
 from test_recovery import assert_workers_run_tasks
@@ -35,6 +36,7 @@ def client(request):
         dask.config.set(SHORT | {"dbdask.transport": request.param}),
         LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
+        no_loop_waits(client),
     ):
         yield client
 

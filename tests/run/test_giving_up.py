@@ -17,7 +17,7 @@ from test_sandblaster import LinearCounting
 import dbdask
 from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.errors import SchedulerLost, ShardLost, WorkerError
-from dbdask.rpc.contact import WorkerFacts
+from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run.failures import MOST_ATTEMPTS
 from dbdask.run.guard import MISSED_PINGS, Guard, guarded
 from dbdask.run.parameter_server import ParameterServer
@@ -339,7 +339,7 @@ def test_downpour_does_not_go_back_for_ever(threads_client, store, tmp_path, mon
 
     async def drop_all(self, workers):
         for index, copies in enumerate(self._copies):
-            self._let_go(index, copies)
+            self._release_copies(index, copies)
         return await drop(self, workers)
 
     monkeypatch.setattr(Run, "check_background", lose_all)

@@ -21,7 +21,8 @@ from test_sandblaster import LinearCounting
 
 import dbdask
 from dbdask.worker.context import WorkerContext, _contexts
-from dbdask.worker.shard import ParameterShard, ShardState
+from dbdask.worker.shard import ParameterShard
+from dbdask.worker.shard_state import ShardState
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),

@@ -16,7 +16,7 @@ from test_downpour import assert_nothing_left, write_store
 from test_recovery import assert_workers_run_tasks, train
 
 import dbdask
-from dbdask.rpc.contact import WorkerFacts
+from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run import shard_placement
 from dbdask.run.shard_placement import ShardPlacement
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import shutil
 import signal
 import threading
 import time
@@ -9,32 +10,46 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
-from lag import waits_for_a_read, watched
+from lag import LONGEST, waits_for_a_read, watched
 from slow_store import HangingStore, make_hang
 from test_downpour import assert_nothing_left
 from test_leaving import wait_until
 from test_recovery import assert_workers_run_tasks
 
 import dbdask
+from dbdask.run import training
 from dbdask.worker import context as context_module
-from dbdask.worker.context import close_context, open_context
+from dbdask.worker.context import LONG_READ_SECONDS, close_context, open_context
 
 ROWS, CHUNK = 120, 20
-LONGEST = 4.0
-"""Seconds that a busy machine may keep a loop; one that waits for a read waits for longer."""
+SOON = 4.0
+"""Seconds in which a busy machine stops a run; one that waits for a read takes a minute."""
 
 
 @pytest.fixture
-def hanging(tmp_path):
-    """Examples of a store with a chunk that hangs for the whole test."""
+def written(tmp_path):
     path = str(tmp_path / "store.zarr")
     rng = np.random.default_rng(0)
     data = xr.Dataset(
         {"x": (("row", "f"), rng.normal(size=(ROWS, 3))), "y": ("row", np.arange(ROWS) % 2)}
     )
     data.chunk(row=CHUNK).to_zarr(path, consolidated=False)
-    let_go = make_hang(path, "x/c/3/0")
-    yield dbdask.Examples(HangingStore.at(path), inputs="x", targets="y", along="row")
+    return path
+
+
+@pytest.fixture
+def readable(written, tmp_path):
+    """Examples of a copy of the store, which can be read."""
+    path = str(tmp_path / "copy.zarr")
+    shutil.copytree(written, path)
+    return dbdask.Examples(path, inputs="x", targets="y", along="row")
+
+
+@pytest.fixture
+def hanging(written, readable):
+    """Examples of a store with a chunk that hangs for the whole test."""
+    let_go = make_hang(written, "x/c/3/0")
+    yield dbdask.Examples(HangingStore.at(written), inputs="x", targets="y", along="row")
     let_go()
 
 
@@ -63,6 +78,58 @@ def test_a_run_that_ends_while_workers_read_keeps_no_loop_waiting(client, hangin
     assert max(lags.values()) < LONGEST, lags
     assert_nothing_left(client)
     assert_workers_run_tasks(client)
+
+
+STOPS = {
+    "Ctrl-C": lambda run: signal.raise_signal(signal.SIGINT),
+    "callback": lambda run: run.request_stop("callback"),
+}
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
+@pytest.mark.filterwarnings("ignore:the run did not end:dbdask.TrainingWarning")
+def test_a_run_that_is_stopped_waits_for_no_validation_that_hangs(
+    threads_client, hanging, readable, verb, stop, monkeypatch, caplog
+):
+    """The validation holds the thread of a worker, and training waits behind it."""
+    model = dbdask.Network(input_shape=3, layers=[dbdask.Dense(2)], loss="softmax")
+    runs, stopped = [], []
+    release = training.release
+    monkeypatch.setattr(training, "make_shards", _noted(training.make_shards, runs))
+
+    def act():
+        wait_until(lambda: any(threads_client.run(waits_for_a_read).values()), seconds=30)
+        stopped.append(time.monotonic())
+        STOPS[stop](runs[0])
+
+    async def released(run):
+        stopped.append(time.monotonic())
+        await release(run)
+
+    monkeypatch.setattr(training, "release", released)
+    acting = threading.Thread(target=act)
+    acting.start()
+    amount = {"epochs": 10_000} if verb == "downpour" else {"iterations": 10_000, "tolerance": 0.0}
+    with caplog.at_level("WARNING", "dbdask"):
+        result = getattr(dbdask, verb)(
+            model, readable, client=threads_client, validation=hanging, progress=False, **amount
+        )
+    acting.join()
+    assert result.status.reason in ("interrupted", "callback", "precision")
+    assert stopped[1] - stopped[0] < SOON + LONG_READ_SECONDS
+    assert "a validation ends without a score: it waits for variable 'x'" in caplog.text
+    assert "validation_loss" not in result.history
+    assert_nothing_left(threads_client)
+    assert_workers_run_tasks(threads_client)
+
+
+def _noted(method, called):
+    async def note(run, *arguments):
+        called.append(run)
+        return await method(run, *arguments)
+
+    return note
 
 
 def test_a_context_is_closed_while_its_reader_reads(threads_client, hanging):

@@ -211,7 +211,7 @@ def test_only_what_nobody_is_at_work_on_for_two_looks_is_lost(monkeypatch, found
         force.outstanding = [held(cluster, 0, "task")]
         given_up = await wait_long(cluster, force, 5)
         assert given_up == ([portion(0)] if is_lost else [])
-        assert force.abandoned == is_lost
+        assert force.late_pushes_possible == is_lost
 
     live(story())
 

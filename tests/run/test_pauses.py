@@ -13,7 +13,7 @@ from test_downpour import write_store
 from test_real_cluster import start_script
 
 from dbdask.errors import WorkerError
-from dbdask.rpc import contact, deadlines
+from dbdask.rpc import connections, deadlines, scheduler
 from dbdask.rpc.deadlines import within
 from dbdask.run.guard import Guard
 from dbdask.run.roster import Roster
@@ -81,7 +81,7 @@ def test_workers_that_a_guard_did_not_see_while_it_slept_have_not_left():
 def test_workers_that_were_on_their_way_before_a_pause_may_still_come():
     times = Time()
     clock = AwakeClock(times)
-    facts = {"other": contact.WorkerFacts("other", "other", "here", 0)}
+    facts = {"other": scheduler.WorkerFacts("other", "other", "here", 0)}
     roster = Roster(None, b"", None, None, facts=facts, clock=clock)
     roster.check_arrival("no worker")
     times.pause(100)
@@ -97,7 +97,7 @@ def quick_looks(monkeypatch):
     monkeypatch.setattr(awake, "LONGEST_GAP", 0.2)
     monkeypatch.setattr(awake, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(deadlines, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(contact, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.02)
 
 
 def test_a_wait_ends_at_its_deadline():
@@ -135,7 +135,7 @@ def test_a_connection_that_was_being_made_in_a_pause_is_made_again(quick_looks):
                 raise OSError("timed out")
             return "a connection"
 
-    assert asyncio.run(contact._connect(Pool(), "inproc://there", 5.0)) == "a connection"
+    assert asyncio.run(connections.connect(Pool(), "inproc://there", 5.0)) == "a connection"
     assert len(tries) == 2
 
 
@@ -147,7 +147,7 @@ def test_a_connection_that_fails_without_a_pause_is_not_made_again():
             raise OSError("refused")
 
     with pytest.raises(OSError, match="refused"):
-        asyncio.run(contact._connect(Pool(), "inproc://there", 5.0))
+        asyncio.run(connections.connect(Pool(), "inproc://there", 5.0))
 
 
 SHORT = {"arrival": "3s", "ping": "3s", "silence": "1s", "answer": "1s"}
@@ -179,7 +179,7 @@ def test_nobody_is_lost_where_processes_were_stopped_and_go_on(tmp_path, who, ve
         lines = []
         while not lines or lines[-1] != "going\n":
             lines.append(process.stdout.readline())
-            assert lines[-1], lines
+            assert lines[-1], "".join(lines)
         groups = [process.pid]
         if who == "all":
             groups += [other.pid for other in cluster.processes.values()]

@@ -9,7 +9,7 @@ from test_leaving import wait_until
 from test_sandblaster import train as minimise
 
 import dbdask
-from dbdask.rpc.contact import WorkerFacts
+from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run.preflight import check_memory
 from dbdask.run.validating import Validator
 

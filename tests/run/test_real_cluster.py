@@ -23,7 +23,7 @@ from test_leaving import addresses, shard_workers, wait_until
 from test_sandblaster import assert_counted_once, count
 
 import dbdask
-from dbdask.rpc.contact import client_loop
+from dbdask.rpc.loops import client_loop
 
 EPOCHS = 8
 

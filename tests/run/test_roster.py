@@ -8,11 +8,11 @@ import dask
 import pytest
 
 from dbdask.errors import WorkerError
-from dbdask.rpc.contact import WorkerFacts
+from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run import preflight
 from dbdask.run import roster as roster_module
 from dbdask.run import shard_placement as places
-from dbdask.run.preflight import Unheard
+from dbdask.run.preflight import WorkerSilent
 from dbdask.run.roster import Roster
 from dbdask.run.shard_placement import ShardPlacement, eligible_workers
 from dbdask.schedule.awake import AwakeClock
@@ -29,6 +29,7 @@ class Cluster:
 
     def __init__(self, monkeypatch, *names):
         self.names, self.stopped, self.now = list(names), set(), 1000.0
+        self.paused = set()
         self.outcomes, self.checked = {}, []
         self.client = types.SimpleNamespace(
             rpc=None,
@@ -37,7 +38,7 @@ class Cluster:
             submit=self.submit,
         )
         self.asked = []
-        self.demand = 0
+        self.demand = self.submitted = 0
         self.clock = types.SimpleNamespace(monotonic=lambda: self.now)
         monkeypatch.setattr(roster_module, "time", self.clock)
         monkeypatch.setattr(roster_module, "REFRESH_SECONDS", 0.0)
@@ -50,9 +51,10 @@ class Cluster:
         clock = types.SimpleNamespace(seconds=lambda: self.now)
         return Roster(self.client, b"job", None, only, holders, clock=clock)
 
-    def submit(self, function, **options):
+    def submit(self, function, *arguments, **options):
         """What waits for a worker; `demand` is how many such tasks are held."""
         self.demand += 1
+        self.submitted += 1
 
         def release():
             self.demand -= 1
@@ -61,7 +63,10 @@ class Cluster:
 
     async def workers_now(self, client):
         self.now += 0.1
-        return {name: WorkerFacts(name, name, "here", 0) for name in self.names}
+        return {
+            name: WorkerFacts(name, name, "here", 0, is_paused=name in self.paused)
+            for name in self.names
+        }
 
     async def answers(self, pool, name, **rest):
         self.asked.append(name)
@@ -105,8 +110,8 @@ async def until(roster, condition):
         await asyncio.sleep(0)
 
 
-def test_while_there_is_no_worker_a_task_waits_for_one(monkeypatch):
-    """An adaptive cluster starts workers for tasks that wait, and for no others."""
+def test_while_there_is_no_worker_or_one_is_checked_a_task_wants_it(monkeypatch):
+    """An adaptive cluster starts workers for tasks, and takes away those that have none."""
     cluster = Cluster(monkeypatch, "first")
 
     async def story():
@@ -114,12 +119,26 @@ def test_while_there_is_no_worker_a_task_waits_for_one(monkeypatch):
         await roster.refresh(first=True)
         roster.note_lack(roster.lack)
         assert cluster.demand == 0
-        for names, demand in (([], 1), (["second"], 0), ([], 1)):
+        is_checked = asyncio.Event()
+        cluster.outcomes["second"] = [is_checked]
+        for names in ([], ["second"], ["second"]):
             cluster.names = names
             await roster.refresh(now=True)
             roster.note_lack(roster.lack)
             roster.note_lack(roster.lack)
-            assert cluster.demand == demand
+            assert cluster.demand == 1
+        asked = cluster.submitted
+        cluster.now += 1.0  # the task has ended, and the check has not
+        roster.note_lack(roster.lack)
+        assert (cluster.demand, cluster.submitted) == (1, asked + 1)
+        is_checked.set()
+        await until(roster, lambda: roster.workers == ["second"])
+        roster.note_lack(roster.lack)
+        assert cluster.demand == 0
+        cluster.names = []
+        await roster.refresh(now=True)
+        roster.note_lack(roster.lack)
+        assert cluster.demand == 1
         await roster.close()
         assert cluster.demand == 0
 
@@ -142,7 +161,37 @@ def test_workers_that_die_of_their_check_do_not_keep_the_run_waiting(monkeypatch
     match = r"none came in 15 s \(w0 left while it was checked, w1 left.*dbdask\.arrival"
     with pytest.raises(WorkerError, match=match):
         live(cluster.roster().refresh(first=True))
-    assert len(cluster.checked) < 30
+    assert len(cluster.checked) < 90
+
+
+def test_workers_that_were_restarted_during_their_checks_come_back_and_are_waited_for(monkeypatch):
+    """On a busy machine a new worker imports for longer than `dbdask.arrival`."""
+    cluster = Cluster(monkeypatch, "old")
+    is_checked = asyncio.Event()
+    cluster.outcomes = {"old": [no_answer(OSError("closed"))], "new": [is_checked]}
+
+    async def story():
+        roster = cluster.roster()
+        cluster.names = ["old"]
+        await roster.refresh()
+        cluster.names = ["new"]
+        await until(roster, lambda: roster._left == {"old"})
+        cluster.names = []  # restarted once more
+        for _ in range(2):
+            await roster.refresh(now=True)
+            roster.check_arrival(roster.lack)
+            cluster.now += 10.0
+        cluster.names = ["new"]
+        await roster.refresh(now=True)
+        for _ in range(3):
+            roster.check_arrival(roster.lack)
+            cluster.now += 14.0
+            await roster.refresh(now=True)
+        is_checked.set()
+        await until(roster, lambda: roster.workers == ["new"])
+        await roster.close()
+
+    live(story())
 
 
 def test_a_run_begins_without_a_stopped_worker_and_checks_it_when_it_answers(monkeypatch, caplog):
@@ -189,7 +238,7 @@ def test_a_passed_deadline_refuses_only_who_answers(monkeypatch, answers):
     cluster.outcomes["w"] = [no_answer(TimeoutError())]
     cluster.stopped = set() if answers else {"w"}
     check = preflight.check_worker(None, "w", b"", None)
-    with pytest.raises(WorkerError if answers else Unheard):
+    with pytest.raises(WorkerError if answers else WorkerSilent):
         live(check)
 
 

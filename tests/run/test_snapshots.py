@@ -1,8 +1,6 @@
 """Snapshots of one run: a store that is late or hangs, and what is left in the checkpoint."""
 
 import asyncio
-import subprocess
-import sys
 import threading
 
 import dask
@@ -11,8 +9,7 @@ import pytest
 
 from dbdask.errors import CheckpointError
 from dbdask.models.layout import cut
-from dbdask.run.daemon_threads import DaemonThreadRunner
-from dbdask.run.outcome import brought_home
+from dbdask.run.outcome import read_if_small
 from dbdask.run.ownership import Ownership
 from dbdask.run.snapshots import Snapshots
 from dbdask.storage import checkpoint, sealed
@@ -179,55 +176,13 @@ def test_parameters_that_a_store_does_not_hand_over_stay_there():
 
     async def live():
         with dask.config.set({"dbdask.store": "0.2s"}):
-            return await asyncio.wait_for(brought_home(slow, SIZE), 30)
+            return await asyncio.wait_for(read_if_small(slow, SIZE), 30)
 
     slow = Slow()
     try:
         assert asyncio.run(live()) is slow
     finally:
         released.set()
-
-
-# On a thread of its own
-
-
-def test_what_was_given_up_before_it_began_is_not_done_and_an_error_comes_out():
-    async def live():
-        aside, released, done = DaemonThreadRunner(), threading.Event(), []
-        first = asyncio.ensure_future(aside.do(released.wait, 30))
-        second = asyncio.ensure_future(aside.do(done.append, 2))
-        await asyncio.sleep(0)
-        second.cancel()
-        await asyncio.gather(second, return_exceptions=True)
-        third = asyncio.ensure_future(aside.do(done.append, 3))
-        released.set()
-        assert await first
-        await third
-        assert done == [3]
-        with pytest.raises(ZeroDivisionError):
-            await aside.do(divmod, 1, 0)
-
-    asyncio.run(live())
-
-
-def test_what_hangs_keeps_no_process_from_ending():
-    program = """
-import asyncio, threading
-from dbdask.run.daemon_threads import DaemonThreadRunner
-
-async def live():
-    try:
-        async with asyncio.timeout(0.2):
-            await DaemonThreadRunner().do(threading.Event().wait)
-    except TimeoutError:
-        print("given up")
-
-asyncio.run(live())
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout) == (0, "given up\n"), done.stderr
 
 
 # Which snapshots are good

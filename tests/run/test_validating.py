@@ -112,9 +112,27 @@ def test_training_neither_waits_for_a_validation_nor_loses_its_places_to_it():
         assert told.force.outstanding and not told.force.training
         assert told.force.idle_places(None) == ["a"] and len(told.force.free_places(None)) > 1
         told.force.give_up_all(TRAIN)
-        assert told.force.outstanding and not told.force.abandoned
+        assert told.force.outstanding and not told.force.late_pushes_possible
 
     tell(story)
+
+
+def test_a_validation_whose_read_was_given_up_ends_without_a_score_and_none_follows(caplog):
+    async def story():
+        told = Story(3, "a")
+        told.validator.start(1, 0)
+        told.validator.start(2, 1)
+        told.validator.hand_out()
+        told.end(score=Score(3.0, 1.0), finished=True)
+        told.end(score=Score(), gave_up="chunk c/3/0")
+        await told.validator.conclude()
+        assert not told.force.outstanding and not told.validator.is_busy and not told.records
+        assert told.orders == [("drop", 1), ("drop", 2)]
+        told.validator.tally.steps = 7
+        assert not told.validator.stale
+
+    tell(story)
+    assert "ends without a score: it waits for chunk c/3/0" in caplog.text
 
 
 def test_a_validation_that_was_suspended_goes_on_where_the_shards_are_now():
@@ -125,7 +143,7 @@ def test_a_validation_that_was_suspended_goes_on_where_the_shards_are_now():
         late = told.force.outstanding[0]
         told.end(score=Score(3.0, 1.0), finished=True)
         told.validator.suspend()
-        assert not told.force.outstanding and not told.force.abandoned
+        assert not told.force.outstanding and not told.force.late_pushes_possible
         told.server.handle = "second"
         assert late.task is not None
         told.validator.hand_out()

@@ -120,6 +120,34 @@ def test_a_worker_that_answers_is_not_asked_again_at_once(monkeypatch):
     live(story())
 
 
+def test_work_that_is_stuck_on_paused_workers_five_times_is_named(monkeypatch):
+    """A portion whose chunks fill a worker's memory pauses each worker that it is given to."""
+    names = [f"w{n}" for n in range(MOST_ATTEMPTS)]
+    cluster = Cluster(monkeypatch, *names)
+
+    async def get_stuck(force, worker):
+        cluster.paused = {worker}
+        await force.refresh(now=True)
+        first, behind = outstanding(portion(3), worker), outstanding(portion(4), worker)
+        force.outstanding = [first, behind]
+        for out in force.outstanding:
+            out.since = cluster.now
+        assert await force.watch_silence() == []  # Dask may let it go on at once
+        cluster.now += 11.0
+        return await force.watch_silence()
+
+    async def story():
+        force = workforce(cluster)
+        await force.refresh(first=True)
+        for worker in names[:-1]:
+            assert await get_stuck(force, worker) == [portion(3), portion(4)]
+        match = r"portion 3 .*failed 5 times.*because Dask has paused worker w4.* its memory"
+        with pytest.raises(WorkerError, match=match):
+            await get_stuck(force, names[-1])
+
+    live(story())
+
+
 @pytest.mark.parametrize("error", [CancelledError(), OSError("closed")])
 def test_work_that_a_client_without_a_scheduler_lost_has_not_failed(monkeypatch, caplog, error):
     cluster = Cluster(monkeypatch, "w")

@@ -467,7 +467,7 @@ def test_a_run_whose_store_hangs_ends_and_can_be_called_again(
         assert_nothing_left(threads_client)
     finally:
         released.set_result(None)
-    wait_until(lambda: "dbdask-aside" not in {thread.name for thread in threading.enumerate()})
+    wait_until(lambda: "dbdask-call" not in {thread.name for thread in threading.enumerate()})
     again = verb(data, threads_client, resume="auto", **options)
     np.testing.assert_array_equal(flat(again), flat(verb(data, threads_client)))
     last = checkpoint.latest(options["checkpoint"])
@@ -511,7 +511,7 @@ def test_a_store_that_hangs_at_the_start_is_an_error_that_says_where(
     finally:
         released.set_result(None)
     assert_nothing_left(threads_client)
-    wait_until(lambda: "dbdask-store" not in {thread.name for thread in threading.enumerate()})
+    wait_until(lambda: "dbdask-call" not in {thread.name for thread in threading.enumerate()})
     verb(data, threads_client, checkpoint=path, resume=True)
     assert len(sealed.children(path)) == 2
 

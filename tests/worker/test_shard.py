@@ -215,3 +215,74 @@ def test_a_snapshot_comes_back_to_the_bit_on_another_number_of_shards(tmp_path, 
         after = np.concatenate([shard.state.vectors[name] for shard in shards])
         np.testing.assert_array_equal(before, after)
     assert push(shards[0], (0, 0, 0), gradient[: shards[0].stop]).staleness == -1
+
+
+# A store that hangs
+
+
+MANY = 40  # more than an event loop's pool has threads
+
+HANGING = {
+    "write": lambda shard: shard.write("run.zarr", "0", 1),
+    "write_vectors": lambda shard: shard.write_vectors("run.zarr", "0", ["parameters"]),
+    "restore_best": lambda shard: shard._restore_best("run.zarr", "0", True),
+}
+
+
+@pytest.fixture
+def store_hangs(monkeypatch):
+    """The threads that wait for a store, and the event that lets it answer them."""
+    over, threads = threading.Event(), []
+
+    def hang(*_):
+        threads.append(threading.current_thread())
+        over.wait()
+
+    monkeypatch.setattr(checkpoint, "write_slice", hang)
+    monkeypatch.setattr(checkpoint, "read_slice", hang)
+    yield threads, over
+    over.set()
+
+
+@pytest.mark.parametrize("what", HANGING)
+def test_a_store_that_hangs_holds_up_no_other_call_and_no_end_of_the_process(store_hangs, what):
+    threads, over = store_hangs
+
+    async def story():
+        shard = make_shard()
+        await shard.command(1, "copy", 1, False)
+        hung = [asyncio.ensure_future(HANGING[what](shard)) for _ in range(MANY)]
+        while len(threads) < MANY:
+            await asyncio.sleep(0.001)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 5), 10) == 5
+        pushed, _ = await asyncio.wait_for(shard.serve(PUSH, np.ones(16, np.float32), False), 10)
+        assert pushed.version == 1
+        assert (await asyncio.wait_for(shard.command(2, "pause", True), 10)).applied == 1
+        assert all(thread.daemon for thread in threads)
+        for call in hung:
+            call.cancel()
+        await asyncio.wait(hung)
+
+    async def ending():
+        try:
+            await asyncio.wait_for(story(), 30)
+        finally:
+            over.set()  # a loop waits for the threads of its pool
+
+    run(ending())
+
+
+PUSH = ("push", 0, ((0, 0, 0), 0))
+
+
+def test_what_a_store_raises_to_a_shard_can_be_sent(monkeypatch):
+    error = ValueError("mine")
+    error.__cause__ = error  # pickling it would have no end
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "write_slice", fail)
+    with pytest.raises(ValueError, match="mine") as raised:
+        run(HANGING["write_vectors"](make_shard()))
+    assert raised.value.__cause__ is None

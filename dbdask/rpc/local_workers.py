@@ -1,0 +1,46 @@
+"""The workers of this process, and the actors that they hold."""
+
+import asyncio
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from distributed import Status, Worker
+from distributed.worker import get_worker
+
+
+async def import_here(names: Sequence[str]) -> None:
+    """Import modules on a worker, beside its event loop: the loop goes on to serve its calls."""
+    for name in names:
+        await asyncio.to_thread(importlib.import_module, name)
+
+
+def this_worker() -> Worker:
+    """Return the worker that runs the calling task."""
+    return get_worker()
+
+
+def local_worker(address: str) -> Worker | None:
+    """Return the worker of an address if it runs in this process."""
+    for worker in list(Worker._instances):
+        if isinstance(worker, Worker) and worker.address_safe == address:
+            return worker
+    return None
+
+
+def local_actor(worker: Worker, key: str) -> Any:
+    """Return an actor that a worker of this process holds.
+
+    Raises
+    ------
+    KeyError
+        The worker holds no such actor any more, or is closed.
+    """
+    if worker.status in (Status.closed, Status.failed):
+        raise KeyError(f"worker {worker.address_safe} is closed")
+    return worker.state.actors[key]
+
+
+def is_registered(worker: Worker) -> bool:
+    """Whether a worker is connected to its scheduler now."""
+    return not worker.batched_stream.closed()

@@ -1,0 +1,44 @@
+"""The beginning of a run: it waits for workers, checks their memory, and makes the shards."""
+
+from dbdask.run.arrivals import await_workers
+from dbdask.run.preflight import check_collectable, check_memory
+from dbdask.run.run import Run
+from dbdask.run.shard_placement import most_elements
+from dbdask.schedule import policies
+
+
+async def begin(run: Run) -> int:
+    """Wait for workers, check that the model fits in them, and return the number of shards."""
+    plan = run.plan
+    await await_workers(run.client)
+    await run.workforce.refresh(first=True)
+    await run.placement.wait()
+    run.tally.note_replicas(len(run.roster.workers), plan.replicas)
+    workers = len(run.placement.eligible())
+    count = plan.shards or policies.shards_for(plan.size, workers)
+    _check_memory(run, count, workers)
+    run.placement.begin()
+    return count
+
+
+def _check_memory(run: Run, shards: int, workers: int) -> None:
+    plan, facts = run.plan, list(run.roster.facts.values())
+    check_collectable(plan.name, plan.size, plan.path)
+    length = most_elements(plan.size, shards, workers, plan.shard_copies)
+    needed = run.method.memory(plan, length)
+    copied = needed.copied_shard
+    run.has_room_for_copies = copied is not None and all(
+        needed.replica + copied <= worker.memory_limit or not worker.memory_limit
+        for worker in facts
+    )
+    check_memory(facts, needed.replica, needed.shard, plan.name)
+
+
+async def make_shards(run: Run, count: int) -> None:
+    """Make every shard for the first time, and write the first snapshot."""
+    plan = run.plan
+    await run.placement.place(count, run.initial())
+    if plan.start is not None and plan.last is None:
+        await run.server.assign(plan.start)
+    if plan.path is not None and plan.last is None:
+        await run.write()

@@ -1,0 +1,69 @@
+"""Calls on daemon threads: their order, their errors, and what is given up."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from dbdask.daemon_threads import DaemonThreadRunner, call_within
+
+
+def test_what_was_given_up_before_it_began_is_not_done_and_an_error_comes_out():
+    async def live():
+        aside, released, done = DaemonThreadRunner(), threading.Event(), []
+        first = asyncio.ensure_future(aside.do(released.wait, 30))
+        second = asyncio.ensure_future(aside.do(done.append, 2))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        third = asyncio.ensure_future(aside.do(done.append, 3))
+        released.set()
+        assert await first
+        await third
+        assert done == [3]
+        with pytest.raises(ZeroDivisionError):
+            await aside.do(divmod, 1, 0)
+
+    asyncio.run(live())
+
+
+def test_what_hangs_keeps_no_process_from_ending():
+    program = """
+import asyncio, threading
+from dbdask.daemon_threads import DaemonThreadRunner
+
+async def live():
+    try:
+        async with asyncio.timeout(0.2):
+            await DaemonThreadRunner().do(threading.Event().wait)
+    except TimeoutError:
+        print("given up")
+
+asyncio.run(live())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "given up\n"), done.stderr
+
+
+def test_a_call_is_waited_for_only_so_long():
+    released, done = threading.Event(), threading.Event()
+
+    def hang():
+        released.wait(30)
+        done.set()
+
+    try:
+        with pytest.raises(TimeoutError):
+            call_within(0.01, hang)
+    finally:
+        released.set()
+    assert done.wait(30)  # a thread goes on to its end
+
+
+def test_an_error_of_a_call_comes_out():
+    with pytest.raises(ZeroDivisionError):
+        call_within(30.0, divmod, 1, 0)
