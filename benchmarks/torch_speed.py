@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -109,9 +109,8 @@ def make_store(net: Net, path: str) -> None:
     data.chunk({"row": 1024}).to_zarr(path, consolidated=False)
 
 
-def plain_speed(name: str, epochs: int, threads: int) -> Speed:
+def plain_speed(net: Net, epochs: int, threads: int) -> Speed:
     """Return the speed of the loop that a person writes."""
-    net = NETS[name]
     torch.set_num_threads(threads)
     module = net.module()
     inputs, labels = (torch.from_numpy(array) for array in arrays(net))
@@ -126,9 +125,8 @@ def plain_speed(name: str, epochs: int, threads: int) -> Speed:
     return timed(epoch, net, epochs)
 
 
-def model_speed(name: str, epochs: int, threads: int) -> Speed:
+def model_speed(net: Net, epochs: int, threads: int) -> Speed:
     """Return the speed of the model alone, with the update in the same process."""
-    net = NETS[name]
     model = TorchModel(net.module(), "softmax")
     inputs, labels = arrays(net)
     parameters = model.starting_parameters()
@@ -156,7 +154,7 @@ def timed(epoch: Callable[[], None], net: Net, epochs: int) -> Speed:
     return Speed(count / (time.perf_counter() - began), count / (time.process_time() - used))
 
 
-def alone(function: Callable[[str, int, int], Speed], *given: object) -> Speed:
+def alone(function: Callable[[Net, int, int], Speed], *given: object) -> Speed:
     """Return the result of a function in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -169,7 +167,7 @@ def processor_seconds() -> float:
     return times.user + times.system
 
 
-def downpour_speed(name: str, path: str, epochs: int, threads: int, replicas: int) -> Speed:
+def downpour_speed(net: Net, path: str, epochs: int, threads: int, replicas: int) -> Speed:
     """Return the speed of Downpour, in a second run on workers that have imported everything."""
     with (
         LocalCluster(
@@ -177,9 +175,9 @@ def downpour_speed(name: str, path: str, epochs: int, threads: int, replicas: in
         ) as cluster,
         Client(cluster) as client,
     ):
-        train(client, name, path, 1, replicas)
+        train(client, net, path, 1, replicas)
         used = sum(client.run(processor_seconds).values())
-        history = train(client, name, path, epochs, replicas).history
+        history = train(client, net, path, epochs, replicas).history
         used = sum(client.run(processor_seconds).values()) - used
     seconds, seen = history["seconds"].values, history["examples"].values
     first = min(replicas, len(seen) - 2)  # every replica is at work
@@ -187,9 +185,8 @@ def downpour_speed(name: str, path: str, epochs: int, threads: int, replicas: in
     return Speed(float(clock), float(seen[-1]) / used)
 
 
-def train(client: Client, name: str, path: str, epochs: int, replicas: int) -> dbdask.Result:
+def train(client: Client, net: Net, path: str, epochs: int, replicas: int) -> dbdask.Result:
     """Train the net in Downpour."""
-    net = NETS[name]
     return dbdask.downpour(
         TorchModel(net.module(), "softmax"),
         dbdask.Examples(path, inputs="x", targets="label", along="row"),
@@ -202,17 +199,17 @@ def train(client: Client, name: str, path: str, epochs: int, replicas: int) -> d
     )
 
 
-def measure(name: str, rounds: int, epochs: int, threads: int) -> dict[str, list[Speed]]:
+def measure(net: Net, rounds: int, epochs: int, threads: int) -> dict[str, list[Speed]]:
     """Return the speeds of every contestant, one a round."""
     speeds: dict[str, list[Speed]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/store.zarr"
-        make_store(NETS[name], path)
+        make_store(net, path)
         contestants: dict[str, Callable[[], Speed]] = {
-            "plain": partial(alone, plain_speed, name, epochs, threads),
-            "model": partial(alone, model_speed, name, epochs, threads),
-            "one": partial(downpour_speed, name, path, epochs, threads, 1),
-            "two": partial(downpour_speed, name, path, epochs, threads, 2),
+            "plain": partial(alone, plain_speed, net, epochs, threads),
+            "model": partial(alone, model_speed, net, epochs, threads),
+            "one": partial(downpour_speed, net, path, epochs, threads, 1),
+            "two": partial(downpour_speed, net, path, epochs, threads, 2),
         }
         for _ in range(rounds):
             for contestant, speed in contestants.items():
@@ -233,12 +230,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3, help="that are timed, in each round")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rows", type=int, help="examples of an epoch; default: the net's own")
     parser.add_argument("--json", help="write the speeds there")
     options = parser.parse_args(arguments)
-    speeds = measure(options.net, options.rounds, options.epochs, options.threads)
-    count = TorchModel(NETS[options.net].module(), "softmax").parameter_count
+    net = NETS[options.net]
+    net = replace(net, rows=options.rows or net.rows)
+    speeds = measure(net, options.rounds, options.epochs, options.threads)
+    count = TorchModel(net.module(), "softmax").parameter_count
     print(
-        f"{options.net}, {count:,} parameters, batch {NETS[options.net].batch}, "
+        f"{options.net}, {count:,} parameters, batch {net.batch}, "
         f"{options.threads} threads, examples a second; load {os.getloadavg()[0]:.1f}"
     )
     for name, values in speeds.items():
