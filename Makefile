@@ -10,6 +10,8 @@ demo: $(VENV)/.demo
 	$(PY) -m pipelines.speech
 
 test: $(VENV)/.test
+	@$(PY) -c 'import torch' 2>/dev/null || \
+	  echo "PyTorch is not installed, and its tests are skipped: make $(VENV)/.torch installs it"
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.test
@@ -49,6 +51,10 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[speech,http,test]'
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) -e '.[torch]'
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.made pyproject.toml constraints.txt

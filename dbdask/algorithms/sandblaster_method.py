@@ -146,7 +146,8 @@ class Sandblaster:
             sums, after = work.sums, request.after
             if sums.weight <= 0:
                 raise DataError(NOTHING)
-            closing = work.number, len(work.done), sums.weight, request.into, after
+            found = work.number, len(work.done), sums.weight
+            closing = *found, request.into, after, request.point
             answers = await self._repeatable(run, "close_pass", *closing)
         finally:
             self.evaluating += time.monotonic() - began

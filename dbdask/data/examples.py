@@ -1,6 +1,6 @@
 """Examples: the parts of a dataset that a network is trained on, and how it is shown them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from dbdask.data.indexing import isel_selection, sel_indexers, where_selection
 from dbdask.data.labels import Classes, Label, as_classes
 from dbdask.data.losses import targets_for_loss
 from dbdask.data.measures import measure_labels
+from dbdask.data.minibatches import Arrays, batch, minibatches
 from dbdask.data.moments import measured_means, scalings_of
 from dbdask.data.opening import Given, open_recipe
 from dbdask.data.pickling import pack, unpack
@@ -31,6 +32,7 @@ from dbdask.data.splits import (
 from dbdask.data.sweeps import sweep
 from dbdask.errors import DataError
 from dbdask.json_types import JsonObject
+from dbdask.models.model import Model
 from dbdask.schedule.portions import MIX_BYTES, Cut, Grid
 
 if TYPE_CHECKING:
@@ -401,6 +403,60 @@ class Examples:
             Training would raise it, too.
         """
         return report(self._with_means().recipe, client)
+
+    def batch(
+        self, size: int = 8, *, seed: int | None = None, model: Model | None = None
+    ) -> Arrays:
+        """Return inputs, targets and weights of a few examples, as a model would see them.
+
+        Parameters
+        ----------
+        size
+            How many examples; fewer if there are not as many.
+        seed
+            None: the first ones in store order. Else the first minibatch of training with it.
+        model
+            Prepares targets for its loss; None leaves them as declared, with integers as labels.
+
+        Raises
+        ------
+        DataError
+            A value is wrong, or all examples are left out as missing.
+
+        Examples
+        --------
+        >>> import xarray as xr
+        >>> data = xr.Dataset({"x": ("t", [1.0, 2.0, 3.0]), "y": ("t", [0, 1, 0])})
+        >>> inputs, targets, weights = Examples(data, inputs="x", targets="y", along="t").batch(2)
+        >>> inputs, targets, weights
+        (array([1., 2.], dtype=float32), array([0, 1]), None)
+        """
+        return batch(self, size, seed=seed, model=model)
+
+    def minibatches(
+        self, batch_size: int, *, seed: int = 0, epoch: int = 0, model: Model | None = None
+    ) -> Iterator[Arrays]:
+        """Iterate over an epoch in the order of a lone replica's training, at the feed's speed.
+
+        The iterator has a reader of its own, which ends with it.
+
+        Parameters
+        ----------
+        batch_size
+            Examples of a minibatch.
+        seed, epoch
+            Decide the order.
+        model
+            Prepares targets as for `batch`. Its size decides the length of portions, which
+            matters if examples are left out (a portion's last minibatch is then short), or if
+            1024 chunks have fewer rows than a portion. None stands for a small model.
+
+        Raises
+        ------
+        DataError
+            A value is wrong; found when its chunk is read.
+        """
+        return minibatches(self, batch_size, seed=seed, epoch=epoch, model=model)
 
     def prepared_like(self, other: "Examples") -> "Examples":
         """Return these examples with the scaling and the classes of other ones.

@@ -14,6 +14,7 @@ import numpy as np
 
 from dbdask.arrays import Float32Array
 from dbdask.errors import ModelError
+from dbdask.models.buffers import BufferUpdates, buffer_ranges
 from dbdask.models.layout import Layout, as_layout
 from dbdask.models.model import Model, as_loss
 from dbdask.optim.gradients import (
@@ -62,7 +63,8 @@ class Evaluated(NamedTuple):
     norm: float
     """Euclidean norm of the gradient."""
     bad: str
-    """The parameter whose gradient is not finite, or "the loss"; '' if all is finite."""
+    """The parameter whose gradient is not finite, a buffer that is not, or "the loss"; '' if all
+    is finite."""
 
 
 class Evaluator:
@@ -79,6 +81,7 @@ class Evaluator:
     def __init__(self, model: Model, seed: int = 0) -> None:
         self.model, self.layout, self.seed = model, as_layout(model.layout), seed
         self._buffers = buffer_ranges(self.layout)
+        self.updates = BufferUpdates(model, self.layout)
         self._is_first = True
 
     def minibatch(
@@ -114,7 +117,7 @@ class Evaluator:
         weight = weight_of(batch.weights, len(batch.inputs))
         divisor = weight if as_mean else 1.0
         norm = divide_and_measure(gradient, divisor) if weight > 0 else 0.0
-        bad = "" if is_good(loss, norm) else self._bad(norm, gradient)
+        bad = self.updates.take() if is_good(loss, norm) else self._bad(norm, gradient)
         return Evaluated(loss, weight, norm, bad)
 
     def _bad(self, norm: float, gradient: Float32Array) -> str:
@@ -133,7 +136,7 @@ class Evaluator:
         ----------
         parameters, gradient
             Flat float32 vectors of the model's size. `gradient` is overwritten; its elements of
-            buffers are 0 if the model does not write them.
+            buffers are 0.
         batch
             The examples.
         seed
@@ -147,8 +150,6 @@ class Evaluator:
         assert batch.targets is not None  # a run refuses examples without targets
         if self._is_first:
             mark_unwritten(gradient)
-        for part in self._buffers:
-            gradient[part] = 0
         assert batch.targets is not None
         with UsersCode("model.loss_and_gradient"):
             loss = self.model.loss_and_gradient(
@@ -159,6 +160,8 @@ class Evaluator:
                 seed=seed,
                 gradient=gradient,
             )
+        for part in self._buffers:
+            gradient[part] = 0
         if self._is_first:
             check_written(gradient, self.layout)
             self._is_first = False
@@ -194,13 +197,6 @@ def loss_of_minibatch(
 def mark_unwritten(gradient: Float32Array) -> None:
     """Fill a float32 vector with the NaN that marks elements as not written."""
     gradient.view(np.uint32).fill(UNWRITTEN)
-
-
-def buffer_ranges(layout: Layout) -> list[slice]:
-    """Return the ranges of the flat vector that are not trained."""
-    ends = [0, *(edge for trained in layout.trained for edge in trained), layout.size]
-    pairs = zip(ends[::2], ends[1::2], strict=True)
-    return [slice(start, stop) for start, stop in pairs if start < stop]
 
 
 def unwritten_parameters(gradient: Float32Array, layout: Layout) -> list[str]:

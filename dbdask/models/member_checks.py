@@ -100,9 +100,7 @@ def _slice_faults(values: np.ndarray, start: int, stop: int) -> Iterator[str]:
         yield f"{asked} must hold finite numbers, got {values.dtype} {values[:3]}..."
 
 
-def checked_initial(
-    values: object, layout: Layout, start: int, stop: int, *, finite: bool = True
-) -> Float32Array:
+def checked_initial(values: object, layout: Layout, start: int, stop: int) -> Float32Array:
     """Return a slice of a model's initial vector as a new float32 array, (stop - start,).
 
     Parameters
@@ -113,8 +111,6 @@ def checked_initial(
         The model's layout.
     start, stop
         The slice that the model was asked for.
-    finite
-        Whether its trained parameters must be finite numbers.
 
     Raises
     ------
@@ -126,7 +122,7 @@ def checked_initial(
         raise ModelError(next(_slice_faults(given, start, stop)))
     with np.errstate(over="ignore"):
         vector = np.array(given, dtype=np.float32)
-    bad = _not_finite(vector, layout, start) if finite else ""
+    bad = _not_finite(vector, layout, start)
     if bad:
         raise ModelError(
             f"model.initial_parameters(seed, {start}, {stop}) must hold finite numbers in float32, "

@@ -16,6 +16,8 @@ _CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "loss_and_gradient": (("parameters", "inputs", "targets"), ("weights", "seed", "gradient")),
     "predict": (("parameters", "inputs"), ()),
     "loss_only": (("parameters", "inputs", "targets"), ("weights", "seed")),
+    "updated_buffers": ((), ()),
+    "starting_parameters": ((), ()),
 }
 
 
@@ -37,7 +39,8 @@ class Model(Protocol):
     layout
         The parameters in their order in the flat vector: a `dbdask.Layout`, or a list of
         (name, shape), (name, shape, dims) or (name, shape, dims, kind). A kind is "trained" or
-        "buffer"; buffers are kept with the parameters, and no update changes them.
+        "buffer"; buffers are kept with the parameters, no optimiser changes them, and they change
+        only if the model has `updated_buffers`.
 
     Notes
     -----
@@ -59,8 +62,20 @@ class Model(Protocol):
         Returns JSON that distinguishes this model from others. A checkpoint keeps it, and a run
         with another description does not resume from it.
 
-    `updated_buffers()` is reserved: this version does not call it, and buffers stay as they were
-    initialised.
+    `updated_buffers()`
+        Returns the buffers that the calling thread's last `loss_and_gradient` changed, such as
+        running means: a dictionary of names and arrays of the buffers' shapes, which are copied.
+        It is called after each minibatch that counts. In Downpour a replica goes on with these
+        values, and its push brings them along: the shards' buffers become those of the push that
+        was applied last. So every state of a buffer was computed by one replica from a state that
+        it had fetched, and replicas, however many, cannot make it diverge as a sum of their
+        changes would. With one replica the buffers are those of a serial loop. In Sandblaster,
+        where all minibatches of a pass start from the same buffers, those of the next point are
+        the mean over the minibatches, by weight.
+    `starting_parameters()`
+        Returns the flat vector that training starts from, if the model has values of its own. It
+        is called once, on the client, and goes to the shards directly: a large model need not
+        carry its values in its pickle. `initial_parameters` is then not called.
 
     Examples
     --------

@@ -90,16 +90,18 @@ def check_on_batch(
     """
     layout = checked_layout(model)
     faults: list[str] = []
-    model = travelled(model, layout, faults)
-    faults += initial_faults(model, layout, seed)
-    trial = Trial(model, layout, batch, starting_point(model, layout, seed), seed, faults)
+    copy = travelled(model, layout, faults)
+    # Values of its own, which training starts from, need not travel.
+    source = model if hasattr(model, "starting_parameters") else copy
+    faults += initial_faults(source, layout, seed)
+    trial = Trial(copy, layout, batch, starting_point(source, layout, seed), seed, faults)
     probes: list[Probe] = []
     predicted: list[int] = []
     for check in (_check_base, _check_repeats):
         if trial.is_repeatable:
             trial.run(check)
     if trial.is_repeatable:
-        for check in (_check_randomness, _check_sums, _check_loss_only):
+        for check in (_check_randomness, _check_sums, _check_loss_only, _check_buffers):
             trial.run(check)
         trial.run(lambda trial: probes.extend(_check_gradient(trial)))
         trial.run(_check_threads)
@@ -212,7 +214,8 @@ def _check_split(trial: Trial) -> None:
         return
     first = trial.evaluate(trial.batch.take(slice(0, count // 2)))
     second = trial.evaluate(trial.batch.take(slice(count // 2, count)))
-    if not is_close(first.loss + second.loss, trial.base.loss):
+    trial.mixes_examples = not is_close(first.loss + second.loss, trial.base.loss)
+    if trial.mixes_examples:
         trial.notes.append(
             "an example's loss depends on the other examples of its minibatch, as with batch "
             "normalisation: losses then depend on batch_size"
@@ -356,10 +359,26 @@ def _check_loss_only(trial: Trial) -> None:
     loss = trial.loss_only(trial.batch)
     if not is_close(loss, trial.loss_only(trial.batch)):
         raise Faulty("model.loss_only gives other results for the same arguments and seed")
-    if not trial.is_random and not is_close(loss, trial.base.loss):
+    is_another = trial.is_random or trial.mixes_examples
+    if not is_another and not is_close(loss, trial.base.loss):
         raise Faulty(
             f"model.loss_only returned {loss:.6g}, and loss_and_gradient {trial.base.loss:.6g}, "
             "of the same examples: they must be the same"
+        )
+
+
+def _check_buffers(trial: Trial) -> None:
+    """Ask for the buffers that a minibatch changed, twice over the same minibatch."""
+    if not hasattr(trial.model, "updated_buffers"):
+        return
+    trial.evaluate()
+    found = trial.buffers()
+    trial.evaluate()
+    if not is_close(trial.buffers(), found):
+        raise Faulty(
+            "model.updated_buffers gives other buffers after the same minibatch at the same "
+            "parameters: compute them from the buffers in parameters, and keep no state between "
+            "minibatches"
         )
 
 

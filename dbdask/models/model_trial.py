@@ -8,8 +8,8 @@ import numpy as np
 
 from dbdask.arrays import Float32Array, Int64Array
 from dbdask.errors import ModelError
+from dbdask.models.buffers import BufferUpdates, buffer_ranges
 from dbdask.models.evaluation import (
-    buffer_ranges,
     mark_unwritten,
     unwritten_message,
     unwritten_parameters,
@@ -95,6 +95,7 @@ class Trial:
     notes: list[str] = field(default_factory=list)
     is_repeatable: bool = True  # it can be evaluated, and the same call gives the same result
     is_random: bool = False  # the seed changes the result
+    mixes_examples: bool = False  # an example's loss depends on the others of its minibatch
     base: Evaluated = field(init=False)  # of `batch`, at `parameters`
     first: dict[str, np.ndarray] = field(init=False)  # the arrays of the first call
 
@@ -132,6 +133,17 @@ class Trial:
             self.fault(unwritten_message(names, len(self.layout.parameters)))
         known = None if names else gradient.copy()
         return loss, known, arrays | {"gradient": gradient}
+
+    def buffers(self) -> Float32Array:
+        """Return the parameters, (n,), with the buffers of the last call; raises Faulty."""
+        with _as_fault("updated_buffers", {}):
+            updates = BufferUpdates(self.model, self.layout)
+            bad = updates.take()
+            found = self.parameters.copy()
+            updates.write(found)
+        if bad:
+            raise Faulty(f"model.updated_buffers returned {bad!r} with NaN or infinity")
+        return found
 
     def loss_at(self, point: Float32Array, gradient: Float32Array) -> float:
         """Return the loss at another point, (n,); the model gets both vectors, uncopied."""

@@ -52,6 +52,8 @@ class ParameterServer(ShardCalls):
         How many copies of each shard there are to be.
     trained
         Ranges of the flat vector that updates may change; None is all of it.
+    buffers
+        Ranges that no update changes, and of which a push brings new values.
     """
 
     def __init__(
@@ -63,13 +65,14 @@ class ParameterServer(ShardCalls):
         kind: type[ParameterShard] = ParameterShard,
         copies: int = 1,
         trained: Sequence[tuple[int, int]] | None = None,
+        buffers: Sequence[tuple[int, int]] = (),
     ) -> None:
         super().__init__(client, run, size)
         self.notices = WorkerNotices(client, run)
         self.kind = kind
         self.optimizer = optimizer
         self.wanted = copies
-        self.trained = trained
+        self.trained, self.buffers = trained, buffers
         self._releasing: list[
             asyncio.Task[None]
         ] = []  # releases of shards that failed while they were made
@@ -189,7 +192,8 @@ class ParameterServer(ShardCalls):
 
     async def _make(self, index: int, initial: Initial, worker: str) -> ShardCopy:
         start, stop = self.slices[index]
-        arguments = (start, stop, self.optimizer, self.generation, initial, self.trained)
+        ranges = self.trained, self.buffers
+        arguments = (start, stop, self.optimizer, self.generation, initial, *ranges)
         key = f"{shard_prefix(self.run)}{index}-{uuid.uuid4().hex[:8]}"
         nbytes = 4 * (stop - start) * (1 + len(self.optimizer.slots))
         future = submit_actor(self.client, self.kind, arguments, key, worker)

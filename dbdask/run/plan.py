@@ -38,6 +38,8 @@ class Plan:
     """Elements of the flat vector."""
     trained: tuple[tuple[int, int], ...]
     """Ranges of the flat vector that updates may change; the rest are buffers."""
+    buffers: tuple[tuple[int, int], ...] = ()
+    """Ranges of buffers that training changes, as the model says."""
     supply: BlockProvider
     """Brings workers the examples that they cannot read themselves."""
     seed: int

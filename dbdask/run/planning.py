@@ -11,6 +11,7 @@ from distributed import Client
 
 from dbdask.data.block_provider import BlockProvider
 from dbdask.data.examples import Examples
+from dbdask.models.buffers import updated_ranges
 from dbdask.models.layout import Layout, as_layout
 from dbdask.models.model import Model
 from dbdask.run import arguments
@@ -21,7 +22,7 @@ from dbdask.run.resuming import OpenCheckpoint
 from dbdask.run.shared_arguments import (
     check_named,
     check_shared,
-    flat_parameters,
+    starting_point,
     validation_cut,
     validation_interval,
     worker_names,
@@ -80,7 +81,7 @@ def shared_arguments(given: Mapping[str, Any]) -> SharedArguments:
         layout=layout,
         examples=examples,
         validation=validation.prepared_like(examples) if validation is not None else None,
-        start=flat_parameters(given["parameters"], layout),
+        start=starting_point(given["parameters"], model, layout),
         replicas=given["replicas"],
         shards=given["shards"],
         shard_copies=given["shard_copies"],
@@ -136,6 +137,7 @@ def plan_of(
         model=cloudpickle.dumps(model),
         size=shared.layout.size,
         trained=shared.layout.trained,
+        buffers=updated_ranges(model, shared.layout),
         validation_cut=validation_cut(validation, shared.layout.size, batch_size),
         supply=BlockProvider(examples, client),
         validation_supply=BlockProvider(validation, client) if validation is not None else None,

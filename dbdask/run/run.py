@@ -147,6 +147,7 @@ class Run:
             method.kind.shard,
             plan.shard_copies,
             plan.trained,
+            plan.buffers,
         )
         self.snapshots = Snapshots(
             self.server, plan.path, plan.snapshot_seconds, plan.last, plan.ownership

@@ -16,6 +16,7 @@ from dbdask.data.fills import fill_warnings
 from dbdask.errors import CheckpointError, DataError, WorkerError
 from dbdask.metrics.scores import NOTHING
 from dbdask.models.layout import Layout, as_layout, check_dims
+from dbdask.models.model import Model
 from dbdask.result import Result
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.scheduler import workers_now
@@ -23,6 +24,7 @@ from dbdask.run import arguments
 from dbdask.run.fitting import check_contract, layout_size
 from dbdask.run.outcome import Outcome
 from dbdask.schedule.portions import Cut, suggest_validation_rows
+from dbdask.users_code import UsersCode
 
 Parameters = Result | xr.Dataset | np.ndarray
 """Parameters to start from: a result, its `.parameters`, or a flat float32 vector."""
@@ -140,6 +142,24 @@ def check_named(argument: str, names: Sequence[str] | None, client: Client) -> N
         raise WorkerError(
             f"{argument}={list(names)} names no running worker; there are: {', '.join(facts)}"
         )
+
+
+def starting_point(
+    parameters: Parameters | None, model: Model, layout: Layout
+) -> np.ndarray | None:
+    """Return the flat vector that training starts from; None: the shards ask the model for it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A parameter, which the error names, does not fit the model or is not finite.
+    CheckpointError
+        The store that they are read from hangs.
+    """
+    if parameters is None and hasattr(model, "starting_parameters"):
+        with UsersCode("model.starting_parameters"):
+            parameters = model.starting_parameters()
+    return flat_parameters(parameters, layout)
 
 
 def flat_parameters(parameters: Parameters | None, layout: Layout) -> np.ndarray | None:

@@ -148,6 +148,7 @@ def _add_up(
                 report.refusal = f"portion {portion.number}, step {batch.step}: {found.bad}"
             elif found.weight > 0:
                 report.loss += found.loss
+                evaluator.updates.write_change(target, point, found.weight)
                 if not is_first:
                     np.add(accrued, gradient, out=accrued)
                 is_first = False

@@ -45,9 +45,27 @@ class BatchShard(ParameterShard):
     def _obey(self, commands: Sequence[Command]) -> list[Any]:
         """Do commands; `Stale` where the shard was made anew without a vector of theirs."""
         try:
-            return carry_out(commands, self.state.vectors)
+            answers = carry_out(commands, self.state.vectors)
         except KeyError as error:
             raise Stale(f"vector {error} is not in this shard") from error
+        if any(getattr(command, "into", "") == "parameters" for command in commands):
+            self._accept_buffers()
+        return answers
+
+    def _accept_buffers(self) -> None:
+        """Change the buffers of the parameters as the last pass did; its point is accepted.
+
+        Until then the point has the buffers of the one before, so that no step or pair of a method
+        has anything in their places.
+        """
+        change, begin = self._pass.change, 0
+        if change is None:
+            return
+        for part in self.buffers:
+            size = part.stop - part.start
+            self.state.vectors["parameters"][part] += change[begin : begin + size]
+            begin += size
+        self._pass.change = None
 
     async def _open_pass(self, evaluation: int, commands: Sequence[Command]) -> None:
         """Do commands, and begin to add up; the pass before is closed."""
@@ -60,13 +78,28 @@ class BatchShard(ParameterShard):
         held.evaluation, held.admitted = evaluation, set()
 
     async def _close_pass(
-        self, evaluation: int, bundles: int, weight: float, into: str, commands: Sequence[Command]
+        self,
+        evaluation: int,
+        bundles: int,
+        weight: float,
+        into: str,
+        commands: Sequence[Command],
+        point: str = "parameters",
     ) -> list[Any]:
-        """Make the mean gradient of what was added up, and do commands; their answers come back."""
-        return await self._serve(self._close, evaluation, bundles, weight, into, commands)
+        """Make the mean gradient of what was added up, and do commands; their answers come back.
+
+        `point` names the vector at which the pass evaluated.
+        """
+        return await self._serve(self._close, evaluation, bundles, weight, into, commands, point)
 
     def _close(
-        self, evaluation: int, bundles: int, weight: float, into: str, commands: Sequence[Command]
+        self,
+        evaluation: int,
+        bundles: int,
+        weight: float,
+        into: str,
+        commands: Sequence[Command],
+        point: str,
     ) -> list[Any]:
         held = self._pass
         if evaluation != held.evaluation or len(held.admitted) != bundles:
@@ -77,4 +110,9 @@ class BatchShard(ParameterShard):
         mean.fill(0.0)
         for part in self.trained:
             np.divide(held.total[part], weight, out=mean[part], casting="same_kind")
+        if self.buffers:
+            changes = [held.total[part] / weight for part in self.buffers]
+            held.change = np.concatenate(changes).astype(np.float32)
+        if point == "parameters":
+            self._accept_buffers()
         return self._obey(commands)

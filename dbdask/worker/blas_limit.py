@@ -26,6 +26,12 @@ class BlasLimit:
         with self._lock:
             self._controller = threadpoolctl.ThreadpoolController()
 
+    @property
+    def limit(self) -> int | None:
+        """The threads that libraries may use now; None if no replica runs in this process."""
+        with self._lock:
+            return min(self._wanted, default=None)
+
     @contextmanager
     def at_most(self, threads: int) -> Iterator[None]:
         """Give the process at most so many BLAS threads for a while."""

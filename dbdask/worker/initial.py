@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dbdask.arrays import Float32Array
 from dbdask.daemon_threads import call_within
 from dbdask.errors import CheckpointError
 from dbdask.models.layout import as_layout
@@ -28,19 +29,23 @@ class FromModel:
 
     model: bytes
     seed: int
-    is_replaced: bool = False  # by parameters that the user gave: these need not be finite
+    is_replaced: bool = False  # by parameters that were given: the model is not asked
 
     @portable_errors
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
+        vectors = {"parameters": self._parameters(start, stop)}
+        with UsersCode("optimizer.initial_slot"):
+            vectors |= initial_slots(optimizer, stop - start)
+        return ShardState(vectors, 0, Ledger())
+
+    def _parameters(self, start: int, stop: int) -> Float32Array:
+        if self.is_replaced:
+            return np.zeros(stop - start, np.float32)
         with UsersCode("model.initial_parameters"):
             model = pickle.loads(self.model)
             given = model.initial_parameters(self.seed, start, stop)
             layout = as_layout(model.layout)
-        finite = not self.is_replaced
-        vectors = {"parameters": checked_initial(given, layout, start, stop, finite=finite)}
-        with UsersCode("optimizer.initial_slot"):
-            vectors |= initial_slots(optimizer, stop - start)
-        return ShardState(vectors, 0, Ledger())
+        return checked_initial(given, layout, start, stop)
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,7 @@ class _Replica:
             self._note(found.loss, found.weight, found.norm)
             clip(self.gradient, found.norm, job.clip_norm)
             self.accrual.add(self.local, self.gradient)
+            self.evaluator.updates.write(self.local)
 
     def _fetch_if_due(self, step: int) -> None:
         """Have fresh parameters at the steps where the paper fetches.
@@ -337,6 +338,7 @@ class _Replica:
         if self.job.local_optimizer is not None and not np.isfinite(np.sum(vector, dtype=float)):
             self._start_anew(step, vector)
             return
+        self.evaluator.updates.copy(vector, self.local)
         self.is_fresh = self._brings_parameters(step)
         into = self.local if self.is_fresh else None
         with self.report.spent.on("pushing"):

@@ -45,6 +45,8 @@ class ParameterShard(ServedActor):
         Makes the first state on this worker, so that no vector travels.
     trained
         Ranges of the flat vector that updates may change; None is all of it.
+    buffers
+        Ranges that no update changes, and of which a push brings new values.
     """
 
     requests = frozenset({"progress", "fetch", "push", "fetch_copy"})
@@ -57,6 +59,7 @@ class ParameterShard(ServedActor):
         generation: int,
         initial: Callable[[int, int, Optimizer], ShardState],
         trained: Sequence[tuple[int, int]] | None = None,
+        buffers: Sequence[tuple[int, int]] = (),
     ) -> None:
         state = initial(start, stop, optimizer)
         super().__init__(stop - start, generation, state.answers)
@@ -64,6 +67,7 @@ class ParameterShard(ServedActor):
         self.start, self.stop = start, stop
         self.optimizer = optimizer
         self.trained = _within(trained or [(start, stop)], start, stop)
+        self.buffers = _within(buffers, start, stop)
         self.pausing = False
 
     # What replicas request
@@ -133,12 +137,17 @@ class ParameterShard(ServedActor):
             raise
 
     def _apply(self, gradient: np.ndarray) -> None:
-        """Let the optimiser update the trained ranges. What can fail comes before any change."""
+        """Let the optimiser update the trained ranges, and take the push's buffers.
+
+        What can fail comes before any change.
+        """
         update = prepared_update(self.optimizer, self.state.applied)
         vectors = self.state.vectors
         for part in self.trained:
             slots = {name: vectors[name][part] for name in self.optimizer.slots}
             update(vectors["parameters"][part], gradient[part], slots)
+        for part in self.buffers:
+            vectors["parameters"][part] = gradient[part]
         self.state.applied += 1
 
     def _kept(self, number: int) -> ShardState:

@@ -16,10 +16,13 @@ class Contributions:
     total: np.ndarray  # float64
     evaluation: int = -1  # of the pass that is open, if one is
     admitted: set[int] = field(default_factory=set)  # bundles
+    change: np.ndarray | None = None
+    """By how much the last pass changed the buffers, until its point is accepted."""
 
     def copy(self) -> "Contributions":
         """Return contributions that change independently of these."""
-        return Contributions(self.total.copy(), self.evaluation, set(self.admitted))
+        change = None if self.change is None else self.change.copy()
+        return Contributions(self.total.copy(), self.evaluation, set(self.admitted), change)
 
 
 @dataclass

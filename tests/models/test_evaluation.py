@@ -7,10 +7,10 @@ import pytest
 from test_downpour import labelled, store  # noqa: F401
 
 import dbdask
+from dbdask.models.buffers import buffer_ranges
 from dbdask.models.evaluation import (
     UNWRITTEN,
     Evaluator,
-    buffer_ranges,
     loss_of_minibatch,
     mark_unwritten,
 )
