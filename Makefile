@@ -22,7 +22,7 @@ check: $(VENV)/.check
 	$(PY) -m ruff check .
 	$(PY) -m mypy dbdask $(wildcard pipelines/*.py)
 
-bench: $(VENV)/.test $(VENV)/.demo
+bench: $(VENV)/.test $(VENV)/.demo $(VENV)/.torch
 	for program in $(filter-out chaos mixed_chaos,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
 	  $(PY) -m benchmarks.$$program || exit 1; done
 
