@@ -23,7 +23,7 @@ from dbdask.run.slow_callbacks import Callback
 from dbdask.run.training import train
 from dbdask.schedule import policies
 from dbdask.schedule.portions import suggest_portion_rows
-from dbdask.worker.replica import DownpourJob
+from dbdask.worker.portion_order import DownpourJob
 
 
 def downpour(

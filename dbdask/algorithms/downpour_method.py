@@ -12,7 +12,8 @@ from dbdask.schedule import policies
 from dbdask.schedule.portions import Cut, Portion
 from dbdask.status import Status
 from dbdask.storage.checkpoint import Snapshot
-from dbdask.worker.replica import PortionOrder, PortionReport, train_portion
+from dbdask.worker.portion_order import PortionOrder, PortionReport
+from dbdask.worker.replica import train_portion
 from dbdask.worker.shard import ParameterShard
 
 

@@ -12,7 +12,7 @@ from dbdask.metrics.magnitudes import Magnitude
 from dbdask.metrics.time_spent import ACTIVITIES, Spent
 from dbdask.run.plan import SavedState
 from dbdask.schedule.portion_marks import PortionTable
-from dbdask.worker.replica import PortionReport
+from dbdask.worker.portion_order import PortionReport
 
 COUNTS = ("lost", "repeated", "rolled_back", "dropped", "refused")
 

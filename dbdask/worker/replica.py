@@ -1,8 +1,6 @@
 """A model replica at work on one portion: Algorithm 1.1 of the paper, from the worker's side."""
 
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -10,94 +8,17 @@ import numpy as np
 
 from dbdask.arrays import Float32Array
 from dbdask.data.block_provider import gather_blocks
-from dbdask.data.examples import Examples
 from dbdask.data.feed import Minibatch
 from dbdask.data.routes import Blocks, Piece
 from dbdask.data.waiting import ReadGivenUp
 from dbdask.errors import RECOVERABLE
-from dbdask.metrics.magnitudes import Magnitude
-from dbdask.metrics.time_spent import Spent
 from dbdask.models.evaluation import Evaluator
-from dbdask.models.model import Model
 from dbdask.optim.gradients import clip
-from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.portable import portable_errors
-from dbdask.schedule.left_out import LeftOut
-from dbdask.schedule.portions import Portion
 from dbdask.worker.accrual import Accrual, AccruedGradients, Displacement, LocalRule
 from dbdask.worker.context import Place, ReplicaSlot, WorkerContext, open_context
-from dbdask.worker.link import ServerHandle, ServerLink
-
-
-@dataclass(frozen=True)
-class DownpourJob:
-    """What every replica of a run needs; it travels pickled and is opened once a worker."""
-
-    model: Model
-    train: Examples
-    validation: Examples | None
-    deviation: np.ndarray | float  # one unit of a scaled target, in its own units
-    batch_size: int
-    n_fetch: int
-    n_push: int
-    local_rate: float
-    local_optimizer: Optimizer | None  # of the replica's own steps, whose displacement is pushed
-    trained: tuple[tuple[int, int], ...]  # ranges of the flat vector
-    clip_norm: float | None
-    max_refused: int
-    seed: int
-    optimizer: Optimizer  # of the shards: a worker that cannot unpickle it is told so, and named
-
-
-@dataclass(frozen=True)
-class PortionOrder:
-    """One portion to work through, and what its worker may begin to read."""
-
-    run: str
-    handle: ServerHandle
-    portion: Portion
-    following: Portion | None
-    replicas: int  # places on this worker
-    most_steps: int | None  # hand the portion back after so many steps (warm start)
-    complete_only: bool  # only bring all shards to the last step that one of them has
-
-
-@dataclass
-class PortionReport:
-    """What a portion's task tells the verb: scalars only."""
-
-    epoch: int
-    number: int
-    worker: str
-    first_step: int = 0  # the one it began with: those before had been applied
-    examples_before: int = 0  # in the steps before it
-    next_step: int = 0
-    finished: bool = False
-    trouble: str = ""  # why the portion ended early, when a shard or the generation was lost
-    steps: int = 0
-    pushes: int = 0  # acknowledged by every shard, and new to all of them
-    examples: int = 0
-    loss: float = 0.0  # summed over minibatches: mean loss times weight
-    weight: float = 0.0
-    squared_norms: float = 0.0  # of the gradients of `good` minibatches
-    good: int = 0
-    staleness: list[int] = field(default_factory=list)
-    refused: list[tuple[int, str]] = field(default_factory=list)  # step, parameter
-    examples_in_all: int = 0  # of a portion that is finished, whoever trained on them
-    dropped: int = 0
-    left_out: LeftOut = field(default_factory=LeftOut)
-    repeated: int = 0
-    first_loss: float = math.nan  # of the first minibatch that counts
-    magnitudes: tuple[Magnitude, ...] = ()
-    spent: Spent = field(default_factory=Spent)
-
-    @property
-    def ends_refused(self) -> bool:
-        """Whether the last tenth of its steps, or more, was refused: it has diverged by then."""
-        steps = {step for step, _ in self.refused}
-        last = self.first_step + self.steps - 1
-        tail = range(last, last - max(1, self.steps // 10), -1)
-        return self.steps > 0 and all(step in steps for step in tail)
+from dbdask.worker.link import ServerLink
+from dbdask.worker.portion_order import DownpourJob, PortionOrder, PortionReport
 
 
 @portable_errors

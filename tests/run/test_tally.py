@@ -9,7 +9,7 @@ import pytest
 
 from dbdask.metrics.history import History, Record
 from dbdask.run.tally import Tally
-from dbdask.worker.replica import PortionReport
+from dbdask.worker.portion_order import PortionReport
 
 BATCH, ROWS = 20, 90  # five steps, the last one short
 
