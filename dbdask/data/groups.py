@@ -30,6 +30,9 @@ def run_starts(values: np.ndarray) -> Int64Array:
 def known_groups(variable: Variable, stored: np.ndarray, begin: int) -> np.ndarray:
     """Return the groups at positions from `begin` on: decoded, (positions,).
 
+    Python objects stay objects: all numbers of one block would become an array of numbers, and
+    those of another block, which holds text too, would not.
+
     Raises
     ------
     DataError
@@ -38,7 +41,8 @@ def known_groups(variable: Variable, stored: np.ndarray, begin: int) -> np.ndarr
     values, missing = variable.decode(stored)
     if missing is not None:
         raise missing_group(variable, begin + int(missing.argmax()))
-    return values
+    shown = variable.decoding.as_shown(stored) if variable.dtype.kind == "O" else values
+    return shown if shown.dtype.kind == "O" else values
 
 
 def starts_of_groups(variable: Variable, selected: Spans) -> Int64Array:
@@ -52,16 +56,16 @@ def starts_of_groups(variable: Variable, selected: Spans) -> Int64Array:
         A group is missing, or returns after another one.
     """
     starts = [np.zeros(0, np.int64)]
-    firsts: list[np.ndarray] = []
+    ledger, count = GroupLedger(variable.name), 0
+    last: Any = None
     for rank, values in _selected_groups(variable, selected):
         runs = run_starts(values)
-        if firsts and values[0] == firsts[-1][-1]:
+        if count and values[0] == last:
             runs = runs[1:]
         if len(runs):
             starts.append(runs + rank)
-            firsts.append(values[runs])
-    if firsts:
-        GroupLedger(variable.name).note(np.concatenate(firsts), 0)
+            ledger.note(values[runs], count)
+            count, last = count + len(runs), values[-1]
     return np.concatenate(starts)
 
 
@@ -86,10 +90,10 @@ def _selected_groups(variable: Variable, selected: Spans) -> Iterator[tuple[int,
 def _groups_at(variable: Variable, stored: np.ndarray, positions: Int64Array) -> np.ndarray:
     """Return the groups at some positions; a group between them may be missing."""
     chosen = stored[positions - positions[0]]
-    values, missing = variable.decode(chosen)
+    missing = variable.decode(chosen)[1]
     if missing is not None:
         raise missing_group(variable, int(positions[missing.argmax()]))
-    return values
+    return known_groups(variable, chosen, 0)
 
 
 class _Table:
@@ -132,9 +136,9 @@ class _Table:
             np.maximum.reduceat(last[order], starts),
         )
 
-    def widened(self, dtype: np.dtype) -> "_Table":
-        """Return the table with values of another dtype."""
-        return _Table(self.values.astype(dtype), self.first[self.place], self.last[self.place])
+    def with_values(self, values: np.ndarray) -> "_Table":
+        """Return the table with other values in the place of its own, in their order."""
+        return _Table(values, self.first[self.place], self.last[self.place])
 
 
 @dataclass
@@ -162,25 +166,32 @@ class GroupLedger:
         starts = run_starts(values)
         ends = np.append(starts[1:], len(values))
         with self._lock:
-            found = self._of_one_dtype(self._ordered(values[starts]))
+            found = self._comparable(values[starts])
             self._check_alone(found)
             self._extend(found, begin + starts, begin + ends - 1)
 
-    def _ordered(self, values: np.ndarray) -> np.ndarray:
-        """Return values that can be sorted: each Python object becomes a running number."""
-        if values.dtype.kind != "O":
-            return values
-        codes = [self._codes.setdefault(value, len(self._codes)) for value in values]
-        return np.array(codes, np.int64)
-
-    def _of_one_dtype(self, values: np.ndarray) -> np.ndarray:
-        """Return values in the dtype of the tables, which is widened if it cannot hold them."""
-        if not self._tables:
-            return values
-        dtype = np.result_type(values, self._tables[0].values)
-        if dtype != self._tables[0].values.dtype:
-            self._tables = [table.widened(dtype) for table in self._tables]
+    def _comparable(self, values: np.ndarray) -> np.ndarray:
+        """Return values of the dtype of the tables, which changes if it cannot hold them."""
+        known = self._tables[0].values.dtype if self._tables else values.dtype
+        if self._codes or values.dtype.kind == "O" or values.dtype.kind != known.kind:
+            return self._coded(values)
+        dtype = np.result_type(values, known)
+        if dtype != known:
+            self._tables = [table.with_values(table.values.astype(dtype)) for table in self._tables]
         return values.astype(dtype, copy=False)
+
+    def _coded(self, values: np.ndarray) -> Int64Array:
+        """Return a running number for each value, which may be of any kind; so do the tables."""
+        if not self._codes:
+            # No dtype but object holds numbers, text and dates exactly.
+            self._tables = [
+                table.with_values(self._numbers(table.values)) for table in self._tables
+            ]
+        return self._numbers(values)
+
+    def _numbers(self, values: np.ndarray) -> Int64Array:
+        codes = [self._codes.setdefault(value, len(self._codes)) for value in list(values)]
+        return np.array(codes, np.int64)
 
     def _check_alone(self, values: np.ndarray) -> None:
         """Raise DataError if a value is there twice: another one lies between them."""

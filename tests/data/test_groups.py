@@ -1,8 +1,12 @@
 """Groups: one that returns is found in whatever order chunks are read, in its own dtype."""
 
+import re
+from decimal import Decimal
+
 import numpy as np
 import pytest
 import xarray as xr
+from seeing import seen
 
 import dbdask
 from dbdask.data.groups import GroupLedger
@@ -115,3 +119,57 @@ def test_a_split_names_a_group_that_returns_or_is_missing(cut):
     gap = np.where(groups == 4, np.nan, np.repeat(np.arange(5), 2))
     with pytest.raises(DataError, match="'g' is missing at t=6; every position needs a group"):
         of_groups(gap, 4).isel(t=cut).split(0.5, seed=0)
+
+
+def objects(values):
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+MIXED = {
+    "text, then numbers": ["A1", "A1", 1001, 1001, 1, 1, 1002, 1002],
+    "numbers, then text": [1, 1, 0, 0, "x", "x", "y", "y"],
+    "numbers that no dtype holds": [2**63, 2**63 + 1, -1, -1, 5, 5, 6, 0.5],
+    "bytes, then text": [b"a", b"a", b"b", b"b", "a", "a", 1, 1],
+    "decimals": [Decimal("0.1"), Decimal("0.1"), 0.1, 0.1, "x", "x", 1, 2],
+    "flags and numbers": [True, True, False, False, 2, 2, "x", "x"],
+    "tuples": [(1, 2), (1, 2), 1, 1, 2, 2, "x", (1,)],
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("kind", MIXED)
+def test_objects_of_any_kinds_are_groups_however_they_are_cut(kind, chunk, monkeypatch):
+    monkeypatch.setattr("dbdask.data.groups.PIECE", 2)
+    groups = MIXED[kind]
+    x = np.arange(8.0)
+    data = xr.Dataset({"x": ("t", x), "g": ("t", objects(groups))}).chunk(t=chunk)
+    examples = dbdask.Examples(data, inputs="x", along="t", groups="g", window={"t": (-1, 0)})
+    previous = [x[max(n - 1, 0)] if groups[max(n - 1, 0)] == groups[n] else x[n] for n in range(8)]
+    np.testing.assert_array_equal(seen(examples)[0], np.stack([previous, x], axis=1))
+    assert sum(len(part) for part in examples.split(0.5, seed=1)) == 8
+    again = data.assign(g=("t", objects([*groups[:7], groups[0]]))).chunk(t=chunk)
+    returning = dbdask.Examples(again, inputs="x", along="t", groups="g")
+    for read in (returning.check, lambda: returning.split(0.5, seed=1)):
+        with pytest.raises(DataError, match=f"'g' is {re.escape(repr(groups[0]))}, then "):
+            read()
+
+
+def test_a_ledger_takes_blocks_of_different_kinds():
+    blocks = [
+        np.array([2**64 - 1, 2**63], np.uint64),
+        np.array([-1, 2**62]),
+        np.array([0.5]),
+        np.array(["1", "2"]),
+        np.array(["2020-01-01"], "M8[ns]"),
+        objects([(1, 2), 3]),
+        np.array([True]),
+    ]
+    ledger, at = GroupLedger("g"), 0
+    for values in blocks:
+        ledger.note(values, at)
+        at += len(values)
+    for values in (block[:1] for block in blocks[:-1]):
+        with pytest.raises(DataError, match="again"):
+            ledger.note(values, at)
