@@ -6,8 +6,9 @@ applies to a variable that it opened lazily, and values that are shown as they a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -160,16 +161,18 @@ class Decoding:
 
 def objects_dtype(values: np.ndarray) -> np.dtype:
     """Return the dtype that `of_objects` gives an array of Python objects."""
-    kind = pd.api.types.infer_dtype(values.ravel(), skipna=True)
-    if kind in ("string", "bytes", "empty"):
+    kind = _kind_of_objects(values)
+    if kind in ("text", "bytes", "empty"):
         return TEXT
-    return of_objects(values)[0].dtype if kind in _NUMBERS else OTHER
+    return of_objects(values)[0].dtype if kind == "numbers" else OTHER
 
 
 def of_objects(values: np.ndarray) -> tuple[np.ndarray, BoolArray | None]:
     """Return Python objects as numbers or text if all of them are, and the mask of missing ones.
 
-    Both have the shape of `values`; the mask is None if nothing is missing.
+    Flags among numbers count as 1 and 0, and bytes among text as text, as they do where a block
+    holds nothing else: the result does not depend on the blocks that an array is cut into. Both
+    have the shape of `values`; the mask is None if nothing is missing.
 
     Examples
     --------
@@ -179,16 +182,37 @@ def of_objects(values: np.ndarray) -> tuple[np.ndarray, BoolArray | None]:
     [1152921504606846977, 3]
     """
     absent = _any(np.asarray(pd.isna(values), bool))
-    kind = pd.api.types.infer_dtype(values.ravel(), skipna=True)
-    if kind in _NUMBERS:
+    kind = _kind_of_objects(values)
+    if kind == "numbers":
         return _numbers(values, absent), absent
     if kind == "bytes":
-        decoded = [one if is_gap else one.decode() for one, is_gap in _each(values, absent)]
+        decoded = [one.decode() if isinstance(one, bytes) else one for one in values.ravel()]
         values = _as_objects(decoded, values.shape)
     return (values if absent is None else _with_none(values, absent)), absent
 
 
 _NUMBERS = ("integer", "boolean", "floating", "mixed-integer-float", "decimal")
+_OF_NUMBERS = (bool, np.bool_, int, np.integer, float, np.floating, Decimal)
+
+
+def _kind_of_objects(values: np.ndarray) -> str:
+    """Return the kind of all objects that are not missing.
+
+    It is "numbers", "text", "bytes" (of text, some of it as str), "empty" or "other".
+    """
+    found = pd.api.types.infer_dtype(values.ravel(), skipna=True)
+    if found in _NUMBERS:
+        return "numbers"
+    if found in ("string", "bytes", "empty"):
+        return "text" if found == "string" else found
+    if found not in ("mixed", "mixed-integer"):
+        return "other"
+    # pandas calls numbers and flags together, or text and bytes, mixed.
+    kinds = {type(one) for one in values[~pd.isna(values)]}
+    for name, types in (("numbers", _OF_NUMBERS), ("bytes", (str, bytes))):
+        if all(issubclass(kind, types) for kind in kinds):
+            return name
+    return "other"
 
 
 def _numbers(values: np.ndarray, absent: BoolArray | None) -> np.ndarray:
@@ -218,7 +242,7 @@ def exact_array(values: list[Any]) -> np.ndarray:
         return np.array(values, bool)
     if any(isinstance(value, str) for value in values):
         return np.array(values)
-    whole = [int(value) for value in values if isinstance(value, int | np.integer)]
+    whole = [int(value) for value in values if isinstance(value, int | np.integer | np.bool_)]
     if len(whole) == len(values):
         for dtype in (np.int64, np.uint64):
             if np.iinfo(dtype).min <= min(whole) and max(whole) <= np.iinfo(dtype).max:
@@ -248,11 +272,6 @@ def _with_none(values: np.ndarray, absent: BoolArray) -> np.ndarray:
     found = values.copy()
     found[absent] = None
     return found
-
-
-def _each(values: np.ndarray, absent: BoolArray | None) -> Iterator[tuple[Any, np.bool_]]:
-    gaps = np.zeros(values.size, bool) if absent is None else absent.ravel()
-    return zip(values.ravel(), gaps, strict=True)
 
 
 def _as_objects(found: list[Any], shape: tuple[int, ...]) -> np.ndarray:

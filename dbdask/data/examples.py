@@ -353,6 +353,8 @@ class Examples:
     def find_classes(self, client: "Client | None" = None) -> list[Label]:
         """Return the labels that occur, sorted, found in one pass: give them as `classes=`.
 
+        Flags that are held as Python objects are the labels 0 and 1.
+
         Raises
         ------
         ValueError
@@ -368,6 +370,9 @@ class Examples:
         found: set[Label] = set()
         for labels in sweep(self.recipe, measure_labels, client):
             found.update(labels)
+        if targets.variables[0].dtype.kind == "O":
+            # Flags are 1 and 0 if some of the objects are numbers, in whichever block.
+            found = {int(label) if isinstance(label, bool) else label for label in found}
         return list(as_classes(_in_order(found, targets.names[0])).labels or ())
 
     def with_classes(self, classes: Sequence[object] | Classes | None) -> "Examples":

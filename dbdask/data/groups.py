@@ -173,6 +173,12 @@ class GroupLedger:
     def _comparable(self, values: np.ndarray) -> np.ndarray:
         """Return values of the dtype of the tables, which changes if it cannot hold them."""
         known = self._tables[0].values.dtype if self._tables else values.dtype
+        if {known.kind, values.dtype.kind} == {"M", "O"}:
+            # xarray makes objects of the dates of a block if one of them is out of range.
+            raise DataError(
+                f"groups: {self.name!r} has dates that datetime64[ns] holds, and others; give "
+                "groups that are numbers, such as the time since a date"
+            )
         if self._codes or values.dtype.kind == "O" or values.dtype.kind != known.kind:
             return self._coded(values)
         dtype = np.result_type(values, known)

@@ -6,6 +6,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from seeing import seen
 
 import dbdask
@@ -162,7 +163,7 @@ def test_a_ledger_takes_blocks_of_different_kinds():
         np.array([-1, 2**62]),
         np.array([0.5]),
         np.array(["1", "2"]),
-        np.array(["2020-01-01"], "M8[ns]"),
+        np.array([3], "m8[ns]"),
         objects([(1, 2), 3]),
         np.array([True]),
     ]
@@ -173,3 +174,14 @@ def test_a_ledger_takes_blocks_of_different_kinds():
     for values in (block[:1] for block in blocks[:-1]):
         with pytest.raises(DataError, match="again"):
             ledger.note(values, at)
+
+
+def test_dates_in_and_out_of_range_are_refused_by_name(tmp_path):
+    group = zarr.open_group(tmp_path / "d.zarr", mode="w", zarr_format=2)
+    for name, values in {"x": np.arange(6.0), "g": [1, 1, 2, 900_000, 900_000, 1]}.items():
+        array = group.create_array(name, data=np.array(values), chunks=(3,), fill_value=None)
+        array.attrs["_ARRAY_DIMENSIONS"] = ["t"]
+    group["g"].attrs["units"] = "days since 1970-01-01"
+    examples = dbdask.Examples(tmp_path / "d.zarr", inputs="x", along="t", groups="g")
+    with pytest.warns(xr.SerializationWarning), pytest.raises(DataError, match="'g' has dates"):
+        examples.check()

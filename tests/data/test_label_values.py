@@ -1,5 +1,7 @@
 """Labels and groups are compared in their own dtype: none is rounded, cut or taken for another."""
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -297,3 +299,37 @@ def test_a_description_keeps_labels_as_they_are():
     assert Examples.from_description(examples.description()).output_classes == [2**64 - 1, 2**63]
     assert again.recipe.targets is None
     assert describe(examples.recipe)["classes"]["labels"] == [2**64 - 1, 2**63]
+
+
+KINDS_TOGETHER = {
+    "flags and integers": ([True, False, 2, 2, 3, 3], [0, 1, 2, 3]),
+    "flags and floats": ([1.5, 1.5, True, True, 0.0, 1], [0, 1, 1.5]),
+    "flags and gaps": ([True, False, None, True, None, True], [0, 1]),
+    "flags alone": ([True, False, True, True, False, True], [0, 1]),
+    "flags, integers and gaps": ([True, None, 2, 2, None, False], [0, 1, 2]),
+    "flags and large integers": ([True, True, 2**70, 2**70, -1, -1], [-1, 1, 2**70]),
+    "decimals and integers": ([Decimal("0.5"), Decimal(2), 2, 2, 7, 7], [0.5, 2, 7]),
+    "text and bytes": ([b"a", b"b", "c", "c", "a", None], ["a", "b", "c"]),
+}
+
+
+@pytest.mark.parametrize("cut", [None, 1, 2, 3, 6])
+@pytest.mark.parametrize("kind", KINDS_TOGETHER)
+def test_labels_of_some_kinds_together_are_one_kind_however_they_are_cut(kind, cut):
+    values, wanted = KINDS_TOGETHER[kind]
+    data = with_labels(objects(values))
+    data = data if cut is None else data.chunk(n=cut)
+    examples = Examples(data, inputs="x", targets="y", along="n", missing="drop")
+    found = examples.find_classes()
+    assert found == wanted and list(map(type, found)) == list(map(type, wanted))
+    codes = [np.nan if v is None else wanted.index(plain(v)) for v in values]
+    np.testing.assert_array_equal(seen(examples.with_classes(found))[1], codes)
+
+
+@pytest.mark.parametrize("values", [[1, 1, "a", "a"], [True, True, "a", "a"], ["a", "a", 0.5, 1]])
+@pytest.mark.parametrize("cut", [None, 2, 4])
+def test_labels_of_numbers_and_text_are_refused_however_they_are_cut(values, cut):
+    data = with_labels(objects(values))
+    data = data if cut is None else data.chunk(n=cut)
+    with pytest.raises((TypeError, DataError), match="'y'.* (numbers|text)"):
+        Examples(data, inputs="x", targets="y", along="n").find_classes()
