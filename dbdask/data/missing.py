@@ -30,6 +30,9 @@ _ZEROS = (
     "mask_and_scale={{{name!r}: False}}"
 )
 _NEGATIVE_RULE = "is negative; weights must be 0 or more"
+_INFINITE_WEIGHT_RULE = (
+    "is infinite, or too large for float32; weights must be finite, and 0 or more"
+)
 
 
 class MissingValueCheck:
@@ -60,8 +63,8 @@ class MissingValueCheck:
         self.block.cut = self._cut_windows()
         bad = np.zeros(self._alone.rows, bool)
         for number, (role, variable) in enumerate(self.recipe.roles):
-            missing, wrong, rule = self._inspect(number, role, variable)
-            if wrong is not None:
+            missing, broken = self._inspect(number, role, variable)
+            for rule, wrong in broken.items():
                 self._refuse(number, wrong, rule)
             rows = None if missing is None else self._rows_using(number, missing)
             if missing is None or rows is None or not rows.any():
@@ -95,18 +98,22 @@ class MissingValueCheck:
 
     def _inspect(
         self, number: int, role: str, variable: Variable
-    ) -> tuple[BoolArray | None, BoolArray | None, str]:
-        """Return which positions are missing, which are wrong, and the rule that those break."""
+    ) -> tuple[BoolArray | None, dict[str, BoolArray]]:
+        """Return which positions are missing, and for each broken rule which positions break it."""
         values = self.block.parts[number].values
         if role == "targets" and self.recipe.classes is not None:
             missing, unknown = (values == MISSING).any(axis=1), (values == UNKNOWN).any(axis=1)
             rule = f"is not {self.recipe.classes.rule()}; give the labels with classes="
-            return _any(missing), _any(unknown), rule
+            return _any(missing), {rule: unknown} if unknown.any() else {}
         if not variable.may_be_missing and role != "weights":
-            return None, None, ""
-        rule = _NEGATIVE_RULE if role == "weights" else _INFINITE_RULE
-        limit = self._limit(number, role)
-        return (*_scan(variable, values, limit, signed=role != "weights"), rule)
+            return None, {}
+        missing, large, negative = _scan(
+            variable, values, self._limit(number, role), check_sign=role == "weights"
+        )
+        rules = {_INFINITE_RULE: large}
+        if role == "weights":
+            rules = {_INFINITE_WEIGHT_RULE: large, _NEGATIVE_RULE: negative}
+        return _any(missing), {rule: wrong for rule, wrong in rules.items() if wrong.any()}
 
     def _limit(self, number: int, role: str) -> Float64Array:
         """Return the magnitude up to which a variable's values can be shown to a model."""
@@ -186,9 +193,9 @@ def missing_group(groups: Variable, position: int) -> DataError:
 
 
 def _scan(
-    variable: Variable, values: np.ndarray, limit: Float64Array, signed: bool
-) -> tuple[BoolArray | None, BoolArray | None]:
-    """Decode in slabs; return which positions have a missing value, and which a wrong one.
+    variable: Variable, values: np.ndarray, limit: Float64Array, *, check_sign: bool
+) -> tuple[BoolArray, BoolArray, BoolArray]:
+    """Decode in slabs; return which positions have a missing, a large and a negative value.
 
     Parameters
     ----------
@@ -196,23 +203,23 @@ def _scan(
         As stored: (positions, features).
     limit
         The largest magnitude that is allowed: one number, or one a feature.
-    signed
-        Whether values below 0 are allowed.
+    check_sign
+        Whether negative values are looked for.
     """
-    missing, wrong = np.zeros((2, len(values)), bool)
+    missing, large, negative = np.zeros((3, len(values)), bool)
     step = max(1, SLAB_VALUES // max(values.shape[1], 1))
     for start in range(0, len(values), step):
         slab = slice(start, start + step)
         decoded, gap = variable.decode(values[slab])
         if gap is not None:
             missing[slab] = gap.any(axis=1)
-        large = _too_large(decoded, limit) if decoded.dtype.kind == "f" else None
-        if large is not None:
-            wrong[slab] = large.any(axis=1)
-        if not signed:
-            negative = decoded < 0 if gap is None else (decoded < 0) & ~gap
-            wrong[slab] |= negative.any(axis=1)
-    return _any(missing), _any(wrong)
+        beyond = _too_large(decoded, limit) if decoded.dtype.kind == "f" else None
+        if beyond is not None:
+            large[slab] = beyond.any(axis=1)
+        if check_sign:
+            below = decoded < 0 if gap is None else (decoded < 0) & ~gap
+            negative[slab] = below.any(axis=1)
+    return missing, large, negative
 
 
 def _too_large(values: np.ndarray, limit: Float64Array) -> BoolArray | None:

@@ -567,6 +567,16 @@ def test_dataarrays_beside_the_data(speech):
         _fed(Examples(path, inputs="energy", targets="phoneme", along="frame", weights=weights - 1))
 
 
+@pytest.mark.parametrize("weight", [np.inf, -np.inf, 1e39, -1e39])
+def test_a_weight_that_is_not_finite_is_not_called_negative(weight):
+    data = xr.Dataset({"x": ("t", [1.0, 2, 3]), "w": ("t", [1.0, weight, -1])})
+    examples = Examples(data, inputs="x", weights="w", along="t")
+    with pytest.raises(DataError, match="'w' at t=1 is infinite, or too large for float32; weig"):
+        examples.check()
+    with pytest.raises(DataError, match="'w' at t=2 is negative; weights must be 0 or more"):
+        examples.isel(t=[0, 2]).check()
+
+
 def _pictures(rows=6, height=3, width=3):
     """Pictures whose dimensions come in different orders, and what an oracle makes of them."""
     rng = np.random.default_rng(5)
