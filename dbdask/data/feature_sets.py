@@ -193,13 +193,21 @@ def check_numbers(argument: str, variable: Variable) -> None:
         )
 
 
+_SINCE = "((array.load() - array.values.flat[0]) / np.timedelta64(1, 's'))"
+
+
 def _how_to_make_numbers(variable: Variable) -> str:
     kind = variable.value_dtype.kind
+    if kind == "O" and variable.stored_dtype.kind in "iuf":
+        return f"those of the store, as in the data opened with decode_times=False, or {_SINCE}"
     if kind == "O":
-        return "array.astype(float), or the data loaded into memory"
+        return (
+            "array.astype(float), or the data loaded into memory; if they are cftime dates, open "
+            f"the data with decode_times=False, or give {_SINCE}"
+        )
     if kind in "mM":
         return "the time since a date, as ((array - date) / np.timedelta64(1, 's'))"
-    return "dates and text must be turned into numbers first"
+    return f"dates and text must be turned into numbers first; cftime dates as {_SINCE}"
 
 
 def check_sizes(argument: str, variable: Variable, sizes: Mapping[str, int]) -> None:

@@ -1,6 +1,7 @@
 """Dtypes that are not NumPy's: values where xarray has values, missing where it has missing."""
 
 import pickle
+import re
 
 import numpy as np
 import pandas as pd
@@ -225,6 +226,27 @@ def test_objects_of_numbers_are_numbers_in_memory_and_named_in_dask():
     np.testing.assert_array_equal(inputs, np.array([1, np.nan, 2.5, 1], np.float32))
     with pytest.raises(TypeError, match=r"'x' has dtype object; give numbers: array.astype\(float"):
         Examples(data.chunk(n=2), inputs="x", along="n")
+
+
+@pytest.mark.parametrize("route", ["memory", "chunks of memory", "store", "lazy", "dask"])
+def test_calendars_as_inputs_are_refused_with_a_remedy_that_works(tmp_path, route):
+    pytest.importorskip("cftime")
+    path = tmp_path / "c.zarr"
+    times = xr.date_range("2000-01-01", periods=4, calendar="360_day", use_cftime=True)
+    data = xr.Dataset({"x": ("t", times)})
+    data.to_zarr(path, consolidated=False)
+    shown = xr.open_zarr(path, chunks=None if route == "lazy" else {}, consolidated=False)
+    given = {"memory": data, "chunks of memory": data.chunk(t=2), "store": path}.get(route, shown)
+    with pytest.raises(TypeError, match="inputs: variable 'x' has dtype object") as refused:
+        Examples(given, inputs="x", along="t")
+    remedy = re.search(r"\(\(array.*'s'\)\)", str(refused.value)).group()
+    array = shown.x if route == "store" else given.x
+    seconds = Examples(given, inputs=eval(remedy, {"array": array, "np": np}), along="t")
+    assert seen(seconds)[0].tolist() == [0, 86400, 172800, 259200]
+    if "memory" not in route:
+        assert "with decode_times=False" in str(refused.value)
+        numbers = xr.open_zarr(path, decode_times=False, consolidated=False)
+        assert seen(Examples(numbers, inputs="x", along="t"))[0].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("route", ["memory", "store", "dask"])
