@@ -264,10 +264,12 @@ class Examples:
         Raises
         ------
         ValueError, KeyError
-            A dimension is not in `along` or has no coordinate, or a label is not there.
+            A dimension is not in `along` or has no coordinate, a label is not there, labels are
+            not in the order of the data, or nothing is selected.
         """
         wanted = {**(indexers or {}), **more}
-        return self.isel(sel_indexers(self.recipe, wanted, method, tolerance))
+        positions = sel_indexers(self.recipe, wanted, method, tolerance)
+        return self._selected(isel_selection(self.recipe, positions, "sel"))
 
     def where(self, mask: xr.DataArray) -> "Examples":
         """Return the examples at which `mask`, over some of the sample dimensions, is True.

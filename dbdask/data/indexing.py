@@ -13,8 +13,12 @@ from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Mask, Selection, Spans
 
 
-def isel_selection(recipe: Recipe, indexers: Mapping[str, object]) -> Selection:
+def isel_selection(
+    recipe: Recipe, indexers: Mapping[str, object], method: str = "isel"
+) -> Selection:
     """Return the selection cut by positions, which count within the present selection.
+
+    Messages begin with `method`, which the user called: "isel" or "sel".
 
     Raises
     ------
@@ -24,13 +28,13 @@ def isel_selection(recipe: Recipe, indexers: Mapping[str, object]) -> Selection:
     """
     selection = recipe.selection
     for dim, indexer in indexers.items():
-        _check_dim(recipe, "isel", dim)
+        _check_dim(recipe, method, dim)
         spans = selection.along(dim)
         if dim in recipe.window.dims and _has_steps(indexer):
             raise ValueError(
                 f"isel: {dim!r} has a window, which needs neighbours; give a slice without step"
             )
-        selection = selection.with_spans(dim, _taken(dim, spans, indexer))
+        selection = selection.with_spans(dim, _taken(dim, spans, indexer, method))
     return selection
 
 
@@ -162,7 +166,7 @@ def _has_steps(indexer: object) -> bool:
     return isinstance(indexer, slice) and indexer.step not in (None, 1)
 
 
-def _taken(dim: str, spans: Spans, indexer: object) -> Spans:
+def _taken(dim: str, spans: Spans, indexer: object, method: str) -> Spans:
     """Return the part of the spans at an indexer's positions, which count within the spans."""
     if isinstance(indexer, xr.DataArray):
         indexer = indexer.to_numpy()
@@ -170,10 +174,10 @@ def _taken(dim: str, spans: Spans, indexer: object) -> Spans:
         indexer = [indexer]
     if isinstance(indexer, slice):
         chosen = range(*indexer.indices(spans.count))
-        _check_order(dim, len(chosen), ascends=len(chosen) < 2 or chosen.step > 0)
+        _check_order(dim, len(chosen), method, ascends=len(chosen) < 2 or chosen.step > 0)
         return spans.every(chosen[0], chosen[-1] + 1, max(chosen.step, 1))
     ranks = _ranks(dim, indexer, spans.count)
-    _check_order(dim, len(ranks), ascends=not (np.diff(ranks) <= 0).any())
+    _check_order(dim, len(ranks), method, ascends=not (np.diff(ranks) <= 0).any())
     return spans.take(ranks)
 
 
@@ -199,8 +203,13 @@ def _ranks(dim: str, given: object, count: int) -> Int64Array:
     return np.where(ranks < 0, ranks + count, ranks)
 
 
-def _check_order(dim: str, count: int, *, ascends: bool) -> None:
+def _check_order(dim: str, count: int, method: str, *, ascends: bool) -> None:
+    if not ascends and method == "sel":
+        raise ValueError(
+            f"sel: the labels of {dim!r} must be given in the order of the data, without repeats"
+        )
     if not ascends:
-        raise ValueError(f"isel: positions along {dim!r} must ascend without repeats")
+        raise ValueError(f"{method}: positions along {dim!r} must ascend without repeats")
     if not count:
-        raise ValueError(f"isel: {dim!r} selects nothing: no examples")
+        order = "; a slice goes in the order of the labels, as in xarray" if method == "sel" else ""
+        raise ValueError(f"{method}: {dim!r} selects nothing: no examples{order}")

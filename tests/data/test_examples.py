@@ -567,6 +567,27 @@ def test_dataarrays_beside_the_data(speech):
         _fed(Examples(path, inputs="energy", targets="phoneme", along="frame", weights=weights - 1))
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (
+            slice(1, 3),
+            "sel: 't' selects nothing: no examples; a slice goes in the order of the lab",
+        ),
+        ([1, 3], "sel: the labels of 't' must be given in the order of the data, without repeats"),
+        ([3, 3], "sel: the labels of 't' must be given in the order of the data, without repeats"),
+        ([], "sel: 't' selects nothing: no examples"),
+        (9, "sel: 't' has no coordinate 9 among these examples"),
+    ],
+)
+def test_errors_of_sel_name_sel(labels, said):
+    data = xr.Dataset({"x": ("t", np.arange(5.0))}, {"t": np.arange(5)[::-1]})
+    examples = Examples(data, inputs="x", along="t")
+    assert len(examples.sel(t=[3, 1])) == 2
+    with pytest.raises((ValueError, KeyError), match=said):
+        examples.sel(t=labels)
+
+
 @pytest.mark.parametrize("weight", [np.inf, -np.inf, 1e39, -1e39])
 def test_a_weight_that_is_not_finite_is_not_called_negative(weight):
     data = xr.Dataset({"x": ("t", [1.0, 2, 3]), "w": ("t", [1.0, weight, -1])})
