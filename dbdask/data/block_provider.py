@@ -23,19 +23,17 @@ from concurrent.futures import Future as Promise
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from dask._task_spec import GraphNode, Task, TaskRef, convert_legacy_graph
 from dask.typing import Key
 from distributed import Client, Future, rejoin, secede
 
+from dbdask.data.dask_blocks import BlockCheck
 from dbdask.data.routes import Blocked, Held, Piece
 from dbdask.data.variables import Variable
 from dbdask.schedule.portions import Portion
-
-if TYPE_CHECKING:
-    import dask.array as da
 
 SCATTER_SECONDS = 5.0
 """How long values wait for a worker that the scheduler does not know: it has just left."""
@@ -232,7 +230,7 @@ class BlockProvider:
             graph = self._graphs.get(variable.key)
             if graph is None:
                 assert isinstance(variable.origin, Blocked)
-                graph = _Graph(variable.key, variable.origin.array, renamed=self._renamed)
+                graph = _Graph(variable.key, variable.origin, renamed=self._renamed)
                 self._graphs[variable.key] = graph
             return graph
 
@@ -240,8 +238,9 @@ class BlockProvider:
 class _Graph:
     """The task graph of one dask array, flattened once, from which blocks are taken by place."""
 
-    def __init__(self, key: str, array: da.Array, *, renamed: bool) -> None:
-        self._key = key
+    def __init__(self, key: str, origin: Blocked, *, renamed: bool) -> None:
+        array = origin.array
+        self._key, self._check = key, origin.check
         self._name = array.name
         self._prefix = f"dbdask-{uuid.uuid4().hex}" if renamed else ""
         self._nodes = convert_legacy_graph(dict(array.__dask_graph__()))
@@ -279,10 +278,15 @@ class _Graph:
         for place in places:
             block: Key = (self._name, *place)
             name: Key = (fresh, *place)
-            starts = tuple(int(edges[at]) for edges, at in zip(self._edges, place, strict=True))
-            graph[name] = Task(name, _as_piece, self._key, starts, TaskRef(new.get(block, block)))
+            box = self._box(place)
+            check, made = self._check.for_box(box), TaskRef(new.get(block, block))
+            graph[name] = Task(name, _as_piece, self._key, box, check, made)
             names.append(name)
         return graph, names
+
+    def _box(self, place: tuple[int, ...]) -> tuple[slice, ...]:
+        cuts = zip(self._edges, place, strict=True)
+        return tuple(slice(int(edges[at]), int(edges[at + 1])) for edges, at in cuts)
 
     def _collect(self, wanted: Key, graph: dict[Key, GraphNode]) -> None:
         waiting = [wanted]
@@ -318,5 +322,6 @@ def _piece(variable: Variable, box: Mapping[str, slice]) -> Piece:
     return Piece(variable.key, tuple(cut.start for cut in index), values)
 
 
-def _as_piece(key: str, starts: tuple[int, ...], block: object) -> Piece:
-    return Piece(key, starts, np.asarray(block))
+def _as_piece(key: str, box: tuple[slice, ...], check: BlockCheck, block: object) -> Piece:
+    """Return a block that was computed, as a piece; raise DataError if it cannot be right."""
+    return Piece(key, tuple(cut.start for cut in box), check.apply(np.asarray(block), box))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from dbdask.data.chunk_reading import (
     oversized_chunk,
     read_array,
 )
+from dbdask.data.dask_blocks import BlockCheck
 from dbdask.data.decompression import Oversized
 from dbdask.data.lazy_chains import is_behind_wrappers
 from dbdask.data.lazy_guard import ReopenedArray, guarded
@@ -241,13 +243,25 @@ class Blocked:
     """A dask array, which only the client holds: its blocks travel to workers with the tasks."""
 
     array: da.Array
+    name: str
     route: str = "dask"
+
+    @cached_property
+    def check(self) -> BlockCheck:
+        """The check of the blocks that Dask computes."""
+        return BlockCheck.of(self.name, self.array)
 
     def open(self) -> None:
         pass
 
     def read(self, index: Index) -> np.ndarray:
-        return np.asarray(self.array[index].compute())
+        try:
+            values = np.asarray(self.array[index].compute())
+        except (MemoryError, DataError):
+            raise
+        except Exception as error:
+            raise self.check.failed(error, index) from error
+        return self.check.apply(values, index)
 
     def worker_side(self) -> Origin:
         return Absent(self.route)
@@ -335,11 +349,14 @@ def assemble(pieces: Iterable[Piece], index: Index) -> np.ndarray:
     return values
 
 
-def origin_of(variable: xr.Variable) -> Origin:
-    """Return the origin of a variable of a Dataset: of its values as they are shown."""
+def origin_of(variable: xr.Variable, name: str) -> Origin:
+    """Return the origin of a variable of a Dataset: of its values as they are shown.
+
+    Messages call the variable by `name`.
+    """
     data: Any = variable._data
     if type(data).__module__.partition(".")[0] == "dask":
-        return Blocked(data)
+        return Blocked(data, name)
     if isinstance(data, indexing.PandasIndexingAdapter):
         return _held_index(variable, data)
     if not variable._in_memory:

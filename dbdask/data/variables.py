@@ -17,6 +17,7 @@ import pandas as pd
 import xarray as xr
 
 from dbdask.arrays import BoolArray
+from dbdask.data.dask_blocks import check_decoding
 from dbdask.data.declared import decode_declared
 from dbdask.data.decoding import OTHER, TEXT, Decoding, Undecided, objects_dtype
 from dbdask.data.lazy_chains import Chain, proven_chain, shows_zeros_as_missing
@@ -24,6 +25,7 @@ from dbdask.data.locations import Location, locate
 from dbdask.data.memory import check_fits, too_large
 from dbdask.data.routes import (
     Absent,
+    Blocked,
     Blocks,
     Held,
     HeldByPandas,
@@ -235,8 +237,14 @@ class Variable:
         """Raise ValueError if the metadata alone show that values cannot be decoded."""
         try:
             _ = self.value_dtype
+            if isinstance(self.origin, Blocked):
+                check_decoding(self.origin.array)
         except Exception as error:
-            unsaid = f"cannot be decoded: {type(error).__name__}: {error}"
+            unsaid = (
+                f"cannot be decoded: {type(error).__name__}: {error}; correct its attributes, or "
+                "give a Dataset of the values themselves, such as one that is opened with "
+                "mask_and_scale=False"
+            )
             said = error if isinstance(error, Undecided) else unsaid
             raise ValueError(f"variable {self.name!r} {said}") from error
 
@@ -284,7 +292,7 @@ def variable_of_array(
     Its values are those that it shows. Its encoding, which may be older than the values, only
     gives the blocks in which they are best read, and the bytes that they take in their store.
     """
-    origin = origin_of(variable)
+    origin = origin_of(variable, name)
     # Two DataArrays may share a name; their pieces must not.
     key = key or f"{name}#{uuid.uuid4().hex}"
     chain = proven_chain(variable) if isinstance(origin, Lazy) else None
