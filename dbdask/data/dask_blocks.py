@@ -82,7 +82,7 @@ class BlockCheck:
                 "compute_chunk_sizes()"
             )
         for document in self.for_box(index).documents:
-            if not os.path.exists(document):
+            if _is_gone(document):
                 gone = Vanished("the array is gone, as seen from this process")
                 raise read_error(gone, self.name, index, os.path.dirname(document)) from gone
         return values
@@ -153,6 +153,17 @@ def _document(array: ZarrArray) -> str:
     name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
     path = os.path.join(folder, name)
     return path if os.path.exists(path) or not os.path.exists(folder) else ""
+
+
+def _is_gone(path: str) -> bool:
+    """Return whether a file is not there; any other trouble of the file system is not that."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _shown(index: tuple[slice, ...]) -> str:

@@ -1,5 +1,6 @@
 """Blocks of dask arrays: lengths as promised, sources that are there, errors that name a place."""
 
+import errno
 import pickle
 import shutil
 
@@ -134,6 +135,18 @@ def test_values_that_are_in_memory_need_no_store(tmp_path, threads_client):
     shutil.rmtree(tmp_path / "d.zarr")
     examples = dbdask.Examples(data, inputs="x", targets="y", along="t")
     assert examples.check(client=threads_client).examples == ROWS
+
+
+def test_a_file_system_that_fails_is_not_a_deletion(tmp_path, monkeypatch):
+    examples = dbdask.Examples(stored(tmp_path / "d.zarr"), inputs="x", along="t")
+    check = examples.recipe.inputs.variables[0].origin.check
+    assert len(check.documents) == 1
+
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("dbdask.data.dask_blocks.os.stat", stale)
+    check.apply(np.zeros(6), (slice(0, 6),))
 
 
 def test_a_store_without_documents_of_its_arrays_is_read(tmp_path):
