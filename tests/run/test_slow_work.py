@@ -12,7 +12,7 @@ from test_downpour import assert_nothing_left, counted, write_store
 from test_giving_up import outstanding, portion
 
 import dbdask
-from dbdask.rpc import calls, deadlines, long_waits, tasks
+from dbdask.rpc import calls, deadlines, long_waits
 from dbdask.run import slow_work
 from dbdask.run.slow_work import SlowWork
 
@@ -178,9 +178,11 @@ class Actor:
 
 def test_a_client_says_which_command_to_a_shard_it_waits_for(threads_client, said, caplog):
     future = threads_client.submit(Actor, actor=True, key="held", pure=False)
-    future.result()
-    address = threads_client.sync(tasks.place_of, threads_client, "held")
-    place = calls.ActorPlace(address, "held")
-    with dask.config.set({"dbdask.answer": "10s"}):  # the warning waits for no deadline
-        assert threads_client.sync(calls.call_actor, threads_client.rpc, place, "hold")
+    try:
+        address = future.result()._address
+        place = calls.ActorPlace(address, "held")
+        with dask.config.set({"dbdask.answer": "10s"}):  # the warning waits for no deadline
+            threads_client.sync(calls.call_actor, threads_client.rpc, place, "hold")
+    finally:
+        threads_client.cancel([future], force=True)
     assert f"waiting for 'hold' of held on worker {address} for " in caplog.text
