@@ -15,6 +15,7 @@ import xarray as xr
 from test_downpour import assert_nothing_left, flat, labelled, network, write_store
 
 import dbdask
+from dbdask.algorithms.downpour_method import Downpour
 from dbdask.errors import CheckpointError, DataError, ShardLost, WorkerError
 from dbdask.run.run import Run
 from dbdask.storage import checkpoint, owner, sealed
@@ -422,7 +423,19 @@ def test_a_run_that_refuses_all_the_time_loses_no_more_than_any_other(
 ):
     path = str(tmp_path / "run.zarr")
     options = {"checkpoint": path, "max_refused": 1000, "snapshot_every": "1ms"}
+    advance = Downpour.advance
+
+    async def advance_and_write(method, run):
+        """Write a snapshot once gradients are refused, however fast the run is by then."""
+        if run.tally.refused and run.tally.steps > AFTER and not Spoiled.interrupted:
+            Spoiled.interrupted = True
+            await run.snapshots.settle()
+            await run.attend(epoch_ended=False)
+            await run.snapshots.settle()
+        await advance(method, run)
+
     with monkeypatch.context() as patched, pytest.raises(ShardLost):
+        patched.setattr(Downpour, "advance", advance_and_write)
         patched.setattr(Run, "conclude", lose)
         downpour(threads_client, store, Spoiled(sometimes), **options)
     last = checkpoint.latest(path)
