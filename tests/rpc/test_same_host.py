@@ -445,6 +445,7 @@ def test_a_run_whose_client_is_killed_leaves_no_memory(process_client, store):
     script = start_script(
         f"""
         import dbdask
+from dbdask.worker.context import contexts_on
         from distributed import Client
         from test_downpour import train
         client = Client({process_client.scheduler.address!r})
@@ -456,7 +457,11 @@ def test_a_run_whose_client_is_killed_leaves_no_memory(process_client, store):
     os.kill(script.pid, signal.SIGKILL)
     script.communicate()
     try:
-        wait_until(lambda: not any(process_client.run(mapped).values()), seconds=30)
+        # A replica that was reading when its client died ends after `dbdask.read` at the latest.
+        wait_until(lambda: not any(process_client.run(mapped).values()), seconds=100)
         wait_until(lambda: not any(process_client.run(held_threads).values()), seconds=30)
+    except AssertionError as error:
+        error.add_note(f"open contexts: {process_client.run(contexts_on)}")
+        raise
     finally:
         process_client.run(dask.config.refresh)
