@@ -28,6 +28,7 @@ from dbdask.rpc.same_host_messages import PACKET, host_identity
 from dbdask.rpc.same_host_server import THREADS, ChannelServer
 from dbdask.rpc.shared_memory import map_vector, memory_of, shared_vector
 from dbdask.rpc.transport import Request
+from dbdask.worker.context import contexts_on
 
 pytestmark = pytest.mark.skipif(
     not same_host_messages.IS_SUPPORTED, reason="this system has no memfd"
@@ -445,7 +446,6 @@ def test_a_run_whose_client_is_killed_leaves_no_memory(process_client, store):
     script = start_script(
         f"""
         import dbdask
-from dbdask.worker.context import contexts_on
         from distributed import Client
         from test_downpour import train
         client = Client({process_client.scheduler.address!r})
