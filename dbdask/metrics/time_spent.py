@@ -28,7 +28,7 @@ class Spent:
     """Everything else: the scheduler between two portions, rests of the run, set-up."""
 
     def __post_init__(self) -> None:
-        self._inside = 0.0  # of blocks inside the one that is under way
+        self._inside = 0.0  # seconds of the blocks nested in the present one
 
     @contextmanager
     def on(self, activity: str) -> Iterator[None]:
