@@ -52,7 +52,7 @@ def label_meaning(examples: Examples, loss: str | None, outputs: int, has_gaps: 
     if dtype.kind in "iu" and declared:
         fill = declared[0]
         encoding["_FillValue"] = dtype.type(fill)
-    elif dtype.kind in "US":
+    elif isinstance(labels[0], str):
         # Zarr and xarray write lazy text only if it has no NaN.
         dtype, fill = (object, np.nan) if has_gaps and "" in labels else (dtype, "")
     elif dtype.kind in "mM":

@@ -36,8 +36,7 @@ def decode_declared(
         except Undecided as error:
             return Decoding(problem=str(error))
     if dtype.kind == "b":
-        truths = [fill for fill in fills if isinstance(fill, bool | np.bool_ | int | float)]
-        return Decoding(missing=tuple({bool(fill) for fill in truths if fill in (0, 1)}))
+        return _flags(attributes, fills)
     if dtype.kind in "USOT":
         return Decoding(missing=tuple(fill for fill in fills if isinstance(fill, str)))
     return Decoding(missing=tuple(fill for fill in fills if isinstance(fill, np.generic)))
@@ -88,7 +87,9 @@ def _listed(value: object) -> Iterable[Any]:
     value = value.tolist() if isinstance(value, np.ndarray) else value
     if value is None:
         return ()
-    return value if isinstance(value, list | tuple) else (value,)
+    if isinstance(value, list | tuple):
+        return [one for part in value for one in _listed(part)]
+    return (value,)
 
 
 def _uncoded(value: str, dtype: np.dtype) -> object:
@@ -133,6 +134,18 @@ def _numbers(dtype: np.dtype, attributes: Attributes, fills: list[object]) -> De
     if missing:
         kept["_FillValue"] = missing[0]
     return Decoding(attributes=kept, signs=signs, gaps=tuple(missing[1:]), doubtful=doubtful)
+
+
+def _flags(attributes: Attributes, fills: list[object]) -> Decoding:
+    truths = [fill for fill in fills if isinstance(fill, bool | np.bool_ | int | float)]
+    missing = tuple({bool(fill) for fill in truths if fill in (0, 1)})
+    try:
+        packing = _packing(attributes)
+    except Undecided as error:
+        return Decoding(problem=str(error))
+    if not packing:
+        return Decoding(missing=missing)
+    return Decoding(attributes={n: float(value) for n, value in packing.items()}, gaps=missing)
 
 
 def _signs(dtype: np.dtype, attributes: Attributes) -> np.dtype | None:

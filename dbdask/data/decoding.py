@@ -241,7 +241,9 @@ def exact_array(values: list[Any]) -> np.ndarray:
     if all(isinstance(value, bool | np.bool_) for value in values):
         return np.array(values, bool)
     if any(isinstance(value, str) for value in values):
-        return np.array(values)
+        # NumPy cuts zeros off at the end of text of a fixed width.
+        is_cut = any(str(value).endswith("\0") for value in values)
+        return _as_objects(values, (len(values),)) if is_cut else np.array(values)
     whole = [int(value) for value in values if isinstance(value, int | np.integer | np.bool_)]
     if len(whole) == len(values):
         for dtype in (np.int64, np.uint64):

@@ -191,4 +191,6 @@ def _plain(label: object) -> Any:
         return label.decode()
     if isinstance(label, str):
         return str(label)
-    return int(label) if isinstance(label, float) and label.is_integer() else label
+    if isinstance(label, np.longdouble):  # which Python has no number for
+        label = float(label) if float(label) == label else label
+    return int(label) if isinstance(label, (float, np.longdouble)) and label.is_integer() else label

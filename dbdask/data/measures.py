@@ -14,7 +14,7 @@ from dbdask.data.leaving_out import class_counts
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Mask, Spans
 from dbdask.data.sources import Blocks, Variable
-from dbdask.data.standardization import Moments
+from dbdask.data.standardization import Moments, lost_in_float64
 from dbdask.errors import DataError
 from dbdask.schedule.left_out import Fills
 
@@ -116,22 +116,25 @@ def _moments(
         flat = part.reshape(-1, width)
         if held is not None:
             flat = flat[np.atleast_1d(held)[start : start + step].reshape(-1)]
-        found = Moments.of(_checked(variable, flat), per)
+        values_here, lost = _checked(variable, flat)
+        found = Moments.of(values_here, per, lost)
         total = found if total is None else total + found
     assert total is not None
     return total
 
 
-def _checked(variable: Variable, stored: np.ndarray) -> np.ndarray:
+def _checked(variable: Variable, stored: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return decoded values with NaN for missing ones, and what float64 rounds off them."""
     decoded, missing = variable.decode(stored)
     if decoded.dtype.kind == "f" and np.isinf(decoded).any():
         raise DataError(
             f"variable {variable.name!r} holds an infinite value; correct it in the store, or cut "
             "it out with .where"
         )
+    lost = lost_in_float64(decoded, missing)
     if missing is None:
-        return decoded
-    return np.where(missing, np.nan, decoded.astype(np.float64))
+        return decoded, lost
+    return np.where(missing, np.nan, decoded.astype(np.float64)), lost
 
 
 def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[Label]:

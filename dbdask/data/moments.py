@@ -1,5 +1,6 @@
 """The scaling of examples: moments that one pass measures, and the recipe that uses them."""
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -8,10 +9,12 @@ import numpy as np
 from dbdask.data.measures import MeasureMoments, read_as_training
 from dbdask.data.missing import zeros_remedy
 from dbdask.data.recipe import Recipe
+from dbdask.data.sources import Variable
 from dbdask.data.standardization import Moments, Scaling, merge, rounding_of
 from dbdask.data.sweeps import sweep
 from dbdask.data.windows import NO_WINDOW
 from dbdask.errors import DataError
+from dbdask.metrics.magnitudes import LOST_SHARE, percent
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -32,7 +35,7 @@ def scalings_of(recipe: Recipe, targets: bool | None, per: str, client: "Client 
         `missing="error"`, an example uses a missing value.
     """
     if targets:
-        recipe = _as_values(recipe)
+        recipe = replace(_as_values(recipe), scales_targets=True)
     measured = _measures_targets(recipe, targets)
     roles = ("inputs", "targets") if measured else ("inputs",)
     scalings = _measured(recipe, roles, per, client)
@@ -96,10 +99,30 @@ def _measured(
             )
     if recipe.missing == "error" and any(moments.missing for moments in merged):
         _refuse_missing(recipe, client)
+    _warn_of_rounding(
+        [
+            (role, variable, moments)
+            for (role, variable), moments in zip(variables, merged, strict=True)
+            if applied and (role == "inputs" or recipe.scales_targets)
+        ]
+    )
     return [
         Scaling.of(moments, applied, rounding_of(variable.value_dtype))
         for (_, variable), moments in zip(variables, merged, strict=True)
     ]
+
+
+def _warn_of_rounding(measured: list[tuple[str, Variable, Moments]]) -> None:
+    """Warn of values that float64, in which the mean is subtracted, cannot tell apart."""
+    for role, variable, moments in measured:
+        if moments.lost_share > LOST_SHARE:
+            warnings.warn(
+                f"{role}: float64, in which standardize() subtracts the mean, cannot tell the "
+                f"values of {variable.name!r} apart: rounding loses {percent(moments.lost_share)} "
+                "% of their spread; subtract an offset first, as in array - array[0]",
+                UserWarning,
+                stacklevel=5,
+            )
 
 
 def _refuse_missing(recipe: Recipe, client: "Client | None") -> None:
