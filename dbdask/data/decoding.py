@@ -7,7 +7,7 @@ applies to a variable that it opened lazily, and values that are shown as they a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -73,8 +73,9 @@ class Decoding:
         """Return the dtype of what `apply` returns; object if that depends on the values."""
         if stored.kind in "USOTV" and not self.steps:
             return stored if stored.kind in "OV" else TEXT
+        certain = replace(self, doubtful=())  # zero may be doubtful, and is no value of the store
         with np.errstate(all="ignore"):
-            return self.apply(np.zeros(1, stored))[0].dtype
+            return certain.apply(np.zeros(1, stored))[0].dtype
 
     def apply(self, stored: np.ndarray) -> tuple[np.ndarray, BoolArray | None]:
         """Return the values and the mask of missing ones.

@@ -166,9 +166,18 @@ def _variable(argument: str, given: Any, source: Source, name: str = "") -> Vari
     try:
         variable = source.variable(given)
         variable.check_decoding()
+        _check_dims_differ(variable)
         return variable
     except (ValueError, TypeError) as error:
         raise type(error)(f"{argument}: {error}") from error
+
+
+def _check_dims_differ(variable: Variable) -> None:
+    if len(set(variable.dims)) < len(variable.dims):
+        raise ValueError(
+            f"variable {variable.name!r} has a dimension twice: {variable.dims}; give it another "
+            "name, as in xr.DataArray(array.values, dims=[...])"
+        )
 
 
 def _single(

@@ -286,6 +286,8 @@ def _source_of_store(location: Location) -> Source:
 
 
 def _source_of_dataset(dataset: xr.Dataset) -> Source:
+    _check_names("variables", dataset.variables)
+    _check_names("dimensions", dataset.sizes)
     indexed = dataset.xindexes
     variables = {
         str(name): variable_of_array(
@@ -297,6 +299,18 @@ def _source_of_dataset(dataset: xr.Dataset) -> Source:
     return Source(
         variables, coords, dataset.attrs, description="the given Dataset", dataset=dataset
     )
+
+
+def _check_names(what: str, names: Iterable[object]) -> None:
+    """Raise ValueError if two names, of which one is no text, are the same as text."""
+    known: dict[str, object] = {}
+    for name in names:
+        other = known.setdefault(str(name), name)
+        if other is not name:
+            raise ValueError(
+                f"data: two {what} of the given Dataset are called {other!r} and {name!r}, which "
+                "are the same as text; rename one of them"
+            )
 
 
 def _labels(dataset: xr.Dataset, name: object) -> xr.Coordinates:

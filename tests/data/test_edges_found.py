@@ -146,3 +146,56 @@ def test_values_that_float64_cannot_tell_apart_are_named_when_they_are_scaled(va
 def test_nanoseconds_of_an_hour_are_scaled_without_a_warning():
     data = xr.Dataset({"x": ("t", np.int64(1.7e18) + T * 10**11)})
     Examples(data, inputs="x", along="t").standardize()
+
+
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+@pytest.mark.parametrize("labels", [["", "b"], ["", "missing", "missing 2"]], ids=str)
+def test_a_gap_among_texts_stays_no_label_when_it_is_written(tmp_path, labels):
+    data = labelled(np.array(labels)[T % len(labels)])
+    data, result = knowing(data, labels)
+    predicted = result.predict(data.assign(x=data.x.where(data.t != 4)))
+    wanted = np.where(T == 4, predicted.attrs["missing_label"], data.label).tolist()
+    assert wanted[4] not in labels
+    for zarr_format in (2, 3):
+        path = tmp_path / str(zarr_format)
+        predicted.to_zarr(path, zarr_format=zarr_format, consolidated=False)
+        assert xr.open_zarr(path, consolidated=False).label.values.tolist() == wanted
+    predicted.to_netcdf(tmp_path / "predicted.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "predicted.nc", engine="h5netcdf") as written:
+        assert written.label.values.tolist() == wanted
+
+
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_a_doubtful_fill_that_does_not_occur_harms_nothing(tmp_path, dtype):
+    path = stored(tmp_path / "s", (T + 1).astype(dtype), {"missing_value": "0"}, 2)
+    np.testing.assert_array_equal(fed(path), T + 1)
+    path = stored(tmp_path / "s", T.astype(dtype), {"missing_value": "0"}, 2)
+    with pytest.raises(DataError, match="'x' holds 0.*, which may be its declared fill '0"):
+        fed(path)
+
+
+@pytest.mark.parametrize("names", [("5", 5), (5, "5")])
+def test_names_that_are_the_same_as_text_are_refused(names):
+    data = xr.Dataset(dict.fromkeys(names, ("t", T * 1.0)))
+    with pytest.raises(ValueError, match="data: two variables .* are the same as text; rename"):
+        Examples(data, inputs="5", along="t")
+    data = xr.Dataset({str(n): ((name,), T * 1.0) for n, name in enumerate(names)})
+    with pytest.raises(ValueError, match="data: two dimensions .* are the same as text; rename"):
+        Examples(data, inputs="0", along="5")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate dimension names")
+def test_a_dimension_that_a_variable_has_twice_is_named():
+    data = xr.Dataset({"x": ("t", T * 1.0), "covariance": (("c", "c"), np.eye(3))})
+    assert fed(data).tolist() == T.tolist()
+    with pytest.raises(
+        ValueError, match=r"inputs: .*'covariance' has a dimension twice: \('c', 'c"
+    ):
+        Examples(data, inputs=["x", "covariance"], along="t")
+
+
+def test_a_position_in_an_array_without_dimensions():
+    examples = Examples(xr.Dataset({"x": ("t", T * 1.0)}), inputs="x", along="t")
+    assert examples.isel(t=np.array(3)).batch(1)[0].tolist() == [3.0]
+    with pytest.raises(ValueError, match="isel: positions along 't' must ascend"):
+        examples.isel(t=np.array(True))
