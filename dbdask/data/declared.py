@@ -74,7 +74,7 @@ def _fills(
     """Return every value that is declared as missing, in the type in which it is declared."""
     found: list[object] = []
     for name in _FILLS:
-        for value in _listed(attributes.get(name)):
+        for value in listed(attributes.get(name)):
             coded = name == "_FillValue" and zarr_format == 3 and isinstance(value, str)
             found.append(_uncoded(value, dtype) if coded else value)
     # Zarr fills with zero or empty text if its user has chosen nothing: they are no gaps.
@@ -83,13 +83,22 @@ def _fills(
     return found
 
 
-def _listed(value: object) -> Iterable[Any]:
-    value = value.tolist() if isinstance(value, np.ndarray) else value
-    if value is None:
-        return ()
+def listed(value: object) -> list[Any]:
+    """Return what an attribute holds, one by one: an array of all would round some integers.
+
+    Examples
+    --------
+    >>> listed(3), listed([[1], 2**63, -1]), listed(None)
+    ([3], [1, 9223372036854775808, -1], [])
+    """
+    return [] if value is None else _flat(value)
+
+
+def _flat(value: object) -> list[Any]:
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, list | tuple):
-        return [one for part in value for one in _listed(part)]
-    return (value,)
+        return [one for part in value for one in _flat(part)]
+    return [value]
 
 
 def _uncoded(value: str, dtype: np.dtype) -> object:

@@ -199,3 +199,28 @@ def test_a_position_in_an_array_without_dimensions():
     assert examples.isel(t=np.array(3)).batch(1)[0].tolist() == [3.0]
     with pytest.raises(ValueError, match="isel: positions along 't' must ascend"):
         examples.isel(t=np.array(True))
+
+
+@pytest.mark.parametrize(
+    "flags", [[2**64 - 1, 2**64 - 2, 1], np.array([2**64 - 1, 2**64 - 2, 1], "u8")], ids=["l", "a"]
+)
+def test_flags_beside_each_other_beyond_float64_are_two(flags):
+    data = labelled(np.array(flags, "u8")[T % 3])
+    data.label.attrs["flag_values"] = flags
+    examples = Examples(data, inputs="x", targets="label", along="t")
+    assert examples.output_classes == [2**64 - 1, 2**64 - 2, 1]
+    assert read_blocks(examples.for_loss("softmax", 3)).targets.tolist() == (T % 3).tolist()
+
+
+def test_a_flag_that_is_infinite_is_a_class_that_never_occurs():
+    data = labelled(T % 2)
+    data.label.attrs["flag_values"] = [np.inf, 0, 1]
+    examples = Examples(data, inputs="x", targets="label", along="t").for_loss("softmax", 3)
+    assert read_blocks(examples).targets.tolist() == (T % 2 + 1).tolist()
+
+
+def test_classes_in_a_table_are_named():
+    with pytest.raises(ValueError, match=r"classes must hold numbers or text, got array\(\[0, 1"):
+        Examples(
+            labelled(T % 2), inputs="x", targets="label", along="t", classes=np.array([[0, 1]])
+        )
