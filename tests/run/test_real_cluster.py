@@ -73,11 +73,13 @@ def kept(tmp_path):
     return {"checkpoint": str(tmp_path / "run.zarr"), "snapshot_every": "200ms"}
 
 
-def test_both_verbs_count_exactly(cluster, store):
-    client, _ = cluster.start_workers(2)
-    downpour(client, store, epochs=2)
-    sandblaster(client, store, seconds=0.0)
-    assert_nothing_left(client)
+def test_both_verbs_count_exactly(tmp_path, store):
+    with RealCluster(tmp_path, interpreters=True) as cluster:
+        cluster.start_scheduler()
+        client, _ = cluster.start_workers(2)
+        downpour(client, store, epochs=2)
+        sandblaster(client, store, seconds=0.0)
+        assert_nothing_left(client)
 
 
 @pytest.mark.parametrize("missing", ["dbdask", "acting"])
@@ -86,7 +88,7 @@ def test_workers_without_what_the_run_needs_are_named_with_the_remedy(tmp_path, 
     bare.mkdir()
     (bare / f"{missing}.py").write_text("raise ModuleNotFoundError('not installed here')")
     environment = {"PYTHONPATH": str(bare), "PYTHONSAFEPATH": "1"}  # not the project's own folder
-    with RealCluster(tmp_path, environment=environment) as cluster:
+    with RealCluster(tmp_path, environment=environment, interpreters=True) as cluster:
         cluster.start_scheduler()
         client, _ = cluster.start_workers(1)
         named = r"worker tcp://.*\(not installed here\): install the same packages there"
