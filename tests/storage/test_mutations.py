@@ -216,7 +216,13 @@ def same_vectors(found, truth):
     ("kind", "cuts", "vectors", "count"),
     [
         ("downpour", [0, 40, 83], {"parameters", "accumulator"}, 40),
-        ("sandblaster", [0, 83], {"parameters", "gradient", "s0", "y0"}, 15),
+        pytest.param(
+            "sandblaster",
+            [0, 83],
+            {"parameters", "gradient", "s0", "y0"},
+            15,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "downpour", [0, 40, 83], {"parameters", "accumulator"}, 240, marks=pytest.mark.slow
         ),
