@@ -11,8 +11,8 @@ from differential import observing
 from differential.counting import run_all
 from differential.trial import run
 
-SEEDS = 50  # to a test
-QUICK, SLOW = (0,), (50, *range(1000, 4000, SEEDS))
+SEEDS = 25  # to a test
+QUICK, SLOW = (0,), (*range(25, 100, SEEDS), *range(1000, 4000, SEEDS))
 
 
 def _compare(seeds, record_property):
