@@ -220,7 +220,8 @@ if __name__ == "__main__":
         dbdask.downpour(
             CountingModel(200, seconds=0.02),
             dbdask.Examples(store, inputs="index", targets="zero", along="row"),
-            optimizer=dbdask.sgd(20.0), batch_size=20, epochs=50, checkpoint=path, callbacks=[close], progress=False,
+            optimizer=dbdask.sgd(20.0), batch_size=20, epochs=50, checkpoint=path,
+            callbacks=[close], progress=False,
         )
     except dbdask.ShardLost as error:
         print(error)
