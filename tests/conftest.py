@@ -79,6 +79,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
+def pytest_collection_finish() -> None:
+    """Spare the collector what thousands of collected tests hold: it looks after each file."""
+    gc.collect()
+    gc.freeze()
+
+
 watch = Watch()
 
 
@@ -112,9 +118,13 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_held() -> Iterator[None]:
-    """Let go of futures: an error that a test caught holds those of its frames, in a cycle."""
+    """Let go of futures: an error that a test caught holds those of its frames, in a cycle.
+
+    No test changes the configuration of those that follow: clusters would start slowly.
+    """
     yield
     gc.collect()
+    assert dask.config.get("distributed.worker.multiprocessing-method") == "forkserver"
 
 
 @pytest.fixture

@@ -177,7 +177,6 @@ def client(process_client):
         yield process_client
         process_client.run(dask.config.set, {"dbdask.lease": DEFAULTS["lease"]})
     process_client.run(gc.unfreeze)
-    gc.unfreeze()
 
 
 def freeze():
