@@ -203,7 +203,7 @@ def _with_scalings(features: FeatureSet, tables: list[JsonObject] | None) -> Fea
 
 
 def _variable_json(variable: Variable) -> JsonObject:
-    kept = {name: _plain(value) for name, value in variable.attrs.items()}
+    kept = {str(name): _plain(value) for name, value in variable.attrs.items()}
     return {
         "name": variable.name,
         "dims": list(variable.dims),

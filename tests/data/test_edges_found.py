@@ -224,3 +224,10 @@ def test_classes_in_a_table_are_named():
         Examples(
             labelled(T % 2), inputs="x", targets="label", along="t", classes=np.array([[0, 1]])
         )
+
+
+def test_attributes_whose_names_are_no_text_are_saved_by_their_text(tmp_path):
+    label = xr.Variable("t", T % 2, {("a", 1): "b", 5: "c", "units": "1"})
+    data, result = knowing(labelled(label.values).assign(label=label), [0, 1])
+    result.save(tmp_path / "result")
+    assert load(tmp_path / "result").predict(data).values.tolist() == (T % 2).tolist()
