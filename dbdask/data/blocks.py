@@ -41,8 +41,9 @@ def read_block(
         within = _within_groups(recipe, spread, ledger, brought)
     block = Block(number, within, _kept(recipe, within), [])
     check = MissingValueCheck(recipe, block)
-    for (role, variable), features in zip(recipe.roles, recipe.feature_dims, strict=True):
-        box = recipe.box(variable, spread, role)
+    described = zip(recipe.roles, recipe.feature_dims, recipe.windows, strict=True)
+    for (role, variable), features, window in described:
+        box = recipe.box(variable, spread, window)
         part = _read_part(recipe, variable, features, box, brought)
         if role == "targets" and recipe.classes is not None:
             labels, absent = variable.decode(part.values)
@@ -77,7 +78,7 @@ def _within_groups(
 ) -> tuple[CentreRuns, ...]:
     """Return the centres, each of which sees no position outside its group."""
     assert recipe.groups is not None
-    box = recipe.box(recipe.groups, within, "groups")
+    box = recipe.box(recipe.groups, within, recipe.window)
     (dim,) = recipe.groups.dims
     begin = box[dim].start
     values = known_groups(recipe.groups, recipe.groups.read(box, blocks=brought), begin)

@@ -27,7 +27,7 @@ def describe(recipe: Recipe) -> JsonObject:
         "along": list(recipe.along),
         "input_dims": _dims_json(recipe.inputs),
         "target_dims": None if targets is None else _dims_json(targets),
-        "window": recipe.window.to_json() or None,
+        "window": _windows_json(recipe.inputs),
         "edges": recipe.edges,
         "groups": None if recipe.groups is None else recipe.groups.name,
         "weights": None if recipe.weights is None else recipe.weights.name,
@@ -134,12 +134,12 @@ def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
     ValueError
         The two differ in window, or in the names or shapes of inputs or targets.
     """
-    if recipe.window != other.window:
-        raise ValueError(
-            f"examples have the window {recipe.window.to_json() or None}, the training examples "
-            f"{other.window.to_json() or None}; give the same window"
-        )
     recipe = replace(recipe, inputs=_features_like("inputs", recipe.inputs, other.inputs))
+    if recipe.inputs.windows != other.inputs.windows:
+        raise ValueError(
+            f"examples have the window {_windows_json(recipe.inputs)}, the training examples "
+            f"{_windows_json(other.inputs)}; give the same window"
+        )
     if recipe.inputs.shape != other.inputs.shape:
         raise ValueError(
             f"examples have input_shape {recipe.inputs.shape}, the training examples "
@@ -173,12 +173,14 @@ def _open(
     inputs: Sequence[str | Variable],
     to_predict: bool = False,
 ) -> Recipe:
+    window = described["window"]
     recipe = open_recipe(
         source,
         inputs=inputs,
         targets=described["targets"],
         along=described["along"],
-        window=described["window"],
+        window=None,
+        windows=window if isinstance(window, list) else [window] * len(inputs),
         edges=described["edges"],
         groups=described["groups"],
         weights=described["weights"],
@@ -188,6 +190,12 @@ def _open(
     )
     ordered = recipe.inputs.ordered("inputs", described["input_dims"])
     return replace(recipe, inputs=_with_scalings(ordered, described["input_scalings"]))
+
+
+def _windows_json(features: FeatureSet) -> Any:
+    """Return the window of all variables, or a list of the window of each if they differ."""
+    windows = [window.to_json() or None for window in features.windows]
+    return windows[0] if all(window == windows[0] for window in windows) else windows
 
 
 def _dims_json(features: FeatureSet) -> list[list[str]]:

@@ -30,6 +30,7 @@ from dbdask.data.splits import (
     recipe_of_part,
 )
 from dbdask.data.sweeps import sweep
+from dbdask.data.windows import WindowGiven
 from dbdask.errors import DataError
 from dbdask.json_types import JsonObject
 from dbdask.models.model import Model
@@ -53,7 +54,8 @@ class Examples:
     inputs, targets
         Names or DataArrays, whose index coordinates must be those of the data. Several variables
         of one shape are stacked on a last axis; of unlike shapes, each is flattened and they are
-        joined. A variable without some of `along` is broadcast.
+        joined. A variable without some of `along` is broadcast. A mapping gives each input a window
+        of its own: ``{"u": {"time": (-5, 0)}, "elevation": None}``.
     along
         The sample dimension, or several, slowest first.
     window
@@ -94,10 +96,10 @@ class Examples:
         self,
         data: Data,
         *,
-        inputs: Given | Sequence[Given],
+        inputs: Given | Sequence[Given] | Mapping[str, WindowGiven | None],
         targets: Given | Sequence[Given] | None = None,
         along: str | Sequence[str],
-        window: Mapping[str, int | Sequence[int]] | None = None,
+        window: WindowGiven | None = None,
         edges: str = "repeat",
         groups: Given | None = None,
         weights: Given | None = None,

@@ -10,7 +10,7 @@ import numpy as np
 from dbdask.arrays import BoolArray, Float32Array, Float64Array
 from dbdask.data.sources import Variable
 from dbdask.data.standardization import FLOAT32_MAX, Scaling, as_float32
-from dbdask.data.windows import NO_WINDOW, Window
+from dbdask.data.windows import NO_WINDOW, Window, hull
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,10 @@ class FeatureSet:
 
     Parameters
     ----------
-    variables, along, window, scalings
-        The variables, the sample dimensions, the window over these, and each variable's scaling.
+    variables, along, scalings
+        The variables, the sample dimensions, and each variable's scaling.
+    windows
+        Each variable's window over the sample dimensions; empty: none has one.
     orders
         The order of each variable's own dimensions in an example; None: as the variable has them,
         or as the first variable of the same dimensions has them.
@@ -31,7 +33,7 @@ class FeatureSet:
 
     variables: tuple[Variable, ...]
     along: tuple[str, ...]
-    window: Window = NO_WINDOW
+    windows: tuple[Window, ...] = ()
     scalings: tuple[Scaling, ...] | None = None
     orders: tuple[tuple[str, ...], ...] | None = None
 
@@ -47,12 +49,23 @@ class FeatureSet:
             found.append(alike)
         return tuple(found)
 
+    def window(self, number: int) -> Window:
+        """Return the window of a variable."""
+        return self.windows[number] if self.windows else NO_WINDOW
+
+    @cached_property
+    def reach(self) -> Window:
+        """The smallest window that holds those of all variables."""
+        return hull(self.windows, self.along)
+
     @cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shape of each variable's part of one example."""
         return tuple(
-            self.window.shape + tuple(variable.sizes[dim] for dim in dims)
-            for variable, dims in zip(self.variables, self.feature_dims, strict=True)
+            self.window(number).shape + tuple(variable.sizes[dim] for dim in dims)
+            for number, (variable, dims) in enumerate(
+                zip(self.variables, self.feature_dims, strict=True)
+            )
         )
 
     @cached_property
@@ -108,7 +121,7 @@ class FeatureSet:
 
     def _spread(self, number: int, numbers: Sequence[float]) -> Float64Array:
         shape = self.shapes[number]
-        features = shape[len(self.window.shape) :]
+        features = shape[len(self.window(number).shape) :]
         flat = np.broadcast_to(np.array(numbers), math.prod(features)).reshape(features)
         return np.broadcast_to(flat, (1, *shape))
 

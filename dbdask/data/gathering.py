@@ -141,20 +141,18 @@ class BlockGroup:
 
     def index(self, number: int, located: Located) -> Int64Array:
         """Return the places of a variable's values: int64, (rows, window positions)."""
-        role, _ = self._recipe.roles[number]
-        window = self._recipe.window
-        windowed = role == "inputs" and bool(window.spans)
+        window = self._recipe.windows[number]
         index = self._bases[number][located.block][:, None]
         for axis, dim in enumerate(self._recipe.along):
             if dim not in self._strides[number]:
                 continue
             here = located.centres[axis]
             position = here.positions[:, None]
-            if windowed and dim in window.dims:
+            if dim in window.dims:
                 position = position + window.offsets(dim)
                 position = np.clip(position, here.low[:, None], here.high[:, None] - 1)
             index = index + position * self._strides[number][dim][located.block][:, None]
-        if windowed and index.shape[1] != window.size:
+        if index.shape[1] != window.size:
             index = np.broadcast_to(index, (len(index), window.size))
         return index
 

@@ -140,7 +140,7 @@ def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[La
     assert recipe.targets is not None
     (variable,) = recipe.targets.variables
     within = recipe.block_centres(block)
-    box = recipe.box(variable, within, "targets")
+    box = recipe.box(variable, within)
     own = [dim for dim in recipe.along if dim in variable.dims]
     values, missing = variable.decode(variable.read(box, blocks=blocks))
     index = [within[recipe.along.index(dim)].positions - box[dim].start for dim in own]

@@ -10,7 +10,6 @@ from dbdask.data.missing import zeros_remedy
 from dbdask.data.recipe import Recipe
 from dbdask.data.standardization import Moments, Scaling, merge, rounding_of
 from dbdask.data.sweeps import sweep
-from dbdask.data.windows import NO_WINDOW
 from dbdask.errors import DataError
 
 if TYPE_CHECKING:
@@ -116,8 +115,7 @@ def _bare(recipe: Recipe) -> Recipe:
     """Return the examples without windows and mask: every selected position is read once."""
     return replace(
         recipe,
-        inputs=replace(recipe.inputs, window=NO_WINDOW),
-        window=NO_WINDOW,
+        inputs=replace(recipe.inputs, windows=()),
         edges="repeat",
         groups=None,
         missing="drop",

@@ -11,7 +11,7 @@ from dbdask.data.labels import Classes, as_classes
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection
 from dbdask.data.sources import Source, Variable
-from dbdask.data.windows import as_window
+from dbdask.data.windows import WindowGiven, windows_by_name, windows_of
 from dbdask.schedule.lengths import Lengths
 
 Given = str | xr.DataArray
@@ -21,38 +21,43 @@ Known = Given | Variable
 def open_recipe(
     source: Source,
     *,
-    inputs: Known | Sequence[Known],
+    inputs: Known | Sequence[Known] | Mapping[str, WindowGiven | None],
     targets: Known | Sequence[Known] | None,
     along: str | Sequence[str],
-    window: Mapping[str, int | Sequence[int]] | None,
+    window: WindowGiven | None,
     edges: str,
     groups: Known | None,
     weights: Known | None,
     classes: Sequence[object] | Classes | None,
     missing: str,
+    windows: Sequence[WindowGiven | None] | None = None,
     to_predict: bool = False,
 ) -> Recipe:
     """Return the recipe of the arguments of `Examples`, checked against the metadata.
 
-    Of the values, at most coordinates are read. If the recipe is `to_predict`, the data may have
-    sample dimensions that no input has, because the targets had them.
+    Of the values, at most coordinates are read. `windows` has the window of each input, in place of
+    `window`. If the recipe is `to_predict`, the data may have sample dimensions that no input has,
+    because the targets had them.
 
     Raises
     ------
     ValueError, TypeError
         Names the argument, the value, the rule and the remedy.
     """
-    _one_of("edges", edges, ("repeat", "drop"))
     _one_of("missing", missing, ("error", "drop", "mask"))
+    _one_of("edges", edges, ("repeat", "drop"))
     dims = _along(along, source)
     sizes = {dim: source.sizes[dim] for dim in dims if dim in source.sizes}
-    found = _variables("inputs", inputs, source)
+    named = windows_by_name(inputs, window)
+    found = _variables("inputs", inputs if named is None else list(named), source)
     sought = None if targets is None else _variables("targets", targets, source)
     for variable in (*found, *(sought or ())):
         sizes.update({d: n for d, n in variable.sizes.items() if d in dims and d not in sizes})
     missing_dims = _check_dims(dims, found, sought or (), to_predict)
-    shown = as_window(window, dims, sizes)
-    features = FeatureSet(found, dims, shown)
+    spans = windows_of(
+        [v.name for v in found], named, windows or (window,) * len(found), dims, sizes
+    )
+    features = FeatureSet(found, dims, spans)
     for variable in found:
         check_sizes("inputs", variable, sizes)
         check_numbers("inputs", variable)
@@ -64,7 +69,6 @@ def open_recipe(
         classes=labels,
         weights=_single("weights", weights, source, dims, sizes),
         groups=_groups(groups, source, dims, sizes),
-        window=shown,
         edges=edges,
         missing=missing,
         selection=Selection.whole(dims, [sizes[dim] for dim in dims]),

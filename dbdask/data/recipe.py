@@ -12,7 +12,7 @@ from dbdask.data.labels import Classes
 from dbdask.data.routes import Lacking
 from dbdask.data.selection import CentreRuns, Selection, block_rows, centres
 from dbdask.data.sources import Variable
-from dbdask.data.windows import Window
+from dbdask.data.windows import NO_WINDOW, Window
 from dbdask.schedule.lengths import Lengths
 from dbdask.schedule.portions import Grid
 
@@ -32,7 +32,6 @@ class Recipe:
     classes: Classes | None  # None: the targets are no labels
     weights: Variable | None
     groups: Variable | None
-    window: Window
     edges: str
     missing: str
     selection: Selection
@@ -59,6 +58,17 @@ class Recipe:
             *(("targets", v) for v in targets),
             *(("weights", v) for v in weights),
         )
+
+    @cached_property
+    def window(self) -> Window:
+        """The smallest window that holds those of all inputs."""
+        return self.inputs.reach
+
+    @cached_property
+    def windows(self) -> tuple[Window, ...]:
+        """For each of `roles`, the window over its values."""
+        inputs = [self.inputs.window(number) for number in range(len(self.inputs.variables))]
+        return (*inputs, *(NO_WINDOW for _ in self.roles[len(inputs) :]))
 
     @cached_property
     def feature_dims(self) -> tuple[tuple[str, ...], ...]:
@@ -139,7 +149,7 @@ class Recipe:
         return tuple(c.within(cut) for c, cut in zip(self.centres, box, strict=True))
 
     def box(
-        self, variable: Variable, within: tuple[CentreRuns, ...], role: str
+        self, variable: Variable, within: tuple[CentreRuns, ...], window: Window = NO_WINDOW
     ) -> dict[str, slice]:
         """Return the positions of a variable that these centres need, halo included.
 
@@ -150,8 +160,7 @@ class Recipe:
         for dim, here in zip(self.along, within, strict=True):
             if dim not in variable.dims:
                 continue
-            first, last = self.window.reach(dim) if role in ("inputs", "groups") else (0, 0)
-            low, high = here.seen(first, last)
+            low, high = here.seen(*window.reach(dim))
             if self.groups is not None and dim in self.groups.dims:
                 own = here.seen(0, 0)
                 low, high = min(low, own[0]), max(high, own[1])
@@ -163,10 +172,10 @@ class Recipe:
         if not self.rows_in(block):
             return
         within = self.block_centres(block)
-        for role, variable in self.roles:
-            yield variable, self.box(variable, within, role)
+        for (_, variable), window in zip(self.roles, self.windows, strict=True):
+            yield variable, self.box(variable, within, window)
         if self.groups is not None:
-            yield self.groups, self.box(self.groups, within, "groups")
+            yield self.groups, self.box(self.groups, within, self.window)
 
     def check_values_are_here(self) -> None:
         """Raise if the values of a variable stayed in the process that pickled the examples.
