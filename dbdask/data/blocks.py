@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from dbdask.arrays import Int64Array
+from dbdask.data.circles import read_box
 from dbdask.data.gathering import Block, Part
 from dbdask.data.groups import GroupLedger, known_groups, run_starts
 from dbdask.data.missing import MissingValueCheck
@@ -62,8 +63,10 @@ def _read_part(
     box: dict[str, slice],
     brought: Blocks | None,
 ) -> Part:
-    """Read a box of a variable as (positions, features), the sample dimensions first."""
-    stored = variable.read(box, blocks=brought)
+    """Read a box, which may cross seams, as (positions, features), the sample dimensions first."""
+    stored = read_box(
+        lambda stored: variable.read(stored, blocks=brought), box, variable.dims, variable.sizes
+    )
     own = [dim for dim in recipe.along if dim in variable.dims]
     order = [variable.dims.index(dim) for dim in (*own, *features)]
     lengths = {dim: box[dim].stop - box[dim].start for dim in own}

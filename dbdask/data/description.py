@@ -28,7 +28,7 @@ def describe(recipe: Recipe) -> JsonObject:
         "input_dims": _dims_json(recipe.inputs),
         "target_dims": None if targets is None else _dims_json(targets),
         "window": _windows_json(recipe.inputs),
-        "edges": recipe.edges,
+        "edges": recipe.edges.to_json(),
         "groups": None if recipe.groups is None else recipe.groups.name,
         "weights": None if recipe.weights is None else recipe.weights.name,
         "classes": None if recipe.classes is None else recipe.classes.to_json(),

@@ -10,6 +10,7 @@ import xarray as xr
 from dbdask.arrays import Float64Array
 from dbdask.data.checks import Report, report
 from dbdask.data.description import describe, inputs_on, prepared_like, rebuild
+from dbdask.data.edges import EdgesGiven
 from dbdask.data.feed import CACHE_BYTES, Reader
 from dbdask.data.indexing import isel_selection, sel_indexers, where_selection
 from dbdask.data.labels import Classes, Label, as_classes
@@ -61,7 +62,9 @@ class Examples:
     window
         ``{"frame": 11}`` (odd, centred) or ``{"time": (-5, 0)}`` (first and last offset).
     edges
-        ``"repeat"`` the edge value, or ``"drop"`` examples whose window is not whole.
+        ``"repeat"`` the edge value, or ``"drop"`` examples whose window is not whole. ``"wrap"``
+        makes a circle of the dimension, as of longitudes; at its cuts the edge value is repeated.
+        ``{"lon": "wrap", "time": "drop"}`` has a rule for each dimension, "repeat" if not named.
     groups
         A variable whose equal neighbours form a group, which windows do not leave.
     weights
@@ -100,7 +103,7 @@ class Examples:
         targets: Given | Sequence[Given] | None = None,
         along: str | Sequence[str],
         window: WindowGiven | None = None,
-        edges: str = "repeat",
+        edges: EdgesGiven = "repeat",
         groups: Given | None = None,
         weights: Given | None = None,
         classes: Sequence[object] | None = None,
@@ -515,5 +518,5 @@ def _in_order(labels: set[Label], name: str) -> list[Label]:
 
 def _check_not_empty(recipe: Recipe) -> None:
     if recipe.grid.block_count == 0 or recipe.rows == 0:
-        whole = "; its windows are longer than what was cut" if recipe.edges == "drop" else ""
+        whole = "; its windows are longer than what was cut" if recipe.drops_edges else ""
         raise ValueError(f"no examples are left along {', '.join(recipe.along)}{whole}")

@@ -89,10 +89,12 @@ class MissingValueCheck:
     def _cut_windows(self) -> BoolArray | None:
         """Return for each row whether its window leaves its group; None if no row is dropped."""
         recipe = self.recipe
-        if recipe.edges != "drop" or recipe.groups is None or not recipe.window.spans:
+        if recipe.groups is None or not recipe.edges.drops(recipe.groups.dims):
             return None
         axis = recipe.along.index(recipe.groups.dims[0])
         first, last = recipe.window.reach(recipe.along[axis])
+        if first == last == 0:
+            return None
         here = self._alone.locate(np.arange(self._alone.rows)).centres[axis]
         return _any((here.positions + first < here.low) | (here.positions + last >= here.high))
 
@@ -161,7 +163,7 @@ class MissingValueCheck:
         inside = np.unravel_index(position, lengths) if lengths else ()
         words = []
         for dim, step in zip(part.lengths, inside, strict=True):
-            at = part.starts[dim] + int(step)
+            at = (part.starts[dim] + int(step)) % self.recipe.sizes[dim]
             words.append(f"{dim}={at}{self._coordinate(dim, at)}")
         return ", ".join(words) or "its only value"
 

@@ -116,7 +116,6 @@ def _bare(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         inputs=replace(recipe.inputs, windows=()),
-        edges="repeat",
         groups=None,
         missing="drop",
         selection=replace(recipe.selection, mask=None),

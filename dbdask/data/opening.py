@@ -5,6 +5,7 @@ from typing import Any
 
 import xarray as xr
 
+from dbdask.data.edges import Edges, EdgesGiven, as_edges, check_circle
 from dbdask.data.feature_sets import FeatureSet, check_numbers, check_sizes
 from dbdask.data.flags import declared_classes
 from dbdask.data.labels import Classes, as_classes
@@ -25,7 +26,7 @@ def open_recipe(
     targets: Known | Sequence[Known] | None,
     along: str | Sequence[str],
     window: WindowGiven | None,
-    edges: str,
+    edges: EdgesGiven,
     groups: Known | None,
     weights: Known | None,
     classes: Sequence[object] | Classes | None,
@@ -45,8 +46,8 @@ def open_recipe(
         Names the argument, the value, the rule and the remedy.
     """
     _one_of("missing", missing, ("error", "drop", "mask"))
-    _one_of("edges", edges, ("repeat", "drop"))
     dims = _along(along, source)
+    shown = as_edges(edges, dims)
     sizes = {dim: source.sizes[dim] for dim in dims if dim in source.sizes}
     named = windows_by_name(inputs, window)
     found = _variables("inputs", inputs if named is None else list(named), source)
@@ -67,9 +68,9 @@ def open_recipe(
         inputs=features,
         targets=target,
         classes=labels,
-        weights=_single("weights", weights, source, dims, sizes),
-        groups=_groups(groups, source, dims, sizes),
-        edges=edges,
+        weights=_weights(weights, source, dims, sizes),
+        groups=_groups(groups, source, dims, sizes, shown),
+        edges=shown,
         missing=missing,
         selection=Selection.whole(dims, [sizes[dim] for dim in dims]),
         coordinates=_coordinates(source, dims),
@@ -175,38 +176,48 @@ def _variable(argument: str, given: Any, source: Source, name: str = "") -> Vari
         raise type(error)(f"{argument}: {error}") from error
 
 
-def _single(
-    argument: str,
-    given: Known | None,
-    source: Source,
-    along: tuple[str, ...],
-    sizes: Mapping[str, int],
+def _weights(
+    given: Known | None, source: Source, along: tuple[str, ...], sizes: Mapping[str, int]
 ) -> Variable | None:
     """Return a variable that has one number for each example."""
     if given is None:
         return None
-    variable = _variable(argument, given, source)
-    check_sizes(argument, variable, sizes)
-    if argument == "weights":
-        check_numbers(argument, variable)
+    variable = _variable("weights", given, source)
+    check_sizes("weights", variable, sizes)
+    check_numbers("weights", variable)
     for dim in variable.dims:
         if dim not in along:
             raise ValueError(
-                f"{argument}: variable {variable.name!r} has the dimension {dim!r}, which is not "
-                f"in along={along}; it must have one value for each example"
+                f"weights: variable {variable.name!r} has the dimension {dim!r}, which is not in "
+                f"along={along}; it must have one value for each example"
             )
     return variable
 
 
 def _groups(
-    given: Known | None, source: Source, along: tuple[str, ...], sizes: Mapping[str, int]
+    given: Known | None,
+    source: Source,
+    along: tuple[str, ...],
+    sizes: Mapping[str, int],
+    edges: Edges,
 ) -> Variable | None:
-    variable = _single("groups", given, source, along, sizes)
-    if variable is not None and len(variable.dims) != 1:
+    """Return a variable that has a group for each position of one sample dimension."""
+    if given is None:
+        return None
+    variable = _variable("groups", given, source)
+    check_sizes("groups", variable, sizes)
+    for dim in variable.dims:
+        if dim not in along:
+            raise ValueError(
+                f"groups: variable {variable.name!r} has the dimension {dim!r}, which is not in "
+                f"along={along}; it must have one value for each example"
+            )
+    if len(variable.dims) != 1:
         raise ValueError(
             f"groups: variable {variable.name!r} must have one dimension, one of along={along}, "
             f"got {variable.dims}"
         )
+    check_circle(edges, variable.name, variable.dims)
     return variable
 
 

@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import Literal
 
 from dbdask.arrays import Int64Array
+from dbdask.data.circles import stored_boxes
+from dbdask.data.edges import Edges
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.labels import Classes
 from dbdask.data.routes import Lacking
@@ -32,7 +34,7 @@ class Recipe:
     classes: Classes | None  # None: the targets are no labels
     weights: Variable | None
     groups: Variable | None
-    edges: str
+    edges: Edges
     missing: str
     selection: Selection
     coordinates: Mapping[str, Variable] = field(default_factory=dict)
@@ -78,6 +80,11 @@ class Recipe:
         return (*self.inputs.feature_dims, *targets, *weights)
 
     @property
+    def drops_edges(self) -> bool:
+        """Whether examples are left out because their windows are not whole."""
+        return self.edges.drops(self.window.dims)
+
+    @property
     def variables(self) -> tuple[Variable, ...]:
         """Every variable that is read."""
         groups = (self.groups,) if self.groups is not None else ()
@@ -117,7 +124,7 @@ class Recipe:
     @cached_property
     def centres(self) -> tuple[CentreRuns, ...]:
         """The positions that are examples, per dimension."""
-        return centres(self.selection, self.window, self.edges)
+        return centres(self.selection, self.window, self.edges, self.sizes)
 
     @cached_property
     def block_rows(self) -> Int64Array:
@@ -153,6 +160,8 @@ class Recipe:
     ) -> dict[str, slice]:
         """Return the positions of a variable that these centres need, halo included.
 
+        They count on beyond both ends of a dimension that wraps.
+
         A window that leaves out its centre ends at the edge of a group, which may be the centre's
         own position: along groups the box holds the centres too.
         """
@@ -173,7 +182,8 @@ class Recipe:
             return
         within = self.block_centres(block)
         for (_, variable), window in zip(self.roles, self.windows, strict=True):
-            yield variable, self.box(variable, within, window)
+            for box in stored_boxes(self.box(variable, within, window), variable.sizes):
+                yield variable, box
         if self.groups is not None:
             yield self.groups, self.box(self.groups, within, self.window)
 

@@ -122,7 +122,7 @@ def recipe_of_part(recipe: Recipe, selection: Selection, fraction: float) -> Rec
     part = replace(recipe, selection=selection)
     if part.rows == 0:
         cut = ", of those that .where kept" if selection.mask is not None else ""
-        whole = "; its windows are longer than what was cut" if recipe.edges == "drop" else ""
+        whole = "; its windows are longer than what was cut" if recipe.drops_edges else ""
         raise ValueError(
             f"split: no examples are left along {', '.join(recipe.along)} in the part of "
             f"{fraction:g}{cut}{whole}; give other fractions or another seed"
