@@ -68,7 +68,8 @@ class Examples:
     groups
         A variable whose equal neighbours form a group, which windows do not leave.
     weights
-        A variable with the weight of each example.
+        A variable with the weight of each example, or of each element of its targets: it may have
+        dimensions that all targets have, as the areas of a map.
     classes
         The labels in the order of the outputs; None takes `flag_values`, or whole numbers from 0.
     missing

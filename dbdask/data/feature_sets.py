@@ -129,6 +129,19 @@ class FeatureSet:
         """Return the feature set with every variable changed."""
         return replace(self, variables=tuple(change(variable) for variable in self.variables))
 
+    def spread(self, values: np.ndarray, dims: Sequence[str]) -> np.ndarray:
+        """Return values over some of the dimensions of all variables, as elements of examples.
+
+        `values` has the shape (examples, *lengths of dims), and the result (examples, *shape).
+        """
+        parts = []
+        for own, shape in zip(self.feature_dims, self.shapes, strict=True):
+            order = [1 + dims.index(dim) for dim in own if dim in dims]
+            lengths = [n if dim in dims else 1 for dim, n in zip(own, shape, strict=True)]
+            part = values.transpose(0, *order).reshape(-1, *lengths)
+            parts.append(np.broadcast_to(part, (len(values), *shape)))
+        return parts[0] if len(parts) == 1 else self._together(parts)
+
     def assemble(
         self, stored: Sequence[np.ndarray], masked: bool = False
     ) -> tuple[Float32Array, BoolArray | None]:

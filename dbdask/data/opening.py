@@ -68,7 +68,7 @@ def open_recipe(
         inputs=features,
         targets=target,
         classes=labels,
-        weights=_weights(weights, source, dims, sizes),
+        weights=_weights(weights, source, dims, sizes, target),
         groups=_groups(groups, source, dims, sizes, shown),
         edges=shown,
         missing=missing,
@@ -177,19 +177,30 @@ def _variable(argument: str, given: Any, source: Source, name: str = "") -> Vari
 
 
 def _weights(
-    given: Known | None, source: Source, along: tuple[str, ...], sizes: Mapping[str, int]
+    given: Known | None,
+    source: Source,
+    along: tuple[str, ...],
+    sizes: Mapping[str, int],
+    targets: FeatureSet | None,
 ) -> Variable | None:
-    """Return a variable that has one number for each example."""
+    """Return a variable that has a number for each example, or for each target element."""
     if given is None:
         return None
     variable = _variable("weights", given, source)
-    check_sizes("weights", variable, sizes)
+    of_targets: dict[str, int] = {}
+    for one in targets.variables if targets is not None else ():
+        of_targets.update(one.sizes)
+    check_sizes("weights", variable, {**of_targets, **sizes})
     check_numbers("weights", variable)
+    shared = [set(dims) for dims in targets.feature_dims] if targets is not None else []
+    known = {*along, *(set.intersection(*shared) if shared else ())}
     for dim in variable.dims:
-        if dim not in along:
+        if dim not in known:
+            more = ", ".join(map(repr, sorted(known - {*along}))) or "none"
             raise ValueError(
                 f"weights: variable {variable.name!r} has the dimension {dim!r}, which is not in "
-                f"along={along}; it must have one value for each example"
+                f"along={along}, and not one that every target has (these are: {more}); it must "
+                "have one value for each example, or for each element of its targets"
             )
     return variable
 

@@ -76,8 +76,10 @@ class Recipe:
     def feature_dims(self) -> tuple[tuple[str, ...], ...]:
         """For each of `roles`, the dimensions that become features, in order."""
         targets = self.targets.feature_dims if self.targets is not None else ()
-        weights = ((),) if self.weights is not None else ()
-        return (*self.inputs.feature_dims, *targets, *weights)
+        found = (*self.inputs.feature_dims, *targets)
+        if self.weights is None:
+            return found
+        return (*found, tuple(dim for dim in self.weights.dims if dim not in self.along))
 
     @property
     def drops_edges(self) -> bool:
