@@ -25,6 +25,7 @@ from dbdask.data.selection import Selection
 from dbdask.data.sources import Data, Source, Variable, open_source
 from dbdask.data.splits import (
     check_fractions,
+    check_overlap,
     check_seed,
     contiguous_parts,
     drawn_parts,
@@ -291,7 +292,9 @@ class Examples:
         """
         return self._selected(where_selection(self.recipe, mask))
 
-    def split(self, *fractions: float, seed: int | None = None) -> tuple["Examples", ...]:
+    def split(
+        self, *fractions: float, seed: int | None = None, overlap: bool = False
+    ) -> tuple["Examples", ...]:
         """Split into one part per fraction, or the fraction and the rest.
 
         Parameters
@@ -300,17 +303,21 @@ class Examples:
             Each above 0 and below 1; together at most 1.
         seed
             None: contiguous in store order. Else whole groups, or whole chunks, are drawn.
+        overlap
+            Whether the windows of a part may reach back into the parts before it, so that a
+            forecast from its first positions knows their past. Targets are never shared. Parts must
+            be contiguous.
 
         Raises
         ------
         ValueError, TypeError
-            The fractions are not as above, or a part gets no example.
+            The fractions are not as above, or a part gets no example; or `overlap` with a `seed`.
         DataError
             A group is missing, or returns after another one.
         """
-        wanted = check_fractions(fractions)
+        wanted, overlaps = check_fractions(fractions), check_overlap(overlap, seed)
         if seed is None:
-            parts = contiguous_parts(self.recipe, wanted)
+            parts = contiguous_parts(self.recipe, wanted, overlaps)
         else:
             parts = drawn_parts(self.recipe, wanted, check_seed(seed))
         return tuple(

@@ -7,7 +7,7 @@ written out for one block at a time, never for a whole dimension.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,11 +24,21 @@ __all__ = ["CentreRuns", "Centres", "Mask", "Selection", "Spans", "block_rows", 
 
 @dataclass(frozen=True)
 class Selection:
-    """Spans per sample dimension, and a mask."""
+    """Spans per sample dimension, and a mask.
+
+    Parameters
+    ----------
+    dims, spans, mask
+        The sample dimensions, the spans along each, and which of their positions are examples.
+    past
+        Of some dimensions, the first position of a span, and an earlier one down to which its
+        windows may see.
+    """
 
     dims: tuple[str, ...]
     spans: tuple[Spans, ...]
     mask: Mask | None = None
+    past: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def whole(cls, dims: Sequence[str], sizes: Sequence[int]) -> "Selection":
@@ -43,6 +53,18 @@ class Selection:
         """Return the selection with other spans along one dimension."""
         axis = self.dims.index(dim)
         return replace(self, spans=(*self.spans[:axis], spans, *self.spans[axis + 1 :]))
+
+    def begin(self, dim: str, rank: int) -> int:
+        """Return the first position that the windows of a position, given by rank, may see."""
+        spans = self.along(dim)
+        start = int(spans.starts[spans.run_at(np.array(rank))])
+        known, begin = self.past.get(dim, (start, start))
+        return begin if known == start else start
+
+    def seeing_past(self, dim: str, begin: int) -> "Selection":
+        """Return the selection whose first span along `dim` may see down to `begin`."""
+        start = int(self.along(dim).starts[0])
+        return replace(self, past={**self.past, dim: (start, begin)})
 
     def masked(self, mask: Mask) -> "Selection":
         """Return the selection with one more mask."""
@@ -143,6 +165,8 @@ def centres(
         low, high = spans.starts, spans.stops
         if edges.of(dim) == "wrap":
             low, high = _on_circle(spans, sizes[dim])
+        if dim in selection.past:
+            low = np.minimum(low, np.insert(low[1:], 0, selection.begin(dim, 0)))
         runs = CentreRuns(spans, low, high)
         drops = edges.of(dim) == "drop"
         found.append(runs.whole(*window.reach(dim)) if drops else runs)
