@@ -202,12 +202,16 @@ def _dims_json(features: FeatureSet) -> list[list[str]]:
     return [list(dims) for dims in features.feature_dims]
 
 
-def _scalings_json(features: FeatureSet) -> list[JsonObject] | None:
-    return None if features.scalings is None else [s.to_json() for s in features.scalings]
+def _scalings_json(features: FeatureSet) -> list[JsonObject | None] | None:
+    if features.scalings is None:
+        return None
+    return [None if scaling is None else scaling.to_json() for scaling in features.scalings]
 
 
-def _with_scalings(features: FeatureSet, tables: list[JsonObject] | None) -> FeatureSet:
-    return features.scaled(None if tables is None else [Scaling.from_json(t) for t in tables])
+def _with_scalings(features: FeatureSet, tables: list[JsonObject | None] | None) -> FeatureSet:
+    if tables is None:
+        return features.scaled(None)
+    return features.scaled([None if t is None else Scaling.from_json(t) for t in tables])
 
 
 def _variable_json(variable: Variable) -> JsonObject:

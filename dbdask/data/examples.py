@@ -1,6 +1,6 @@
 """Examples: the parts of a dataset that a network is trained on, and how it is shown them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from dbdask.data.labels import Classes, Label, as_classes
 from dbdask.data.losses import targets_for_loss
 from dbdask.data.measures import measure_labels
 from dbdask.data.minibatches import Arrays, batch, minibatches
-from dbdask.data.moments import measured_means, scalings_of
+from dbdask.data.moments import lacks_means, measured_means, scalings_of
 from dbdask.data.opening import Given, open_recipe
 from dbdask.data.pickling import pack, unpack
 from dbdask.data.recipe import Recipe
@@ -329,14 +329,22 @@ class Examples:
         return Examples._of(self.source, replace(self.recipe, selection=selection))
 
     def standardize(
-        self, *, targets: bool | None = None, per: str = "variable", client: "Client | None" = None
+        self,
+        *,
+        variables: Iterable[str] | None = None,
+        targets: bool | None = None,
+        per: str = "variable",
+        client: "Client | None" = None,
     ) -> "Examples":
-        """Scale every input to mean 0 and deviation 1, measured in one pass over these examples.
+        """Scale inputs to mean 0 and deviation 1, measured in one pass over these examples.
 
         The moments are measured in float64 and merged over chunks (Chan, Golub and LeVeque, 1983).
 
         Parameters
         ----------
+        variables
+            Names of the inputs to scale; the others stay as they are, scaled before or not.
+            None: all.
         targets
             Whether targets are scaled too; None: for the squared loss.
         per
@@ -346,6 +354,8 @@ class Examples:
 
         Raises
         ------
+        ValueError, TypeError
+            `variables` has a name that is no input, or `targets` cannot be scaled.
         DataError
             With `missing="error"`, an example uses a missing value; or a variable has no values,
             or an infinite one.
@@ -354,11 +364,11 @@ class Examples:
             raise ValueError(f"per must be one of 'variable', 'feature', got {per!r}")
         if targets is not None and not isinstance(targets, bool | np.bool_):
             raise TypeError(f"targets must be True, False or None, got {targets!r}")
-        return Examples._of(self.source, scalings_of(self.recipe, targets, per, client))
+        return Examples._of(self.source, scalings_of(self.recipe, variables, targets, per, client))
 
     def _with_means(self) -> "Examples":
-        """Return examples that know the mean of every input, which stands for missing elements."""
-        if self.recipe.missing != "mask" or self.recipe.inputs.scalings is not None:
+        """Return examples that know the means that stand for missing elements of inputs."""
+        if not lacks_means(self.recipe):
             return self
         if "with_means" not in self.__dict__:
             self.__dict__["with_means"] = Examples._of(self.source, measured_means(self.recipe))

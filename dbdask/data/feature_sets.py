@@ -22,10 +22,12 @@ class FeatureSet:
 
     Parameters
     ----------
-    variables, along, scalings
-        The variables, the sample dimensions, and each variable's scaling.
+    variables, along
+        The variables, and the sample dimensions.
     windows
         Each variable's window over the sample dimensions; empty: none has one.
+    scalings
+        Each variable's scaling; None: not scaled.
     orders
         The order of each variable's own dimensions in an example; None: as the variable has them,
         or as the first variable of the same dimensions has them.
@@ -34,7 +36,7 @@ class FeatureSet:
     variables: tuple[Variable, ...]
     along: tuple[str, ...]
     windows: tuple[Window, ...] = ()
-    scalings: tuple[Scaling, ...] | None = None
+    scalings: tuple[Scaling | None, ...] | None = None
     orders: tuple[tuple[str, ...], ...] | None = None
 
     @cached_property
@@ -104,17 +106,28 @@ class FeatureSet:
                 )
         return replace(self, orders=tuple(tuple(order) for order in orders))
 
-    def scaled(self, scalings: Sequence[Scaling] | None) -> "FeatureSet":
+    def scaling(self, number: int) -> Scaling | None:
+        """Return the scaling of a variable; None if it is not scaled, and its mean not known."""
+        return None if self.scalings is None else self.scalings[number]
+
+    def is_scaled(self, number: int) -> bool:
+        """Return whether the values of a variable are scaled."""
+        scaling = self.scaling(number)
+        return scaling is not None and scaling.applied
+
+    def scaled(self, scalings: Sequence[Scaling | None] | None) -> "FeatureSet":
         """Return the feature set with other scalings."""
-        return replace(self, scalings=None if scalings is None else tuple(scalings))
+        known = scalings is not None and any(scaling is not None for scaling in scalings)
+        return replace(self, scalings=tuple(scalings) if scalings is not None and known else None)
 
     @property
     def flat_scaling(self) -> tuple[Float64Array, Float64Array] | None:
         """Mean and deviation of each element of an example, float64 of `shape`; None: unscaled."""
-        if self.scalings is None or not all(scaling.applied for scaling in self.scalings):
+        known = [scaling for scaling in self.scalings or () if scaling is not None]
+        if len(known) < len(self.variables) or not all(scaling.applied for scaling in known):
             return None
-        means = [self._spread(n, s.mean) for n, s in enumerate(self.scalings)]
-        deviations = [self._spread(n, s.deviation) for n, s in enumerate(self.scalings)]
+        means = [self._spread(n, s.mean) for n, s in enumerate(known)]
+        deviations = [self._spread(n, s.deviation) for n, s in enumerate(known)]
         if len(means) == 1:
             return means[0][0], deviations[0][0]
         return self._together(means)[0], self._together(deviations)[0]
@@ -184,7 +197,7 @@ class FeatureSet:
         if values.dtype.kind == "O":  # none at all, or numbers that no dtype of NumPy's holds
             values = np.where(missing, np.nan, values) if missing is not None else values
             values = values.astype(np.float64)
-        scaling = self.scalings[number] if self.scalings is not None else None
+        scaling = self.scaling(number)
         shape = (len(stored), *self.shapes[number])
         if not masked or missing is None:
             return _rounded(values, scaling).reshape(shape), None
@@ -194,9 +207,8 @@ class FeatureSet:
 
     def limit(self, number: int) -> Float64Array:
         """Return the largest magnitude that scales into float32: float64, () or (features,)."""
-        if self.scalings is None:
-            return np.array(FLOAT32_MAX)
-        return self.scalings[number].limit
+        scaling = self.scaling(number)
+        return np.array(FLOAT32_MAX) if scaling is None else scaling.limit
 
 
 def _rounded(values: np.ndarray, scaling: Scaling | None) -> Float32Array:

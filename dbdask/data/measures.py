@@ -24,9 +24,19 @@ SLAB_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class MeasureMoments:
-    """Measures the moments of variables in a block: each position once, also under windows."""
+    """Measures the moments of variables in a block: each position once, also under windows.
 
-    roles: tuple[str, ...]
+    Parameters
+    ----------
+    variables
+        Role and place in their role of the variables.
+    per
+        "variable" or "feature".
+    mask
+        The mask of the examples.
+    """
+
+    variables: tuple[tuple[str, int], ...]
     per: str
     mask: Mask | None
 
@@ -35,15 +45,9 @@ class MeasureMoments:
     ) -> tuple[Moments | None, ...]:
         recipe = reader.recipe
         return tuple(
-            self._of(recipe, features, number, block, blocks)
-            for _, features in self.feature_sets(recipe)
-            for number in range(len(features.variables))
+            self._of(recipe, recipe.features(role), number, block, blocks)
+            for role, number in self.variables
         )
-
-    def feature_sets(self, recipe: Recipe) -> list[tuple[str, FeatureSet]]:
-        """Return the feature sets that are measured, each with its role."""
-        known = {"inputs": recipe.inputs, "targets": recipe.targets}
-        return [(role, features) for role in self.roles if (features := known[role]) is not None]
 
     def _of(
         self, recipe: Recipe, features: FeatureSet, number: int, block: int, blocks: Blocks | None

@@ -1,10 +1,12 @@
 """The scaling of examples: moments that one pass measures, and the recipe that uses them."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.measures import MeasureMoments, read_as_training
 from dbdask.data.missing import zeros_remedy
 from dbdask.data.recipe import Recipe
@@ -15,39 +17,92 @@ from dbdask.errors import DataError
 if TYPE_CHECKING:
     from distributed import Client
 
+Place = tuple[str, int]
+"""A role, "inputs" or "targets", and the place of a variable in it."""
 
-def scalings_of(recipe: Recipe, targets: bool | None, per: str, client: "Client | None") -> Recipe:
+
+def scalings_of(
+    recipe: Recipe,
+    variables: Iterable[str] | None,
+    targets: bool | None,
+    per: str,
+    client: "Client | None",
+) -> Recipe:
     """Return the recipe with scaled inputs, and with targets scaled for the squared loss.
 
-    Only the squared loss uses the scaling of the targets. Before the loss is known, targets that
-    are whole numbers may be labels or values, and are measured as values.
+    Of the inputs, those that `variables` names are scaled, and the others are as they were. Only
+    the squared loss uses the scaling of the targets. Before the loss is known, targets that are
+    whole numbers may be labels or values, and are measured as values.
 
     Raises
     ------
-    ValueError
-        `targets` is True, and there are no targets or they are labels.
+    ValueError, TypeError
+        `variables` is no list of names of inputs; or `targets` is True, and there are no targets
+        or they are labels.
     DataError
         A variable has no value that is not missing, or values too far apart; or, with
         `missing="error"`, an example uses a missing value.
     """
     if targets:
         recipe = _as_values(recipe)
-    measured = _measures_targets(recipe, targets)
-    roles = ("inputs", "targets") if measured else ("inputs",)
-    scalings = _measured(recipe, roles, per, client)
-    count = len(recipe.inputs.variables)
+    inputs: list[Place] = [("inputs", n) for n in _chosen(recipe, variables)]
+    measured: list[Place] = []
+    if recipe.targets is not None and _measures_targets(recipe.targets, targets):
+        measured = [("targets", n) for n in range(len(recipe.targets.variables))]
+    found = _measured(recipe, [*inputs, *measured], per, client)
+    of_inputs = dict(zip([n for _, n in inputs], found[: len(inputs)], strict=True))
     scaled = replace(
-        recipe, inputs=recipe.inputs.scaled(scalings[:count]), scales_targets=bool(targets)
+        recipe, inputs=_with_scalings(recipe.inputs, of_inputs), scales_targets=bool(targets)
     )
     if recipe.targets is None:
         return scaled
-    return replace(scaled, targets=recipe.targets.scaled(scalings[count:] if measured else None))
+    return replace(
+        scaled, targets=recipe.targets.scaled(found[len(inputs) :] if measured else None)
+    )
+
+
+def lacks_means(recipe: Recipe) -> list[int]:
+    """Return the places of the inputs whose mean stands for missing values, and is not known."""
+    if recipe.missing != "mask":
+        return []
+    count = len(recipe.inputs.variables)
+    return [number for number in range(count) if recipe.inputs.scaling(number) is None]
 
 
 def measured_means(recipe: Recipe) -> Recipe:
-    """Return the recipe that knows the mean of every input, and does not scale by it."""
-    means = _measured(recipe, ("inputs",), "variable", None, applied=False)
-    return replace(recipe, inputs=recipe.inputs.scaled(means))
+    """Return the recipe that knows every mean that it needs, and does not scale by it."""
+    places = lacks_means(recipe)
+    means = _measured(recipe, [("inputs", n) for n in places], "variable", None, applied=False)
+    return replace(
+        recipe, inputs=_with_scalings(recipe.inputs, dict(zip(places, means, strict=True)))
+    )
+
+
+def _with_scalings(features: FeatureSet, scalings: dict[int, Scaling]) -> FeatureSet:
+    """Return the feature set with other scalings at some places."""
+    return features.scaled(
+        [scalings.get(n, features.scaling(n)) for n in range(len(features.variables))]
+    )
+
+
+def _chosen(recipe: Recipe, variables: Iterable[str] | None) -> list[int]:
+    """Return the places of the inputs that are scaled; None stands for all."""
+    names = recipe.inputs.names
+    if variables is None:
+        return list(range(len(names)))
+    if isinstance(variables, str) or not isinstance(variables, Iterable):
+        raise TypeError(f"variables must be a list of names of inputs, got {variables!r}")
+    wanted = list(variables)
+    if not wanted:
+        raise ValueError("variables must name at least one input, got none; None scales all")
+    for name in wanted:
+        if name not in names:
+            targets = recipe.targets.names if recipe.targets is not None else ()
+            remedy = "; targets=True scales targets" if name in targets else ""
+            raise ValueError(
+                f"variables: {name!r} is not one of the inputs {', '.join(names)}{remedy}"
+            )
+    return [number for number, name in enumerate(names) if name in wanted]
 
 
 def _as_values(recipe: Recipe) -> Recipe:
@@ -62,20 +117,20 @@ def _as_values(recipe: Recipe) -> Recipe:
     return replace(recipe, classes=None)
 
 
-def _measures_targets(recipe: Recipe, wanted: bool | None) -> bool:
-    if recipe.targets is None or wanted is False:
+def _measures_targets(targets: FeatureSet, wanted: bool | None) -> bool:
+    if wanted is False:
         return False
-    return all(variable.value_dtype.kind in "iufb" for variable in recipe.targets.variables)
+    return all(variable.value_dtype.kind in "iufb" for variable in targets.variables)
 
 
 def _measured(
-    recipe: Recipe, roles: tuple[str, ...], per: str, client: "Client | None", applied: bool = True
+    recipe: Recipe, places: list[Place], per: str, client: "Client | None", applied: bool = True
 ) -> list[Scaling]:
-    """Return the scaling of every variable of the roles, found in one pass."""
-    measure = MeasureMoments(roles, per, recipe.selection.mask)
-    variables = [
-        (role, v) for role, features in measure.feature_sets(recipe) for v in features.variables
-    ]
+    """Return the scaling of the variables at some places, found in one pass."""
+    if not places:
+        return []
+    measure = MeasureMoments(tuple(places), per, recipe.selection.mask)
+    variables = [(role, recipe.features(role).variables[n]) for role, n in places]
     found: list[list[Moments]] = [[] for _ in variables]
     for found_here in sweep(_bare(recipe), measure, client):
         for mine, one in zip(found, found_here, strict=True):

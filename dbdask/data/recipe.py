@@ -50,6 +50,12 @@ class Recipe:
             found.update({dim: n for dim, n in variable.sizes.items() if dim in self.along})
         return found
 
+    def features(self, role: str) -> FeatureSet:
+        """Return the feature set of a role, "inputs" or "targets"."""
+        found = self.inputs if role == "inputs" else self.targets
+        assert found is not None
+        return found
+
     @cached_property
     def roles(self) -> tuple[tuple[Role, Variable], ...]:
         """Every variable whose values reach a minibatch, with its role."""
