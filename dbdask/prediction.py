@@ -72,8 +72,9 @@ def may_have_gaps(recipe: Recipe) -> bool:
     """Return whether the data may have positions at which no example can be formed."""
     if recipe.drops_edges:
         return True
-    return recipe.missing == "drop" and any(
-        variable.may_be_missing for variable in recipe.inputs.variables
+    return any(
+        variable.may_be_missing and recipe.missing.of(variable.name) == "drop"
+        for variable in recipe.inputs.variables
     )
 
 

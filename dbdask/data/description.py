@@ -10,6 +10,7 @@ from dbdask.data.alignment import same_labels
 from dbdask.data.decoding import Decoding
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.labels import Classes
+from dbdask.data.missing_rules import MissingRules
 from dbdask.data.opening import open_recipe
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Absent
@@ -32,7 +33,7 @@ def describe(recipe: Recipe) -> JsonObject:
         "groups": None if recipe.groups is None else recipe.groups.name,
         "weights": None if recipe.weights is None else recipe.weights.name,
         "classes": None if recipe.classes is None else recipe.classes.to_json(),
-        "missing": recipe.missing,
+        "missing": recipe.missing.to_json(),
         "input_scalings": _scalings_json(recipe.inputs),
         "target_scalings": None if targets is None else _scalings_json(targets),
         "variables": [_variable_json(variable) for variable in recipe.variables],
@@ -74,9 +75,8 @@ def inputs_on(recipe: Recipe, source: Source, own: Source | None) -> Recipe:
     ValueError
         The source lacks an input or the groups, or has the inputs in another shape.
     """
-    described = describe(recipe) | {"targets": None, "weights": None, "missing": "drop"}
-    if recipe.missing == "mask":
-        described["missing"] = "mask"
+    described = describe(recipe) | {"targets": None, "weights": None}
+    described["missing"] = recipe.missing.to_predict().to_json()
     is_own = own is not None and own.shows_the_same(source)
     if recipe.groups is not None:
         described["groups"] = _found_on("groups", recipe.groups, recipe, source, is_own)
@@ -185,7 +185,7 @@ def _open(
         groups=described["groups"],
         weights=described["weights"],
         classes=None,
-        missing=described["missing"],
+        missing=MissingRules.from_json(described["missing"]),
         to_predict=to_predict,
     )
     ordered = recipe.inputs.ordered("inputs", described["input_dims"])

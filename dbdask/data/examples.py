@@ -17,6 +17,7 @@ from dbdask.data.labels import Classes, Label, as_classes
 from dbdask.data.losses import targets_for_loss
 from dbdask.data.measures import measure_labels
 from dbdask.data.minibatches import Arrays, batch, minibatches
+from dbdask.data.missing_rules import MissingGiven
 from dbdask.data.moments import lacks_means, measured_means, scalings_of
 from dbdask.data.opening import Given, open_recipe
 from dbdask.data.pickling import pack, unpack
@@ -77,7 +78,8 @@ class Examples:
         ``"error"`` names the first missing value; ``"drop"`` leaves out the examples that need
         a missing value. ``"mask"`` keeps them: a missing target element gets weight zero, and a
         missing input element becomes its variable's mean over these examples, 0 after
-        `standardize`.
+        `standardize`. ``{"sst": "mask", "wind": "drop"}`` has a rule for each variable, "error" if
+        not named; one that is an input and a target has one rule.
 
     Raises
     ------
@@ -109,7 +111,7 @@ class Examples:
         groups: Given | None = None,
         weights: Given | None = None,
         classes: Sequence[object] | None = None,
-        missing: str = "error",
+        missing: MissingGiven = "error",
     ) -> None:
         source = open_source(data)
         recipe = open_recipe(

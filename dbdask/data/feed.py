@@ -280,7 +280,7 @@ class Reader:
             with self._reads.here():
                 block = read_block(self.recipe, number, self._ledger, brought)
             self.magnitudes = self.magnitudes or first_look(self.recipe, block)
-            if self.recipe.missing == "drop" and number not in self._left_out:
+            if self.recipe.drops_missing and number not in self._left_out:
                 self._left_out[number] = left_out_of(self.recipe, block)
         except BaseException as error:
             with self._lock:

@@ -18,7 +18,8 @@ SLAB_ROWS = 1 << 16
 
 _MISSING_RULE = (
     'is missing (NaN, or its _FillValue); give missing="drop" to leave such examples out, '
-    'missing="mask" to give them no weight, or cut with .where'
+    'missing="mask" to give them no weight, either for all variables or for one, as '
+    'missing={{{name!r}: "drop"}}, or cut with .where'
 )
 _INFINITE_RULE = (
     "is infinite, or too large for float32; correct it in the store, or cut it out with .where"
@@ -69,9 +70,10 @@ class MissingValueCheck:
             rows = None if missing is None else self._rows_using(number, missing)
             if missing is None or rows is None or not rows.any():
                 continue
-            if self.recipe.missing == "error":
-                self._refuse(number, missing, _MISSING_RULE + zeros_remedy(variable))
-            elif self.recipe.missing == "drop":
+            wanted = self.recipe.missing.of(variable.name)
+            if wanted == "error":
+                self._refuse(number, missing, _missing_rule(variable))
+            elif wanted == "drop":
                 self._note_place(number, missing)
                 bad |= rows
             else:
@@ -176,6 +178,10 @@ class MissingValueCheck:
             return f" ({variable.coordinate({dim: slice(at, at + 1)})[0]})"
         except (RuntimeError, OSError, DataError):
             return ""
+
+
+def _missing_rule(variable: Variable) -> str:
+    return _MISSING_RULE.format(name=variable.name) + zeros_remedy(variable)
 
 
 def zeros_remedy(variable: Variable) -> str:

@@ -63,10 +63,9 @@ def scalings_of(
 
 def lacks_means(recipe: Recipe) -> list[int]:
     """Return the places of the inputs whose mean stands for missing values, and is not known."""
-    if recipe.missing != "mask":
-        return []
-    count = len(recipe.inputs.variables)
-    return [number for number in range(count) if recipe.inputs.scaling(number) is None]
+    inputs = recipe.inputs
+    masked = [n for n, name in enumerate(inputs.names) if recipe.missing.of(name) == "mask"]
+    return [number for number in masked if inputs.scaling(number) is None]
 
 
 def measured_means(recipe: Recipe) -> Recipe:
@@ -148,7 +147,8 @@ def _measured(
                 f"{role}: variable {variable.name!r} has values too far apart to have a deviation; "
                 "correct them, or cut them out with .where"
             )
-    if recipe.missing == "error" and any(moments.missing for moments in merged):
+    pairs = zip(variables, merged, strict=True)
+    if any(m.missing and recipe.missing.of(v.name) == "error" for (_, v), m in pairs):
         _refuse_missing(recipe, client)
     return [
         Scaling.of(moments, applied, rounding_of(variable.value_dtype))
@@ -172,6 +172,5 @@ def _bare(recipe: Recipe) -> Recipe:
         recipe,
         inputs=replace(recipe.inputs, windows=()),
         groups=None,
-        missing="drop",
         selection=replace(recipe.selection, mask=None),
     )

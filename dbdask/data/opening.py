@@ -9,6 +9,7 @@ from dbdask.data.edges import Edges, EdgesGiven, as_edges, check_circle
 from dbdask.data.feature_sets import FeatureSet, check_numbers, check_sizes
 from dbdask.data.flags import declared_classes
 from dbdask.data.labels import Classes, as_classes
+from dbdask.data.missing_rules import MissingGiven, MissingRules, as_missing_rules
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection
 from dbdask.data.sources import Source, Variable
@@ -30,7 +31,7 @@ def open_recipe(
     groups: Known | None,
     weights: Known | None,
     classes: Sequence[object] | Classes | None,
-    missing: str,
+    missing: MissingGiven | MissingRules,
     windows: Sequence[WindowGiven | None] | None = None,
     to_predict: bool = False,
 ) -> Recipe:
@@ -45,7 +46,6 @@ def open_recipe(
     ValueError, TypeError
         Names the argument, the value, the rule and the remedy.
     """
-    _one_of("missing", missing, ("error", "drop", "mask"))
     dims = _along(along, source)
     shown = as_edges(edges, dims)
     sizes = {dim: source.sizes[dim] for dim in dims if dim in source.sizes}
@@ -63,15 +63,17 @@ def open_recipe(
         check_sizes("inputs", variable, sizes)
         check_numbers("inputs", variable)
     target, labels = _targets(sought, dims, sizes, classes)
+    weight = _weights(weights, source, dims, sizes, target)
+    names = [v.name for v in (*found, *(sought or ()), weight) if v is not None]
     return Recipe(
         along=dims,
         inputs=features,
         targets=target,
         classes=labels,
-        weights=_weights(weights, source, dims, sizes, target),
+        weights=weight,
         groups=_groups(groups, source, dims, sizes, shown),
         edges=shown,
-        missing=missing,
+        missing=as_missing_rules(missing, names),
         selection=Selection.whole(dims, [sizes[dim] for dim in dims]),
         coordinates=_coordinates(source, dims),
         beyond={dim: _lengths_in(source, dim) for dim in missing_dims},
@@ -105,13 +107,6 @@ def _lengths_in(source: Source, dim: str) -> Lengths:
     """Return the blocks along a dimension of the largest variable that has it."""
     having = [variable for variable in source.variables.values() if dim in variable.dims]
     return max(having, key=lambda variable: variable.nbytes).lengths[dim]
-
-
-def _one_of(argument: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
-        )
 
 
 def _along(along: str | Sequence[str], source: Source) -> tuple[str, ...]:

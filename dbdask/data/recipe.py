@@ -11,6 +11,7 @@ from dbdask.data.circles import stored_boxes
 from dbdask.data.edges import Edges
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.labels import Classes
+from dbdask.data.missing_rules import MissingRules
 from dbdask.data.routes import Lacking
 from dbdask.data.selection import CentreRuns, Selection, block_rows, centres
 from dbdask.data.sources import Variable
@@ -35,7 +36,7 @@ class Recipe:
     weights: Variable | None
     groups: Variable | None
     edges: Edges
-    missing: str
+    missing: MissingRules
     selection: Selection
     coordinates: Mapping[str, Variable] = field(default_factory=dict)
     scales_targets: bool = False  # asked for, with any loss
@@ -86,6 +87,11 @@ class Recipe:
         if self.weights is None:
             return found
         return (*found, tuple(dim for dim in self.weights.dims if dim not in self.along))
+
+    @cached_property
+    def drops_missing(self) -> bool:
+        """Whether examples are left out because a value is missing."""
+        return self.missing.any("drop", (variable.name for _, variable in self.roles))
 
     @property
     def drops_edges(self) -> bool:
