@@ -43,7 +43,7 @@ def read_block(
     block = Block(number, within, _kept(recipe, within), [])
     check = MissingValueCheck(recipe, block)
     described = zip(recipe.roles, recipe.feature_dims, recipe.windows, strict=True)
-    for (role, variable), features, window in described:
+    for number, ((role, variable), features, window) in enumerate(described):
         box = recipe.box(variable, spread, window)
         part = _read_part(recipe, variable, features, box, brought)
         if role == "targets" and recipe.classes is not None:
@@ -51,6 +51,9 @@ def read_block(
             check.labels = labels
             codes = recipe.classes.encode(labels, absent)
             part = replace(part, values=codes.astype(recipe.classes.code_dtype))
+        category = recipe.category(number)
+        if category is not None:
+            part = replace(part, values=category.encode(*variable.decode(part.values)))
         block.parts.append(part)
     check.apply()
     return block

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dbdask.data.alignment import same_labels
+from dbdask.data.categories import Category
 from dbdask.data.decoding import Decoding
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.labels import Classes
@@ -22,6 +23,7 @@ from dbdask.json_types import JsonObject
 def describe(recipe: Recipe) -> JsonObject:
     """Return a recipe as JSON: all but the values and the selection."""
     targets = recipe.targets
+    categories = [c if c is None else c.to_json() for c in recipe.inputs.categories]
     return {
         "inputs": list(recipe.inputs.names),
         "targets": None if targets is None else list(targets.names),
@@ -37,6 +39,7 @@ def describe(recipe: Recipe) -> JsonObject:
         "input_scalings": _scalings_json(recipe.inputs),
         "target_scalings": None if targets is None else _scalings_json(targets),
         "variables": [_variable_json(variable) for variable in recipe.variables],
+        **({"categories": categories} if any(categories) else {}),
     }
 
 
@@ -164,7 +167,13 @@ def _features_like(argument: str, features: FeatureSet, other: FeatureSet) -> Fe
             f"{argument} are {', '.join(features.names)}, the training examples' are "
             f"{', '.join(other.names)}; give them in the same order"
         )
-    return features.ordered(argument, other.feature_dims).scaled(other.scalings)
+    alike = features.ordered(argument, other.feature_dims).scaled(other.scalings)
+    if _shown(features) != _shown(other):
+        raise ValueError(
+            f"{argument} have the categories {_shown(features)}, the training examples "
+            f"{_shown(other)}; give the same categories"
+        )
+    return replace(alike, categories=other.categories)
 
 
 def _open(
@@ -186,10 +195,20 @@ def _open(
         weights=described["weights"],
         classes=None,
         missing=MissingRules.from_json(described["missing"]),
+        categories=tuple(
+            None if table is None else Category.from_json(table)
+            for table in described.get("categories", ())
+        ),
         to_predict=to_predict,
     )
     ordered = recipe.inputs.ordered("inputs", described["input_dims"])
     return replace(recipe, inputs=_with_scalings(ordered, described["input_scalings"]))
+
+
+def _shown(features: FeatureSet) -> dict[str, str]:
+    """Return how each variable that is a label is shown, by name."""
+    pairs = zip(features.names, features.categories, strict=False)
+    return {name: category.how for name, category in pairs if category is not None}
 
 
 def _windows_json(features: FeatureSet) -> Any:

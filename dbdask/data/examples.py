@@ -8,14 +8,16 @@ import numpy as np
 import xarray as xr
 
 from dbdask.arrays import Float64Array
+from dbdask.data.categories import CategoriesGiven
 from dbdask.data.checks import Report, report
 from dbdask.data.description import describe, inputs_on, prepared_like, rebuild
 from dbdask.data.edges import EdgesGiven
 from dbdask.data.feed import CACHE_BYTES, Reader
+from dbdask.data.frames import ROWS, Frame, classes_of, columns_of, is_frame, shown_as
 from dbdask.data.indexing import isel_selection, sel_indexers, where_selection
+from dbdask.data.label_finding import classes_of_targets, with_categories
 from dbdask.data.labels import Classes, Label, as_classes
 from dbdask.data.losses import targets_for_loss
-from dbdask.data.measures import measure_labels
 from dbdask.data.minibatches import Arrays, batch, minibatches
 from dbdask.data.missing_rules import MissingGiven
 from dbdask.data.moments import lacks_means, measured_means, scalings_of
@@ -32,9 +34,7 @@ from dbdask.data.splits import (
     drawn_parts,
     recipe_of_part,
 )
-from dbdask.data.sweeps import sweep
 from dbdask.data.windows import WindowGiven
-from dbdask.errors import DataError
 from dbdask.json_types import JsonObject
 from dbdask.models.model import Model
 from dbdask.schedule.portions import MIX_BYTES, Cut, Grid
@@ -80,6 +80,10 @@ class Examples:
         missing input element becomes its variable's mean over these examples, 0 after
         `standardize`. ``{"sst": "mask", "wind": "drop"}`` has a rule for each variable, "error" if
         not named; one that is an input and a target has one rule.
+    categories
+        ``{"job": "one-hot", "city": "codes"}``: inputs that are labels, as one-hot vectors, or as
+        codes from 1 on for an embedding. `fit_categories` or `standardize` finds the labels. Inputs
+        of which one is one-hot are joined, whatever their shapes.
 
     Raises
     ------
@@ -112,6 +116,7 @@ class Examples:
         weights: Given | None = None,
         classes: Sequence[object] | None = None,
         missing: MissingGiven = "error",
+        categories: CategoriesGiven | None = None,
     ) -> None:
         source = open_source(data)
         recipe = open_recipe(
@@ -125,8 +130,76 @@ class Examples:
             weights=weights,
             classes=classes,
             missing=missing,
+            categories=categories,
         )
         self._set(source, recipe)
+
+    @classmethod
+    def from_dataframe(
+        cls,
+        frame: Frame,
+        *,
+        inputs: Sequence[str] | Mapping[str, WindowGiven | None] | None = None,
+        targets: str | Sequence[str] | None = None,
+        categories: str | Mapping[str, str] = "one-hot",
+        window: WindowGiven | None = None,
+        edges: EdgesGiven = "repeat",
+        groups: str | None = None,
+        weights: str | None = None,
+        classes: Sequence[object] | None = None,
+        missing: MissingGiven = "error",
+    ) -> "Examples":
+        """Return the rows of a table as examples, along the dimension `row`.
+
+        Parameters
+        ----------
+        frame
+            A DataFrame of pandas, or of dask.dataframe, whose partitions are computed once for
+            their lengths, and then as they are needed.
+        inputs
+            Names of columns; None: all that have no other role.
+        categories
+            How columns of labels are shown: ``"one-hot"``, or ``"codes"`` for an embedding. Text,
+            objects and pandas' categories are labels. A mapping has a rule for each of some
+            columns, which are then labels even if they hold numbers; other labels are one-hot.
+            `fit_categories` or `standardize` finds the labels in the training part, and the Result
+            carries them.
+        classes
+            None takes those that a target of pandas' categories declares.
+        targets, window, edges, groups, weights, missing
+            As of `Examples`; a window is over `row`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument does not fit the columns.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"age": [30, 40], "job": ["cook", "baker"], "rich": [0, 1]})
+        >>> examples = Examples.from_dataframe(frame, targets="rich").fit_categories()
+        >>> examples.categories, examples.batch().inputs.tolist()
+        ({'job': ['baker', 'cook']}, [[30.0, 0.0, 1.0], [40.0, 1.0, 0.0]])
+        """
+        if not is_frame(frame):
+            raise TypeError(
+                f"frame must be a DataFrame of pandas or dask.dataframe, got {type(frame).__name__}"
+            )
+        names = columns_of(frame, inputs, targets, groups, weights)
+        return cls(
+            frame,
+            inputs=names,
+            targets=targets,
+            along=ROWS,
+            window=window,
+            edges=edges,
+            groups=groups,
+            weights=weights,
+            classes=classes_of(frame, targets, classes),
+            missing=missing,
+            categories=shown_as(frame, names, categories),
+        )
 
     @classmethod
     def _of(cls, source: Source | None, recipe: Recipe) -> "Examples":
@@ -165,20 +238,32 @@ class Examples:
     def __repr__(self) -> str:
         recipe = self.recipe
         targets = "" if recipe.targets is None else f" -> {', '.join(recipe.targets.names)}"
+        shape = f"{self.input_shape}" if recipe.knows_categories else "(labels not known)"
         return (
             f"<Examples: {len(self)} along {', '.join(recipe.along)}, "
-            f"{', '.join(recipe.inputs.names)} {self.input_shape}{targets}>"
+            f"{', '.join(recipe.inputs.names)} {shape}{targets}>"
         )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example's inputs."""
+        """Shape of one example's inputs; raise ValueError before labels of categories are known."""
+        self.recipe.check_categories()
         return self.recipe.inputs.shape
 
     @property
     def target_shape(self) -> tuple[int, ...] | None:
         """Shape of one example's targets; () for a label; None without targets."""
         return None if self.recipe.targets is None else self.recipe.targets.shape
+
+    @property
+    def categories(self) -> dict[str, list[Label] | None]:
+        """The labels of each input that is a category, in order; None if they are not known yet.
+
+        As codes they count from 1, so an embedding needs one row more than there are labels.
+        """
+        inputs = self.recipe.inputs
+        pairs = zip(inputs.names, inputs.categories, strict=False)
+        return {name: one.labels for name, one in pairs if one is not None}
 
     @property
     def has_labels(self) -> bool:
@@ -247,6 +332,7 @@ class Examples:
 
     def reader(self, cache_bytes: int = CACHE_BYTES, prefetch: bool = True) -> Reader:
         """Return a reader, which opens the stores when it first reads."""
+        self.recipe.check_categories()
         return Reader(self.recipe, cache_bytes, prefetch)
 
     def isel(self, indexers: Mapping[str, object] | None = None, **more: object) -> "Examples":
@@ -341,6 +427,7 @@ class Examples:
         """Scale inputs to mean 0 and deviation 1, measured in one pass over these examples.
 
         The moments are measured in float64 and merged over chunks (Chan, Golub and LeVeque, 1983).
+        Categories are not scaled; labels of them that are not known yet are found here.
 
         Parameters
         ----------
@@ -366,10 +453,25 @@ class Examples:
             raise ValueError(f"per must be one of 'variable', 'feature', got {per!r}")
         if targets is not None and not isinstance(targets, bool | np.bool_):
             raise TypeError(f"targets must be True, False or None, got {targets!r}")
-        return Examples._of(self.source, scalings_of(self.recipe, variables, targets, per, client))
+        known = with_categories(self.recipe, client, unknown_only=True)
+        return Examples._of(self.source, scalings_of(known, variables, targets, per, client))
+
+    def fit_categories(self, client: "Client | None" = None) -> "Examples":
+        """Find the labels of every input that is a category, in one pass over these examples.
+
+        Call it on the examples to train on: labels that only others have are shown as all zeros, or
+        as the code 0, and so are missing ones if `missing` masks them.
+
+        Raises
+        ------
+        DataError
+            An input has no label, too many, or some of kinds that cannot be sorted together.
+        """
+        return Examples._of(self.source, with_categories(self.recipe, client, unknown_only=False))
 
     def _with_means(self) -> "Examples":
         """Return examples that know the means that stand for missing elements of inputs."""
+        self.recipe.check_categories()
         if not lacks_means(self.recipe):
             return self
         if "with_means" not in self.__dict__:
@@ -389,18 +491,7 @@ class Examples:
         DataError
             The labels are of kinds that cannot be sorted together.
         """
-        targets = self.recipe.targets
-        if targets is None or targets.shape != ():
-            raise ValueError(
-                f"find_classes needs one label an example, target_shape is {self.target_shape}"
-            )
-        found: set[Label] = set()
-        for labels in sweep(self.recipe, measure_labels, client):
-            found.update(labels)
-        if targets.variables[0].dtype.kind == "O":
-            # Flags are 1 and 0 if some of the objects are numbers, in whichever block.
-            found = {int(label) if isinstance(label, bool) else label for label in found}
-        return list(as_classes(_in_order(found, targets.names[0])).labels or ())
+        return list(classes_of_targets(self.recipe, client).labels or ())
 
     def with_classes(self, classes: Sequence[object] | Classes | None) -> "Examples":
         """Return the examples with other classes; None: the targets are values, not labels."""
@@ -524,16 +615,6 @@ class Examples:
         """Return the examples that `description` describes: on `data`, or without values."""
         detached = cls._of(None, rebuild(description))
         return detached if data is None else detached.rebind(data)
-
-
-def _in_order(labels: set[Label], name: str) -> list[Label]:
-    try:
-        return sorted(labels)
-    except TypeError as error:
-        raise DataError(
-            f"targets: the labels of {name!r} are of different kinds ({error}); give numbers only, "
-            "or text only"
-        ) from error
 
 
 def _check_not_empty(recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from dbdask.arrays import BoolArray, Float32Array, Float64Array
+from dbdask.data.categories import Category
 from dbdask.data.sources import Variable
 from dbdask.data.standardization import FLOAT32_MAX, Scaling, as_float32
 from dbdask.data.windows import NO_WINDOW, Window, hull
@@ -17,8 +18,8 @@ from dbdask.data.windows import NO_WINDOW, Window, hull
 class FeatureSet:
     """Variables, their dimension orders, and how their values are put together.
 
-    Variables of one shape are stacked on a last axis; of unlike shapes, each is flattened and they
-    are joined.
+    Variables of one shape are stacked on a last axis. Of unlike shapes, or if one of several is
+    one-hot, each is flattened and they are joined.
 
     Parameters
     ----------
@@ -28,6 +29,8 @@ class FeatureSet:
         Each variable's window over the sample dimensions; empty: none has one.
     scalings
         Each variable's scaling; None: not scaled.
+    categories
+        How each variable that is a label is shown; empty: none is one.
     orders
         The order of each variable's own dimensions in an example; None: as the variable has them,
         or as the first variable of the same dimensions has them.
@@ -37,6 +40,7 @@ class FeatureSet:
     along: tuple[str, ...]
     windows: tuple[Window, ...] = ()
     scalings: tuple[Scaling | None, ...] | None = None
+    categories: tuple[Category | None, ...] = ()
     orders: tuple[tuple[str, ...], ...] | None = None
 
     @cached_property
@@ -55,6 +59,10 @@ class FeatureSet:
         """Return the window of a variable."""
         return self.windows[number] if self.windows else NO_WINDOW
 
+    def category(self, number: int) -> Category | None:
+        """Return how a variable that is a label is shown; None if it is a number."""
+        return self.categories[number] if self.categories else None
+
     @cached_property
     def reach(self) -> Window:
         """The smallest window that holds those of all variables."""
@@ -63,21 +71,28 @@ class FeatureSet:
     @cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shape of each variable's part of one example."""
-        return tuple(
-            self.window(number).shape + tuple(variable.sizes[dim] for dim in dims)
-            for number, (variable, dims) in enumerate(
-                zip(self.variables, self.feature_dims, strict=True)
-            )
-        )
+        return tuple(self._shape(number) for number in range(len(self.variables)))
+
+    def _shape(self, number: int) -> tuple[int, ...]:
+        variable, category = self.variables[number], self.category(number)
+        own = tuple(variable.sizes[dim] for dim in self.feature_dims[number])
+        shown = () if category is None else category.shape
+        return self.window(number).shape + own + shown
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         if len(self.shapes) == 1:
             return self.shapes[0]
-        if len(set(self.shapes)) == 1:
+        if self._stacks:
             return (*self.shapes[0], len(self.shapes))
         return (sum(math.prod(shape) for shape in self.shapes),)
+
+    @cached_property
+    def _stacks(self) -> bool:
+        """Whether several variables are stacked; one-hot vectors never are."""
+        one_hot = any(one is not None and one.how == "one-hot" for one in self.categories)
+        return len(set(self.shapes)) == 1 and not one_hot
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -163,7 +178,8 @@ class FeatureSet:
         Parameters
         ----------
         stored
-            Per variable, (examples, window positions, features); may be overwritten.
+            Per variable, (examples, window positions, features); may be overwritten. Labels are
+            places in the labels of their category.
         masked
             Whether missing values may be among them: they become the variable's mean.
 
@@ -185,7 +201,7 @@ class FeatureSet:
         return values, self._together(full)
 
     def _together(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        if len(set(self.shapes)) == 1:
+        if self._stacks:
             return np.stack(parts, axis=-1)
         flat = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
         return np.concatenate(flat, axis=1)
@@ -193,6 +209,9 @@ class FeatureSet:
     def _values(
         self, number: int, stored: np.ndarray, masked: bool
     ) -> tuple[Float32Array, BoolArray | None]:
+        category = self.category(number)
+        if category is not None:
+            return category.shown(stored).reshape(len(stored), *self.shapes[number]), None
         values, missing = self.variables[number].decode(stored)
         if values.dtype.kind == "O":  # none at all, or numbers that no dtype of NumPy's holds
             values = np.where(missing, np.nan, values) if missing is not None else values

@@ -20,7 +20,7 @@ def first_look(recipe: Recipe, block: Block) -> tuple[Magnitude, ...]:
     found, parts = [], iter(block.parts)
     for role, features in feature_sets:
         for number, (variable, part) in enumerate(zip(features.variables, parts, strict=False)):
-            if not features.is_scaled(number):
+            if not features.is_scaled(number) and features.category(number) is None:
                 found.append(Magnitude.of(role, variable.name, _sample(variable, part.values)))
     return tuple(found)
 

@@ -138,17 +138,39 @@ def _checked(variable: Variable, stored: np.ndarray) -> np.ndarray:
     return np.where(missing, np.nan, decoded.astype(np.float64))
 
 
-def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[Label]:
-    """Return the labels that occur at the examples of a block."""
-    recipe = reader.recipe
-    assert recipe.targets is not None
-    (variable,) = recipe.targets.variables
+@dataclass(frozen=True)
+class MeasureLabels:
+    """Finds the labels of variables that occur at the examples of a block.
+
+    Parameters
+    ----------
+    variables
+        Role and place in their role of the variables.
+    """
+
+    variables: tuple[tuple[str, int], ...]
+
+    def __call__(
+        self, reader: Reader, block: int, blocks: Blocks | None
+    ) -> tuple[list[Label], ...]:
+        recipe = reader.recipe
+        return tuple(
+            _labels(recipe, recipe.features(role), number, block, blocks)
+            for role, number in self.variables
+        )
+
+
+def _labels(
+    recipe: Recipe, features: FeatureSet, number: int, block: int, blocks: Blocks | None
+) -> list[Label]:
+    """Return the different labels of a variable at the examples of a block."""
+    variable = features.variables[number]
     within = recipe.block_centres(block)
     box = recipe.box(variable, within)
     own = [dim for dim in recipe.along if dim in variable.dims]
-    values, missing = variable.decode(variable.read(box, blocks=blocks))
+    order = [variable.dims.index(dim) for dim in (*own, *features.feature_dims[number])]
     index = [within[recipe.along.index(dim)].positions - box[dim].start for dim in own]
-    order = [variable.dims.index(dim) for dim in own]
+    values, missing = variable.decode(variable.read(box, blocks=blocks))
     labels = values.transpose(order)[np.ix_(*index)]
     keep = np.ones(labels.shape, bool)
     if missing is not None:
@@ -156,7 +178,7 @@ def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[La
     here = {d: within[recipe.along.index(d)].positions for d in recipe.along}
     held = _held(recipe, recipe.selection.mask, own, here)
     if held is not None:
-        keep &= held
+        keep &= held.reshape(held.shape + (1,) * (keep.ndim - held.ndim))
     found: list[Label] = pd.unique(labels[keep]).tolist()
     return found
 

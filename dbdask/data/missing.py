@@ -3,6 +3,7 @@
 import numpy as np
 
 from dbdask.arrays import BoolArray, Float64Array
+from dbdask.data.categories import missing_places
 from dbdask.data.gathering import Block, BlockGroup
 from dbdask.data.labels import MISSING, UNKNOWN
 from dbdask.data.recipe import Recipe
@@ -109,6 +110,8 @@ class MissingValueCheck:
             missing, unknown = (values == MISSING).any(axis=1), (values == UNKNOWN).any(axis=1)
             rule = f"is not {self.recipe.classes.rule()}; give the labels with classes="
             return _any(missing), {rule: unknown} if unknown.any() else {}
+        if self.recipe.category(number) is not None:
+            return _any(missing_places(values)), {}
         if not variable.may_be_missing and role != "weights":
             return None, {}
         missing, large, negative = _scan(

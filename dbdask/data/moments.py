@@ -65,7 +65,7 @@ def lacks_means(recipe: Recipe) -> list[int]:
     """Return the places of the inputs whose mean stands for missing values, and is not known."""
     inputs = recipe.inputs
     masked = [n for n, name in enumerate(inputs.names) if recipe.missing.of(name) == "mask"]
-    return [number for number in masked if inputs.scaling(number) is None]
+    return [n for n in masked if inputs.scaling(n) is None and inputs.category(n) is None]
 
 
 def measured_means(recipe: Recipe) -> Recipe:
@@ -87,8 +87,9 @@ def _with_scalings(features: FeatureSet, scalings: dict[int, Scaling]) -> Featur
 def _chosen(recipe: Recipe, variables: Iterable[str] | None) -> list[int]:
     """Return the places of the inputs that are scaled; None stands for all."""
     names = recipe.inputs.names
+    numbers = [n for n in range(len(names)) if recipe.inputs.category(n) is None]
     if variables is None:
-        return list(range(len(names)))
+        return numbers
     if isinstance(variables, str) or not isinstance(variables, Iterable):
         raise TypeError(f"variables must be a list of names of inputs, got {variables!r}")
     wanted = list(variables)
@@ -101,7 +102,10 @@ def _chosen(recipe: Recipe, variables: Iterable[str] | None) -> list[int]:
             raise ValueError(
                 f"variables: {name!r} is not one of the inputs {', '.join(names)}{remedy}"
             )
-    return [number for number, name in enumerate(names) if name in wanted]
+    for number in set(range(len(names))) - set(numbers):
+        if names[number] in wanted:
+            raise ValueError(f"variables: {names[number]!r} is a category, which is not scaled")
+    return [number for number in numbers if names[number] in wanted]
 
 
 def _as_values(recipe: Recipe) -> Recipe:

@@ -5,6 +5,7 @@ from typing import Any
 
 import xarray as xr
 
+from dbdask.data.categories import CategoriesGiven, Category, as_categories, check_labels
 from dbdask.data.edges import Edges, EdgesGiven, as_edges, check_circle
 from dbdask.data.feature_sets import FeatureSet, check_numbers, check_sizes
 from dbdask.data.flags import declared_classes
@@ -33,6 +34,7 @@ def open_recipe(
     classes: Sequence[object] | Classes | None,
     missing: MissingGiven | MissingRules,
     windows: Sequence[WindowGiven | None] | None = None,
+    categories: CategoriesGiven | tuple[Category | None, ...] | None = None,
     to_predict: bool = False,
 ) -> Recipe:
     """Return the recipe of the arguments of `Examples`, checked against the metadata.
@@ -58,10 +60,9 @@ def open_recipe(
     spans = windows_of(
         [v.name for v in found], named, windows or (window,) * len(found), dims, sizes
     )
-    features = FeatureSet(found, dims, spans)
-    for variable in found:
-        check_sizes("inputs", variable, sizes)
-        check_numbers("inputs", variable)
+    shown_as = categories if isinstance(categories, tuple) else as_categories(categories, found)
+    features = FeatureSet(found, dims, spans, categories=shown_as)
+    _check_inputs(features, sizes)
     target, labels = _targets(sought, dims, sizes, classes)
     weight = _weights(weights, source, dims, sizes, target)
     names = [v.name for v in (*found, *(sought or ()), weight) if v is not None]
@@ -101,6 +102,17 @@ def _check_dims(
             f"{', '.join(sorted({d for v in inputs for d in v.dims}))}"
         )
     return missing
+
+
+def _check_inputs(features: FeatureSet, sizes: Mapping[str, int]) -> None:
+    """Raise if an input has a wrong length, or is neither a number nor a label."""
+    for number, variable in enumerate(features.variables):
+        check_sizes("inputs", variable, sizes)
+        category = features.category(number)
+        if category is None:
+            check_numbers("inputs", variable)
+        else:
+            check_labels(variable, category)
 
 
 def _lengths_in(source: Source, dim: str) -> Lengths:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 from dbdask.arrays import Int64Array
+from dbdask.data.categories import Category, check_known
 from dbdask.data.circles import stored_boxes
 from dbdask.data.edges import Edges
 from dbdask.data.feature_sets import FeatureSet
@@ -78,6 +79,10 @@ class Recipe:
         """For each of `roles`, the window over its values."""
         inputs = [self.inputs.window(number) for number in range(len(self.inputs.variables))]
         return (*inputs, *(NO_WINDOW for _ in self.roles[len(inputs) :]))
+
+    def category(self, number: int) -> Category | None:
+        """Return how one of `roles` that is a label among the inputs is shown; else None."""
+        return self.inputs.category(number) if number < len(self.inputs.variables) else None
 
     @cached_property
     def feature_dims(self) -> tuple[tuple[str, ...], ...]:
@@ -212,6 +217,16 @@ class Recipe:
         for variable in self.variables:
             if isinstance(variable.origin, Lacking):
                 variable.open()
+
+    @property
+    def knows_categories(self) -> bool:
+        """Whether the labels of all inputs that are categories are known."""
+        known = [c.classes is not None for c in self.inputs.categories if c is not None]
+        return all(known)
+
+    def check_categories(self) -> None:
+        """Raise ValueError if the labels of an input are not known yet."""
+        check_known(self.inputs.names, self.inputs.categories)
 
     def worker_side(self) -> "Recipe":
         """Return what travels in a task: small when pickled."""

@@ -21,6 +21,8 @@ ROUTES = {
     "memory": lambda path: xr.open_zarr(path, consolidated=False).load(),
 }
 
+CLUSTERS = ["threads_client", pytest.param("process_client", marks=pytest.mark.slow)]
+
 
 def world(seed=0):
     """Wind on a small globe, its climatology, its relief, and the areas of its cells."""
@@ -322,7 +324,9 @@ def test_predictions_wrap_by_every_route(tmp_path):
         assert name == "memory" or found.chunksizes["lon"] == (3, 3, 2)
 
 
-def test_a_grid_trains_alike_by_every_route(tmp_path, threads_client):
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_a_grid_trains_alike_by_every_route(tmp_path, request, cluster):
+    client = request.getfixturevalue(cluster)
     data = holed(world())
     path = stored(tmp_path, data, lon=3, time=7)
     trained = {}
@@ -337,12 +341,12 @@ def test_a_grid_trains_alike_by_every_route(tmp_path, threads_client):
             missing={"climatology": "drop", "elevation": "mask"},
         )
         train, held_out = examples.split(0.75, overlap=True)
-        train = train.standardize(variables=["climatology"], client=threads_client)
+        train = train.standardize(variables=["climatology"], client=client)
         assert len(held_out) == TIMES // 4 * LAT * LON
         trained[name] = dbdask.downpour(
             linear(train),
             train,
-            client=threads_client,
+            client=client,
             batch_size=16,
             replicas=1,
             validation=held_out,
