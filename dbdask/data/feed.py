@@ -212,7 +212,7 @@ class Reader:
     def _minibatch(self, group: BlockGroup, rows: Int64Array, step: int) -> Minibatch:
         recipe = self.recipe
         located = group.locate(rows)
-        taken = [group.take(number, located) for number in range(len(recipe.roles))]
+        taken = group.take_all(located)
         count = len(recipe.inputs.variables)
         inputs, _ = recipe.inputs.assemble(taken[:count], masked=group.gaps)
         weights = None
