@@ -76,7 +76,8 @@ def _found(
 ) -> list[set[Label]]:
     """Return the labels of the variables at some places that occur at the examples."""
     found: list[set[Label]] = [set() for _ in places]
-    for here in sweep(recipe, MeasureLabels(tuple(places)), client):
+    needed = frozenset(recipe.features(role).variables[n].key for role, n in places)
+    for here in sweep(replace(recipe, needed=needed), MeasureLabels(tuple(places)), client):
         for mine, labels in zip(found, here, strict=True):
             mine.update(labels)
         for (role, number), mine, most in zip(places, found, limits or (), strict=False):

@@ -135,7 +135,7 @@ def _measured(
     measure = MeasureMoments(tuple(places), per, recipe.selection.mask)
     variables = [(role, recipe.features(role).variables[n]) for role, n in places]
     found: list[list[Moments]] = [[] for _ in variables]
-    for found_here in sweep(_bare(recipe), measure, client):
+    for found_here in sweep(_bare(recipe, frozenset(v.key for _, v in variables)), measure, client):
         for mine, one in zip(found, found_here, strict=True):
             if one is not None:
                 mine.append(one)
@@ -170,11 +170,15 @@ def _refuse_missing(recipe: Recipe, client: "Client | None") -> None:
         pass
 
 
-def _bare(recipe: Recipe) -> Recipe:
-    """Return the examples without windows and mask: every selected position is read once."""
+def _bare(recipe: Recipe, needed: frozenset[str]) -> Recipe:
+    """Return the examples without windows and mask, to read each selected position once.
+
+    `needed` are the keys of the variables that are read.
+    """
     return replace(
         recipe,
         inputs=replace(recipe.inputs, windows=()),
         groups=None,
+        needed=needed,
         selection=replace(recipe.selection, mask=None),
     )

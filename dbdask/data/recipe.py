@@ -43,6 +43,8 @@ class Recipe:
     scales_targets: bool = False  # asked for, with any loss
     beyond: Mapping[str, Lengths] = field(default_factory=dict)
     """Lengths of blocks along sample dimensions that no variable has: those of the data."""
+    needed: frozenset[str] | None = None
+    """Keys of the variables that a pass reads; None: all."""
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -200,11 +202,12 @@ class Recipe:
         if not self.rows_in(block):
             return
         within = self.block_centres(block)
-        for (_, variable), window in zip(self.roles, self.windows, strict=True):
+        windows = (*self.windows, *((self.window,) if self.groups is not None else ()))
+        for variable, window in zip(self.variables, windows, strict=True):
+            if self.needed is not None and variable.key not in self.needed:
+                continue
             for box in stored_boxes(self.box(variable, within, window), variable.sizes):
                 yield variable, box
-        if self.groups is not None:
-            yield self.groups, self.box(self.groups, within, self.window)
 
     def check_values_are_here(self) -> None:
         """Raise if the values of a variable stayed in the process that pickled the examples.
