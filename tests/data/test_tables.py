@@ -270,3 +270,39 @@ def test_too_many_labels_are_refused(monkeypatch):
     monkeypatch.setattr("dbdask.data.label_finding.MOST_LABELS", {"one-hot": 2, "codes": 9})
     with pytest.raises(DataError, match="'job' has more than 2 different labels; leave it out"):
         examples_of(table()).fit_categories()
+
+
+def test_partitions_without_rows_are_skipped():
+    frame = table()
+    frame["age"] = frame["age"].astype("Int64")
+    whole = lazy(frame, 6)
+    examples = examples_of(whole[whole["zone"] == 7], categories="one-hot").fit_categories()
+    kept = frame[frame["zone"] == 7]
+    assert len(examples) == len(kept) and np.array_equal(
+        examples.batch(60).inputs[:, 0], kept["age"]
+    )
+    with pytest.raises(ValueError, match="the DataFrame has no rows"):
+        examples_of(whole[whole["zone"] == 8])
+
+
+def test_integers_that_are_rounded_are_refused():
+    frame = table().assign(age=pd.array([2**60 + 1] * 60, "Int64"))
+    examples = examples_of(lazy(frame), inputs="age", categories="one-hot")
+    with pytest.raises(DataError, match="column 'age' holds integers that float64 cannot hold"):
+        examples.batch()
+
+
+def test_columns_of_one_layout_share_their_places(monkeypatch):
+    """A table of many columns costs one index a minibatch, not one for each column."""
+    from dbdask.data.gathering import BlockGroup
+
+    asked = []
+    index = BlockGroup.index
+    monkeypatch.setattr(
+        BlockGroup, "index", lambda self, *given: asked.append(1) or index(self, *given)
+    )
+    frame = pd.DataFrame({f"x{n}": np.arange(50.0) + n for n in range(30)} | {"y": np.arange(50.0)})
+    examples = dbdask.Examples.from_dataframe(frame, targets="y")
+    inputs = examples.batch(50).inputs
+    assert np.array_equal(inputs, np.arange(50)[:, None] + np.arange(30)[None])
+    assert len(asked) < 40
