@@ -306,3 +306,12 @@ def test_columns_of_one_layout_share_their_places(monkeypatch):
     inputs = examples.batch(50).inputs
     assert np.array_equal(inputs, np.arange(50)[:, None] + np.arange(30)[None])
     assert len(asked) < 40
+
+
+def test_text_of_arrow_in_a_dataset_is_read():
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
+    text = pd.array(["cook", "baker", None, "cook"], "string[pyarrow]")
+    data = xr.Dataset({"job": ("row", text), "y": ("row", np.arange(4.0))})
+    arguments = {"inputs": "job", "targets": "y", "along": "row", "missing": "drop"}
+    examples = dbdask.Examples(data, categories={"job": "codes"}, **arguments).fit_categories()
+    assert examples.batch().inputs.tolist() == [2, 1, 2]
