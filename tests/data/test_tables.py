@@ -10,6 +10,7 @@ import xarray as xr
 from test_prediction import result_of
 
 import dbdask
+from dbdask.data.routes import HeldByPandas
 from dbdask.errors import DataError
 
 JOBS, TOWNS = ["baker", "cook", "smith"], ["Ayr", "Bath", "Cork", "Deal"]
@@ -315,3 +316,16 @@ def test_text_of_arrow_in_a_dataset_is_read():
     arguments = {"inputs": "job", "targets": "y", "along": "row", "missing": "drop"}
     examples = dbdask.Examples(data, categories={"job": "codes"}, **arguments).fit_categories()
     assert examples.batch().inputs.tolist() == [2, 1, 2]
+
+
+def test_text_of_many_rows_is_not_made_before_it_is_read(monkeypatch):
+    read = []
+    of_index = HeldByPandas.read
+    monkeypatch.setattr(
+        HeldByPandas, "read", lambda self, index: read.append(index) or of_index(self, index)
+    )
+    frame = pd.DataFrame({"job": pd.Categorical(np.resize(JOBS, 3000)), "y": np.ones(3000)})
+    examples = examples_of(frame, targets="y", weights=None, categories="one-hot")
+    assert not read and examples.has_labels is False
+    examples.fit_categories()
+    assert len(read) == 1
