@@ -53,7 +53,8 @@ class Examples:
     Parameters
     ----------
     data
-        A Zarr store (path, URL or zarr `Store`) or an xarray Dataset.
+        A Zarr store (path, URL or zarr `Store`), an xarray Dataset, or a DataFrame, whose rows are
+        the dimension `row` (see `from_dataframe`).
     inputs, targets
         Names or DataArrays, whose index coordinates must be those of the data. Several variables
         of one shape are stacked on a last axis; of unlike shapes, each is flattened and they are

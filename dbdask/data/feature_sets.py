@@ -168,7 +168,7 @@ class FeatureSet:
             lengths = [n if dim in dims else 1 for dim, n in zip(own, shape, strict=True)]
             part = values.transpose(0, *order).reshape(-1, *lengths)
             parts.append(np.broadcast_to(part, (len(values), *shape)))
-        return parts[0] if len(parts) == 1 else self._together(parts)
+        return np.ascontiguousarray(parts[0]) if len(parts) == 1 else self._together(parts)
 
     def assemble(
         self, stored: Sequence[np.ndarray], masked: bool = False

@@ -94,8 +94,8 @@ def dataset(
     Returns
     -------
     MinibatchDataset
-        Yields (inputs, targets), or (inputs, targets, weights) for examples that have weights or
-        ``missing="mask"``, or inputs alone for examples without targets.
+        Yields (inputs, targets), or (inputs, targets, weights) for examples that have weights, or
+        targets of which missing elements are masked, or inputs alone for examples without targets.
 
     Examples
     --------
