@@ -34,7 +34,7 @@ def folder() -> Path:
 
 def read(name: str) -> pd.DataFrame:
     """Return one of the package's tables."""
-    return pd.read_csv(folder() / f"{name}.csv.gz", low_memory=False)
+    return pd.read_csv(next(folder().glob(f"{name}.csv*")), low_memory=False)
 
 
 def flights() -> pd.DataFrame:

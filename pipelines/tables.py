@@ -21,6 +21,8 @@ CHUNK = 8192  # rows
 MISSING = "(missing)"
 LEAST_SHARE = 0.002  # of the rows: a level that is rarer has no column
 
+DIMS = {"numbers": "number", "gaps": "gap", "categories": "category"}
+
 Frame = Any  # a dask DataFrame, which has no types
 
 
@@ -55,15 +57,15 @@ class Encoding:
         Returns
         -------
         dict
-            `number`, float32 (rows, numbers), NaN in gaps; `gap`, uint8 (rows, gaps);
-            `category`, uint8 (rows, levels); `target`, uint8 (rows,), 1 in the rare class.
+            `numbers`, float32 (rows, numbers), NaN in gaps; `gaps`, uint8 (rows, gaps);
+            `categories`, uint8 (rows, levels); `target`, uint8 (rows,), 1 in the rare class.
         """
         texts = {column: texts_of(rows[column]) for column in {name for name, _ in self.levels}}
         levels = [texts[column] == level for column, level in self.levels]
         return {
-            "number": rows[list(self.numbers)].to_numpy(np.float32, na_value=np.nan),
-            "gap": rows[list(self.gaps)].isna().to_numpy(np.uint8),
-            "category": _columns(levels, len(rows)),
+            "numbers": rows[list(self.numbers)].to_numpy(np.float32, na_value=np.nan),
+            "gaps": rows[list(self.gaps)].isna().to_numpy(np.uint8),
+            "categories": _columns(levels, len(rows)),
             "target": is_positive(rows[self.target], self.positive).astype(np.uint8),
         }
 
@@ -109,11 +111,12 @@ def learn_encoding(
     kinds = {name: _kind(name, dtype) for name, dtype in rows.dtypes.items() if name != target}
     named = [name for name, kind in kinds.items() if kind == "category" or name in categories]
     numbers = [name for name in kinds if name not in named]
-    gaps, targets, *counts = dask.compute(
-        rows[numbers].isna().any(),
-        rows[target].value_counts(),
-        *(rows[name].value_counts(dropna=False) for name in named),
-    )
+    found = dask.compute(
+        [delayed(_count)(part, numbers, [target, *named]) for part in rows.to_delayed()]
+    )[0]
+    gaps = np.any([has_gaps for has_gaps, _ in found], axis=0)
+    counts = {name: _sum([counts[name] for _, counts in found]) for name in (target, *named)}
+    targets = counts[target]
     total, events = int(targets.sum()), int(targets[is_positive(targets.index, positive)].sum())
     if events in (0, total):
         raise ValueError(
@@ -122,12 +125,26 @@ def learn_encoding(
         )
     levels = [
         (name, level)
-        for name, found in zip(named, counts, strict=True)
-        for level in sorted(texts_of(found.index[found >= LEAST_SHARE * total]))
+        for name in named
+        for level in sorted(texts_of(counts[name].index[counts[name] >= LEAST_SHARE * total]))
     ]
-    with_gaps = tuple(name for name in numbers if gaps[name])
+    with_gaps = tuple(name for name, has_gaps in zip(numbers, gaps, strict=True) if has_gaps)
     share = events / total
     return Encoding(target, positive, tuple(numbers), with_gaps, tuple(levels), share)
+
+
+def _count(
+    rows: pd.DataFrame, numbers: list[str], named: list[str]
+) -> tuple[np.ndarray, dict[str, pd.Series]]:
+    """Return whether each column of numbers has gaps, and how often each value is in the others."""
+    gaps = rows[numbers].isna().any().to_numpy(bool)
+    return gaps, {name: rows[name].value_counts(dropna=False) for name in named}
+
+
+def _sum(counts: list[pd.Series]) -> pd.Series:
+    together = pd.concat([one.rename_axis("value").astype("int64") for one in counts])
+    summed: pd.Series = together.groupby(level=0, dropna=False).sum()
+    return summed
 
 
 def _kind(name: str, dtype: Any) -> str:
@@ -165,6 +182,15 @@ def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def columns_of(encoding: Encoding) -> dict[str, list[str]]:
+    """Return the names of the columns of each variable that rows are encoded in."""
+    return {
+        "numbers": list(encoding.numbers),
+        "gaps": list(encoding.gaps),
+        "categories": [f"{column}={level}" for column, level in encoding.levels],
+    }
+
+
 def write_arrays(rows: Frame, encoding: Encoding, path: Path, weights: Sequence[float]) -> None:
     """Write the arrays of a table's rows to a Zarr store, in parallel.
 
@@ -180,37 +206,25 @@ def write_arrays(rows: Frame, encoding: Encoding, path: Path, weights: Sequence[
     parts = rows.to_delayed()
     lengths = rows.map_partitions(len).compute().tolist()
     encoded = [delayed(encoding.encode)(part) for part in parts]
-    widths = {
-        "number": (len(encoding.numbers),),
-        "gap": (len(encoding.gaps),),
-        "category": (len(encoding.levels),),
-        "target": (),
-    }
+    columns = columns_of(encoding)
     variables = {}
-    for name, width in widths.items():
-        dtype = np.float32 if name == "number" else np.uint8
+    for name in (*columns, "target"):
+        width = (len(columns[name]),) if name in columns else ()
+        dtype = np.float32 if name == "numbers" else np.uint8
         blocks = [
             da.from_delayed(part[name], (length, *width), dtype)
             for part, length in zip(encoded, lengths, strict=True)
         ]
         if 0 not in width:
-            dims = ("row", name)[: 1 + len(width)]
-            variables[name] = (dims, da.concatenate(blocks).rechunk({0: CHUNK}))
+            dims = ("row", *(DIMS[name] for _ in width))
+            array = da.concatenate(blocks).rechunk({0: CHUNK})
+            variables[name] = (dims, array, {"columns": columns[name]} if name in columns else {})
     table = np.array(weights, np.float32)
     chosen = variables["target"][1].map_blocks(_chosen, table, dtype=np.float32)
-    dataset = xr.Dataset({**variables, "weight": ("row", chosen)}, coords=_labels(encoding))
+    dataset = xr.Dataset({**variables, "weight": ("row", chosen)})
     dataset.to_zarr(path, mode="w", consolidated=False)
 
 
 def _chosen(indices: np.ndarray, table: np.ndarray) -> np.ndarray:
     found: np.ndarray = table[indices]
     return found
-
-
-def _labels(encoding: Encoding) -> dict[str, list[str]]:
-    labels = {
-        "number": list(encoding.numbers),
-        "gap": list(encoding.gaps),
-        "category": [f"{column}={level}" for column, level in encoding.levels],
-    }
-    return {name: names for name, names in labels.items() if names}

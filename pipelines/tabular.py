@@ -25,7 +25,7 @@ import dbdask
 from pipelines import flights
 from pipelines.calibration import draw, scores, without_weights
 from pipelines.command_line import cluster, hidden_layers, optimizer, say
-from pipelines.tables import Encoding, learn_encoding, read_table, write_arrays
+from pipelines.tables import Encoding, columns_of, learn_encoding, read_table, write_arrays
 
 OURS, THEIRS = "dbdask", "scikit-learn's MLPClassifier"
 
@@ -91,14 +91,9 @@ def prepare(options: argparse.Namespace) -> Table:
 
 def rows_of(path: Path, encoding: Encoding) -> dbdask.Examples:
     """Describe what is an example: a row, with its numbers, gaps and categories in one vector."""
-    widths = {
-        "number": encoding.numbers,
-        "gap": encoding.gaps,
-        "category": encoding.levels,
-    }
     return dbdask.Examples(
         path,
-        inputs=[name for name, columns in widths.items() if columns],
+        inputs=[name for name, columns in columns_of(encoding).items() if columns],
         targets="target",
         along="row",
         weights="weight",

@@ -181,7 +181,7 @@ def duck_array(name: str, values: Any) -> DuckArray:
 
 def _of_frame(name: str, values: Any) -> da.Array:
     """Return the values of a dask dataframe or series; lengths of partitions are computed."""
-    if hasattr(values, "columns"):
+    if values.ndim == 2:
         for column, dtype in values.dtypes.items():
             if not pd.api.types.is_numeric_dtype(dtype):
                 raise ValueError(
