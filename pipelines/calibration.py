@@ -8,6 +8,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 BINS = 15
+LEAST = 1e-4  # probabilities below are drawn here: rare events need a logarithmic axis
 
 
 def without_weights(probability: np.ndarray, ratio: float) -> np.ndarray:
@@ -56,19 +57,19 @@ def draw(path: Path, targets: np.ndarray, predicted: Mapping[str, np.ndarray]) -
 
     figure = Figure(figsize=(6, 6.5), layout="constrained")
     curve, counts = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
-    largest = 0.0
+    ends = [float(np.clip(p, LEAST, 1).min()) for p in predicted.values()]
+    edges = np.geomspace(min(ends), 1, 61)
     for name, probability in predicted.items():
         observed, mean = calibration_curve(targets, probability, n_bins=BINS, strategy="quantile")
         curve.plot(mean, observed, "o-", markersize=4, label=name)
-        largest = max(largest, float(observed.max()), float(mean.max()))
-        counts.hist(probability, bins=np.linspace(0, 1, 101), histtype="step", label=name)
-    curve.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="perfect")
+        counts.hist(np.clip(probability, LEAST, 1), bins=edges, histtype="step", label=name)
+    curve.plot([min(ends), 1], [min(ends), 1], color="grey", linewidth=0.8, label="perfect")
     curve.set(
         ylabel="share of events",
         title=f"Calibration on {len(targets):,} held-out rows, {targets.mean():.1%} events",
-        xlim=(0, 1.1 * largest),
-        ylim=(0, 1.1 * largest),
+        xscale="log",
+        yscale="log",
     )
     curve.legend()
-    counts.set(xlabel="predicted probability", ylabel="rows", yscale="log")
+    counts.set(xlabel="predicted probability", ylabel="rows")
     figure.savefig(path, dpi=120)
