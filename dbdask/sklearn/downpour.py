@@ -10,13 +10,14 @@ from distributed import Client
 from dbdask.algorithms.downpour import downpour
 from dbdask.data.examples import Examples
 from dbdask.models.model import Model
-from dbdask.optim.optimizers import Optimizer
+from dbdask.optim.optimizers import Optimizer, adagrad
 from dbdask.result import Result
 from dbdask.run.slow_callbacks import Callback
 from dbdask.sklearn.estimator import ModelOf, NetworkEstimator
 from dbdask.sklearn.kinds import NetworkClassifier, NetworkRegressor
 
-MOST_ROWS, LEAST_ROWS = 128, 8
+RATE = 0.03  # of Adagrad on scaled features: learns a small table in the default epochs
+MOST_ROWS, LEAST_ROWS = 128, 4
 STEPS = 32
 """Minibatches that an epoch of a small table has, where the batch size is "auto"."""
 
@@ -101,7 +102,7 @@ class DownpourEstimator(NetworkEstimator):
             examples,
             client=client,
             parameters=parameters,
-            optimizer=self.optimizer,
+            optimizer=adagrad(RATE) if self.optimizer is None else self.optimizer,
             batch_size=batch_size_for(self.batch_size, len(examples)),
             epochs=1 if once else self.epochs,
             n_fetch=self.n_fetch,
@@ -179,7 +180,9 @@ class DownpourClassifier(NetworkClassifier, DownpourEstimator):
         the first `partial_fit`) and applied to whatever is predicted.
     batch_size
         Examples of a minibatch; "auto" is 128, but less where an epoch would have fewer than 32.
-    optimizer, epochs, n_fetch, n_push, local_optimizer, warmstart, target_loss, clip_norm
+    optimizer
+        The update rule of the shards, as for `dbdask.downpour`; None is `adagrad(0.03)`.
+    epochs, n_fetch, n_push, local_optimizer, warmstart, target_loss, clip_norm
         As for `dbdask.downpour`: how it trains, and how long.
     class_weight
         A mapping from labels to weights, or "balanced"; None: each sample counts alike.
