@@ -71,13 +71,13 @@ def test_weights_are_undone():
 
 def run(folder, pattern, *arguments):
     given = ["--table", str(pattern), "--target", "late", "--positive", "yes"]
-    quick = ["--layers", "1x16", "--epochs", "6", "--batch-size", "64"]
+    quick = ["--layers", "1x16", "--epochs", "5", "--batch-size", "64", "--replicas", "1"]
     assert main([*given, *quick, "--output", str(folder / "out"), *arguments]) == 0
     return folder / "out"
 
 
 def test_from_csv_files_to_probabilities(tmp_path, capsys):
-    rows = table(6000, 2)
+    rows = table(4000, 2)
     for part in range(3):
         rows[part::3].to_csv(tmp_path / f"table-{part}.csv", index=False)
     output = run(tmp_path, tmp_path / "table-*.csv", "--categories", "month")
@@ -87,7 +87,7 @@ def test_from_csv_files_to_probabilities(tmp_path, capsys):
         for line in said.splitlines()
         if line.startswith(("dbdask ", "scikit-learn's "))
     )
-    assert ours > 0.75 and abs(ours - theirs) < 0.03
+    assert ours > 0.75 and ours > theirs - 0.03
     held_out = xr.open_zarr(output / "held_out.zarr", consolidated=False)
     predicted = xr.open_zarr(output / "probabilities.zarr", consolidated=False)["target"]
     assert predicted.sizes == {"row": held_out.sizes["row"], "class": 2}
