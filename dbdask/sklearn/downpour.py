@@ -88,6 +88,7 @@ class DownpourEstimator(NetworkEstimator):
         examples: Examples,
         *,
         client: Client,
+        replicas: int | None,
         parameters: Any,
         seed: int,
         once: bool,
@@ -110,7 +111,7 @@ class DownpourEstimator(NetworkEstimator):
             local_optimizer=self.local_optimizer,
             warmstart=self.warmstart,
             target_loss=self.target_loss,
-            replicas=self.replicas,
+            replicas=replicas,
             shards=self.shards,
             shard_copies=self.shard_copies,
             workers=self.workers,
@@ -191,15 +192,17 @@ class DownpourClassifier(NetworkClassifier, DownpourEstimator):
     client
         The Dask client; None takes the current one, else a cluster of one worker in this process,
         which is kept for later fits. Clones share it, and pickles do not carry it.
-    replicas, shards, shard_copies, workers, shard_workers
-        As for `dbdask.downpour`: where the model replicas and the parameters are.
+    replicas
+        Model replicas; None is one a worker, and one in this process.
+    shards, shard_copies, workers, shard_workers
+        As for `dbdask.downpour`: where the parameters and the model replicas are.
     checkpoint, snapshot_every, resume
         As for `dbdask.downpour`: what survives a crash.
     callbacks, progress
         As for `dbdask.downpour`, but that nothing is shown by default.
     random_state
-        The seed, as scikit-learn takes it. With one replica the same whole number gives the same
-        result, to the bit.
+        The seed, as scikit-learn takes it. With `replicas=1`, as without a client, the same whole
+        number gives the same result, to the bit.
 
     Attributes
     ----------

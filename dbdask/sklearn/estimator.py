@@ -52,6 +52,7 @@ class NetworkEstimator(BaseEstimator):
     standardize: bool
     parameters: Any
     client: Client | None
+    replicas: int | None
     random_state: Any
 
     result_: Result
@@ -68,6 +69,7 @@ class NetworkEstimator(BaseEstimator):
         examples: Examples,
         *,
         client: Client,
+        replicas: int | None,
         parameters: Any,
         seed: int,
         once: bool,
@@ -184,20 +186,26 @@ class NetworkEstimator(BaseEstimator):
         goes_on = once and hasattr(self, "result_")
         seed = seed_of(self.random_state) + (self.n_iter_ if goes_on else 0)
         examples = _examples(inputs, targets, weights, classes)
-        with client_of_fit(self.client) as client:
-            if goes_on:
-                examples = examples.prepared_like(self.result_.examples)
-                model, start = self.result_.model, self.result_
-            else:
-                outputs = classes or int(np.prod(targets.shape[1:]))
-                model, start = self._model(examples.input_shape, outputs), self.parameters
-                if self.standardize:
-                    examples = examples.standardize(
-                        targets=classes is None, per="feature", client=client
-                    )
-            result = self._train(
-                model, examples, client=client, parameters=start, seed=seed, once=once
-            )
+        client, replicas = client_of_fit(self.client, self.replicas)
+        if goes_on:
+            examples = examples.prepared_like(self.result_.examples)
+            model, start = self.result_.model, self.result_
+        else:
+            outputs = classes or int(np.prod(targets.shape[1:]))
+            model, start = self._model(examples.input_shape, outputs), self.parameters
+            if self.standardize:
+                examples = examples.standardize(
+                    targets=classes is None, per="feature", client=client
+                )
+        result = self._train(
+            model,
+            examples,
+            client=client,
+            replicas=replicas,
+            parameters=start,
+            seed=seed,
+            once=once,
+        )
         curve = self._curve(result.history)
         self.loss_curve_ = [*self.loss_curve_, *curve] if goes_on else curve
         self.n_iter_ = len(self.loss_curve_)

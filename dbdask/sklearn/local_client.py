@@ -3,8 +3,6 @@
 import atexit
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
@@ -15,8 +13,7 @@ from dbdask.run.session import current_client
 class LocalClient:
     """A client of one worker in this process, which uses all cores and is kept for later fits.
 
-    One worker is one replica, so the same seed gives the same result. The cluster has neither
-    processes nor a dashboard. It ends with the process; a forked process makes its own.
+    The cluster starts no process, and ends with this one. A forked process makes its own.
     """
 
     def __init__(self) -> None:
@@ -57,8 +54,13 @@ local_client = LocalClient()
 atexit.register(local_client.close)
 
 
-@contextmanager
-def client_of_fit(client: Client | None) -> Iterator[Client]:
-    """Yield the given client, else the current one, else that of this process."""
+def client_of_fit(client: Client | None, replicas: int | None) -> tuple[Client, int | None]:
+    """Return the client of a fit and its number of replicas.
+
+    The client is the given one, else the current one, else that of this process, on which there
+    is one replica unless another number was given: its order of portions is then fixed.
+    """
     found = client if client is not None else current_client()
-    yield local_client.client() if found is None else found
+    if found is not None:
+        return found, replicas
+    return local_client.client(), 1 if replicas is None else replicas

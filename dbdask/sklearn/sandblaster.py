@@ -41,15 +41,17 @@ class SandblasterClassifier(NetworkClassifier):
     client
         The Dask client; None takes the current one, else a cluster of one worker in this process,
         which is kept for later fits. Clones share it, and pickles do not carry it.
-    replicas, shards, shard_copies, workers, shard_workers
-        As for `dbdask.sandblaster`: where the model replicas and the parameters are.
+    replicas
+        Model replicas; None is one a worker, and one in this process.
+    shards, shard_copies, workers, shard_workers
+        As for `dbdask.sandblaster`: where the parameters and the model replicas are.
     checkpoint, snapshot_every, resume
         As for `dbdask.sandblaster`: what survives a crash.
     callbacks, progress
         As for `dbdask.sandblaster`, but that nothing is shown by default.
     random_state
-        The seed, as scikit-learn takes it. With one replica the same whole number gives the same
-        result, to the bit.
+        The seed, as scikit-learn takes it. With `replicas=1`, as without a client, the same whole
+        number gives the same result, to the bit.
 
     Attributes
     ----------
@@ -130,6 +132,7 @@ class SandblasterClassifier(NetworkClassifier):
         examples: Examples,
         *,
         client: Client,
+        replicas: int | None,
         parameters: Any,
         seed: int,
         once: bool,
@@ -145,7 +148,7 @@ class SandblasterClassifier(NetworkClassifier):
             tolerance=self.tolerance,
             l2=self.l2,
             portion_size=self.portion_size,
-            replicas=self.replicas,
+            replicas=replicas,
             shards=self.shards,
             shard_copies=self.shard_copies,
             workers=self.workers,
