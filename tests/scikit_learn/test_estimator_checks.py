@@ -28,8 +28,8 @@ QUICK = [
 """For checks that do not ask how well an estimator learns."""
 WEIGHTS = "check_sample_weight_equivalence_on_dense_data"
 SUBSETS = {
-    "check_methods_subset_invariance": "the last digit of a float32 prediction may depend on how many "
-    "rows are predicted together"
+    "check_methods_subset_invariance": "the last digit of a float32 prediction may depend on "
+    "how many rows are predicted together"
 }
 """This check allows a difference of about one unit of the last digit, and passes mostly."""
 
