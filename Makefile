@@ -12,6 +12,8 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@$(PY) -c 'import torch' 2>/dev/null || \
 	  echo "PyTorch is not installed, and its tests are skipped: make $(VENV)/.torch installs it"
+	@$(PY) -c 'import dask.dataframe' 2>/dev/null || \
+	  echo "dask[dataframe] is not installed, and its tests are skipped: make $(VENV)/.tabular installs it"
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.test
@@ -55,6 +57,10 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.torch: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[torch]'
+	@touch $@
+
+$(VENV)/.tabular: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) -e '.[tabular]'
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.made pyproject.toml constraints.txt

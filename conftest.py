@@ -2,4 +2,8 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("torch") else ["dbdask/torch"]
+collect_ignore = [
+    package
+    for package, extra in (("dbdask/torch", "torch"), ("dbdask/sklearn", "sklearn"))
+    if not find_spec(extra)
+]

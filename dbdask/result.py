@@ -236,6 +236,14 @@ class Result:
         one = np.zeros((1, *self.examples.input_shape), np.float32)
         return np.asarray(self.model.predict(self.vector(), one)).size
 
+    def detached(self) -> "Result":
+        """Return the same result without the values of its examples: small when pickled.
+
+        It predicts and scores as this one does, as a loaded result would.
+        """
+        examples = Examples.from_description(self.examples.description())
+        return Result(self.model, examples, self._vector, self._history, self.status)
+
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Save the result as a Zarr group: parameters, layers, the description of the examples.
 

@@ -11,22 +11,14 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from distributed import Client, LocalCluster
+from distributed import Client
 
 import dbdask
-from dbdask.optim.optimizers import Optimizer
+from pipelines.command_line import cluster, hidden_layers, optimizer, say
 from pipelines.corpus import Corpus, build, recorded, synthesised
-
-OPTIMIZERS = {
-    "sgd": dbdask.sgd,
-    "momentum": dbdask.momentum,
-    "adagrad": dbdask.adagrad,
-    "adam": dbdask.adam,
-}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,22 +43,10 @@ def parser() -> argparse.ArgumentParser:
 
 def network(layers: str, input_shape: tuple[int, ...], outputs: int) -> dbdask.Network:
     """Return the network of `--layers`: sigmoids, and a softmax over the phonemes."""
-    count, _, units = layers.partition("x")
-    if not (count.isdigit() and units.isdigit()):
-        raise SystemExit(f"--layers must be COUNTxUNITS such as 2x256, got {layers!r}")
-    hidden = [dbdask.Dense(int(units), "sigmoid")] * int(count)
+    hidden = [dbdask.Dense(units, "sigmoid") for units in hidden_layers(layers)]
     return dbdask.Network(
         input_shape=input_shape, layers=[*hidden, dbdask.Dense(outputs)], loss="softmax"
     )
-
-
-def optimizer(text: str) -> Optimizer:
-    """Return the optimiser of `--optimizer`."""
-    name, _, rate = text.partition(":")
-    if name not in OPTIMIZERS:
-        raise SystemExit(f"--optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
-    found: Optimizer = OPTIMIZERS[name](float(rate or 0.03))
-    return found
 
 
 def frames(path: Path) -> dbdask.Examples:
@@ -79,20 +59,6 @@ def frames(path: Path) -> dbdask.Examples:
         window={"frame": 11},
         groups="utterance",
     )
-
-
-@contextmanager
-def cluster(address: str | None) -> Iterator[Client]:
-    """Yield a client of the given scheduler, or of two processes of this machine."""
-    if address is not None:
-        with Client(address) as client:
-            yield client
-        return
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as local,
-        Client(local) as client,
-    ):
-        yield client
 
 
 def train(client: Client, corpus: Corpus, options: argparse.Namespace) -> dbdask.Result:
@@ -141,11 +107,6 @@ def report_validation(record: dbdask.Record) -> None:
             f"pass {record.epoch + 1}: held-out frame accuracy "
             f"{record.validation_accuracy:.3f} after {record.seconds:.0f} s"
         )
-
-
-def say(text: str) -> None:
-    """Tell the person who runs the program."""
-    print(text, flush=True)
 
 
 def summary(options: argparse.Namespace, corpus: Corpus, scores: dict[str, float]) -> str:

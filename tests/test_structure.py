@@ -29,6 +29,7 @@ LEVELS = {
     "worker": 5,
     "run": 7,
     "algorithms": 8,
+    "sklearn": 9,
 }
 TOP_LEVEL = 6  # modules such as `result`, which read and score without a run
 KNOWS_DASK = {"dbdask.data.block_provider"}

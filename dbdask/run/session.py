@@ -50,7 +50,7 @@ def client_for(client: Client | None) -> Iterator[Client]:
 
     Inside a Dask task the current one is that of its worker.
     """
-    client = _current_client() if client is None else client
+    client = current_client() if client is None else client
     if client is None:
         with _own_cluster() as own:
             yield own
@@ -65,7 +65,8 @@ def client_for(client: Client | None) -> Iterator[Client]:
         yield client
 
 
-def _current_client() -> Client | None:
+def current_client() -> Client | None:
+    """Return the current client, inside a Dask task that of its worker; None if there is none."""
     try:
         this_worker()
     except ValueError:  # in no task
