@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
+from routing import disturb
 from test_downpour import assert_nothing_left, flat, labelled, network, write_store
 
 import dbdask
+from dbdask.models.exchange_cost import messages
+from dbdask.models.partition import partition_of
+from dbdask.worker.peers import Peers
+from dbdask.worker.share import PartOfGang
 
-ROWS = 1200
+ROWS, BATCH = 1200, 20
 
 
 @pytest.fixture(scope="module")
@@ -14,28 +20,184 @@ def store(tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("partitions") / "store.zarr", ROWS)
 
 
-def train(client, store, *, model=None, **options):
-    settings = {"optimizer": dbdask.sgd(0.1), "batch_size": 20, "progress": False} | options
-    return dbdask.downpour(model or network(), labelled(store), client=client, **settings)
-
-
-def losses(result):
-    return result.history["loss"].values
-
-
 @pytest.fixture(params=["threads", "processes"])
 def client(request, threads_client, process_client):
     return threads_client if request.param == "threads" else process_client
 
 
+@pytest.fixture(scope="module")
+def three():
+    """Three workers of one thread in this process."""
+    with (
+        LocalCluster(
+            processes=False, n_workers=3, threads_per_worker=1, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def train(client, store, *, model=None, **options):
+    settings = {"optimizer": dbdask.sgd(0.1), "batch_size": BATCH, "progress": False} | options
+    return dbdask.downpour(model or network(), labelled(store), client=client, **settings)
+
+
+def minimise(client, store, **options):
+    settings = {"l2": 1e-3, "iterations": 6, "tolerance": 0.0, "progress": False} | options
+    return dbdask.sandblaster(network(), labelled(store), client=client, **settings)
+
+
+def losses(result):
+    found = result.history["loss"].values
+    return found[np.isfinite(found)]
+
+
+def assert_same(result, other, tolerance=1e-5):
+    np.testing.assert_allclose(losses(result), losses(other), rtol=tolerance)
+    np.testing.assert_allclose(flat(result), flat(other), atol=tolerance)
+
+
+# The same as without parts
+
+
 def test_downpour_in_two_parts_goes_where_one_goes(client, store):
     options = {"replicas": 1, "epochs": 2}
-    whole = train(client, store, **options)
     parts = train(client, store, partitions=2, **options)
-    np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-5)
-    np.testing.assert_allclose(flat(parts), flat(whole), atol=1e-5)
+    assert_same(parts, train(client, store, **options))
     assert parts.status.reason == "epochs"
+    assert parts.history["replicas"].values[-1] == 1
+    assert parts.history["seconds_exchanging"].values[-1] > 0
     assert_nothing_left(client)
+
+
+PACES = [
+    {"n_fetch": 2, "n_push": 3},
+    {"optimizer": dbdask.adagrad(0.1), "clip_norm": 0.1, "shards": 5},
+    {"optimizer": dbdask.sgd(1.0), "local_optimizer": dbdask.sgd(0.1), "n_fetch": 3, "n_push": 3},
+]
+
+
+@pytest.mark.parametrize("pace", PACES, ids=["paces", "clipped", "local steps"])
+def test_downpour_in_three_parts_goes_where_one_goes(three, store, pace):
+    options = {"replicas": 1, "epochs": 1} | pace
+    whole, parts = (train(three, store, partitions=n, **options) for n in (1, 3))
+    assert_same(parts, whole)
+    assert_nothing_left(three)
+
+
+def test_sandblaster_in_parts_goes_where_one_goes(client, store):
+    options = {"replicas": 1}
+    parts = minimise(client, store, partitions=2, **options)
+    assert_same(parts, minimise(client, store, **options), 1e-4)
+    assert losses(parts)[0] == pytest.approx(losses(minimise(client, store))[0], rel=1e-5)
+    assert_nothing_left(client)
+
+
+def test_sandblaster_in_three_parts_goes_where_one_goes(three, store):
+    whole, parts = (minimise(three, store, partitions=n, replicas=1) for n in (1, 3))
+    assert_same(parts, whole, 1e-4)
+    assert_nothing_left(three)
+
+
+# Messages
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_messages_and_bytes_of_a_step_are_those_that_were_counted(
+    three, store, request, parts, monkeypatch
+):
+    carried, steps = [], []
+
+    def start(way, place, call, sent, into):
+        if call.method == "deliver":
+            address, _, _, few = call.arguments
+            carried.append((*address[4:7], (few if sent is None else sent).nbytes))
+        return way.start(call, sent, into)
+
+    begin = Peers.begin_step
+
+    def count(peers):
+        steps.append(peers.member.index)
+        begin(peers)
+
+    monkeypatch.setattr(Peers, "begin_step", count)
+    request.addfinalizer(disturb(start))
+    result = train(three, store, partitions=parts, batch_size=40, replicas=1)
+    in_steps = [message for message in carried if message[1] != "begin"]
+    count_of_steps = int(result.history["step"].values[-1])
+    assert count_of_steps == ROWS // 40 and len(steps) == parts * count_of_steps
+    cut = partition_of(network(), parts, 40).cut
+    expected = [(m[0], m[1], m[2], m[4]) for m in messages(network(), cut, 40)]
+    assert sorted(in_steps) == sorted(expected * count_of_steps)
+
+
+# Rule 23
+
+
+def test_the_first_part_alone_asks_what_was_applied(three, store, monkeypatch):
+    """The shards of every part, of each of them once a portion."""
+    asked, plain = [], PartOfGang.begin
+
+    def begin(share, portion):
+        before = share._everything.progress
+        share._everything.progress = lambda *a: asked.append((share.index, portion)) or before(*a)
+        share.link.progress = lambda *a: pytest.fail("a part asks its own shards")
+        return plain(share, portion)
+
+    monkeypatch.setattr(PartOfGang, "begin", begin)
+    train(three, store, partitions=3, replicas=1)
+    assert asked and {index for index, _ in asked} == {0}
+    assert len(set(asked)) == len(asked)
+
+
+# Snapshots
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3), (3, 2)])
+def test_a_run_is_resumed_with_another_cut(three, store, tmp_path, before, after):
+    path = str(tmp_path / "run.zarr")
+    rule = {"optimizer": dbdask.adagrad(0.1), "replicas": 1}
+    whole = train(three, store, epochs=2, **rule)
+    train(three, store, epochs=1, partitions=before, checkpoint=path, **rule)
+    again = train(three, store, epochs=2, partitions=after, checkpoint=path, resume=True, **rule)
+    assert_same(again, whole)
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 2)])
+def test_a_history_of_curvature_is_resumed_with_another_cut(three, store, tmp_path, before, after):
+    path = str(tmp_path / "run.zarr")
+    whole = minimise(three, store, replicas=1)
+    options = {"checkpoint": path, "replicas": 1}
+    minimise(three, store, iterations=3, partitions=before, **options)
+    again = minimise(three, store, partitions=after, resume=True, **options)
+    assert_same(again, whole, 1e-3)
+
+
+def test_snapshots_under_way_change_nothing(three, store, tmp_path):
+    options = {"replicas": 1, "epochs": 2, "partitions": 3}
+    plain = train(three, store, **options)
+    snapshots = {"checkpoint": str(tmp_path / "run.zarr"), "snapshot_every": "20ms"}
+    paused = train(three, store, **options, **snapshots)
+    np.testing.assert_array_equal(flat(plain), flat(paused))
+
+
+# What comes with a run
+
+
+def test_the_best_by_validation_are_the_models_own_parameters(client, store):
+    held_out = labelled(store).isel(row=slice(1000, 1200))
+    result = train(
+        client, store, partitions=2, epochs=3, validation=held_out, keep="best", shard_copies=2
+    )
+    best = np.nanmin(result.history["validation_loss"].values)
+    assert result.evaluate(held_out)["loss"] == pytest.approx(best, rel=1e-5)
+    assert_nothing_left(client)
+
+
+def test_a_run_begins_with_the_parameters_of_another(three, store):
+    first = train(three, store, replicas=1)
+    whole, parts = (train(three, store, replicas=1, parameters=first, partitions=n) for n in (1, 3))
+    assert_same(parts, whole)
 
 
 # What is refused
