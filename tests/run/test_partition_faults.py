@@ -16,7 +16,7 @@ from test_recovery import assert_workers_run_tasks
 import dbdask
 
 ROWS, BATCH, EPOCHS, WORKERS = 1200, 20, 8, 4
-SHARDS = 4  # each has one row of counts, and each part two of the shards
+SHARDS = 2  # each has one row of counts, which is a part
 QUICK = ("kill a shard's worker",)
 CASES = [
     pytest.param(fault, marks=() if fault.name in QUICK else pytest.mark.chaos, id=fault.name)
