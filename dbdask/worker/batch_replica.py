@@ -25,7 +25,7 @@ from dbdask.schedule.portions import Portion
 from dbdask.worker.context import WorkerContext, open_context
 from dbdask.worker.link import ServerHandle
 from dbdask.worker.mailbox import GangEnded
-from dbdask.worker.reporting import reported
+from dbdask.worker.reporting import reported, turn_of
 from dbdask.worker.share import Share, share_of
 
 
@@ -107,7 +107,8 @@ def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Piece) -> BundleRepor
     context = open_context(order.run, job)
     report = BundleReport(context.worker.address)
     with (
-        reported(context, order.handle, order.member, report),
+        reported(order.member, report),
+        turn_of(context, order.handle, order.member),
         context.replica_slot(order.replicas),
     ):
         spent = Spent()

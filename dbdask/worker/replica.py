@@ -16,7 +16,7 @@ from dbdask.worker.accrual import Accrual, AccruedGradients, Displacement, Local
 from dbdask.worker.context import Place, ReplicaSlot, WorkerContext, open_context
 from dbdask.worker.link import ServerLink
 from dbdask.worker.portion_order import DownpourJob, PortionOrder, PortionReport
-from dbdask.worker.reporting import reported
+from dbdask.worker.reporting import reported, turn_of
 from dbdask.worker.share import Share, share_of
 
 
@@ -31,7 +31,8 @@ def train_portion(order: PortionOrder, job: bytes, *blocks: Piece) -> PortionRep
     context = open_context(order.run, job)
     report = PortionReport(order.portion.epoch, order.portion.number, context.worker.address)
     with (
-        reported(context, order.handle, order.member, report),
+        reported(order.member, report),
+        turn_of(context, order.handle, order.member),
         context.replica_slot(order.replicas) as slot,
     ):
         _train(context, slot, order, report, gather_blocks(blocks), began)

@@ -1,7 +1,7 @@
-"""How a training task ends: what belongs in its report, and what is an error."""
+"""How a training task begins and ends: its turn, and what belongs in its report."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from dbdask.data.waiting import ReadGivenUp
@@ -22,33 +22,33 @@ class Ending(Protocol):
 
 
 @contextmanager
-def reported(
-    context: WorkerContext, handle: ServerHandle, member: Member | None, report: Ending
-) -> Iterator[None]:
-    """Do a task's work when its turn comes, and report what ends it early.
+def reported(member: Member | None, report: Ending) -> Iterator[None]:
+    """Report what ends a task early, where that is no error of the model or of the data.
 
-    The loss of a shard or the end of the generation, a read that is given up, and the end of the
-    gang are reported. Only an error of the model or of the data raises.
+    That is the loss of a shard or the end of the generation, a read that is given up, and the end
+    of the gang.
 
     Parameters
     ----------
-    context, handle
-        The run on this worker, and its shards.
     member
-        The task's place in a gang; None if the replica is not partitioned: then no task waits for
-        its turn.
+        The task's place in a gang; None if the replica is not partitioned.
     report
         The report of the task.
     """
     try:
-        if member is None:
-            yield
-        else:
-            with turn(member, context.mailbox, context.link(handle), context.routes):
-                yield
+        yield
     except RECOVERABLE as trouble:
         report.trouble = f"{type(trouble).__name__}: {trouble}"
     except ReadGivenUp as read:  # between two steps: the work goes back as it is in the shards
         report.gang_ended = "" if member is None else str(read)
     except GangEnded as end:
         report.gang_ended, report.peer_lost = str(end), isinstance(end, PeerLost)
+
+
+def turn_of(
+    context: WorkerContext, handle: ServerHandle, member: Member | None
+) -> AbstractContextManager[None]:
+    """Wait for a task's turn in its gang, and hold it; without a gang it is always its turn."""
+    if member is None:
+        return nullcontext()
+    return turn(member, context.mailbox, context.link(handle), context.routes)
