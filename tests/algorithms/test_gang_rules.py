@@ -128,9 +128,9 @@ class Held:
         self.call.cancel()
 
 
-@pytest.mark.parametrize("n_push", [1, 2])
+@pytest.mark.parametrize(("n_fetch", "n_push"), [(1, 1), (8, 2)])
 def test_no_part_pushes_a_step_before_all_parts_have_pushed_the_one_before(
-    threads_client, store, request, n_push
+    threads_client, store, request, n_fetch, n_push
 ):
     lock, pushed, known, ahead = threading.Lock(), {}, {}, []
     run_ahead = threading.Event()
@@ -154,7 +154,8 @@ def test_no_part_pushes_a_step_before_all_parts_have_pushed_the_one_before(
         return Held(way.start(call, sent, into), note, run_ahead if slow else None)
 
     request.addfinalizer(disturb(start))
-    train(threads_client, store, partitions=2, replicas=1, n_push=n_push, shards=2)
+    paces = {"n_fetch": n_fetch, "n_push": n_push}
+    train(threads_client, store, partitions=2, replicas=1, shards=2, **paces)
     assert not ahead and len(known) > 10 and len(pushed) == 2
 
 
