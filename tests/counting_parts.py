@@ -50,12 +50,7 @@ class Counting:
 
     def _linger(self):
         self.minibatches -= 1
-        if self.until is None or self.minibatches >= 0:
-            return
-        for _ in range(int(self.seconds / 0.001)):  # so that a stopped process is late
-            if os.path.exists(self.until):
-                return
-            time.sleep(0.001)
+        linger(self.until if self.minibatches < 0 else None, self.seconds)
 
     def rows_needed(self, input_shape, first, last):
         return 0, input_shape[0]
@@ -96,3 +91,32 @@ COUNTS = "counting_0_count"
 def counted_pairs(store):
     """Examples whose first input is their index, and whose target is 0."""
     return dbdask.Examples(store, inputs=["index", "zero"], targets="zero", along="row")
+
+
+class SlowDense(dbdask.Dense):
+    """A dense layer that takes its time until a file is there."""
+
+    until = None
+    minibatches = 8
+
+    @classmethod
+    def of(cls, units, activation, until):
+        layer = cls(units, activation)
+        object.__setattr__(layer, "until", until)
+        return layer
+
+    def part(self, input_shape, first, last):
+        return SlowDense.of(last - first, self.activation, self.until)
+
+    def backward(self, *arguments):
+        object.__setattr__(self, "minibatches", self.minibatches - 1)
+        linger(self.until if self.minibatches < 0 else None, 0.1)
+        return super().backward(*arguments)
+
+
+def linger(until, seconds):
+    """Take so many seconds, or until a file is there; none without a file to wait for."""
+    for _ in range(int(seconds / 0.001) if until is not None else 0):
+        if os.path.exists(until):  # so that a stopped process is late, it is looked for often
+            return
+        time.sleep(0.001)
