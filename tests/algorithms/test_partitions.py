@@ -1,7 +1,9 @@
 """Replicas that are cut over workers: the same losses, the messages that were counted before."""
 
+import dask
 import numpy as np
 import pytest
+import xarray as xr
 from distributed import Client, LocalCluster
 from routing import disturb
 from test_downpour import assert_nothing_left, flat, labelled, network, write_store
@@ -179,6 +181,41 @@ def test_snapshots_under_way_change_nothing(three, store, tmp_path):
     snapshots = {"checkpoint": str(tmp_path / "run.zarr"), "snapshot_every": "20ms"}
     paused = train(three, store, **options, **snapshots)
     np.testing.assert_array_equal(flat(plain), flat(paused))
+
+
+# However messages and data travel
+
+
+@pytest.mark.parametrize("way", ["same-host", "dask"])
+def test_each_transport_gives_the_same_to_the_bit(process_client, threads_client, store, way):
+    options = {"replicas": 1, "partitions": 2}
+    direct = train(threads_client, store, **options)
+    with dask.config.set({"dbdask.transport": way}):
+        process_client.run(dask.config.set, {"dbdask.transport": way})
+        try:
+            other = train(process_client, store, **options)
+        finally:
+            process_client.run(dask.config.set, {"dbdask.transport": "auto"})
+    np.testing.assert_array_equal(flat(direct), flat(other))
+
+
+@pytest.mark.parametrize("route", ["dask", "memory"])
+def test_data_that_dask_brings_reach_every_part(threads_client, store, route):
+    data = xr.open_zarr(store, consolidated=False)
+    data = data.load() if route == "memory" else data
+    examples = dbdask.Examples(data, inputs="x", targets="label", along="row")
+    result = dbdask.downpour(
+        network(),
+        examples,
+        client=threads_client,
+        optimizer=dbdask.sgd(0.1),
+        batch_size=BATCH,
+        replicas=1,
+        partitions=2,
+        progress=False,
+    )
+    assert_same(result, train(threads_client, store, replicas=1))
+    assert_nothing_left(threads_client)
 
 
 # What comes with a run
