@@ -15,7 +15,7 @@ from dbdask.worker.mailbox import Mailbox
 from dbdask.worker.peers import Peers
 from dbdask.worker.replica import _Replica
 
-ROWS = 1200
+ROWS = 600
 
 
 @pytest.fixture(scope="module")

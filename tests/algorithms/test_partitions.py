@@ -14,7 +14,7 @@ from dbdask.models.partition import partition_of
 from dbdask.worker.peers import Peers
 from dbdask.worker.share import PartOfGang
 
-ROWS, BATCH = 1200, 20
+ROWS, BATCH = 600, 20
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,12 @@ def store(tmp_path_factory):
 
 @pytest.fixture(params=["threads", "processes"])
 def client(request, threads_client, process_client):
+    return threads_client if request.param == "threads" else process_client
+
+
+@pytest.fixture(params=["threads", pytest.param("processes", marks=pytest.mark.slow)])
+def seldom(request, threads_client, process_client):
+    """Threads; in the long suite processes as well."""
     return threads_client if request.param == "threads" else process_client
 
 
@@ -87,17 +93,22 @@ def test_downpour_in_three_parts_goes_where_one_goes(three, store, pace):
     assert_nothing_left(three)
 
 
-def test_sandblaster_in_parts_goes_where_one_goes(client, store):
-    options = {"replicas": 1}
-    parts = minimise(client, store, partitions=2, **options)
-    assert_same(parts, minimise(client, store, **options), 1e-4)
-    assert losses(parts)[0] == pytest.approx(losses(minimise(client, store))[0], rel=1e-5)
-    assert_nothing_left(client)
+@pytest.fixture(scope="module")
+def minimised(three, store):
+    """L-BFGS without parts."""
+    return minimise(three, store, replicas=1)
 
 
-def test_sandblaster_in_three_parts_goes_where_one_goes(three, store):
-    whole, parts = (minimise(three, store, partitions=n, replicas=1) for n in (1, 3))
-    assert_same(parts, whole, 1e-4)
+def test_sandblaster_in_two_parts_goes_where_one_goes(seldom, store, minimised):
+    parts = minimise(seldom, store, partitions=2, replicas=1)
+    assert_same(parts, minimised, 1e-4)
+    assert losses(parts)[0] == pytest.approx(losses(minimised)[0], rel=1e-5)
+    assert_nothing_left(seldom)
+
+
+def test_sandblaster_in_three_parts_goes_where_one_goes(three, store, minimised):
+    parts = minimise(three, store, partitions=3, replicas=1)
+    assert_same(parts, minimised, 1e-4)
     assert_nothing_left(three)
 
 
@@ -155,24 +166,32 @@ def test_the_first_part_alone_asks_what_was_applied(three, store, monkeypatch):
 # Snapshots
 
 
+RULE = {"optimizer": dbdask.adagrad(0.1), "replicas": 1}
+
+
+@pytest.fixture(scope="module")
+def unbroken(three, store):
+    """Two epochs without parts."""
+    return train(three, store, epochs=2, **RULE)
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3), (3, 2)])
-def test_a_run_is_resumed_with_another_cut(three, store, tmp_path, before, after):
+def test_a_run_is_resumed_with_another_cut(three, store, tmp_path, unbroken, before, after):
     path = str(tmp_path / "run.zarr")
-    rule = {"optimizer": dbdask.adagrad(0.1), "replicas": 1}
-    whole = train(three, store, epochs=2, **rule)
-    train(three, store, epochs=1, partitions=before, checkpoint=path, **rule)
-    again = train(three, store, epochs=2, partitions=after, checkpoint=path, resume=True, **rule)
-    assert_same(again, whole)
+    train(three, store, epochs=1, partitions=before, checkpoint=path, **RULE)
+    again = train(three, store, epochs=2, partitions=after, checkpoint=path, resume=True, **RULE)
+    assert_same(again, unbroken)
 
 
-@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 2)])
-def test_a_history_of_curvature_is_resumed_with_another_cut(three, store, tmp_path, before, after):
+@pytest.mark.parametrize(("before", "after"), [(3, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
+def test_a_history_of_curvature_is_resumed_with_another_cut(
+    three, store, tmp_path, minimised, before, after
+):
     path = str(tmp_path / "run.zarr")
-    whole = minimise(three, store, replicas=1)
     options = {"checkpoint": path, "replicas": 1}
     minimise(three, store, iterations=3, partitions=before, **options)
     again = minimise(three, store, partitions=after, resume=True, **options)
-    assert_same(again, whole, 1e-3)
+    assert_same(again, minimised, 1e-3)
 
 
 def test_snapshots_under_way_change_nothing(three, store, tmp_path):
@@ -186,7 +205,7 @@ def test_snapshots_under_way_change_nothing(three, store, tmp_path):
 # However messages and data travel
 
 
-@pytest.mark.parametrize("way", ["same-host", "dask"])
+@pytest.mark.parametrize("way", ["same-host", pytest.param("dask", marks=pytest.mark.slow)])
 def test_each_transport_gives_the_same_to_the_bit(process_client, threads_client, store, way):
     options = {"replicas": 1, "partitions": 2}
     direct = train(threads_client, store, **options)
@@ -221,14 +240,14 @@ def test_data_that_dask_brings_reach_every_part(threads_client, store, route):
 # What comes with a run
 
 
-def test_the_best_by_validation_are_the_models_own_parameters(client, store):
-    held_out = labelled(store).isel(row=slice(1000, 1200))
+def test_the_best_by_validation_are_the_models_own_parameters(seldom, store):
+    held_out = labelled(store).isel(row=slice(500, 600))
     result = train(
-        client, store, partitions=2, epochs=3, validation=held_out, keep="best", shard_copies=2
+        seldom, store, partitions=2, epochs=3, validation=held_out, keep="best", shard_copies=2
     )
     best = np.nanmin(result.history["validation_loss"].values)
     assert result.evaluate(held_out)["loss"] == pytest.approx(best, rel=1e-5)
-    assert_nothing_left(client)
+    assert_nothing_left(seldom)
 
 
 def test_a_run_begins_with_the_parameters_of_another(three, store):
