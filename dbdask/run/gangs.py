@@ -12,7 +12,7 @@ from dbdask.rpc.deadlines import deadline
 from dbdask.run.roster import Roster
 from dbdask.run.worker_notices import WorkerNotices
 from dbdask.schedule.gangs import Gang, Member, memberships
-from dbdask.worker.context import join_gang
+from dbdask.worker.gang_notices import join_gang
 from dbdask.worker.link import ServerHandle
 
 logger = logging.getLogger("dbdask")

@@ -11,12 +11,12 @@ from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.scheduler import has_scheduler
 from dbdask.worker.context import (
     close_context,
-    end_gang,
     end_generation,
     give_up_long_reads,
     unwant,
 )
 from dbdask.worker.drain_on_close import add_drain, forget_drain
+from dbdask.worker.gang_notices import end_gang
 
 logger = logging.getLogger("dbdask")
 

@@ -288,10 +288,10 @@ def open_context(run: str, job: bytes) -> WorkerContext:
     Stale
         The run has ended here: a task that comes late must not open its context again.
     """
-    return _context_on(this_worker(), run, job)
+    return context_on(this_worker(), run, job)
 
 
-def _context_on(worker: Worker, run: str, job: bytes) -> WorkerContext:
+def context_on(worker: Worker, run: str, job: bytes) -> WorkerContext:
     """Return the context of a run on a worker, as `open_context` does."""
     with _contexts_lock:
         if run in _ended.get(worker, ()):
@@ -318,7 +318,7 @@ def _close(run: str, dask_worker: Worker) -> None:
 
 def end_generation(run: str, generation: int, dask_worker: Worker) -> None:
     """End the calls of a generation, and the reads, that are under way on a worker."""
-    context = _contexts.get(dask_worker, {}).get(run)
+    context = found_context(run, dask_worker)
     if context is not None:
         context.end_generation(generation)
         context.give_up_reads(list(context.readers))
@@ -329,47 +329,25 @@ def give_up_long_reads(run: str, names: Collection[str], dask_worker: Worker) ->
 
     The run is to stop. `names` are those of the examples, as a job has them.
     """
-    context = _contexts.get(dask_worker, {}).get(run)
+    context = found_context(run, dask_worker)
     if context is not None:
         context.give_up_reads(names, LONG_READ_SECONDS)
 
 
 def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Worker) -> None:
     """Let tasks on a worker know which bundles are done: they stop between two minibatches."""
-    context = _contexts.get(dask_worker, {}).get(run)
+    context = found_context(run, dask_worker)
     if context is not None:
         newest = max(evaluation for evaluation, _ in identities)
         kept = {identity for identity in context.unwanted if identity[0] >= newest - 2}
         context.unwanted = kept | {(evaluation, bundle) for evaluation, bundle in identities}
 
 
+def found_context(run: str, dask_worker: Worker) -> WorkerContext | None:
+    """Return the context of a run on a worker, if there is one."""
+    return _contexts.get(dask_worker, {}).get(run)
+
+
 def contexts_on(dask_worker: Worker) -> list[str]:
     """List the runs that hold a context on a worker (tests look for leaks with it)."""
     return list(_contexts.get(dask_worker, {}))
-
-
-async def join_gang(
-    run: str,
-    job: bytes,
-    handle: ServerHandle,
-    gang: int,
-    workers: Sequence[str],
-    dask_worker: Worker,
-) -> bool:
-    """Let a worker belong to a gang of a run; return False if the run has ended here.
-
-    It is a coroutine: the worker's event loop runs it, on which mailboxes come and go.
-    """
-    try:
-        context = _context_on(dask_worker, run, job)
-    except Stale:
-        return False
-    context.join(gang, workers, handle)
-    return True
-
-
-def end_gang(run: str, gang: int, dask_worker: Worker) -> None:
-    """End a gang, and those before it, on one of its workers."""
-    context = _contexts.get(dask_worker, {}).get(run)
-    if context is not None:
-        context.mailbox.end(gang)
