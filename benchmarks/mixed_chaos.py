@@ -162,8 +162,12 @@ class Silence(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.getMessage().startswith("the run begins"):
-            self.heard = time.monotonic()  # importing, and looking at the data, is no run yet
+            self.begin()  # importing, and looking at the data, is no run yet
         self.hear()
+
+    def begin(self) -> None:
+        """Count from now on."""
+        self.heard, self.asleep = time.monotonic(), 0.0
 
     def wake(self, *, is_over: bool = False) -> float:
         """Count the time in which the process may have been stopped; returns the time."""
@@ -317,7 +321,7 @@ def one(options: argparse.Namespace) -> dict:
         optimum = make_data(folder)
         mischief = Mischief(cluster, client, folder, options, silence)
         mischief.start()
-        silence.hear()
+        silence.begin()  # starting the cluster is no run either
         for _ in range(MOST_RUNS):
             try:
                 result = VERBS[options.verb](client, folder, silence)

@@ -5,6 +5,7 @@ stopped: a call that is no longer waited for goes on to its end.
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -14,7 +15,10 @@ from dbdask.schedule.awake import LOOK_SECONDS, AwakeClock
 
 T = TypeVar("T")
 
+logger = logging.getLogger("dbdask")
+
 NAME = "dbdask-call"
+WARN_SECONDS = 20.0
 
 
 def start_call(
@@ -55,10 +59,22 @@ def _call(
         del done  # the traceback of an error holds this frame
 
 
-def call_within(seconds: float, function: Callable[..., T], *arguments: object) -> T:
+def call_within(
+    seconds: float, function: Callable[..., T], *arguments: object, what: str = "an answer"
+) -> T:
     """Call a function on a daemon thread, and return its result if it comes within `seconds`.
 
-    Time in which this process was suspended does not count.
+    Time in which this process was suspended does not count. A warning says every `WARN_SECONDS`
+    what is waited for.
+
+    Parameters
+    ----------
+    seconds
+        The bound.
+    function, arguments
+        The call.
+    what
+        Names what is awaited, in words that follow "waiting for".
 
     Raises
     ------
@@ -71,10 +87,14 @@ def call_within(seconds: float, function: Callable[..., T], *arguments: object) 
     2
     """
     _, done = start_call(function, *arguments)
-    clock = AwakeClock()
+    clock, said = AwakeClock(), 0.0
     while not wait((done,), min(LOOK_SECONDS, seconds)).done:
-        if clock.seconds() >= seconds:
+        passed = clock.seconds()
+        if passed >= seconds:
             raise TimeoutError
+        if passed - said >= WARN_SECONDS:
+            said = passed
+            logger.warning("waiting for %s for %.0f s, %g s at most", what, passed, seconds)
     return done.result()
 
 

@@ -52,9 +52,11 @@ def label_meaning(examples: Examples, loss: str | None, outputs: int, has_gaps: 
     if dtype.kind in "iu" and declared:
         fill = declared[0]
         encoding["_FillValue"] = dtype.type(fill)
-    elif dtype.kind in "US":
-        # Zarr and xarray write lazy text only if it has no NaN.
-        dtype, fill = (object, np.nan) if has_gaps and "" in labels else (dtype, "")
+    elif isinstance(labels[0], str):
+        # Of NaN among text xarray writes "", which may be a label.
+        fill = _text_of_none(labels) if has_gaps else ""
+        dtype = np.result_type(dtype, np.array(fill))
+        attrs = {"missing_label": fill} if fill else {}
     elif dtype.kind in "mM":
         fill = dtype.type("NaT")
     elif has_gaps and np.array_equal(labels.astype(np.float64).astype(object), labels):
@@ -124,6 +126,12 @@ def _labels(examples: Examples, loss: str | None, outputs: int) -> np.ndarray:
         # Whole floats may be beyond every integer dtype.
         return labels.astype(np.float64) if of_floats and labels.dtype == object else labels
     return np.arange(class_probabilities(np.zeros((1, outputs)), loss).shape[1])
+
+
+def _text_of_none(labels: np.ndarray) -> str:
+    """Return a text that is no label: empty if possible."""
+    texts = itertools.chain(["", "missing"], (f"missing {n}" for n in itertools.count(2)))
+    return next(text for text in texts if text not in labels)
 
 
 @dataclass(frozen=True)

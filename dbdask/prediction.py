@@ -70,10 +70,11 @@ class Predictor:
 
 def may_have_gaps(recipe: Recipe) -> bool:
     """Return whether the data may have positions at which no example can be formed."""
-    if recipe.edges == "drop" and recipe.window.spans:
+    if recipe.drops_edges:
         return True
-    return recipe.missing == "drop" and any(
-        variable.may_be_missing for variable in recipe.inputs.variables
+    return any(
+        variable.may_be_missing and recipe.missing.of(variable.name) == "drop"
+        for variable in recipe.inputs.variables
     )
 
 
@@ -137,7 +138,7 @@ def _pieces(
     so that only these travel to the worker that predicts.
     """
     pieces: list[Piece | TaskRef] = []
-    for variable, box in recipe.reads(number):
+    for count, (variable, box) in enumerate(recipe.reads(number)):
         if not variable.needs_blocks:
             continue
         index, array = variable.index(box), _dask_array(variable)
@@ -146,7 +147,8 @@ def _pieces(
             pieces.append(Piece(variable.key, starts, np.asarray(variable.read(box))))
             continue
         for place, starts, within in _overlapping(array, index):
-            key, chunk = _key(name, variable.key, number, *place), TaskRef(_key(array.name, *place))
+            key = _key(name, variable.key, number, count, *place)
+            chunk = TaskRef(_key(array.name, *place))
             layer[key] = Task(key, _cut_piece, variable.key, starts, chunk, within)
             pieces.append(TaskRef(key))
     return pieces

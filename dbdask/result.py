@@ -159,7 +159,7 @@ class Result:
         return summary | ({"r2": determination.mean()} if "rmse" in summary else {})
 
     def predict(self, data: Data) -> xr.DataArray | xr.Dataset:
-        """Predict lazily on data: a store or a Dataset with the inputs of the training data.
+        """Predict lazily on data: a store, a Dataset or a DataFrame with the training inputs.
 
         Returns
         -------

@@ -213,7 +213,7 @@ Found = tuple[str, int, dict[str, Any]]
 def _read_in_time(path: str) -> Found:
     seconds = deadline("store")
     try:
-        return call_within(seconds, _read, path)
+        return call_within(seconds, _read, path, what=f"an answer of path={path!r}")
     except TimeoutError as error:
         raise ResultError(
             f"path={path!r} gave no answer in {seconds:g} s (dbdask.store): its store hangs, or "

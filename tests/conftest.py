@@ -39,30 +39,37 @@ preload()
 # A file runs in one process from its first test to its last. The longest begin, so that no process
 # is left with one when the others have ended.
 LONGEST = (
-    "test_real_cluster",
-    "test_leaks",
     "test_leaving",
-    "test_best",
-    "test_differential",
-    "test_sandblaster",
-    "test_faults",
-    "test_notebooks",
-    "test_mutations",
+    "test_real_cluster",
     "test_store_failures",
-    "test_silence",
-    "test_third_method",
-    "test_giving_up",
-    "test_pass",
+    "test_sandblaster",
     "test_ends",
-    "test_pickling",
-    "test_readme",
-    "test_pass_gradient",
+    "test_same_host",
+    "test_faults",
+    "test_best",
+    "test_notebooks",
+    "test_torch_training",
+    "test_leaks",
     "test_inside_tasks",
-    "test_speech",
-    "test_block_provider",
-    "test_pass_cost",
-    "test_validating",
+    "test_exact_counts",
+    "test_silence",
+    "test_mutations",
+    "test_downpour",
+    "test_minibatches",
+    "test_readme",
+    "test_lost_tasks",
+    "test_pickling",
+    "test_promises_of_runs",
+    "test_raised",
+    "test_bad_input",
+    "test_pauses",
+    "test_sources",
+    "test_torch_docs",
+    "test_pass",
+    "test_gridded",
+    "test_pass_gradient",
     "test_batch_faults",
+    "test_differential",
 )
 
 
@@ -70,6 +77,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of the longest files first; the others stay as they are."""
     rank = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what thousands of collected tests hold: it looks after each file."""
+    gc.collect()
+    gc.freeze()
 
 
 watch = Watch()
@@ -105,9 +118,13 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_held() -> Iterator[None]:
-    """Let go of futures: an error that a test caught holds those of its frames, in a cycle."""
+    """Let go of futures: an error that a test caught holds those of its frames, in a cycle.
+
+    No test changes the configuration of those that follow: clusters would start slowly.
+    """
     yield
     gc.collect()
+    assert dask.config.get("distributed.worker.multiprocessing-method") == "forkserver"
 
 
 @pytest.fixture

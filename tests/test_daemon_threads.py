@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import weakref
 
 import pytest
 
+from dbdask import daemon_threads
 from dbdask.daemon_threads import DaemonThreadRunner, call_within, start_call
 
 
@@ -64,6 +66,29 @@ def test_a_call_is_waited_for_only_so_long():
     finally:
         released.set()
     assert done.wait(30)  # a thread goes on to its end
+
+
+class Said(logging.Handler):
+    """Sets an event when something is said."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.event, self.words = threading.Event(), []
+
+    def emit(self, record):
+        self.words.append(record.getMessage())
+        self.event.set()
+
+
+def test_a_long_call_says_what_is_waited_for(monkeypatch):
+    monkeypatch.setattr(daemon_threads, "WARN_SECONDS", 0.1)
+    said = Said()
+    logging.getLogger("dbdask").addHandler(said)
+    try:
+        assert call_within(60.0, said.event.wait, 30, what="the store of run.zarr")
+    finally:
+        logging.getLogger("dbdask").removeHandler(said)
+    assert said.words[0].startswith("waiting for the store of run.zarr for 0 s, 60 s at most")
 
 
 def test_an_error_of_a_call_comes_out():

@@ -471,11 +471,13 @@ def test_labels_stay_whole_where_every_example_can_be_formed(threads_client):
 def test_text_labels_are_missing_as_no_text(threads_client):
     values = np.random.default_rng(6).normal(size=(60, 3)).astype(np.float32)
     data = xr.Dataset({"x": (("row", "f"), values), "y": ("row", np.array(["a", "b"] * 30))})
-    for classes, gap in ((["a", "b"], ""), (["a", "b", ""], np.nan)):
+    for classes, gap in ((["a", "b"], ""), (["a", "b", ""], "missing")):
         examples = dbdask.Examples(data, inputs="x", targets="y", along="row", classes=classes)
         result = _trained_on(threads_client, examples, len(classes))
         gappy = data.assign(x=data["x"].where(data["row"] != 7))
-        predicted = result.predict(gappy).values
+        predicted = result.predict(gappy)
+        assert predicted.attrs == ({"missing_label": gap} if gap else {})
+        predicted = predicted.values
         assert str(predicted[7]) == str(gap) and set(np.delete(predicted, 7)) <= set(classes)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from dbdask.arrays import Int64Array
+from dbdask.data.circles import read_box
 from dbdask.data.gathering import Block, Part
 from dbdask.data.groups import GroupLedger, known_groups, run_starts
 from dbdask.data.missing import MissingValueCheck
@@ -41,14 +42,18 @@ def read_block(
         within = _within_groups(recipe, spread, ledger, brought)
     block = Block(number, within, _kept(recipe, within), [])
     check = MissingValueCheck(recipe, block)
-    for (role, variable), features in zip(recipe.roles, recipe.feature_dims, strict=True):
-        box = recipe.box(variable, spread, role)
+    described = zip(recipe.roles, recipe.feature_dims, recipe.windows, strict=True)
+    for number, ((role, variable), features, window) in enumerate(described):
+        box = recipe.box(variable, spread, window)
         part = _read_part(recipe, variable, features, box, brought)
         if role == "targets" and recipe.classes is not None:
             labels, absent = variable.decode(part.values)
             check.labels = labels
             codes = recipe.classes.encode(labels, absent)
             part = replace(part, values=codes.astype(recipe.classes.code_dtype))
+        category = recipe.category(number)
+        if category is not None:
+            part = replace(part, values=category.encode(*variable.decode(part.values)))
         block.parts.append(part)
     check.apply()
     return block
@@ -61,8 +66,10 @@ def _read_part(
     box: dict[str, slice],
     brought: Blocks | None,
 ) -> Part:
-    """Read a box of a variable as (positions, features), the sample dimensions first."""
-    stored = variable.read(box, blocks=brought)
+    """Read a box, which may cross seams, as (positions, features), the sample dimensions first."""
+    stored = read_box(
+        lambda stored: variable.read(stored, blocks=brought), box, variable.dims, variable.sizes
+    )
     own = [dim for dim in recipe.along if dim in variable.dims]
     order = [variable.dims.index(dim) for dim in (*own, *features)]
     lengths = {dim: box[dim].stop - box[dim].start for dim in own}
@@ -77,7 +84,7 @@ def _within_groups(
 ) -> tuple[CentreRuns, ...]:
     """Return the centres, each of which sees no position outside its group."""
     assert recipe.groups is not None
-    box = recipe.box(recipe.groups, within, "groups")
+    box = recipe.box(recipe.groups, within, recipe.window)
     (dim,) = recipe.groups.dims
     begin = box[dim].start
     values = known_groups(recipe.groups, recipe.groups.read(box, blocks=brought), begin)

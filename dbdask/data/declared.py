@@ -36,8 +36,7 @@ def decode_declared(
         except Undecided as error:
             return Decoding(problem=str(error))
     if dtype.kind == "b":
-        truths = [fill for fill in fills if isinstance(fill, bool | np.bool_ | int | float)]
-        return Decoding(missing=tuple({bool(fill) for fill in truths if fill in (0, 1)}))
+        return _flags(attributes, fills)
     if dtype.kind in "USOT":
         return Decoding(missing=tuple(fill for fill in fills if isinstance(fill, str)))
     return Decoding(missing=tuple(fill for fill in fills if isinstance(fill, np.generic)))
@@ -75,7 +74,7 @@ def _fills(
     """Return every value that is declared as missing, in the type in which it is declared."""
     found: list[object] = []
     for name in _FILLS:
-        for value in _listed(attributes.get(name)):
+        for value in listed(attributes.get(name)):
             coded = name == "_FillValue" and zarr_format == 3 and isinstance(value, str)
             found.append(_uncoded(value, dtype) if coded else value)
     # Zarr fills with zero or empty text if its user has chosen nothing: they are no gaps.
@@ -84,11 +83,22 @@ def _fills(
     return found
 
 
-def _listed(value: object) -> Iterable[Any]:
-    value = value.tolist() if isinstance(value, np.ndarray) else value
-    if value is None:
-        return ()
-    return value if isinstance(value, list | tuple) else (value,)
+def listed(value: object) -> list[Any]:
+    """Return what an attribute holds, one by one: an array of all would round some integers.
+
+    Examples
+    --------
+    >>> listed(3), listed([[1], 2**63, -1]), listed(None)
+    ([3], [1, 9223372036854775808, -1], [])
+    """
+    return [] if value is None else _flat(value)
+
+
+def _flat(value: object) -> list[Any]:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list | tuple):
+        return [one for part in value for one in _flat(part)]
+    return [value]
 
 
 def _uncoded(value: str, dtype: np.dtype) -> object:
@@ -133,6 +143,18 @@ def _numbers(dtype: np.dtype, attributes: Attributes, fills: list[object]) -> De
     if missing:
         kept["_FillValue"] = missing[0]
     return Decoding(attributes=kept, signs=signs, gaps=tuple(missing[1:]), doubtful=doubtful)
+
+
+def _flags(attributes: Attributes, fills: list[object]) -> Decoding:
+    truths = [fill for fill in fills if isinstance(fill, bool | np.bool_ | int | float)]
+    missing = tuple({bool(fill) for fill in truths if fill in (0, 1)})
+    try:
+        packing = _packing(attributes)
+    except Undecided as error:
+        return Decoding(problem=str(error))
+    if not packing:
+        return Decoding(missing=missing)
+    return Decoding(attributes={n: float(value) for n, value in packing.items()}, gaps=missing)
 
 
 def _signs(dtype: np.dtype, attributes: Attributes) -> np.dtype | None:

@@ -7,7 +7,7 @@ applies to a variable that it opened lazily, and values that are shown as they a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -73,8 +73,9 @@ class Decoding:
         """Return the dtype of what `apply` returns; object if that depends on the values."""
         if stored.kind in "USOTV" and not self.steps:
             return stored if stored.kind in "OV" else TEXT
+        certain = replace(self, doubtful=())  # zero may be doubtful, and is no value of the store
         with np.errstate(all="ignore"):
-            return self.apply(np.zeros(1, stored))[0].dtype
+            return certain.apply(np.zeros(1, stored))[0].dtype
 
     def apply(self, stored: np.ndarray) -> tuple[np.ndarray, BoolArray | None]:
         """Return the values and the mask of missing ones.
@@ -241,7 +242,9 @@ def exact_array(values: list[Any]) -> np.ndarray:
     if all(isinstance(value, bool | np.bool_) for value in values):
         return np.array(values, bool)
     if any(isinstance(value, str) for value in values):
-        return np.array(values)
+        # NumPy cuts zeros off at the end of text of a fixed width.
+        is_cut = any(str(value).endswith("\0") for value in values)
+        return _as_objects(values, (len(values),)) if is_cut else np.array(values)
     whole = [int(value) for value in values if isinstance(value, int | np.integer | np.bool_)]
     if len(whole) == len(values):
         for dtype in (np.int64, np.uint64):

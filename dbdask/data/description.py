@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from dbdask.data.alignment import same_labels
+from dbdask.data.categories import Category
 from dbdask.data.decoding import Decoding
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.labels import Classes
+from dbdask.data.missing_rules import MissingRules
 from dbdask.data.opening import open_recipe
 from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Absent
@@ -21,21 +23,23 @@ from dbdask.json_types import JsonObject
 def describe(recipe: Recipe) -> JsonObject:
     """Return a recipe as JSON: all but the values and the selection."""
     targets = recipe.targets
+    categories = [c if c is None else c.to_json() for c in recipe.inputs.categories]
     return {
         "inputs": list(recipe.inputs.names),
         "targets": None if targets is None else list(targets.names),
         "along": list(recipe.along),
         "input_dims": _dims_json(recipe.inputs),
         "target_dims": None if targets is None else _dims_json(targets),
-        "window": recipe.window.to_json() or None,
-        "edges": recipe.edges,
+        "window": _windows_json(recipe.inputs),
+        "edges": recipe.edges.to_json(),
         "groups": None if recipe.groups is None else recipe.groups.name,
         "weights": None if recipe.weights is None else recipe.weights.name,
         "classes": None if recipe.classes is None else recipe.classes.to_json(),
-        "missing": recipe.missing,
+        "missing": recipe.missing.to_json(),
         "input_scalings": _scalings_json(recipe.inputs),
         "target_scalings": None if targets is None else _scalings_json(targets),
         "variables": [_variable_json(variable) for variable in recipe.variables],
+        **({"categories": categories} if any(categories) else {}),
     }
 
 
@@ -74,9 +78,8 @@ def inputs_on(recipe: Recipe, source: Source, own: Source | None) -> Recipe:
     ValueError
         The source lacks an input or the groups, or has the inputs in another shape.
     """
-    described = describe(recipe) | {"targets": None, "weights": None, "missing": "drop"}
-    if recipe.missing == "mask":
-        described["missing"] = "mask"
+    described = describe(recipe) | {"targets": None, "weights": None}
+    described["missing"] = recipe.missing.to_predict().to_json()
     is_own = own is not None and own.shows_the_same(source)
     if recipe.groups is not None:
         described["groups"] = _found_on("groups", recipe.groups, recipe, source, is_own)
@@ -134,12 +137,12 @@ def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
     ValueError
         The two differ in window, or in the names or shapes of inputs or targets.
     """
-    if recipe.window != other.window:
-        raise ValueError(
-            f"examples have the window {recipe.window.to_json() or None}, the training examples "
-            f"{other.window.to_json() or None}; give the same window"
-        )
     recipe = replace(recipe, inputs=_features_like("inputs", recipe.inputs, other.inputs))
+    if recipe.inputs.windows != other.inputs.windows:
+        raise ValueError(
+            f"examples have the window {_windows_json(recipe.inputs)}, the training examples "
+            f"{_windows_json(other.inputs)}; give the same window"
+        )
     if recipe.inputs.shape != other.inputs.shape:
         raise ValueError(
             f"examples have input_shape {recipe.inputs.shape}, the training examples "
@@ -164,7 +167,13 @@ def _features_like(argument: str, features: FeatureSet, other: FeatureSet) -> Fe
             f"{argument} are {', '.join(features.names)}, the training examples' are "
             f"{', '.join(other.names)}; give them in the same order"
         )
-    return features.ordered(argument, other.feature_dims).scaled(other.scalings)
+    alike = features.ordered(argument, other.feature_dims).scaled(other.scalings)
+    if _shown(features) != _shown(other):
+        raise ValueError(
+            f"{argument} have the categories {_shown(features)}, the training examples "
+            f"{_shown(other)}; give the same categories"
+        )
+    return replace(alike, categories=other.categories)
 
 
 def _open(
@@ -173,37 +182,59 @@ def _open(
     inputs: Sequence[str | Variable],
     to_predict: bool = False,
 ) -> Recipe:
+    window = described["window"]
     recipe = open_recipe(
         source,
         inputs=inputs,
         targets=described["targets"],
         along=described["along"],
-        window=described["window"],
+        window=None,
+        windows=window if isinstance(window, list) else [window] * len(inputs),
         edges=described["edges"],
         groups=described["groups"],
         weights=described["weights"],
         classes=None,
-        missing=described["missing"],
+        missing=MissingRules.from_json(described["missing"]),
+        categories=tuple(
+            None if table is None else Category.from_json(table)
+            for table in described.get("categories", ())
+        ),
         to_predict=to_predict,
     )
     ordered = recipe.inputs.ordered("inputs", described["input_dims"])
     return replace(recipe, inputs=_with_scalings(ordered, described["input_scalings"]))
 
 
+def _shown(features: FeatureSet) -> dict[str, str]:
+    """Return how each variable that is a label is shown, by name."""
+    pairs = zip(features.names, features.categories, strict=False)
+    return {name: category.how for name, category in pairs if category is not None}
+
+
+def _windows_json(features: FeatureSet) -> Any:
+    """Return the window of all variables, or a list of the window of each if they differ."""
+    windows = [window.to_json() or None for window in features.windows]
+    return windows[0] if all(window == windows[0] for window in windows) else windows
+
+
 def _dims_json(features: FeatureSet) -> list[list[str]]:
     return [list(dims) for dims in features.feature_dims]
 
 
-def _scalings_json(features: FeatureSet) -> list[JsonObject] | None:
-    return None if features.scalings is None else [s.to_json() for s in features.scalings]
+def _scalings_json(features: FeatureSet) -> list[JsonObject | None] | None:
+    if features.scalings is None:
+        return None
+    return [None if scaling is None else scaling.to_json() for scaling in features.scalings]
 
 
-def _with_scalings(features: FeatureSet, tables: list[JsonObject] | None) -> FeatureSet:
-    return features.scaled(None if tables is None else [Scaling.from_json(t) for t in tables])
+def _with_scalings(features: FeatureSet, tables: list[JsonObject | None] | None) -> FeatureSet:
+    if tables is None:
+        return features.scaled(None)
+    return features.scaled([None if t is None else Scaling.from_json(t) for t in tables])
 
 
 def _variable_json(variable: Variable) -> JsonObject:
-    kept = {name: _plain(value) for name, value in variable.attrs.items()}
+    kept = {str(name): _plain(value) for name, value in variable.attrs.items()}
     return {
         "name": variable.name,
         "dims": list(variable.dims),

@@ -1,6 +1,6 @@
 """Examples: the parts of a dataset that a network is trained on, and how it is shown them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,15 +8,19 @@ import numpy as np
 import xarray as xr
 
 from dbdask.arrays import Float64Array
+from dbdask.data.categories import CategoriesGiven
 from dbdask.data.checks import Report, report
 from dbdask.data.description import describe, inputs_on, prepared_like, rebuild
+from dbdask.data.edges import EdgesGiven
 from dbdask.data.feed import CACHE_BYTES, Reader
+from dbdask.data.frames import ROWS, Frame, classes_of, columns_of, is_frame, shown_as
 from dbdask.data.indexing import isel_selection, sel_indexers, where_selection
+from dbdask.data.label_finding import classes_of_targets, with_categories
 from dbdask.data.labels import Classes, Label, as_classes
 from dbdask.data.losses import targets_for_loss
-from dbdask.data.measures import measure_labels
 from dbdask.data.minibatches import Arrays, batch, minibatches
-from dbdask.data.moments import measured_means, scalings_of
+from dbdask.data.missing_rules import MissingGiven
+from dbdask.data.moments import lacks_means, measured_means, scalings_of
 from dbdask.data.opening import Given, open_recipe
 from dbdask.data.pickling import pack, unpack
 from dbdask.data.recipe import Recipe
@@ -24,13 +28,13 @@ from dbdask.data.selection import Selection
 from dbdask.data.sources import Data, Source, Variable, open_source
 from dbdask.data.splits import (
     check_fractions,
+    check_overlap,
     check_seed,
     contiguous_parts,
     drawn_parts,
     recipe_of_part,
 )
-from dbdask.data.sweeps import sweep
-from dbdask.errors import DataError
+from dbdask.data.windows import WindowGiven
 from dbdask.json_types import JsonObject
 from dbdask.models.model import Model
 from dbdask.schedule.portions import MIX_BYTES, Cut, Grid
@@ -49,28 +53,38 @@ class Examples:
     Parameters
     ----------
     data
-        A Zarr store (path, URL or zarr `Store`) or an xarray Dataset.
+        A Zarr store (path, URL or zarr `Store`), an xarray Dataset, or a DataFrame, whose rows are
+        the dimension `row` (see `from_dataframe`).
     inputs, targets
         Names or DataArrays, whose index coordinates must be those of the data. Several variables
         of one shape are stacked on a last axis; of unlike shapes, each is flattened and they are
-        joined. A variable without some of `along` is broadcast.
+        joined. A variable without some of `along` is broadcast. A mapping gives each input a window
+        of its own: ``{"u": {"time": (-5, 0)}, "elevation": None}``.
     along
         The sample dimension, or several, slowest first.
     window
         ``{"frame": 11}`` (odd, centred) or ``{"time": (-5, 0)}`` (first and last offset).
     edges
-        ``"repeat"`` the edge value, or ``"drop"`` examples whose window is not whole.
+        ``"repeat"`` the edge value, or ``"drop"`` examples whose window is not whole. ``"wrap"``
+        makes a circle of the dimension, as of longitudes; at its cuts the edge value is repeated.
+        ``{"lon": "wrap", "time": "drop"}`` has a rule for each dimension, "repeat" if not named.
     groups
         A variable whose equal neighbours form a group, which windows do not leave.
     weights
-        A variable with the weight of each example.
+        A variable with the weight of each example, or of each element of its targets: it may have
+        dimensions that all targets have, as the areas of a map.
     classes
         The labels in the order of the outputs; None takes `flag_values`, or whole numbers from 0.
     missing
         ``"error"`` names the first missing value; ``"drop"`` leaves out the examples that need
         a missing value. ``"mask"`` keeps them: a missing target element gets weight zero, and a
         missing input element becomes its variable's mean over these examples, 0 after
-        `standardize`.
+        `standardize`. ``{"sst": "mask", "wind": "drop"}`` has a rule for each variable, "error" if
+        not named; one that is an input and a target has one rule.
+    categories
+        ``{"job": "one-hot", "city": "codes"}``: inputs that are labels, as one-hot vectors, or as
+        codes from 1 on for an embedding. `fit_categories` or `standardize` finds the labels. Inputs
+        of which one is one-hot are joined, whatever their shapes.
 
     Raises
     ------
@@ -94,15 +108,16 @@ class Examples:
         self,
         data: Data,
         *,
-        inputs: Given | Sequence[Given],
+        inputs: Given | Sequence[Given] | Mapping[str, WindowGiven | None],
         targets: Given | Sequence[Given] | None = None,
         along: str | Sequence[str],
-        window: Mapping[str, int | Sequence[int]] | None = None,
-        edges: str = "repeat",
+        window: WindowGiven | None = None,
+        edges: EdgesGiven = "repeat",
         groups: Given | None = None,
         weights: Given | None = None,
         classes: Sequence[object] | None = None,
-        missing: str = "error",
+        missing: MissingGiven = "error",
+        categories: CategoriesGiven | None = None,
     ) -> None:
         source = open_source(data)
         recipe = open_recipe(
@@ -116,8 +131,76 @@ class Examples:
             weights=weights,
             classes=classes,
             missing=missing,
+            categories=categories,
         )
         self._set(source, recipe)
+
+    @classmethod
+    def from_dataframe(
+        cls,
+        frame: Frame,
+        *,
+        inputs: Sequence[str] | Mapping[str, WindowGiven | None] | None = None,
+        targets: str | Sequence[str] | None = None,
+        categories: str | Mapping[str, str] = "one-hot",
+        window: WindowGiven | None = None,
+        edges: EdgesGiven = "repeat",
+        groups: str | None = None,
+        weights: str | None = None,
+        classes: Sequence[object] | None = None,
+        missing: MissingGiven = "error",
+    ) -> "Examples":
+        """Return the rows of a table as examples, along the dimension `row`.
+
+        Parameters
+        ----------
+        frame
+            A DataFrame of pandas, or of dask.dataframe, whose partitions are computed once for
+            their lengths, and then as they are needed.
+        inputs
+            Names of columns; None: all that have no other role.
+        categories
+            How columns of labels are shown: ``"one-hot"``, or ``"codes"`` for an embedding. Text,
+            objects and pandas' categories are labels. A mapping has a rule for each of some
+            columns, which are then labels even if they hold numbers; other labels are one-hot.
+            `fit_categories` or `standardize` finds the labels in the training part, and the Result
+            carries them.
+        classes
+            None takes those that a target of pandas' categories declares.
+        targets, window, edges, groups, weights, missing
+            As of `Examples`; a window is over `row`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument does not fit the columns.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"age": [30, 40], "job": ["cook", "baker"], "rich": [0, 1]})
+        >>> examples = Examples.from_dataframe(frame, targets="rich").fit_categories()
+        >>> examples.categories, examples.batch().inputs.tolist()
+        ({'job': ['baker', 'cook']}, [[30.0, 0.0, 1.0], [40.0, 1.0, 0.0]])
+        """
+        if not is_frame(frame):
+            raise TypeError(
+                f"frame must be a DataFrame of pandas or dask.dataframe, got {type(frame).__name__}"
+            )
+        names = columns_of(frame, inputs, targets, groups, weights)
+        return cls(
+            frame,
+            inputs=names,
+            targets=targets,
+            along=ROWS,
+            window=window,
+            edges=edges,
+            groups=groups,
+            weights=weights,
+            classes=classes_of(frame, targets, classes),
+            missing=missing,
+            categories=shown_as(frame, names, categories),
+        )
 
     @classmethod
     def _of(cls, source: Source | None, recipe: Recipe) -> "Examples":
@@ -156,20 +239,32 @@ class Examples:
     def __repr__(self) -> str:
         recipe = self.recipe
         targets = "" if recipe.targets is None else f" -> {', '.join(recipe.targets.names)}"
+        shape = f"{self.input_shape}" if recipe.knows_categories else "(labels not known)"
         return (
             f"<Examples: {len(self)} along {', '.join(recipe.along)}, "
-            f"{', '.join(recipe.inputs.names)} {self.input_shape}{targets}>"
+            f"{', '.join(recipe.inputs.names)} {shape}{targets}>"
         )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example's inputs."""
+        """Shape of one example's inputs; raise ValueError before labels of categories are known."""
+        self.recipe.check_categories()
         return self.recipe.inputs.shape
 
     @property
     def target_shape(self) -> tuple[int, ...] | None:
         """Shape of one example's targets; () for a label; None without targets."""
         return None if self.recipe.targets is None else self.recipe.targets.shape
+
+    @property
+    def categories(self) -> dict[str, list[Label] | None]:
+        """The labels of each input that is a category, in order; None if they are not known yet.
+
+        As codes they count from 1, so an embedding needs one row more than there are labels.
+        """
+        inputs = self.recipe.inputs
+        pairs = zip(inputs.names, inputs.categories, strict=False)
+        return {name: one.labels for name, one in pairs if one is not None}
 
     @property
     def has_labels(self) -> bool:
@@ -238,6 +333,7 @@ class Examples:
 
     def reader(self, cache_bytes: int = CACHE_BYTES, prefetch: bool = True) -> Reader:
         """Return a reader, which opens the stores when it first reads."""
+        self.recipe.check_categories()
         return Reader(self.recipe, cache_bytes, prefetch)
 
     def isel(self, indexers: Mapping[str, object] | None = None, **more: object) -> "Examples":
@@ -285,7 +381,9 @@ class Examples:
         """
         return self._selected(where_selection(self.recipe, mask))
 
-    def split(self, *fractions: float, seed: int | None = None) -> tuple["Examples", ...]:
+    def split(
+        self, *fractions: float, seed: int | None = None, overlap: bool = False
+    ) -> tuple["Examples", ...]:
         """Split into one part per fraction, or the fraction and the rest.
 
         Parameters
@@ -294,17 +392,21 @@ class Examples:
             Each above 0 and below 1; together at most 1.
         seed
             None: contiguous in store order. Else whole groups, or whole chunks, are drawn.
+        overlap
+            Whether the windows of a part may reach back into the parts before it, so that a
+            forecast from its first positions knows their past. Targets are never shared. Parts must
+            be contiguous.
 
         Raises
         ------
         ValueError, TypeError
-            The fractions are not as above, or a part gets no example.
+            The fractions are not as above, or a part gets no example; or `overlap` with a `seed`.
         DataError
             A group is missing, or returns after another one.
         """
-        wanted = check_fractions(fractions)
+        wanted, overlaps = check_fractions(fractions), check_overlap(overlap, seed)
         if seed is None:
-            parts = contiguous_parts(self.recipe, wanted)
+            parts = contiguous_parts(self.recipe, wanted, overlaps)
         else:
             parts = drawn_parts(self.recipe, wanted, check_seed(seed))
         return tuple(
@@ -316,14 +418,23 @@ class Examples:
         return Examples._of(self.source, replace(self.recipe, selection=selection))
 
     def standardize(
-        self, *, targets: bool | None = None, per: str = "variable", client: "Client | None" = None
+        self,
+        *,
+        variables: Iterable[str] | None = None,
+        targets: bool | None = None,
+        per: str = "variable",
+        client: "Client | None" = None,
     ) -> "Examples":
-        """Scale every input to mean 0 and deviation 1, measured in one pass over these examples.
+        """Scale inputs to mean 0 and deviation 1, measured in one pass over these examples.
 
         The moments are measured in float64 and merged over chunks (Chan, Golub and LeVeque, 1983).
+        Categories are not scaled; labels of them that are not known yet are found here.
 
         Parameters
         ----------
+        variables
+            Names of the inputs to scale; the others stay as they are, scaled before or not.
+            None: all.
         targets
             Whether targets are scaled too; None: for the squared loss.
         per
@@ -333,6 +444,8 @@ class Examples:
 
         Raises
         ------
+        ValueError, TypeError
+            `variables` has a name that is no input, or `targets` cannot be scaled.
         DataError
             With `missing="error"`, an example uses a missing value; or a variable has no values,
             or an infinite one.
@@ -341,11 +454,26 @@ class Examples:
             raise ValueError(f"per must be one of 'variable', 'feature', got {per!r}")
         if targets is not None and not isinstance(targets, bool | np.bool_):
             raise TypeError(f"targets must be True, False or None, got {targets!r}")
-        return Examples._of(self.source, scalings_of(self.recipe, targets, per, client))
+        known = with_categories(self.recipe, client, unknown_only=True)
+        return Examples._of(self.source, scalings_of(known, variables, targets, per, client))
+
+    def fit_categories(self, client: "Client | None" = None) -> "Examples":
+        """Find the labels of every input that is a category, in one pass over these examples.
+
+        Call it on the examples to train on: labels that only others have are shown as all zeros, or
+        as the code 0, and so are missing ones if `missing` masks them.
+
+        Raises
+        ------
+        DataError
+            An input has no label, too many, or some of kinds that cannot be sorted together.
+        """
+        return Examples._of(self.source, with_categories(self.recipe, client, unknown_only=False))
 
     def _with_means(self) -> "Examples":
-        """Return examples that know the mean of every input, which stands for missing elements."""
-        if self.recipe.missing != "mask" or self.recipe.inputs.scalings is not None:
+        """Return examples that know the means that stand for missing elements of inputs."""
+        self.recipe.check_categories()
+        if not lacks_means(self.recipe):
             return self
         if "with_means" not in self.__dict__:
             self.__dict__["with_means"] = Examples._of(self.source, measured_means(self.recipe))
@@ -364,18 +492,7 @@ class Examples:
         DataError
             The labels are of kinds that cannot be sorted together.
         """
-        targets = self.recipe.targets
-        if targets is None or targets.shape != ():
-            raise ValueError(
-                f"find_classes needs one label an example, target_shape is {self.target_shape}"
-            )
-        found: set[Label] = set()
-        for labels in sweep(self.recipe, measure_labels, client):
-            found.update(labels)
-        if targets.variables[0].dtype.kind == "O":
-            # Flags are 1 and 0 if some of the objects are numbers, in whichever block.
-            found = {int(label) if isinstance(label, bool) else label for label in found}
-        return list(as_classes(_in_order(found, targets.names[0])).labels or ())
+        return list(classes_of_targets(self.recipe, client).labels or ())
 
     def with_classes(self, classes: Sequence[object] | Classes | None) -> "Examples":
         """Return the examples with other classes; None: the targets are values, not labels."""
@@ -501,17 +618,7 @@ class Examples:
         return detached if data is None else detached.rebind(data)
 
 
-def _in_order(labels: set[Label], name: str) -> list[Label]:
-    try:
-        return sorted(labels)
-    except TypeError as error:
-        raise DataError(
-            f"targets: the labels of {name!r} are of different kinds ({error}); give numbers only, "
-            "or text only"
-        ) from error
-
-
 def _check_not_empty(recipe: Recipe) -> None:
     if recipe.grid.block_count == 0 or recipe.rows == 0:
-        whole = "; its windows are longer than what was cut" if recipe.edges == "drop" else ""
+        whole = "; its windows are longer than what was cut" if recipe.drops_edges else ""
         raise ValueError(f"no examples are left along {', '.join(recipe.along)}{whole}")

@@ -8,22 +8,29 @@ from functools import cached_property
 import numpy as np
 
 from dbdask.arrays import BoolArray, Float32Array, Float64Array
+from dbdask.data.categories import Category
 from dbdask.data.sources import Variable
 from dbdask.data.standardization import FLOAT32_MAX, Scaling, as_float32
-from dbdask.data.windows import NO_WINDOW, Window
+from dbdask.data.windows import NO_WINDOW, Window, hull
 
 
 @dataclass(frozen=True)
 class FeatureSet:
     """Variables, their dimension orders, and how their values are put together.
 
-    Variables of one shape are stacked on a last axis; of unlike shapes, each is flattened and they
-    are joined.
+    Variables of one shape are stacked on a last axis. Of unlike shapes, or if one of several is
+    one-hot, each is flattened and they are joined.
 
     Parameters
     ----------
-    variables, along, window, scalings
-        The variables, the sample dimensions, the window over these, and each variable's scaling.
+    variables, along
+        The variables, and the sample dimensions.
+    windows
+        Each variable's window over the sample dimensions; empty: none has one.
+    scalings
+        Each variable's scaling; None: not scaled.
+    categories
+        How each variable that is a label is shown; empty: none is one.
     orders
         The order of each variable's own dimensions in an example; None: as the variable has them,
         or as the first variable of the same dimensions has them.
@@ -31,8 +38,9 @@ class FeatureSet:
 
     variables: tuple[Variable, ...]
     along: tuple[str, ...]
-    window: Window = NO_WINDOW
-    scalings: tuple[Scaling, ...] | None = None
+    windows: tuple[Window, ...] = ()
+    scalings: tuple[Scaling | None, ...] | None = None
+    categories: tuple[Category | None, ...] = ()
     orders: tuple[tuple[str, ...], ...] | None = None
 
     @cached_property
@@ -47,22 +55,44 @@ class FeatureSet:
             found.append(alike)
         return tuple(found)
 
+    def window(self, number: int) -> Window:
+        """Return the window of a variable."""
+        return self.windows[number] if self.windows else NO_WINDOW
+
+    def category(self, number: int) -> Category | None:
+        """Return how a variable that is a label is shown; None if it is a number."""
+        return self.categories[number] if self.categories else None
+
+    @cached_property
+    def reach(self) -> Window:
+        """The smallest window that holds those of all variables."""
+        return hull(self.windows, self.along)
+
     @cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shape of each variable's part of one example."""
-        return tuple(
-            self.window.shape + tuple(variable.sizes[dim] for dim in dims)
-            for variable, dims in zip(self.variables, self.feature_dims, strict=True)
-        )
+        return tuple(self._shape(number) for number in range(len(self.variables)))
+
+    def _shape(self, number: int) -> tuple[int, ...]:
+        variable, category = self.variables[number], self.category(number)
+        own = tuple(variable.sizes[dim] for dim in self.feature_dims[number])
+        shown = () if category is None else category.shape
+        return self.window(number).shape + own + shown
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         if len(self.shapes) == 1:
             return self.shapes[0]
-        if len(set(self.shapes)) == 1:
+        if self._stacks:
             return (*self.shapes[0], len(self.shapes))
         return (sum(math.prod(shape) for shape in self.shapes),)
+
+    @cached_property
+    def _stacks(self) -> bool:
+        """Whether several variables are stacked; one-hot vectors never are."""
+        one_hot = any(one is not None and one.how == "one-hot" for one in self.categories)
+        return len(set(self.shapes)) == 1 and not one_hot
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,30 +121,54 @@ class FeatureSet:
                 )
         return replace(self, orders=tuple(tuple(order) for order in orders))
 
-    def scaled(self, scalings: Sequence[Scaling] | None) -> "FeatureSet":
+    def scaling(self, number: int) -> Scaling | None:
+        """Return the scaling of a variable; None if it is not scaled, and its mean not known."""
+        return None if self.scalings is None else self.scalings[number]
+
+    def is_scaled(self, number: int) -> bool:
+        """Return whether the values of a variable are scaled."""
+        scaling = self.scaling(number)
+        return scaling is not None and scaling.applied
+
+    def scaled(self, scalings: Sequence[Scaling | None] | None) -> "FeatureSet":
         """Return the feature set with other scalings."""
-        return replace(self, scalings=None if scalings is None else tuple(scalings))
+        known = scalings is not None and any(scaling is not None for scaling in scalings)
+        return replace(self, scalings=tuple(scalings) if scalings is not None and known else None)
 
     @property
     def flat_scaling(self) -> tuple[Float64Array, Float64Array] | None:
         """Mean and deviation of each element of an example, float64 of `shape`; None: unscaled."""
-        if self.scalings is None or not all(scaling.applied for scaling in self.scalings):
+        known = [scaling for scaling in self.scalings or () if scaling is not None]
+        if len(known) < len(self.variables) or not all(scaling.applied for scaling in known):
             return None
-        means = [self._spread(n, s.mean) for n, s in enumerate(self.scalings)]
-        deviations = [self._spread(n, s.deviation) for n, s in enumerate(self.scalings)]
+        means = [self._spread(n, s.mean) for n, s in enumerate(known)]
+        deviations = [self._spread(n, s.deviation) for n, s in enumerate(known)]
         if len(means) == 1:
             return means[0][0], deviations[0][0]
         return self._together(means)[0], self._together(deviations)[0]
 
     def _spread(self, number: int, numbers: Sequence[float]) -> Float64Array:
         shape = self.shapes[number]
-        features = shape[len(self.window.shape) :]
+        features = shape[len(self.window(number).shape) :]
         flat = np.broadcast_to(np.array(numbers), math.prod(features)).reshape(features)
         return np.broadcast_to(flat, (1, *shape))
 
     def mapped(self, change: Callable[[Variable], Variable]) -> "FeatureSet":
         """Return the feature set with every variable changed."""
         return replace(self, variables=tuple(change(variable) for variable in self.variables))
+
+    def spread(self, values: np.ndarray, dims: Sequence[str]) -> np.ndarray:
+        """Return values over some of the dimensions of all variables, as elements of examples.
+
+        `values` has the shape (examples, *lengths of dims), and the result (examples, *shape).
+        """
+        parts = []
+        for own, shape in zip(self.feature_dims, self.shapes, strict=True):
+            order = [1 + dims.index(dim) for dim in own if dim in dims]
+            lengths = [n if dim in dims else 1 for dim, n in zip(own, shape, strict=True)]
+            part = values.transpose(0, *order).reshape(-1, *lengths)
+            parts.append(np.broadcast_to(part, (len(values), *shape)))
+        return np.ascontiguousarray(parts[0]) if len(parts) == 1 else self._together(parts)
 
     def assemble(
         self, stored: Sequence[np.ndarray], masked: bool = False
@@ -124,7 +178,8 @@ class FeatureSet:
         Parameters
         ----------
         stored
-            Per variable, (examples, window positions, features); may be overwritten.
+            Per variable, (examples, window positions, features); may be overwritten. Labels are
+            places in the labels of their category.
         masked
             Whether missing values may be among them: they become the variable's mean.
 
@@ -146,7 +201,7 @@ class FeatureSet:
         return values, self._together(full)
 
     def _together(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        if len(set(self.shapes)) == 1:
+        if self._stacks:
             return np.stack(parts, axis=-1)
         flat = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
         return np.concatenate(flat, axis=1)
@@ -154,11 +209,14 @@ class FeatureSet:
     def _values(
         self, number: int, stored: np.ndarray, masked: bool
     ) -> tuple[Float32Array, BoolArray | None]:
+        category = self.category(number)
+        if category is not None:
+            return category.shown(stored).reshape(len(stored), *self.shapes[number]), None
         values, missing = self.variables[number].decode(stored)
         if values.dtype.kind == "O":  # none at all, or numbers that no dtype of NumPy's holds
             values = np.where(missing, np.nan, values) if missing is not None else values
             values = values.astype(np.float64)
-        scaling = self.scalings[number] if self.scalings is not None else None
+        scaling = self.scaling(number)
         shape = (len(stored), *self.shapes[number])
         if not masked or missing is None:
             return _rounded(values, scaling).reshape(shape), None
@@ -168,9 +226,8 @@ class FeatureSet:
 
     def limit(self, number: int) -> Float64Array:
         """Return the largest magnitude that scales into float32: float64, () or (features,)."""
-        if self.scalings is None:
-            return np.array(FLOAT32_MAX)
-        return self.scalings[number].limit
+        scaling = self.scaling(number)
+        return np.array(FLOAT32_MAX) if scaling is None else scaling.limit
 
 
 def _rounded(values: np.ndarray, scaling: Scaling | None) -> Float32Array:

@@ -20,6 +20,7 @@ from dbdask.data.leaving_out import left_out_of
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Blocks
 from dbdask.data.waiting import Reads
+from dbdask.data.weights import masked, weights_of
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.schedule.left_out import LeftOut
 from dbdask.schedule.portions import Portion
@@ -41,7 +42,8 @@ class Minibatch:
     targets
         int64 class indices (examples,), float32 values (examples, *target_shape), or None.
     weights
-        float32 (examples,); of the targets' shape where elements are masked; None: all 1.
+        float32 (examples,); of the targets' shape if elements are masked, or have weights of their
+        own; None: all 1.
     """
 
     step: int
@@ -210,12 +212,12 @@ class Reader:
     def _minibatch(self, group: BlockGroup, rows: Int64Array, step: int) -> Minibatch:
         recipe = self.recipe
         located = group.locate(rows)
-        taken = [group.take(number, located) for number in range(len(recipe.roles))]
+        taken = group.take_all(located)
         count = len(recipe.inputs.variables)
         inputs, _ = recipe.inputs.assemble(taken[:count], masked=group.gaps)
         weights = None
         if recipe.weights is not None:
-            weights = _weights(*recipe.weights.decode(taken[-1][:, 0, 0]))
+            weights = weights_of(recipe, taken[-1])
         if recipe.targets is None:
             return Minibatch(step, inputs, None, weights)
         if recipe.classes is not None:
@@ -225,7 +227,7 @@ class Reader:
         else:
             stop = count + len(recipe.targets.variables)
             targets, gap = recipe.targets.assemble(taken[count:stop], masked=group.gaps)
-        return Minibatch(step, inputs, targets, _masked(weights, gap))
+        return Minibatch(step, inputs, targets, masked(weights, gap))
 
     def _permutation(self, portion: Portion, rows: int) -> np.ndarray:
         """Return the group's rows in the order of its portions, in as few bytes as they need."""
@@ -278,7 +280,7 @@ class Reader:
             with self._reads.here():
                 block = read_block(self.recipe, number, self._ledger, brought)
             self.magnitudes = self.magnitudes or first_look(self.recipe, block)
-            if self.recipe.missing == "drop" and number not in self._left_out:
+            if self.recipe.drops_missing and number not in self._left_out:
                 self._left_out[number] = left_out_of(self.recipe, block)
         except BaseException as error:
             with self._lock:
@@ -310,18 +312,3 @@ class Reader:
 
 def _total_bytes(recipe: Recipe) -> int:
     return sum(variable.nbytes for variable in recipe.variables)
-
-
-def _weights(values: np.ndarray, missing: BoolArray | None) -> Float32Array:
-    weights = values.astype(np.float32)
-    return weights if missing is None else np.where(missing, np.float32(0), weights)
-
-
-def _masked(weights: Float32Array | None, gap: BoolArray | None) -> Float32Array | None:
-    """Give missing target elements the weight 0."""
-    if gap is None or not gap.any():
-        return weights
-    present = (~gap).astype(np.float32)
-    if weights is None:
-        return present
-    return present * weights.reshape(weights.shape + (1,) * (present.ndim - 1))

@@ -3,7 +3,6 @@
 import numpy as np
 
 from dbdask.arrays import Float64Array
-from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.gathering import Block
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Variable
@@ -15,19 +14,15 @@ MOST_VALUES = 2**16
 
 def first_look(recipe: Recipe, block: Block) -> tuple[Magnitude, ...]:
     """Return the magnitudes of the variables that training sees without standardisation."""
-    feature_sets = {"inputs": recipe.inputs}
+    feature_sets = [("inputs", recipe.inputs)]
     if recipe.targets is not None and recipe.classes is None:
-        feature_sets["targets"] = recipe.targets
-    unscaled = {role for role, features in feature_sets.items() if not _is_scaled(features)}
-    return tuple(
-        Magnitude.of(role, variable.name, _sample(variable, part.values))
-        for (role, variable), part in zip(recipe.roles, block.parts, strict=True)
-        if role in unscaled
-    )
-
-
-def _is_scaled(features: FeatureSet) -> bool:
-    return features.scalings is not None and all(scaling.applied for scaling in features.scalings)
+        feature_sets.append(("targets", recipe.targets))
+    found, parts = [], iter(block.parts)
+    for role, features in feature_sets:
+        for number, (variable, part) in enumerate(zip(features.variables, parts, strict=False)):
+            if not features.is_scaled(number) and features.category(number) is None:
+                found.append(Magnitude.of(role, variable.name, _sample(variable, part.values)))
+    return tuple(found)
 
 
 def _sample(variable: Variable, stored: np.ndarray) -> Float64Array:

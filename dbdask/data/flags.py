@@ -1,10 +1,11 @@
 """Flags: the classes that a variable's attributes declare, in all the forms in use."""
 
+import math
 from typing import Any
 
 import numpy as np
 
-from dbdask.data.declared import number
+from dbdask.data.declared import listed, number
 from dbdask.data.decoding import Attributes
 from dbdask.data.labels import Classes, as_classes
 
@@ -57,7 +58,7 @@ def _unknown(name: str, given: object, why: str) -> Classes:
 def _listed(given: object) -> list[Any]:
     if isinstance(given, str):
         return given.replace(",", " ").split()
-    return list(np.atleast_1d(np.asarray(given)).ravel())
+    return listed(given)
 
 
 def _meanings(given: object) -> list[str]:
@@ -68,7 +69,7 @@ def _meanings(given: object) -> list[str]:
 
 def _as_shown(value: int | float, dtype: np.dtype | None) -> int | float:
     """Return a flag as the values show it; one of the other sign is read from the same bytes."""
-    if dtype is None or value != int(value):
+    if dtype is None or not math.isfinite(value) or value != int(value):
         return value
     limits, whole = np.iinfo(dtype), int(value)
     if limits.min <= whole <= limits.max:

@@ -81,6 +81,7 @@ class BlockGroup:
         self._strides: list[dict[str, Int64Array]] = []
         for number in range(len(recipe.roles)):
             self._place_parts([block.parts[number] for block in blocks])
+        self._alike = self._first_alike()
 
     @property
     def rows(self) -> int:
@@ -123,6 +124,16 @@ class BlockGroup:
         self._bases.append(offsets - shift)
         self._strides.append(strides)
 
+    def _first_alike(self) -> list[int]:
+        """Return for each variable the first one whose values have the same places."""
+        first: dict[object, int] = {}
+        return [first.setdefault(self._layout(n), n) for n in range(len(self._values))]
+
+    def _layout(self, number: int) -> object:
+        """Return what the places of a variable's values depend on."""
+        strides = ((dim, steps.tobytes()) for dim, steps in self._strides[number].items())
+        return self._recipe.windows[number], self._bases[number].tobytes(), *strides
+
     def locate(self, rows: Int64Array) -> Located:
         """Return, for each row number of the group, its block and its window's centre.
 
@@ -141,22 +152,30 @@ class BlockGroup:
 
     def index(self, number: int, located: Located) -> Int64Array:
         """Return the places of a variable's values: int64, (rows, window positions)."""
-        role, _ = self._recipe.roles[number]
-        window = self._recipe.window
-        windowed = role == "inputs" and bool(window.spans)
+        window = self._recipe.windows[number]
         index = self._bases[number][located.block][:, None]
         for axis, dim in enumerate(self._recipe.along):
             if dim not in self._strides[number]:
                 continue
             here = located.centres[axis]
             position = here.positions[:, None]
-            if windowed and dim in window.dims:
+            if dim in window.dims:
                 position = position + window.offsets(dim)
                 position = np.clip(position, here.low[:, None], here.high[:, None] - 1)
             index = index + position * self._strides[number][dim][located.block][:, None]
-        if windowed and index.shape[1] != window.size:
+        if index.shape[1] != window.size:
             index = np.broadcast_to(index, (len(index), window.size))
         return index
+
+    def take_all(self, located: Located) -> list[np.ndarray]:
+        """Return stored values of every variable for rows: (rows, window positions, features)."""
+        index: dict[int, Int64Array] = {}
+        found = []
+        for values, alike in zip(self._values, self._alike, strict=True):
+            if alike not in index:
+                index[alike] = self.index(alike, located)
+            found.append(values.take(index[alike], axis=0))
+        return found
 
     def take(self, number: int, located: Located) -> np.ndarray:
         """Return stored values of a variable for rows: (rows, window positions, features)."""

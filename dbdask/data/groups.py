@@ -196,7 +196,13 @@ class GroupLedger:
         return self._numbers(values)
 
     def _numbers(self, values: np.ndarray) -> Int64Array:
-        codes = [self._codes.setdefault(value, len(self._codes)) for value in list(values)]
+        try:
+            codes = [self._codes.setdefault(value, len(self._codes)) for value in list(values)]
+        except TypeError as error:
+            raise DataError(
+                f"groups: {self.name!r} holds objects that cannot be compared ({error}); give "
+                "groups that are numbers or text, as in array.astype(str)"
+            ) from error
         return np.array(codes, np.int64)
 
     def _check_alone(self, values: np.ndarray) -> None:

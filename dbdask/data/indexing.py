@@ -189,6 +189,8 @@ def _ranks(dim: str, given: object, count: int) -> Int64Array:
             f"isel: {dim!r} takes a position, a slice, a list of positions or of True and "
             f"False, got {given!r}"
         )
+    if indexer.ndim == 0 and indexer.dtype.kind != "b":
+        indexer = indexer.reshape(1)
     if indexer.ndim != 1:
         raise ValueError(f"isel: positions along {dim!r} must ascend without repeats")
     if indexer.dtype.kind == "b":

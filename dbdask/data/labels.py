@@ -186,9 +186,12 @@ def _largest(dtype: np.dtype) -> int:
 
 def _plain(label: object) -> Any:
     """Return a label as a Python object: text or a number, and an int if that is whole."""
-    label = label.item() if isinstance(label, (np.generic, np.ndarray)) else label
+    if isinstance(label, np.generic) or (isinstance(label, np.ndarray) and label.size == 1):
+        label = label.item()
     if isinstance(label, bytes):
         return label.decode()
     if isinstance(label, str):
         return str(label)
-    return int(label) if isinstance(label, float) and label.is_integer() else label
+    if isinstance(label, np.longdouble):  # which Python has no number for
+        label = float(label) if float(label) == label else label
+    return int(label) if isinstance(label, (float, np.longdouble)) and label.is_integer() else label

@@ -14,7 +14,7 @@ from dbdask.data.leaving_out import class_counts
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Mask, Spans
 from dbdask.data.sources import Blocks, Variable
-from dbdask.data.standardization import Moments
+from dbdask.data.standardization import Moments, lost_in_float64
 from dbdask.errors import DataError
 from dbdask.schedule.left_out import Fills
 
@@ -24,9 +24,19 @@ SLAB_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class MeasureMoments:
-    """Measures the moments of variables in a block: each position once, also under windows."""
+    """Measures the moments of variables in a block: each position once, also under windows.
 
-    roles: tuple[str, ...]
+    Parameters
+    ----------
+    variables
+        Role and place in their role of the variables.
+    per
+        "variable" or "feature".
+    mask
+        The mask of the examples.
+    """
+
+    variables: tuple[tuple[str, int], ...]
     per: str
     mask: Mask | None
 
@@ -35,15 +45,9 @@ class MeasureMoments:
     ) -> tuple[Moments | None, ...]:
         recipe = reader.recipe
         return tuple(
-            self._of(recipe, features, number, block, blocks)
-            for _, features in self.feature_sets(recipe)
-            for number in range(len(features.variables))
+            self._of(recipe, recipe.features(role), number, block, blocks)
+            for role, number in self.variables
         )
-
-    def feature_sets(self, recipe: Recipe) -> list[tuple[str, FeatureSet]]:
-        """Return the feature sets that are measured, each with its role."""
-        known = {"inputs": recipe.inputs, "targets": recipe.targets}
-        return [(role, features) for role in self.roles if (features := known[role]) is not None]
 
     def _of(
         self, recipe: Recipe, features: FeatureSet, number: int, block: int, blocks: Blocks | None
@@ -116,35 +120,60 @@ def _moments(
         flat = part.reshape(-1, width)
         if held is not None:
             flat = flat[np.atleast_1d(held)[start : start + step].reshape(-1)]
-        found = Moments.of(_checked(variable, flat), per)
+        values_here, lost = _checked(variable, flat)
+        found = Moments.of(values_here, per, lost)
         total = found if total is None else total + found
     assert total is not None
     return total
 
 
-def _checked(variable: Variable, stored: np.ndarray) -> np.ndarray:
+def _checked(variable: Variable, stored: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return decoded values with NaN for missing ones, and what float64 rounds off them."""
     decoded, missing = variable.decode(stored)
     if decoded.dtype.kind == "f" and np.isinf(decoded).any():
         raise DataError(
             f"variable {variable.name!r} holds an infinite value; correct it in the store, or cut "
             "it out with .where"
         )
+    lost = lost_in_float64(decoded, missing)
     if missing is None:
-        return decoded
-    return np.where(missing, np.nan, decoded.astype(np.float64))
+        return decoded, lost
+    return np.where(missing, np.nan, decoded.astype(np.float64)), lost
 
 
-def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[Label]:
-    """Return the labels that occur at the examples of a block."""
-    recipe = reader.recipe
-    assert recipe.targets is not None
-    (variable,) = recipe.targets.variables
+@dataclass(frozen=True)
+class MeasureLabels:
+    """Finds the labels of variables that occur at the examples of a block.
+
+    Parameters
+    ----------
+    variables
+        Role and place in their role of the variables.
+    """
+
+    variables: tuple[tuple[str, int], ...]
+
+    def __call__(
+        self, reader: Reader, block: int, blocks: Blocks | None
+    ) -> tuple[list[Label], ...]:
+        recipe = reader.recipe
+        return tuple(
+            _labels(recipe, recipe.features(role), number, block, blocks)
+            for role, number in self.variables
+        )
+
+
+def _labels(
+    recipe: Recipe, features: FeatureSet, number: int, block: int, blocks: Blocks | None
+) -> list[Label]:
+    """Return the different labels of a variable at the examples of a block."""
+    variable = features.variables[number]
     within = recipe.block_centres(block)
-    box = recipe.box(variable, within, "targets")
+    box = recipe.box(variable, within)
     own = [dim for dim in recipe.along if dim in variable.dims]
-    values, missing = variable.decode(variable.read(box, blocks=blocks))
+    order = [variable.dims.index(dim) for dim in (*own, *features.feature_dims[number])]
     index = [within[recipe.along.index(dim)].positions - box[dim].start for dim in own]
-    order = [variable.dims.index(dim) for dim in own]
+    values, missing = variable.decode(variable.read(box, blocks=blocks))
     labels = values.transpose(order)[np.ix_(*index)]
     keep = np.ones(labels.shape, bool)
     if missing is not None:
@@ -152,7 +181,7 @@ def measure_labels(reader: Reader, block: int, blocks: Blocks | None) -> list[La
     here = {d: within[recipe.along.index(d)].positions for d in recipe.along}
     held = _held(recipe, recipe.selection.mask, own, here)
     if held is not None:
-        keep &= held
+        keep &= held.reshape(held.shape + (1,) * (keep.ndim - held.ndim))
     found: list[Label] = pd.unique(labels[keep]).tolist()
     return found
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dbdask.arrays import BoolArray, Float64Array
+from dbdask.data.categories import missing_places
 from dbdask.data.gathering import Block, BlockGroup
 from dbdask.data.labels import MISSING, UNKNOWN
 from dbdask.data.recipe import Recipe
@@ -18,7 +19,8 @@ SLAB_ROWS = 1 << 16
 
 _MISSING_RULE = (
     'is missing (NaN, or its _FillValue); give missing="drop" to leave such examples out, '
-    'missing="mask" to give them no weight, or cut with .where'
+    'missing="mask" to give them no weight, either for all variables or for one, as '
+    'missing={{{name!r}: "drop"}}, or cut with .where'
 )
 _INFINITE_RULE = (
     "is infinite, or too large for float32; correct it in the store, or cut it out with .where"
@@ -69,9 +71,10 @@ class MissingValueCheck:
             rows = None if missing is None else self._rows_using(number, missing)
             if missing is None or rows is None or not rows.any():
                 continue
-            if self.recipe.missing == "error":
-                self._refuse(number, missing, _MISSING_RULE + zeros_remedy(variable))
-            elif self.recipe.missing == "drop":
+            wanted = self.recipe.missing.of(variable.name)
+            if wanted == "error":
+                self._refuse(number, missing, _missing_rule(variable))
+            elif wanted == "drop":
                 self._note_place(number, missing)
                 bad |= rows
             else:
@@ -89,10 +92,12 @@ class MissingValueCheck:
     def _cut_windows(self) -> BoolArray | None:
         """Return for each row whether its window leaves its group; None if no row is dropped."""
         recipe = self.recipe
-        if recipe.edges != "drop" or recipe.groups is None or not recipe.window.spans:
+        if recipe.groups is None or not recipe.edges.drops(recipe.groups.dims):
             return None
         axis = recipe.along.index(recipe.groups.dims[0])
         first, last = recipe.window.reach(recipe.along[axis])
+        if first == last == 0:
+            return None
         here = self._alone.locate(np.arange(self._alone.rows)).centres[axis]
         return _any((here.positions + first < here.low) | (here.positions + last >= here.high))
 
@@ -105,6 +110,8 @@ class MissingValueCheck:
             missing, unknown = (values == MISSING).any(axis=1), (values == UNKNOWN).any(axis=1)
             rule = f"is not {self.recipe.classes.rule()}; give the labels with classes="
             return _any(missing), {rule: unknown} if unknown.any() else {}
+        if self.recipe.category(number) is not None:
+            return _any(missing_places(values)), {}
         if not variable.may_be_missing and role != "weights":
             return None, {}
         missing, large, negative = _scan(
@@ -161,7 +168,7 @@ class MissingValueCheck:
         inside = np.unravel_index(position, lengths) if lengths else ()
         words = []
         for dim, step in zip(part.lengths, inside, strict=True):
-            at = part.starts[dim] + int(step)
+            at = (part.starts[dim] + int(step)) % self.recipe.sizes[dim]
             words.append(f"{dim}={at}{self._coordinate(dim, at)}")
         return ", ".join(words) or "its only value"
 
@@ -174,6 +181,10 @@ class MissingValueCheck:
             return f" ({variable.coordinate({dim: slice(at, at + 1)})[0]})"
         except (RuntimeError, OSError, DataError):
             return ""
+
+
+def _missing_rule(variable: Variable) -> str:
+    return _MISSING_RULE.format(name=variable.name) + zeros_remedy(variable)
 
 
 def zeros_remedy(variable: Variable) -> str:

@@ -5,13 +5,16 @@ from typing import Any
 
 import xarray as xr
 
+from dbdask.data.categories import CategoriesGiven, Category, as_categories, check_labels
+from dbdask.data.edges import Edges, EdgesGiven, as_edges, check_circle
 from dbdask.data.feature_sets import FeatureSet, check_numbers, check_sizes
 from dbdask.data.flags import declared_classes
 from dbdask.data.labels import Classes, as_classes
+from dbdask.data.missing_rules import MissingGiven, MissingRules, as_missing_rules
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection
 from dbdask.data.sources import Source, Variable
-from dbdask.data.windows import as_window
+from dbdask.data.windows import WindowGiven, windows_by_name, windows_of
 from dbdask.schedule.lengths import Lengths
 
 Given = str | xr.DataArray
@@ -21,52 +24,57 @@ Known = Given | Variable
 def open_recipe(
     source: Source,
     *,
-    inputs: Known | Sequence[Known],
+    inputs: Known | Sequence[Known] | Mapping[str, WindowGiven | None],
     targets: Known | Sequence[Known] | None,
     along: str | Sequence[str],
-    window: Mapping[str, int | Sequence[int]] | None,
-    edges: str,
+    window: WindowGiven | None,
+    edges: EdgesGiven,
     groups: Known | None,
     weights: Known | None,
     classes: Sequence[object] | Classes | None,
-    missing: str,
+    missing: MissingGiven | MissingRules,
+    windows: Sequence[WindowGiven | None] | None = None,
+    categories: CategoriesGiven | tuple[Category | None, ...] | None = None,
     to_predict: bool = False,
 ) -> Recipe:
     """Return the recipe of the arguments of `Examples`, checked against the metadata.
 
-    Of the values, at most coordinates are read. If the recipe is `to_predict`, the data may have
-    sample dimensions that no input has, because the targets had them.
+    Of the values, at most coordinates are read. `windows` has the window of each input, in place of
+    `window`. If the recipe is `to_predict`, the data may have sample dimensions that no input has,
+    because the targets had them.
 
     Raises
     ------
     ValueError, TypeError
         Names the argument, the value, the rule and the remedy.
     """
-    _one_of("edges", edges, ("repeat", "drop"))
-    _one_of("missing", missing, ("error", "drop", "mask"))
     dims = _along(along, source)
+    shown = as_edges(edges, dims)
     sizes = {dim: source.sizes[dim] for dim in dims if dim in source.sizes}
-    found = _variables("inputs", inputs, source)
+    named = windows_by_name(inputs, window)
+    found = _variables("inputs", inputs if named is None else list(named), source)
     sought = None if targets is None else _variables("targets", targets, source)
     for variable in (*found, *(sought or ())):
         sizes.update({d: n for d, n in variable.sizes.items() if d in dims and d not in sizes})
     missing_dims = _check_dims(dims, found, sought or (), to_predict)
-    shown = as_window(window, dims, sizes)
-    features = FeatureSet(found, dims, shown)
-    for variable in found:
-        check_sizes("inputs", variable, sizes)
-        check_numbers("inputs", variable)
+    spans = windows_of(
+        [v.name for v in found], named, windows or (window,) * len(found), dims, sizes
+    )
+    shown_as = categories if isinstance(categories, tuple) else as_categories(categories, found)
+    features = FeatureSet(found, dims, spans, categories=shown_as)
+    _check_inputs(features, sizes)
     target, labels = _targets(sought, dims, sizes, classes)
+    weight = _weights(weights, source, dims, sizes, target)
+    names = [v.name for v in (*found, *(sought or ()), weight) if v is not None]
     return Recipe(
         along=dims,
         inputs=features,
         targets=target,
         classes=labels,
-        weights=_single("weights", weights, source, dims, sizes),
-        groups=_groups(groups, source, dims, sizes),
-        window=shown,
-        edges=edges,
-        missing=missing,
+        weights=weight,
+        groups=_groups(groups, source, dims, sizes, shown),
+        edges=shown,
+        missing=as_missing_rules(missing, names),
         selection=Selection.whole(dims, [sizes[dim] for dim in dims]),
         coordinates=_coordinates(source, dims),
         beyond={dim: _lengths_in(source, dim) for dim in missing_dims},
@@ -96,17 +104,21 @@ def _check_dims(
     return missing
 
 
+def _check_inputs(features: FeatureSet, sizes: Mapping[str, int]) -> None:
+    """Raise if an input has a wrong length, or is neither a number nor a label."""
+    for number, variable in enumerate(features.variables):
+        check_sizes("inputs", variable, sizes)
+        category = features.category(number)
+        if category is None:
+            check_numbers("inputs", variable)
+        else:
+            check_labels(variable, category)
+
+
 def _lengths_in(source: Source, dim: str) -> Lengths:
     """Return the blocks along a dimension of the largest variable that has it."""
     having = [variable for variable in source.variables.values() if dim in variable.dims]
     return max(having, key=lambda variable: variable.nbytes).lengths[dim]
-
-
-def _one_of(argument: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
-        )
 
 
 def _along(along: str | Sequence[str], source: Source) -> tuple[str, ...]:
@@ -166,43 +178,73 @@ def _variable(argument: str, given: Any, source: Source, name: str = "") -> Vari
     try:
         variable = source.variable(given)
         variable.check_decoding()
+        _check_dims_differ(variable)
         return variable
     except (ValueError, TypeError) as error:
         raise type(error)(f"{argument}: {error}") from error
 
 
-def _single(
-    argument: str,
+def _check_dims_differ(variable: Variable) -> None:
+    if len(set(variable.dims)) < len(variable.dims):
+        raise ValueError(
+            f"variable {variable.name!r} has a dimension twice: {variable.dims}; give it another "
+            "name, as in xr.DataArray(array.values, dims=[...])"
+        )
+
+
+def _weights(
     given: Known | None,
     source: Source,
     along: tuple[str, ...],
     sizes: Mapping[str, int],
+    targets: FeatureSet | None,
 ) -> Variable | None:
-    """Return a variable that has one number for each example."""
+    """Return a variable that has a number for each example, or for each target element."""
     if given is None:
         return None
-    variable = _variable(argument, given, source)
-    check_sizes(argument, variable, sizes)
-    if argument == "weights":
-        check_numbers(argument, variable)
+    variable = _variable("weights", given, source)
+    of_targets: dict[str, int] = {}
+    for one in targets.variables if targets is not None else ():
+        of_targets.update(one.sizes)
+    check_sizes("weights", variable, {**of_targets, **sizes})
+    check_numbers("weights", variable)
+    shared = [set(dims) for dims in targets.feature_dims] if targets is not None else []
+    known = {*along, *(set.intersection(*shared) if shared else ())}
     for dim in variable.dims:
-        if dim not in along:
+        if dim not in known:
+            more = ", ".join(map(repr, sorted(known - {*along}))) or "none"
             raise ValueError(
-                f"{argument}: variable {variable.name!r} has the dimension {dim!r}, which is not "
-                f"in along={along}; it must have one value for each example"
+                f"weights: variable {variable.name!r} has the dimension {dim!r}, which is not in "
+                f"along={along}, and not one that every target has (these are: {more}); it must "
+                "have one value for each example, or for each element of its targets"
             )
     return variable
 
 
 def _groups(
-    given: Known | None, source: Source, along: tuple[str, ...], sizes: Mapping[str, int]
+    given: Known | None,
+    source: Source,
+    along: tuple[str, ...],
+    sizes: Mapping[str, int],
+    edges: Edges,
 ) -> Variable | None:
-    variable = _single("groups", given, source, along, sizes)
-    if variable is not None and len(variable.dims) != 1:
+    """Return a variable that has a group for each position of one sample dimension."""
+    if given is None:
+        return None
+    variable = _variable("groups", given, source)
+    check_sizes("groups", variable, sizes)
+    for dim in variable.dims:
+        if dim not in along:
+            raise ValueError(
+                f"groups: variable {variable.name!r} has the dimension {dim!r}, which is not in "
+                f"along={along}; it must have one value for each example"
+            )
+    if len(variable.dims) != 1:
         raise ValueError(
             f"groups: variable {variable.name!r} must have one dimension, one of along={along}, "
             f"got {variable.dims}"
         )
+    check_circle(edges, variable.name, variable.dims)
     return variable
 
 

@@ -7,12 +7,16 @@ from functools import cached_property
 from typing import Literal
 
 from dbdask.arrays import Int64Array
+from dbdask.data.categories import Category, check_known
+from dbdask.data.circles import stored_boxes
+from dbdask.data.edges import Edges
 from dbdask.data.feature_sets import FeatureSet
 from dbdask.data.labels import Classes
+from dbdask.data.missing_rules import MissingRules
 from dbdask.data.routes import Lacking
 from dbdask.data.selection import CentreRuns, Selection, block_rows, centres
 from dbdask.data.sources import Variable
-from dbdask.data.windows import Window
+from dbdask.data.windows import NO_WINDOW, Window
 from dbdask.schedule.lengths import Lengths
 from dbdask.schedule.portions import Grid
 
@@ -32,14 +36,15 @@ class Recipe:
     classes: Classes | None  # None: the targets are no labels
     weights: Variable | None
     groups: Variable | None
-    window: Window
-    edges: str
-    missing: str
+    edges: Edges
+    missing: MissingRules
     selection: Selection
     coordinates: Mapping[str, Variable] = field(default_factory=dict)
     scales_targets: bool = False  # asked for, with any loss
     beyond: Mapping[str, Lengths] = field(default_factory=dict)
     """Lengths of blocks along sample dimensions that no variable has: those of the data."""
+    needed: frozenset[str] | None = None
+    """Keys of the variables that a pass reads; None: all."""
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -47,6 +52,12 @@ class Recipe:
         found: dict[str, int] = {dim: lengths.size for dim, lengths in self.beyond.items()}
         for variable in self.variables:
             found.update({dim: n for dim, n in variable.sizes.items() if dim in self.along})
+        return found
+
+    def features(self, role: str) -> FeatureSet:
+        """Return the feature set of a role, "inputs" or "targets"."""
+        found = self.inputs if role == "inputs" else self.targets
+        assert found is not None
         return found
 
     @cached_property
@@ -61,11 +72,38 @@ class Recipe:
         )
 
     @cached_property
+    def window(self) -> Window:
+        """The smallest window that holds those of all inputs."""
+        return self.inputs.reach
+
+    @cached_property
+    def windows(self) -> tuple[Window, ...]:
+        """For each of `roles`, the window over its values."""
+        inputs = [self.inputs.window(number) for number in range(len(self.inputs.variables))]
+        return (*inputs, *(NO_WINDOW for _ in self.roles[len(inputs) :]))
+
+    def category(self, number: int) -> Category | None:
+        """Return how one of `roles` that is a label among the inputs is shown; else None."""
+        return self.inputs.category(number) if number < len(self.inputs.variables) else None
+
+    @cached_property
     def feature_dims(self) -> tuple[tuple[str, ...], ...]:
         """For each of `roles`, the dimensions that become features, in order."""
         targets = self.targets.feature_dims if self.targets is not None else ()
-        weights = ((),) if self.weights is not None else ()
-        return (*self.inputs.feature_dims, *targets, *weights)
+        found = (*self.inputs.feature_dims, *targets)
+        if self.weights is None:
+            return found
+        return (*found, tuple(dim for dim in self.weights.dims if dim not in self.along))
+
+    @cached_property
+    def drops_missing(self) -> bool:
+        """Whether examples are left out because a value is missing."""
+        return self.missing.any("drop", (variable.name for _, variable in self.roles))
+
+    @property
+    def drops_edges(self) -> bool:
+        """Whether examples are left out because their windows are not whole."""
+        return self.edges.drops(self.window.dims)
 
     @property
     def variables(self) -> tuple[Variable, ...]:
@@ -107,7 +145,7 @@ class Recipe:
     @cached_property
     def centres(self) -> tuple[CentreRuns, ...]:
         """The positions that are examples, per dimension."""
-        return centres(self.selection, self.window, self.edges)
+        return centres(self.selection, self.window, self.edges, self.sizes)
 
     @cached_property
     def block_rows(self) -> Int64Array:
@@ -139,9 +177,11 @@ class Recipe:
         return tuple(c.within(cut) for c, cut in zip(self.centres, box, strict=True))
 
     def box(
-        self, variable: Variable, within: tuple[CentreRuns, ...], role: str
+        self, variable: Variable, within: tuple[CentreRuns, ...], window: Window = NO_WINDOW
     ) -> dict[str, slice]:
         """Return the positions of a variable that these centres need, halo included.
+
+        They count on beyond both ends of a dimension that wraps.
 
         A window that leaves out its centre ends at the edge of a group, which may be the centre's
         own position: along groups the box holds the centres too.
@@ -150,8 +190,7 @@ class Recipe:
         for dim, here in zip(self.along, within, strict=True):
             if dim not in variable.dims:
                 continue
-            first, last = self.window.reach(dim) if role in ("inputs", "groups") else (0, 0)
-            low, high = here.seen(first, last)
+            low, high = here.seen(*window.reach(dim))
             if self.groups is not None and dim in self.groups.dims:
                 own = here.seen(0, 0)
                 low, high = min(low, own[0]), max(high, own[1])
@@ -163,10 +202,12 @@ class Recipe:
         if not self.rows_in(block):
             return
         within = self.block_centres(block)
-        for role, variable in self.roles:
-            yield variable, self.box(variable, within, role)
-        if self.groups is not None:
-            yield self.groups, self.box(self.groups, within, "groups")
+        windows = (*self.windows, *((self.window,) if self.groups is not None else ()))
+        for variable, window in zip(self.variables, windows, strict=True):
+            if self.needed is not None and variable.key not in self.needed:
+                continue
+            for box in stored_boxes(self.box(variable, within, window), variable.sizes):
+                yield variable, box
 
     def check_values_are_here(self) -> None:
         """Raise if the values of a variable stayed in the process that pickled the examples.
@@ -179,6 +220,16 @@ class Recipe:
         for variable in self.variables:
             if isinstance(variable.origin, Lacking):
                 variable.open()
+
+    @property
+    def knows_categories(self) -> bool:
+        """Whether the labels of all inputs that are categories are known."""
+        known = [c.classes is not None for c in self.inputs.categories if c is not None]
+        return all(known)
+
+    def check_categories(self) -> None:
+        """Raise ValueError if the labels of an input are not known yet."""
+        check_known(self.inputs.names, self.inputs.categories)
 
     def worker_side(self) -> "Recipe":
         """Return what travels in a task: small when pickled."""

@@ -359,6 +359,8 @@ def origin_of(variable: xr.Variable, name: str) -> Origin:
         return Blocked(data, name)
     if isinstance(data, indexing.PandasIndexingAdapter):
         return _held_index(variable, data)
+    if isinstance(data, ExtensionArray):
+        return HeldByPandas(data, dtype=numpy_dtype(data))  # of text, which xarray cannot index
     if not variable._in_memory:
         return HeldBehind(variable) if is_behind_wrappers(data) else Lazy.of(variable)
     array = getattr(data, "array", None)

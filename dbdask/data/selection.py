@@ -6,13 +6,14 @@ written out for one block at a time, never for a whole dimension.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from dbdask.arrays import Int64Array
+from dbdask.data.edges import Edges
 from dbdask.data.masks import Mask
 from dbdask.data.spans import PIECE, Spans, joined
 from dbdask.data.windows import Window
@@ -23,11 +24,21 @@ __all__ = ["CentreRuns", "Centres", "Mask", "Selection", "Spans", "block_rows", 
 
 @dataclass(frozen=True)
 class Selection:
-    """Spans per sample dimension, and a mask."""
+    """Spans per sample dimension, and a mask.
+
+    Parameters
+    ----------
+    dims, spans, mask
+        The sample dimensions, the spans along each, and which of their positions are examples.
+    past
+        Of some dimensions, the first position of a span, and an earlier one down to which its
+        windows may see.
+    """
 
     dims: tuple[str, ...]
     spans: tuple[Spans, ...]
     mask: Mask | None = None
+    past: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def whole(cls, dims: Sequence[str], sizes: Sequence[int]) -> "Selection":
@@ -41,11 +52,23 @@ class Selection:
     def with_spans(self, dim: str, spans: Spans) -> "Selection":
         """Return the selection with other spans along one dimension."""
         axis = self.dims.index(dim)
-        return Selection(self.dims, (*self.spans[:axis], spans, *self.spans[axis + 1 :]), self.mask)
+        return replace(self, spans=(*self.spans[:axis], spans, *self.spans[axis + 1 :]))
+
+    def begin(self, dim: str, rank: int) -> int:
+        """Return the first position that the windows of a position, given by rank, may see."""
+        spans = self.along(dim)
+        start = int(spans.starts[spans.run_at(np.array(rank))])
+        known, begin = self.past.get(dim, (start, start))
+        return begin if known == start else start
+
+    def seeing_past(self, dim: str, begin: int) -> "Selection":
+        """Return the selection whose first span along `dim` may see down to `begin`."""
+        start = int(self.along(dim).starts[0])
+        return replace(self, past={**self.past, dim: (start, begin)})
 
     def masked(self, mask: Mask) -> "Selection":
         """Return the selection with one more mask."""
-        return Selection(self.dims, self.spans, mask if self.mask is None else self.mask & mask)
+        return replace(self, mask=mask if self.mask is None else self.mask & mask)
 
 
 @dataclass(frozen=True)
@@ -96,6 +119,14 @@ class CentreRuns:
         begin, end = np.clip(at, self.low[ends], self.high[ends] - 1).tolist()
         return begin, end + 1
 
+    def whole(self, first: int, last: int) -> "CentreRuns":
+        """Return the centres that may see all of their windows, from offset `first` to `last`."""
+        starts = np.maximum(self.runs.starts, self.low - first)
+        stops = np.minimum(self.runs.stops, self.high - last)
+        held = starts < stops
+        runs = Spans(starts[held], stops[held], self.runs.steps[held])
+        return CentreRuns(runs, self.low[held], self.high[held])
+
     def kept_within(self, starts: Int64Array, low: Int64Array, high: Int64Array) -> "CentreRuns":
         """Return the centres, each of which sees only positions of its group.
 
@@ -125,20 +156,33 @@ def side_by_side(several: Sequence[CentreRuns]) -> CentreRuns:
     )
 
 
-def centres(selection: Selection, window: Window, edges: str) -> tuple[CentreRuns, ...]:
+def centres(
+    selection: Selection, window: Window, edges: Edges, sizes: Mapping[str, int]
+) -> tuple[CentreRuns, ...]:
     """Return the centres along every dimension; for edges "drop", those of whole windows."""
     found = []
     for dim, spans in zip(selection.dims, selection.spans, strict=True):
-        first, last = window.reach(dim) if edges == "drop" else (0, 0)
-        if first == last == 0:
-            found.append(CentreRuns(spans, spans.starts, spans.stops))
-            continue
-        starts = np.maximum(spans.starts, spans.starts - first)
-        stops = np.minimum(spans.stops, spans.stops - last)
-        held = starts < stops
-        runs = Spans(starts[held], stops[held], spans.steps[held])
-        found.append(CentreRuns(runs, spans.starts[held], spans.stops[held]))
+        low, high = spans.starts, spans.stops
+        if edges.of(dim) == "wrap":
+            low, high = _on_circle(spans, sizes[dim])
+        if dim in selection.past:
+            low = np.minimum(low, np.insert(low[1:], 0, selection.begin(dim, 0)))
+        runs = CentreRuns(spans, low, high)
+        drops = edges.of(dim) == "drop"
+        found.append(runs.whole(*window.reach(dim)) if drops else runs)
     return tuple(found)
+
+
+def _on_circle(spans: Spans, size: int) -> tuple[Int64Array, Int64Array]:
+    """Return the first position that each run's windows may see on a circle, and the end.
+
+    Positions count on beyond both ends. The last run goes on in the first if both meet at the seam.
+    """
+    low, high = spans.starts.copy(), spans.stops.copy()
+    if len(spans) and spans.starts[0] == 0 and spans.stops[-1] == size:
+        low[0] = spans.starts[-1] - size
+        high[-1] = spans.stops[0] + size
+    return low, high
 
 
 def bounds_of_blocks(grid: Grid, along: Sequence[CentreRuns]) -> list[Int64Array]:

@@ -49,6 +49,7 @@ from zarr.abc.store import Store
 
 from dbdask.data.alignment import first_difference
 from dbdask.data.decoding import Attributes
+from dbdask.data.frames import Frame, dataset_of, is_frame
 from dbdask.data.listing import list_arrays
 from dbdask.data.locations import Location, locate
 from dbdask.data.routes import Blocks, Piece
@@ -57,7 +58,7 @@ from dbdask.data.zarr_arrays import ZarrArray
 
 __all__ = ["Blocks", "Data", "Piece", "Source", "Variable", "open_source"]
 
-Data = str | os.PathLike[str] | Store | xr.Dataset
+Data = str | os.PathLike[str] | Store | xr.Dataset | Frame
 """What a user gives as data."""
 
 Route = Literal["store", "lazy", "dask", "memory"]
@@ -227,7 +228,7 @@ class Source:
 
 
 def open_source(data: Data | Source) -> Source:
-    """Open a Zarr store (path, URL, store object) or an xarray Dataset; metadata only.
+    """Open a Zarr store (path, URL, store object), a Dataset or a DataFrame; metadata only.
 
     Paths are made absolute. Zarr v2, v3 and sharded arrays are read.
 
@@ -244,12 +245,15 @@ def open_source(data: Data | Source) -> Source:
         return data
     if isinstance(data, xr.Dataset):
         return _source_of_dataset(data)
+    if is_frame(data):
+        return _source_of_dataset(dataset_of(data))
     if isinstance(data, xr.DataArray):
         raise TypeError("data is a DataArray; give data.to_dataset(name=...)")
     if isinstance(data, (str, os.PathLike, Store)):
         return _source_of_store(locate(data))
     raise TypeError(
-        f"data must be a path, a URL, a Zarr store or an xarray Dataset, got {type(data).__name__}"
+        "data must be a path, a URL, a Zarr store, a DataFrame or an xarray Dataset, got "
+        f"{type(data).__name__}"
     )
 
 
@@ -286,6 +290,8 @@ def _source_of_store(location: Location) -> Source:
 
 
 def _source_of_dataset(dataset: xr.Dataset) -> Source:
+    _check_names("variables", dataset.variables)
+    _check_names("dimensions", dataset.sizes)
     indexed = dataset.xindexes
     variables = {
         str(name): variable_of_array(
@@ -297,6 +303,18 @@ def _source_of_dataset(dataset: xr.Dataset) -> Source:
     return Source(
         variables, coords, dataset.attrs, description="the given Dataset", dataset=dataset
     )
+
+
+def _check_names(what: str, names: Iterable[object]) -> None:
+    """Raise ValueError if two names, of which one is no text, are the same as text."""
+    known: dict[str, object] = {}
+    for name in names:
+        other = known.setdefault(str(name), name)
+        if other is not name:
+            raise ValueError(
+                f"data: two {what} of the given Dataset are called {other!r} and {name!r}, which "
+                "are the same as text; rename one of them"
+            )
 
 
 def _labels(dataset: xr.Dataset, name: object) -> xr.Coordinates:

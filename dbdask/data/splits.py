@@ -58,8 +58,30 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
     return (fractions[0], 1 - fractions[0]) if len(fractions) == 1 else tuple(fractions)
 
 
-def contiguous_parts(recipe: Recipe, fractions: Sequence[float]) -> list[Selection]:
+def check_overlap(overlap: Any, seed: int | None) -> bool:
+    """Return whether the windows of a part may reach back into the part before.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no truth value; or parts are drawn, so that none is before another.
+    """
+    if not isinstance(overlap, bool | np.bool_):
+        raise TypeError(f"split: overlap must be True or False, got {overlap!r}")
+    if overlap and seed is not None:
+        raise ValueError(
+            f"split: overlap=True needs parts in store order, with seed=None, got seed={seed!r}; "
+            "of drawn parts none is before another"
+        )
+    return bool(overlap)
+
+
+def contiguous_parts(
+    recipe: Recipe, fractions: Sequence[float], overlap: bool = False
+) -> list[Selection]:
     """Return one selection per part, cut along the first sample dimension in store order.
+
+    With `overlap`, the windows of a part may see the parts before.
 
     Raises
     ------
@@ -71,7 +93,11 @@ def contiguous_parts(recipe: Recipe, fractions: Sequence[float]) -> list[Selecti
     cuts = np.round(np.cumsum([0.0, *fractions]) * selected.count).astype(int)
     _check_parts(np.diff(cuts).tolist(), fractions, f"positions along {dim!r}")
     parts = [selected.part(a, b) for a, b in pairwise(cuts.tolist())]
-    return [recipe.selection.with_spans(dim, part) for part in parts]
+    found = [recipe.selection.with_spans(dim, part) for part in parts]
+    if not overlap:
+        return found
+    begins = [recipe.selection.begin(dim, cut) for cut in cuts[:-1].tolist()]
+    return [one.seeing_past(dim, begin) for one, begin in zip(found, begins, strict=True)]
 
 
 def drawn_parts(recipe: Recipe, fractions: Sequence[float], seed: int) -> list[Selection]:
@@ -122,7 +148,7 @@ def recipe_of_part(recipe: Recipe, selection: Selection, fraction: float) -> Rec
     part = replace(recipe, selection=selection)
     if part.rows == 0:
         cut = ", of those that .where kept" if selection.mask is not None else ""
-        whole = "; its windows are longer than what was cut" if recipe.edges == "drop" else ""
+        whole = "; its windows are longer than what was cut" if recipe.drops_edges else ""
         raise ValueError(
             f"split: no examples are left along {', '.join(recipe.along)} in the part of "
             f"{fraction:g}{cut}{whole}; give other fractions or another seed"

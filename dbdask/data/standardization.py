@@ -1,5 +1,6 @@
 """Standardisation: mean and deviation of every variable, merged over chunks in float64."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from dbdask.arrays import BoolArray, Float32Array, Float64Array, Int64Array
+from dbdask.data.decoding import is_exact
 from dbdask.json_types import JsonObject
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -34,6 +36,7 @@ def rounding_of(dtype: np.dtype) -> float:
 class Moments:
     """Count, mean and summed squared deviations of values, and the number of missing ones.
 
+    `lost` is the summed square of what float64, in which all is measured, rounds off the values.
     The arrays have shape (), or (features,) if each feature is measured on its own.
 
     Examples
@@ -47,9 +50,10 @@ class Moments:
     mean: Float64Array
     squares: Float64Array
     missing: int = 0
+    lost: float = 0.0
 
     @classmethod
-    def of(cls, values: np.ndarray, per: str) -> "Moments":
+    def of(cls, values: np.ndarray, per: str, lost: float = 0.0) -> "Moments":
         """Return the moments of values (positions, features), without NaN.
 
         `per` is "variable", for moments of shape (), or "feature", for (features,).
@@ -66,7 +70,7 @@ class Moments:
             mean = np.divide(total, count, out=np.zeros(np.shape(total)), where=count > 0)
             squares = np.square(np.where(good, wide - mean, 0)).sum(axis=axis)
         missing = good.size - int(count.sum())
-        return cls(np.asarray(count), np.asarray(pivot + mean), squares, missing)
+        return cls(np.asarray(count), np.asarray(pivot + mean), squares, missing, lost)
 
     def __add__(self, other: "Moments") -> "Moments":
         """Merge (Chan, Golub and LeVeque, 1983)."""
@@ -74,7 +78,16 @@ class Moments:
         part = np.divide(other.count, count, out=np.zeros(np.shape(count)), where=count > 0)
         step = other.mean - self.mean
         squares = self.squares + other.squares + step * step * self.count * part
-        return Moments(count, self.mean + step * part, squares, self.missing + other.missing)
+        missing, lost = self.missing + other.missing, self.lost + other.lost
+        return Moments(count, self.mean + step * part, squares, missing, lost)
+
+    @property
+    def lost_share(self) -> float:
+        """What rounding to float64 costs, as a share of the deviation; infinite if it costs all."""
+        squares = float(self.squares.sum())
+        if not self.lost:
+            return 0.0
+        return math.sqrt(self.lost / squares) if squares else math.inf
 
 
 def _first(values: Float64Array, good: BoolArray, axis: int | None) -> Float64Array:
@@ -86,6 +99,24 @@ def _first(values: Float64Array, good: BoolArray, axis: int | None) -> Float64Ar
         return np.where(good.any(), values.reshape(-1)[int(good.argmax())], 0.0)
     found = np.take_along_axis(values, place, axis=axis)[0]
     return np.where(good.any(axis=axis), found, 0.0)
+
+
+def lost_in_float64(values: np.ndarray, missing: BoolArray | None) -> float:
+    """Return the summed square of what float64 rounds off values that are not missing.
+
+    Examples
+    --------
+    >>> lost_in_float64(np.array([2**53, 2**53 + 1]), None)
+    1.0
+    """
+    if values.dtype.kind not in "iuf" or values.dtype.itemsize < 8 or values.dtype == np.float64:
+        return 0.0
+    present = values if missing is None else values[~missing]
+    if present.dtype.kind in "iu" and is_exact(present):
+        return 0.0
+    wide = present.astype(np.longdouble)
+    rounded = wide - present.astype(np.float64)
+    return float(np.square(rounded[np.isfinite(rounded)]).sum())
 
 
 def merge(moments: Iterable[Moments]) -> Moments:

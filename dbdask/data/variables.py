@@ -311,7 +311,7 @@ def variable_of_array(
         decoding=Decoding(doubtful=_lost_gaps(variable)),
         origin=origin,
         dtype_name="" if isinstance(variable.dtype, np.dtype) else str(variable.dtype),
-        known_dtype=_of_vlen(variable.dtype),
+        known_dtype=_of_vlen(variable.dtype) or _of_categories(origin),
         flag_dtype=_flag_dtype(variable),
         masks_zeros=shows_zeros_as_missing(variable),
         labels=labels,
@@ -350,6 +350,15 @@ def _of_vlen(dtype: object) -> np.dtype | None:
     """Return `TEXT` for objects that a store declares to be text."""
     metadata = getattr(dtype, "metadata", None) or {}
     return TEXT if dtype == np.dtype(object) and metadata.get("element_type") is str else None
+
+
+def _of_categories(origin: Origin) -> np.dtype | None:
+    """Return `TEXT` for categories that are text: so that the values need not be made to see it."""
+    array = origin.values if isinstance(origin, HeldByPandas) else None
+    if not isinstance(array, pd.Categorical) or not len(array.categories):
+        return None
+    categories = np.asarray(array.categories.array, dtype=object)
+    return TEXT if objects_dtype(categories) == TEXT else None
 
 
 def _lost_gaps(variable: xr.Variable) -> tuple[tuple[Any, str], ...]:

@@ -108,7 +108,7 @@ def scale_warning(magnitudes: Sequence[Magnitude]) -> str:
     far = [one for one in magnitudes if one not in coarse and _is_far(one)]
     sentences = [
         f"{one.role}: float32, in which models compute, cannot tell the values of {one.name!r} "
-        f"apart: rounding loses {_percent(one.lost_share)} % of their spread "
+        f"apart: rounding loses {percent(one.lost_share)} % of their spread "
         f"(mean {one.mean:.9g}, deviation {one.deviation:.3g})"
         for one in coarse[:MOST_NAMED]
     ] + [
@@ -126,12 +126,12 @@ def scale_warning(magnitudes: Sequence[Magnitude]) -> str:
     )
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """Return a share in two digits.
 
     Examples
     --------
-    >>> _percent(0.01234), _percent(0.37), _percent(3.0)
+    >>> percent(0.01234), percent(0.37), percent(3.0)
     ('1.2', '37', '100')
     """
     return f"{float(f'{100 * min(share, 1.0):.2g}'):g}"

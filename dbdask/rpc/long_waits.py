@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 logger = logging.getLogger("dbdask")
 
-WARN_SECONDS = 30.0
+WARN_SECONDS = 20.0
 LEAST_SECONDS = 5.0
 """A wait that is shorter is not named beside a long one: it is likely to end by itself."""
 

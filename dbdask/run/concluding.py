@@ -52,7 +52,8 @@ def setting_of(
     verb: str, model: Model, examples: Examples, tally: Tally, path: str | None, keep: str
 ) -> Setting:
     """Return the settings that decide on the advice after a run."""
-    is_scaled = examples.recipe.inputs.flat_scaling is not None
+    inputs = examples.recipe.inputs
+    is_scaled = any(inputs.is_scaled(number) for number in range(len(inputs.variables)))
     blind = blind_loss(model, examples, merged(list(tally.magnitudes.values())))
     return Setting(verb, is_scaled, path, keep == "best", blind)
 

@@ -21,7 +21,8 @@ def check_fit(model: Model, examples: Examples, validation: Examples | None) -> 
             continue
         if given.target_shape is None:
             raise ValueError(f"{name} has no targets: give targets= to dbdask.Examples")
-        check_input_shape(model, given, name)
+        if name == "examples" or given.recipe.knows_categories:
+            check_input_shape(model, given, name)
     outputs = getattr(model, "output_shape", None)
     if outputs is not None:
         check_targets(getattr(model, "loss", None), math.prod(outputs), examples)

@@ -42,7 +42,9 @@ def in_time(path: str, doing: str, function: Callable[..., T], *arguments: objec
     """
     seconds = deadline("store")
     try:
-        return call_within(seconds, function, *arguments)
+        return call_within(
+            seconds, function, *arguments, what=f"an answer of checkpoint={path!r} while {doing}"
+        )
     except TimeoutError as error:
         raise CheckpointError(
             f"checkpoint={path!r} gave no answer in {seconds:g} s (dbdask.store) while {doing}: "
@@ -224,7 +226,11 @@ class Ownership:
         """Leave the checkpoint to the next run; a store that hangs is left alone."""
         self._ended.set()
         try:
-            call_within(deadline("store"), self._forget)
+            call_within(
+                deadline("store"),
+                self._forget,
+                what=f"checkpoint={self.path!r} to let go of its owner",
+            )
         except Exception as error:
             logger.warning("checkpoint=%r still names its owner: %r", self.path, error)
         finally:

@@ -38,10 +38,7 @@ def settings_of(verb: str, model: Any, examples: Examples) -> dict[str, Any]:
     """
     describe = getattr(model, "description", None)
     described = examples.description()
-    scaled = {
-        name: described[name] is not None and any(s is not None for s in described[name])
-        for name in ("input_scalings", "target_scalings")
-    }
+    scaled = {name: _scaled(described[name]) for name in ("input_scalings", "target_scalings")}
     del described["variables"]
     return {
         "verb": verb,
@@ -50,6 +47,12 @@ def settings_of(verb: str, model: Any, examples: Examples) -> dict[str, Any]:
         "examples": described | scaled,
         "rows": len(examples),
     }
+
+
+def _scaled(scalings: list[Any] | None) -> bool | list[bool]:
+    """Return whether variables are scaled; of each, if only some are."""
+    found = [one is not None for one in scalings or ()]
+    return found if any(found) and not all(found) else any(found)
 
 
 def digest_of(cut: Cut) -> str:

@@ -185,7 +185,7 @@ def flat_parameters(parameters: Parameters | None, layout: Layout) -> np.ndarray
         return _flat_parameters(parameters, layout)
     seconds = round(deadline("store", 4 * layout.size), 1)
     try:
-        return call_within(seconds, _flat_parameters, parameters, layout)
+        return call_within(seconds, _flat_parameters, parameters, layout, what="parameters=")
     except TimeoutError as error:
         raise CheckpointError(
             f"parameters= were not read in {seconds:g} s (dbdask.store): the store that holds them "

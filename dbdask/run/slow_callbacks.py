@@ -14,7 +14,7 @@ from dbdask.schedule.awake import AwakeClock
 
 logger = logging.getLogger("dbdask")
 
-WARN_SECONDS = 30.0
+WARN_SECONDS = 20.0
 LOOK_SECONDS = 0.5
 MOST_PLACES = 4  # in a message
 

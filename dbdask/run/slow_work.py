@@ -8,7 +8,7 @@ from dbdask.run.outstanding import Outstanding
 
 logger = logging.getLogger("dbdask")
 
-WARN_SECONDS = 30.0
+WARN_SECONDS = 20.0
 
 
 class SlowWork:

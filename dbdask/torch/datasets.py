@@ -64,7 +64,8 @@ class MinibatchDataset(IterableDataset):
             return as_tensor(inputs)
         found = as_tensor(inputs), as_tensor(targets)
         recipe = self.examples.recipe
-        if recipe.weights is None and recipe.missing != "mask":
+        masks = recipe.targets is not None and recipe.missing.any("mask", recipe.targets.names)
+        if recipe.weights is None and not masks:
             return found
         ones = torch.ones(len(inputs))
         return (*found, ones if weights is None else as_tensor(weights))
@@ -93,8 +94,8 @@ def dataset(
     Returns
     -------
     MinibatchDataset
-        Yields (inputs, targets), or (inputs, targets, weights) for examples that have weights or
-        ``missing="mask"``, or inputs alone for examples without targets.
+        Yields (inputs, targets), or (inputs, targets, weights) for examples that have weights, or
+        targets of which missing elements are masked, or inputs alone for examples without targets.
 
     Examples
     --------

@@ -114,9 +114,9 @@ def _fitting(weights: np.ndarray, losses: torch.Tensor) -> torch.Tensor:
     rows = given.reshape(len(given), -1)
     if (rows != rows[:, :1]).any():
         raise ModelError(
-            "weights differ within an example, because some elements of its target are missing, "
-            f"and the losses have shape {tuple(losses.shape)}: let loss return one loss for each "
-            'target element, as torch.nn.MSELoss(reduction="none") does'
+            "weights differ within an example, because elements of its target have weights or are "
+            f"missing, and the losses have shape {tuple(losses.shape)}: let loss return one "
+            'loss for each target element, as torch.nn.MSELoss(reduction="none") does'
         )
     return _on(rows[:, 0].reshape(-1, *(1,) * (losses.ndim - 1)), losses)
 

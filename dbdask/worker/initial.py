@@ -67,7 +67,8 @@ class FromSnapshot:
         nbytes = 4 * (stop - start) * (2 + len(optimizer.slots))
         seconds = round(deadline("store", nbytes), 1)
         try:
-            vectors = call_within(seconds, self._read, start, stop)
+            what = f"parameters {start} to {stop} of checkpoint={self.path!r}"
+            vectors = call_within(seconds, self._read, start, stop, what=what)
         except TimeoutError as error:
             raise CheckpointError(
                 f"checkpoint={self.path!r} gave no answer in {seconds:g} s (dbdask.store) while "

@@ -242,6 +242,8 @@ class ServerLink:
         for call in exchange.calls:
             self._calls.remove(call.pending)
             call.pending.cancel()
+            del call.pending  # it holds its error, whose traceback would lead back to it
+        exchange.calls = ()
 
     def _answer_of(self, call: _Call) -> Any:
         """Wait for one call. If its deadline passes, ask its worker: only silence is a loss."""
@@ -252,20 +254,29 @@ class ServerLink:
         try:
             return call.pending.result()
         except MethodRaised as raised:
-            failure = raised.error
+            failure = raised.with_traceback(None).error
         except (*CONNECTION_ERRORS, RuntimeError) as error:
             self._raise_lost(call.place, error)
-        if isinstance(failure, RECOVERABLE):
-            raise failure
-        raise RaisedInShard(failure) from failure
+        try:
+            if isinstance(failure, RECOVERABLE):
+                raise failure
+            raise RaisedInShard(failure) from failure
+        finally:
+            del failure  # its traceback leads to this frame
 
     def _raise_lost(self, place: ActorPlace, error: BaseException) -> NoReturn:
-        """Raise the error of a broken call: its generation has ended, or its shard is lost."""
+        """Raise the error of a broken call: its generation has ended, or its shard is lost.
+
+        The call keeps the connection's error. With a traceback that would be a circle, and vectors
+        as large as the parameters would stay until the garbage is collected.
+        """
         if isinstance(error, RECOVERABLE):
             raise error
         if self._calls.has_ended(self.handle.generation):
-            raise Stale(f"generation {self.handle.generation} has ended") from error
-        raise self._routes.lost(place, error) from error
+            raise Stale(f"generation {self.handle.generation} has ended") from error.with_traceback(
+                None
+            )
+        raise self._routes.lost(place, error) from error.with_traceback(None)
 
 
 def together(copies: list[Acknowledgement]) -> Acknowledgement:

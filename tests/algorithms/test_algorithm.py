@@ -115,7 +115,10 @@ def algorithm_1_1(store, rate, *, n_fetch=1, n_push=1, local_rate=0.0, clip_norm
     return parameters, norms
 
 
-@pytest.mark.parametrize(("n_fetch", "n_push"), [(3, 2), (2, 3), (1, 3), (4, 1)])
+@pytest.mark.parametrize(
+    ("n_fetch", "n_push"),
+    [(3, 2), pytest.param(2, 3, marks=pytest.mark.slow), (1, 3), (4, 1)],
+)
 def test_downpour_is_algorithm_1_1(threads_client, store, n_fetch, n_push):
     paces = {"n_fetch": n_fetch, "n_push": n_push, "epochs": 2}
     found, _ = train(

@@ -162,7 +162,7 @@ def test_every_step_is_one_of_a_single_process(cluster, store, tmp_path, accepte
     _, client = cluster
     until, path = tmp_path / "happened", str(tmp_path / "run.zarr")
     trouble = Trouble(client, fault, 7, until, apart=8 if fault.chaos else 3, path=path)
-    bowl = Bowl(1e4, 0.002, until) if fault.chaos else Bowl(10.0, 0.001, until)
+    bowl = Bowl(1e4, 0.002, until) if fault.chaos else Bowl(3.0, 0.001, until)
     result = minimise(
         client,
         store,

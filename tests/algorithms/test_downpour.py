@@ -120,7 +120,15 @@ def test_the_number_of_shards_changes_nothing(threads_client, store):
     np.testing.assert_array_equal(flat(one), flat(three))
 
 
-@pytest.mark.parametrize(("n_fetch", "n_push"), [(1, 1), (3, 1), (1, 4), (2, 3)])
+@pytest.mark.parametrize(
+    ("n_fetch", "n_push"),
+    [
+        (1, 1),
+        pytest.param(3, 1, marks=pytest.mark.slow),
+        pytest.param(1, 4, marks=pytest.mark.slow),
+        (2, 3),
+    ],
+)
 def test_one_replica_is_the_same_to_the_bit_with_snapshots_and_without(
     threads_client, store, tmp_path, n_fetch, n_push
 ):
@@ -131,7 +139,14 @@ def test_one_replica_is_the_same_to_the_bit_with_snapshots_and_without(
     np.testing.assert_array_equal(flat(plain), flat(paused))
 
 
-@pytest.mark.parametrize(("n_fetch", "n_push"), [(1, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("n_fetch", "n_push"),
+    [
+        pytest.param(1, 2, marks=pytest.mark.slow),
+        pytest.param(3, 1, marks=pytest.mark.slow),
+        (2, 3),
+    ],
+)
 def test_stops_within_a_portion_change_nothing(threads_client, store, monkeypatch, n_fetch, n_push):
     options = {"replicas": 1, "n_fetch": n_fetch, "n_push": n_push, "epochs": 2}
     unbroken = train(threads_client, store, **options)
@@ -153,7 +168,18 @@ def test_stops_within_a_portion_change_nothing(threads_client, store, monkeypatc
     np.testing.assert_array_equal(flat(unbroken), flat(broken))
 
 
-@pytest.mark.parametrize("options", [{}, {"n_fetch": 2, "n_push": 2}, {"warmstart": 7}])
+@pytest.mark.parametrize(
+    ("client", "options"),
+    [
+        ("processes", {}),
+        ("processes", {"n_fetch": 2, "n_push": 2}),
+        ("threads", {"warmstart": 7}),
+        pytest.param("threads", {}, marks=pytest.mark.slow),
+        pytest.param("threads", {"n_fetch": 2, "n_push": 2}, marks=pytest.mark.slow),
+        pytest.param("processes", {"warmstart": 7}, marks=pytest.mark.slow),
+    ],
+    indirect=["client"],
+)
 def test_every_example_is_applied_exactly_once_an_epoch(client, store, options):
     result = dbdask.downpour(
         CountingModel(1200),

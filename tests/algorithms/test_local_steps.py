@@ -45,8 +45,18 @@ def in_one_process(store, outer_rate, rule, *, n_fetch, n_push, epochs):  # noqa
     return parameters
 
 
-@pytest.mark.parametrize(("n_fetch", "n_push"), [(1, 1), (4, 4), (3, 2), (2, 3), (1, 3), (4, 1)])
-@pytest.mark.parametrize("outer", [1.0, 0.5])
+PACES = {1.0: [(1, 1), (4, 4), (3, 2)], 0.5: [(2, 3), (1, 3), (4, 1)]}  # in the short suite
+ALL_PACES = [(1, 1), (4, 4), (3, 2), (2, 3), (1, 3), (4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("n_fetch", "n_push", "outer"),
+    [
+        pytest.param(*paces, outer, marks=() if paces in short else pytest.mark.slow)
+        for outer, short in PACES.items()
+        for paces in ALL_PACES
+    ],
+)
 def test_the_shards_apply_the_displacement(threads_client, store, n_fetch, n_push, outer):  # noqa: F811
     paces = {"n_fetch": n_fetch, "n_push": n_push, "epochs": 2}
     found, result = train(

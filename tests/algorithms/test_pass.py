@@ -68,7 +68,18 @@ def assert_each_counted_once(evaluations):
 # What a pass adds up
 
 
-@pytest.mark.parametrize("options", [{}, {"shards": 3, "portion_size": 7}, {"replicas": 5}])
+@pytest.mark.parametrize(
+    ("client", "options"),
+    [
+        ("processes", {}),
+        ("processes", {"shards": 3, "portion_size": 7}),
+        ("threads", {"replicas": 5}),
+        pytest.param("threads", {}, marks=pytest.mark.slow),
+        pytest.param("threads", {"shards": 3, "portion_size": 7}, marks=pytest.mark.slow),
+        pytest.param("processes", {"replicas": 5}, marks=pytest.mark.slow),
+    ],
+    indirect=["client"],
+)
 def test_every_pass_counts_every_example_exactly_once(client, store, evaluations, options):
     history = count(client, store, **options).history
     assert_each_counted_once(evaluations)
@@ -77,7 +88,16 @@ def test_every_pass_counts_every_example_exactly_once(client, store, evaluations
     assert passes[-1] == len(evaluations)
 
 
-@pytest.mark.parametrize("portion_size", [33, 128])
+@pytest.mark.parametrize(
+    ("client", "portion_size"),
+    [
+        ("processes", 33),
+        ("threads", 128),
+        pytest.param("processes", 128, marks=pytest.mark.slow),
+        pytest.param("threads", 33, marks=pytest.mark.slow),
+    ],
+    indirect=["client"],
+)
 def test_every_evaluation_is_that_of_one_process(client, store, evaluations, portion_size):
     dbdask.sandblaster(
         network(),

@@ -67,8 +67,15 @@ def client():
         yield client
 
 
+def marks_of(workers, what):
+    """The short suite has several workers, and one that is killed."""
+    if what == "stop":
+        return [pytest.mark.chaos]
+    return [] if (workers, what) in ((2, None), (4, "kill")) else [pytest.mark.slow]
+
+
 CASES = [
-    pytest.param(workers, seed, what, marks=[pytest.mark.chaos] if what == "stop" else [])
+    pytest.param(workers, seed, what, marks=marks_of(workers, what))
     for workers, whats in ((1, [None]), (2, [None, "kill"]), (4, [None, "kill", "stop"]))
     for seed, what in enumerate(whats)
 ]

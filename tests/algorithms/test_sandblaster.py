@@ -88,7 +88,7 @@ def train(client, store, *, model=None, **options):
 
 
 def test_a_lone_replica_is_the_same_to_the_bit(client, store):
-    options = {"replicas": 1, "portion_size": 13, "iterations": 10}
+    options = {"replicas": 1, "portion_size": 37, "iterations": 6}
     first, second = (train(client, store, **options) for _ in range(2))
     np.testing.assert_array_equal(flat(first), flat(second))
     for name in ("loss", "bundles"):
@@ -144,7 +144,19 @@ def test_the_gradient_of_a_pass_is_that_of_one_process(
     np.testing.assert_allclose(found, objective(store, 1e-3)(x)[1], atol=3e-7)
 
 
-@pytest.mark.parametrize("options", [{}, {"shards": 3, "portion_size": 7}, {"replicas": 5}])
+@pytest.mark.parametrize(
+    ("client", "options"),
+    [
+        ("processes", {}),
+        ("threads", {"replicas": 5}),
+        # The same of each pass by itself: test_pass.
+        pytest.param("threads", {}, marks=pytest.mark.slow),
+        pytest.param("threads", {"shards": 3, "portion_size": 7}, marks=pytest.mark.slow),
+        pytest.param("processes", {"shards": 3, "portion_size": 7}, marks=pytest.mark.slow),
+        pytest.param("processes", {"replicas": 5}, marks=pytest.mark.slow),
+    ],
+    indirect=["client"],
+)
 def test_a_pass_counts_every_example_exactly_once(client, store, options):
     result = count(client, store, **options)
     assert_counted_once(result)
@@ -152,10 +164,19 @@ def test_a_pass_counts_every_example_exactly_once(client, store, options):
     assert_nothing_left(client)
 
 
-@pytest.mark.parametrize("route", ["dask", "memory"])
+@pytest.mark.parametrize(
+    ("client", "route"),
+    [
+        ("processes", "dask"),
+        ("threads", "memory"),
+        pytest.param("processes", "memory", marks=pytest.mark.slow),
+        pytest.param("threads", "dask", marks=pytest.mark.slow),
+    ],
+    indirect=["client"],
+)
 def test_what_workers_cannot_read_is_brought_to_them(client, store, route):
     data = xr.open_zarr(store, consolidated=False)
-    data = data.load() if route == "memory" else data * np.float32(1)
+    data = data.load() if route == "memory" else data.chunk(row=300) * np.float32(1)
     result = count(client, data)
     assert_counted_once(result)
     assert_nothing_left(client)
@@ -304,20 +325,20 @@ def test_a_stopped_worker_is_overtaken_by_backups_and_its_late_push_is_a_repeat(
 
 
 def test_a_killed_shard_takes_the_run_back_to_its_snapshot(cluster, store, tmp_path):
-    whole = train(cluster, store, shards=2, iterations=25, tolerance=0.0)
+    whole = train(cluster, store, shards=2, iterations=8, tolerance=0.0)
     killed, over = [], str(tmp_path / "over")
 
     def kill(record):
-        if record.iteration == 8 and not killed:
+        if record.iteration == 3 and not killed:
             killed.append(kill_a_shard(cluster))
             touch(over)
 
     result = train(
         cluster,
         store,
-        model=SlowUntil(network(), over, 10, 0.2),
+        model=SlowUntil(network(), over, 10, 0.05),
         shards=2,
-        iterations=25,
+        iterations=8,
         tolerance=0.0,
         checkpoint=str(tmp_path / "run.zarr"),
         snapshot_every="1ms",
@@ -370,11 +391,11 @@ def test_a_retired_worker_hands_its_shard_on(cluster, store):
 def test_a_resumed_run_goes_on_with_the_history_of_lbfgs(threads_client, store, tmp_path):
     path = str(tmp_path / "run.zarr")
     options = {"replicas": 1, "tolerance": 0.0}
-    whole = train(threads_client, store, iterations=12, **options)
-    train(threads_client, store, iterations=6, checkpoint=path, **options)
+    whole = train(threads_client, store, iterations=8, **options)
+    train(threads_client, store, iterations=4, checkpoint=path, **options)
     names = checkpoint.vector_names(path, checkpoint.latest(path).group)
-    assert {"parameters", "gradient", "s0", "y5"} <= set(names)
-    again = train(threads_client, store, iterations=12, checkpoint=path, resume=True, **options)
+    assert {"parameters", "gradient", "s0", "y3"} <= set(names)
+    again = train(threads_client, store, iterations=8, checkpoint=path, resume=True, **options)
     np.testing.assert_allclose(flat(again), flat(whole), atol=2e-3)
     assert again.history["evaluations"].values[-1] == whole.history["evaluations"].values[-1]
     with pytest.raises(dbdask.CheckpointError, match="l2 is 0.001 there and 0.5 here"):

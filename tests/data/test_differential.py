@@ -11,7 +11,8 @@ from differential import observing
 from differential.counting import run_all
 from differential.trial import run
 
-QUICK, SLOW = range(0, 100, 50), range(1000, 4000, 50)
+SEEDS = 25  # to a test
+QUICK, SLOW = (0,), (*range(25, 100, SEEDS), *range(1000, 4000, SEEDS))
 
 
 def _compare(seeds, record_property):
@@ -26,13 +27,13 @@ def _compare(seeds, record_property):
 
 @pytest.mark.parametrize("first", QUICK)
 def test_drawn_datasets_show_what_xarray_shows(first, record_property):
-    _compare(range(first, first + QUICK.step), record_property)
+    _compare(range(first, first + SEEDS), record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", SLOW)
 def test_many_drawn_datasets_show_what_xarray_shows(first, record_property):
-    _compare(range(first, first + SLOW.step), record_property)
+    _compare(range(first, first + SEEDS), record_property)
 
 
 @cache

@@ -488,7 +488,7 @@ def test_zeros_that_xarray_shows_as_missing_are_named(tmp_path, chunks):
         ({"window": {"frame": 101}}, "101 positions along 'frame' are more than its 100"),
         ({"window": {"mel": 3}}, "dimension 'mel' is not in along"),
         ({"window": {"frame": (2, -2)}}, "first <= last"),
-        ({"edges": "wrap"}, "edges must be one of 'repeat', 'drop', got 'wrap'"),
+        ({"edges": "mirror"}, "edges must be one of 'repeat', 'drop', 'wrap', got 'mirror'"),
         ({"missing": "ignore"}, "missing must be one of"),
         ({"weights": "energy"}, "weights: variable 'energy' has the dimension 'mel'"),
         ({"classes": [1, 1]}, "classes must be unique, got 1 twice"),

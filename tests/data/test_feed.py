@@ -227,8 +227,7 @@ def test_feeding_is_faster_than_a_small_network(inputs, window):
     examples = Examples(data, inputs=inputs, along="n", window=window)
     portions = examples.cut(2048, 128).portions(0, 0)
     with examples.reader() as reader:
-        best = min(_seconds(reader, portions) for _ in range(3))
-    assert 20_000 / best > 100_000
+        assert any(20_000 / _seconds(reader, portions) > 100_000 for _ in range(3))
 
 
 def _seconds(reader, portions):

@@ -106,7 +106,7 @@ def test_a_grid_trains_by_every_route_and_predicts_on_itself(
                 client=threads_client,
                 optimizer=dbdask.adagrad(0.3),
                 batch_size=20,
-                epochs=4,
+                epochs=2,
                 replicas=1,
                 progress=False,
             )

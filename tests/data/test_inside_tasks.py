@@ -152,8 +152,15 @@ def test_a_closed_client_is_refused(store):
                 getattr(dbdask, verb)(CountingModel(ROWS), counted(store), client=client, **options)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("close", ["client", "cluster"])
+@pytest.mark.parametrize(
+    ("close", "verb"),
+    [
+        ("client", "downpour"),
+        ("cluster", "sandblaster"),
+        pytest.param("client", "sandblaster", marks=pytest.mark.slow),
+        pytest.param("cluster", "downpour", marks=pytest.mark.slow),
+    ],
+)
 def test_a_client_that_is_closed_meanwhile_ends_the_run(store, tmp_path, verb, close, caplog):
     cluster = LocalCluster(
         processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0"
@@ -202,7 +209,6 @@ import sys, threading
 import dbdask
 from distributed import Client
 from counting import CountingModel
-from test_downpour import counted
 
 def close(record):
     threading.Thread(target=client.close).start()
@@ -212,8 +218,10 @@ if __name__ == "__main__":
     client = Client(address)  # with an event loop of its own, which ends with it
     try:
         dbdask.downpour(
-            CountingModel(200, seconds=0.05), counted(store), optimizer=dbdask.sgd(20.0),
-            batch_size=20, epochs=50, checkpoint=path, callbacks=[close], progress=False,
+            CountingModel(200, seconds=0.02),
+            dbdask.Examples(store, inputs="index", targets="zero", along="row"),
+            optimizer=dbdask.sgd(20.0), batch_size=20, epochs=50, checkpoint=path,
+            callbacks=[close], progress=False,
         )
     except dbdask.ShardLost as error:
         print(error)

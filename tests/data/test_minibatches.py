@@ -69,7 +69,7 @@ CASES = {
     "weights": (Recorder, {"weights": "w"}, {}),
     "windows": (Recorder, {"window": {"t": 3}}, {}),
     "left out": (Recorder, {"missing": "drop"}, {"gaps": 90}),
-    "left out of a large model": (Large, {"missing": "drop"}, {"gaps": 900, "rows": 5000}),
+    "left out of a large model": (Large, {"missing": "drop"}, {"gaps": 360, "rows": 2000}),
     "masked": (Recorder, {"missing": "mask"}, {"gaps": 90}),
 }
 

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,9 +11,11 @@ import zarr
 import dbdask
 from dbdask.data.labels import Classes
 from dbdask.data.pickling import CARRIED_BYTES
+from dbdask.data.sources import open_source
 
 ROWS = 400
 ROUTES = ["store", "lazy", "dask", "memory"]
+SHORT = {*((route, "pickle") for route in ROUTES), ("store", "copy"), ("memory", "deepcopy")}
 COPIES = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
@@ -51,8 +51,14 @@ def network():
     return dbdask.Network(input_shape=(3,), layers=[dbdask.Dense(1)], loss="squared")
 
 
-@pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("route", "how"),
+    [
+        pytest.param(route, how, marks=() if (route, how) in SHORT else pytest.mark.slow)
+        for route in ROUTES
+        for how in COPIES
+    ],
+)
 def test_copied_examples_do_all_that_examples_do(route, how, tmp_path, threads_client):
     data = dataset()
     examples = examples_of(give(route, tmp_path / "d.zarr", data))
@@ -71,18 +77,21 @@ def test_copied_examples_do_all_that_examples_do(route, how, tmp_path, threads_c
     xr.testing.assert_equal(predicted, result.predict(data))
 
 
+@pytest.fixture
+def elsewhere(process_client):
+    """Call a function in another process that knows of its arguments what is pickled."""
+    return lambda function, *given: process_client.submit(function, *given, pure=False).result()
+
+
 @pytest.mark.parametrize("route", ROUTES)
-def test_another_process_reads_what_was_pickled(route, tmp_path):
+def test_another_process_reads_what_was_pickled(route, tmp_path, elsewhere):
+    def read(packed):
+        examples = pickle.loads(packed)
+        part = examples.standardize().sel(t=slice(0, 100))
+        return part.check().examples, examples.source.route
+
     examples = examples_of(give(route, tmp_path / "d.zarr", dataset()))
-    program = (
-        "import pickle, sys\n"
-        "examples = pickle.load(sys.stdin.buffer)\n"
-        "part = examples.standardize().sel(t=slice(0, 100))\n"
-        "print(part.check().examples, examples.source.route)\n"
-    )
-    packed = pickle.dumps(examples)
-    ran = subprocess.run([sys.executable, "-c", program], input=packed, capture_output=True)
-    assert ran.stdout.decode().split() == ["51", route], ran.stderr.decode()
+    assert elsewhere(read, pickle.dumps(examples)) == (51, route)
 
 
 def test_workers_take_examples_as_an_argument(process_client):
@@ -126,28 +135,28 @@ def test_what_cannot_be_pickled_is_named():
         pickle.loads(packed).check()
 
 
-def test_stores_in_memory_are_read_by_their_own_process_only():
+def test_stores_in_memory_are_read_by_their_own_process_only(elsewhere):
+    def refused(packed):
+        with pytest.raises(RuntimeError, match="threads of its own process only"):
+            pickle.loads(packed).check()
+        return True
+
     store = zarr.storage.MemoryStore()
     dataset().to_zarr(store, consolidated=False)
     packed = pickle.dumps(examples_of(store))
     assert pickle.loads(packed).check().examples == ROWS
-    program = "import pickle, sys; pickle.load(sys.stdin.buffer).check()"
-    ran = subprocess.run([sys.executable, "-c", program], input=packed, capture_output=True)
-    assert b"threads of its own process only" in ran.stderr
+    assert elsewhere(refused, packed)
 
 
-def test_arrays_given_beside_the_data_keep_their_own_names():
+def test_arrays_given_beside_the_data_keep_their_own_names(elsewhere):
+    def keys(packed):
+        other = open_source(xr.Dataset()).variable(xr.DataArray([1.0], name="w"))
+        return pickle.loads(packed).recipe.weights.key, other.key
+
     beside = xr.DataArray(np.ones(ROWS), dims="t", name="w")
     packed = pickle.dumps(dbdask.Examples(dataset(), inputs="x", along="t", weights=beside))
-    program = (
-        "import pickle, sys, numpy, xarray\n"
-        "from dbdask.data.sources import open_source\n"
-        "known = pickle.load(sys.stdin.buffer).recipe.weights\n"
-        "other = open_source(xarray.Dataset()).variable(xarray.DataArray([1.0], name='w'))\n"
-        "print(known.key == other.key)\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], input=packed, capture_output=True)
-    assert ran.stdout == b"False\n", ran.stderr.decode()
+    known, other = elsewhere(keys, packed)
+    assert known != other
 
 
 @pytest.mark.parametrize("how", COPIES)

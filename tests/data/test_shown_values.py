@@ -102,7 +102,7 @@ OPERATIONS = {
     ("opening", "zarr_format"),
     [
         ("lazy", 2),
-        ("raw", 2),
+        pytest.param("raw", 2, marks=pytest.mark.slow),
         pytest.param("dask", 3, marks=pytest.mark.slow),
         pytest.param("lazy", 3, marks=pytest.mark.slow),
         pytest.param("dask", 2, marks=pytest.mark.slow),

@@ -166,6 +166,11 @@ def test_a_part_counts_its_own_chunks(kept):
         assert examples.check().filled_chunks == {"x": 1}
 
 
+@pytest.mark.parametrize(
+    "kept",
+    ["2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "2")],
+    indirect=True,
+)
 def test_a_run_says_it_once(kept, threads_client):
     kept.remove_chunks(1, 2, 7)
     examples = kept.examples(targets="y").standardize(client=threads_client)

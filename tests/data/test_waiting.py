@@ -158,36 +158,49 @@ def test_closing_a_reader_waits_for_no_read(hanging):
 
 
 ON_THE_CLIENT = {
-    "minibatches": "list(read_all(examples))",
-    "standardize": "examples.standardize()",
-    "check": "examples.check()",
+    "minibatches": lambda examples: list(read_all(examples)),
+    "standardize": lambda examples: examples.standardize(),
+    "check": lambda examples: examples.check(),
 }
 
 
-@pytest.mark.parametrize("what", ON_THE_CLIENT)
-def test_ctrl_c_ends_a_read_on_the_client_at_once(hanging, tmp_path, what):
+def read_until_interrupted(path, what):
+    """Read in this process until Ctrl-C ends the wait; then end the process."""
+    wait = waiting._wait_long
+
+    def said_wait(*given):
+        print(f"{os.getpid()} waits", flush=True)
+        wait(*given)
+
+    waiting._wait_long = said_wait
+    examples = dbdask.Examples(HangingStore.at(path), inputs="x", targets="y", along="row")
+    try:
+        ON_THE_CLIENT[what](examples)
+    except KeyboardInterrupt:
+        print(f"{what} interrupted", flush=True)
+    finally:
+        os._exit(0)
+
+
+def test_ctrl_c_ends_a_read_on_the_client_at_once(hanging, tmp_path):
+    # A process for each, of one that has imported what they need.
     script = f"""
-        import os, dbdask
-        from slow_store import HangingStore
-        from dbdask.data import waiting
-        from test_waiting import read_all
-        waiting._wait_long, wait = lambda *given: (print("going", flush=True), wait(*given)), \\
-            waiting._wait_long
-        examples = dbdask.Examples(
-            HangingStore.at({str(tmp_path / "store.zarr")!r}),
-            inputs="x", targets="y", along="row")
-        try:
-            {ON_THE_CLIENT[what]}
-        except KeyboardInterrupt:
-            print("interrupted", flush=True)
-            os._exit(0)
+        import os
+        from test_waiting import ON_THE_CLIENT, read_until_interrupted
+        for what in ON_THE_CLIENT:
+            process = os.fork()
+            if not process:
+                read_until_interrupted({str(tmp_path / "store.zarr")!r}, what)
+            os.waitpid(process, 0)
     """
     process = start_script(script)
-    assert process.stdout.readline() == "going\n"
-    began = time.monotonic()
-    os.kill(process.pid, signal.SIGINT)
-    assert process.stdout.readline() == "interrupted\n"
-    assert time.monotonic() - began < 5
+    for what in ON_THE_CLIENT:
+        line = process.stdout.readline()
+        assert line.endswith(" waits\n"), line
+        began = time.monotonic()
+        os.kill(int(line.split()[0]), signal.SIGINT)
+        assert process.stdout.readline() == f"{what} interrupted\n"
+        assert time.monotonic() - began < 5
     process.communicate(timeout=10)
 
 

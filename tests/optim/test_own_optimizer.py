@@ -80,6 +80,9 @@ class Once(Signum):
         super().update(parameters, gradient, slots, step)
 
 
+@pytest.mark.parametrize(
+    "client", [pytest.param("threads", marks=pytest.mark.slow), "processes"], indirect=True
+)
 def test_a_plain_class_trains_in_the_shards(client, store):  # noqa: F811
     result = train(client, store, optimizer=Signum(), epochs=3, shards=2)
     assert result.status.ok

@@ -53,7 +53,9 @@ def network():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("rule", [dbdask.sgd(0.1), dbdask.adagrad(0.05)])
+@pytest.mark.parametrize(
+    "rule", [pytest.param(dbdask.sgd(0.1), marks=pytest.mark.slow), dbdask.adagrad(0.05)]
+)
 def test_one_replica_has_the_losses_of_the_same_network(threads_client, rule, device):
     model = TorchModel(plain(), "softmax", device=device)
     options = {"replicas": 1, "epochs": 3, "optimizer": rule}
@@ -91,7 +93,7 @@ def in_plain_torch(module, epochs, rate=0.1):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_batch_norm_with_one_replica_is_that_of_plain_pytorch(threads_client, shards, device):
     model = TorchModel(normed(), "softmax", device=device)
     result = train(model, threads_client, replicas=1, epochs=2, shards=shards)
@@ -101,6 +103,9 @@ def test_batch_norm_with_one_replica_is_that_of_plain_pytorch(threads_client, sh
         np.testing.assert_allclose(found[name].numpy(), tensor.numpy(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "client", ["threads", pytest.param("processes", marks=pytest.mark.slow)], indirect=True
+)
 def test_batch_norm_of_two_replicas_describes_the_data(client):
     """Each state of the statistics is one that a replica has computed: no sum of changes."""
     model = TorchModel(normed(), "softmax")
@@ -165,6 +170,9 @@ def test_dropout_with_one_replica_is_the_same_to_the_bit(threads_client):
     assert not np.array_equal(vector(first), vector(other))
 
 
+@pytest.mark.parametrize(
+    "client", [pytest.param("threads", marks=pytest.mark.slow), "processes"], indirect=True
+)
 def test_it_trains_predicts_scores_and_is_saved(client, tmp_path):
     model = TorchModel(normed(), "softmax")
     train_on, held_out = examples().split(0.8, seed=0)
@@ -194,9 +202,9 @@ def test_it_trains_predicts_scores_and_is_saved(client, tmp_path):
 def test_a_run_resumes_with_the_buffers_of_the_snapshot(threads_client, tmp_path):
     path = str(tmp_path / "run.zarr")
     model = TorchModel(normed(), "softmax")
-    whole = train(model, threads_client, replicas=1, epochs=4)
-    train(model, threads_client, replicas=1, epochs=2, checkpoint=path)
-    rest = train(model, threads_client, replicas=1, epochs=4, checkpoint=path, resume=True)
+    whole = train(model, threads_client, replicas=1, epochs=2)
+    train(model, threads_client, replicas=1, epochs=1, checkpoint=path)
+    rest = train(model, threads_client, replicas=1, epochs=2, checkpoint=path, resume=True)
     assert np.array_equal(vector(whole), vector(rest))
     other = TorchModel(plain(), "softmax")
     with pytest.raises((dbdask.CheckpointError, ValueError)):

@@ -35,12 +35,12 @@ def lines_at(clock, waits, caplog, *seconds):
     return heard
 
 
-def test_a_wait_is_named_every_half_minute(clock, caplog):
+def test_a_wait_is_named_every_20_seconds(clock, caplog):
     waits = LongWaits(clock)
     with waits.waiting("'pause' of shard 0 on worker w"):
-        assert lines_at(clock, waits, caplog, 1, 29, 30, 31, 59, 60, 61) == [0, 0, 1, 1, 1, 2, 2]
-    assert "waiting for 'pause' of shard 0 on worker w for 30 s" in caplog.messages[0]
-    assert "on worker w for 60 s" in caplog.messages[1]
+        assert lines_at(clock, waits, caplog, 1, 19, 20, 21, 39, 40, 41) == [0, 0, 1, 1, 1, 2, 2]
+    assert "waiting for 'pause' of shard 0 on worker w for 20 s" in caplog.messages[0]
+    assert "on worker w for 40 s" in caplog.messages[1]
     assert lines_at(clock, waits, caplog, 200) == [2]
 
 
@@ -52,19 +52,19 @@ def test_many_waits_make_one_line_and_a_new_one_no_other(clock, caplog):
         waits.waiting("c"),
         waits.waiting("d"),
     ):
-        assert lines_at(clock, waits, caplog, 26) == [0]
+        assert lines_at(clock, waits, caplog, 16) == [0]
         with waits.waiting("late"):
-            assert lines_at(clock, waits, caplog, 30, 45, 57, 60) == [1, 1, 1, 2]
+            assert lines_at(clock, waits, caplog, 20, 30, 37, 40) == [1, 1, 1, 2]
     [first, second] = caplog.messages
-    assert "a for 30 s, for b for 30 s, for c for 30 s, and for 1 more;" in first
+    assert "a for 20 s, for b for 20 s, for c for 20 s, and for 1 more;" in first
     assert "and for 2 more;" in second
 
 
 def test_short_waits_one_after_the_other_are_not_a_long_one(clock, caplog):
     waits = LongWaits(clock)
-    for second in range(0, 200, 20):
+    for second in range(0, 200, 15):
         with waits.waiting("short"):
-            lines_at(clock, waits, caplog, second, second + 19)
+            lines_at(clock, waits, caplog, second, second + 14)
     assert not caplog.messages
 
 

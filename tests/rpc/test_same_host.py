@@ -12,17 +12,18 @@ import threading
 import dask
 import numpy as np
 import pytest
+from forked import fork_script
 from routing import finish
 from search_path import SEARCH_PATH
 from test_downpour import assert_nothing_left, flat, train, write_store
 from test_leaving import wait_until
-from test_real_cluster import start_script
 from test_transport import SIZE, make_shard
 
 from dbdask.errors import Stale
 from dbdask.optim.optimizers import sgd
 from dbdask.rpc import same_host_messages, shared_memory
 from dbdask.rpc.calls import MethodRaised
+from dbdask.rpc.deadlines import DEFAULTS
 from dbdask.rpc.same_host import SameHost
 from dbdask.rpc.same_host_messages import PACKET, host_identity
 from dbdask.rpc.same_host_server import THREADS, ChannelServer
@@ -54,8 +55,11 @@ def held():
     with open("/proc/self/maps") as maps:
         mapped = [line for line in maps if "/memfd:dbdask" in line]
     ours = [f for f in files if f.startswith(("socket:", "/memfd:dbdask"))]
-    threads = [t for t in threading.enumerate() if t.name.startswith(THREADS)]
-    return len(ours), len(mapped), len(threads)
+    return len(ours), len(mapped), held_threads()
+
+
+def held_threads():
+    return sum(thread.name.startswith(THREADS) for thread in threading.enumerate())
 
 
 @pytest.fixture
@@ -72,7 +76,7 @@ def way(shard):
     yield way
     way.close()
     server.close()
-    wait_until(lambda: held()[2] == 0)
+    wait_until(lambda: held_threads() == 0)
 
 
 def push(way, step, gradient, into=None, portion=0, generation=0):
@@ -331,8 +335,6 @@ def test_a_killed_shard_ends_the_call_at_once_and_leaves_nothing(tmp_path):
 
 
 CALLER = """
-import sys, time
-sys.path[:0] = {paths!r}
 from dbdask.rpc.same_host import SameHost
 from routing import finish
 from test_same_host import ones, push
@@ -350,10 +352,7 @@ def test_a_killed_caller_ends_its_thread_and_its_mappings(shard):
     before = held()
     with dask.config.set({"dbdask.connect": "60s"}):
         directory = ChannelServer(shard).listen(host_identity())
-    script = CALLER.format(paths=PATHS, directory=directory)
-    caller = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", script], stdout=subprocess.PIPE, text=True
-    )
+    caller = fork_script(CALLER.format(directory=directory))
     assert caller.stdout.readline() == "going\n"
     assert held()[1] > before[1]
     caller.kill()
@@ -434,16 +433,13 @@ def test_processes_share_memory_while_a_run_lasts(process_client, store, expecte
     np.testing.assert_array_equal(flat(result), expected[0][0])
     assert max(seen) > 0
     wait_until(lambda: not any(process_client.run(mapped).values()))
-    wait_until(lambda: not any(process_client.run(lambda: held_threads()).values()))
-
-
-def held_threads():
-    return sum(thread.name.startswith(THREADS) for thread in threading.enumerate())
+    wait_until(lambda: not any(process_client.run(held_threads).values()))
 
 
 def test_a_run_whose_client_is_killed_leaves_no_memory(process_client, store):
     process_client.run(dask.config.set, {"dbdask.lease": "500ms"})
-    script = start_script(
+    process_client.run(gc.disable)  # an idle worker collects hardly any garbage
+    script = fork_script(
         f"""
         import dbdask
         from distributed import Client
@@ -457,11 +453,11 @@ def test_a_run_whose_client_is_killed_leaves_no_memory(process_client, store):
     os.kill(script.pid, signal.SIGKILL)
     script.communicate()
     try:
-        # A replica that was reading when its client died ends after `dbdask.read` at the latest.
-        wait_until(lambda: not any(process_client.run(mapped).values()), seconds=100)
-        wait_until(lambda: not any(process_client.run(held_threads).values()), seconds=30)
+        wait_until(lambda: not any(process_client.run(mapped).values()))
+        wait_until(lambda: not any(process_client.run(held_threads).values()))
     except AssertionError as error:
         error.add_note(f"open contexts: {process_client.run(contexts_on)}")
         raise
     finally:
-        process_client.run(dask.config.refresh)
+        process_client.run(gc.enable)
+        process_client.run(dask.config.set, {"dbdask.lease": DEFAULTS["lease"]})

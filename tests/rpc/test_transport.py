@@ -1,9 +1,12 @@
 """The seam between replicas and shards, used from outside: a transport that delays and drops."""
 
+import contextlib
+import gc
 import pickle
 import random
 import threading
 import time
+import weakref
 
 import dask
 import numpy as np
@@ -272,6 +275,38 @@ def test_where_one_call_fails_to_start_the_others_are_ended():
     with pytest.raises(ShardLost, match="shard 2: .*cut"):
         ServerLink(handle, Wires(ways), calls).start_fetch(np.empty(SIZE, np.float32))
     assert started[0].ended.is_set() and not calls._open
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ConnectionResetError("cut"), lambda: MethodRaised(Stale("late"))]
+)
+def test_the_vectors_of_a_call_that_fails_go_with_it(make):
+    """They are as large as the parameters, and an idle worker collects no garbage."""
+
+    class Failing:
+        is_direct = False
+
+        def start(self, request, sent=None, into=None):
+            call = OnWire(into)
+            call.end((None, make()), None)
+            return call
+
+    place, held = ActorPlace("worker", "shard"), []
+    handle = ServerHandle("run", 0, SIZE, (ShardPlace(0, SIZE, (place,)),))
+    link = ServerLink(handle, Wires({place: Failing()}), Calls())
+
+    def fetch():
+        vector = np.empty(SIZE, np.float32)
+        held.append(weakref.ref(vector))
+        link.wait(link.start_fetch(vector))
+
+    gc.disable()
+    try:
+        with contextlib.suppress(*RECOVERABLE):
+            fetch()
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_direct_call_works_on_the_callers_thread_without_a_copy():

@@ -253,7 +253,7 @@ EXAMPLES = [
         ValueError,
         r"window: dimension 'feature' is not in along=\('row',\)",
     ),
-    ("edges", lambda g: g.examples(edges="wrap"), ValueError, r"edges must be one of.*got 'wrap'"),
+    ("edges", lambda g: g.examples(edges="loop"), ValueError, r"edges must be one of.*got 'loop'"),
     (
         "missing",
         lambda g: g.examples(missing="no"),

@@ -39,10 +39,16 @@ def train(client, examples, verb=dbdask.downpour, loss="squared", outputs=1, **o
     return result, [str(one.message) for one in caught]
 
 
-@pytest.mark.parametrize("verb", [dbdask.downpour, dbdask.sandblaster])
+FAR = [(1, 0, False), (0.25, 0.5, False), (3, 10, False), (70, 128, True), (5, 280, True)]
+
+
 @pytest.mark.parametrize(
-    ("factor", "offset", "warns"),
-    [(1, 0, False), (0.25, 0.5, False), (3, 10, False), (70, 128, True), (5, 280, True)],
+    ("verb", "factor", "offset", "warns"),
+    [
+        *((dbdask.downpour, *case) for case in FAR),
+        (dbdask.sandblaster, *FAR[-1]),
+        *(pytest.param(dbdask.sandblaster, *case, marks=pytest.mark.slow) for case in FAR[:-1]),
+    ],
 )
 def test_inputs_far_from_1_are_warned_of_once(threads_client, verb, factor, offset, warns):
     many = {"iterations": 2, "portion_size": 300}

@@ -132,6 +132,10 @@ def sandblaster(client, store, model=None, **options):
 
 VERBS = {"downpour": downpour, "sandblaster": sandblaster}
 
+mostly_downpour = pytest.mark.parametrize(
+    "verb", ["downpour", pytest.param("sandblaster", marks=pytest.mark.slow)]
+)
+
 
 @pytest.fixture(scope="module")
 def whole(threads_client, store):
@@ -176,7 +180,7 @@ ENDS = {
     [
         ("callback", "1h"),
         ("interrupted", "1ms"),
-        ("bad_gradients", "1h"),
+        pytest.param("bad_gradients", "1h", marks=pytest.mark.slow),
         ("bad_gradients", "1ms"),
         ("diverged", "1ms"),
     ],
@@ -239,7 +243,7 @@ def test_a_downpour_that_ended_in_an_error_goes_on_as_if_it_had_not(
     assert_nothing_left(threads_client)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@mostly_downpour
 def test_a_run_whose_shards_are_lost_for_good_goes_on(
     threads_client, store, tmp_path, whole, verb, monkeypatch
 ):
@@ -250,7 +254,7 @@ def test_a_run_whose_shards_are_lost_for_good_goes_on(
     goes_on(threads_client, store, verb, path, whole)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@mostly_downpour
 def test_a_run_whose_checkpoint_was_taken_leaves_it_alone_and_the_next_goes_on(
     threads_client, store, tmp_path, whole, verb
 ):
@@ -278,7 +282,12 @@ BATCH_ENDS = {
 @pytest.mark.filterwarnings("ignore::dbdask.TrainingWarning")
 @pytest.mark.parametrize(
     ("reason", "every"),
-    [("callback", "1h"), ("interrupted", "1us"), ("bad_gradients", "1us"), ("iterations", "1us")],
+    [
+        ("callback", "1h"),
+        pytest.param("interrupted", "1us", marks=pytest.mark.slow),
+        ("bad_gradients", "1us"),
+        ("iterations", "1us"),
+    ],
 )
 def test_a_sandblaster_that_was_stopped_or_spoiled_goes_on_as_if_it_had_not_been(
     threads_client, store, tmp_path, whole, reason, every
@@ -373,7 +382,7 @@ def linear(client, store, tmp_path, rate, **options):
     ("rate", "reason", "every", "keep"),
     [
         (2.0, "diverged", "1ms", "last"),
-        (100.0, "bad_gradients", "1h", "last"),
+        pytest.param(100.0, "bad_gradients", "1h", "last", marks=pytest.mark.slow),
         (100.0, "bad_gradients", "1ms", "best"),
     ],
 )

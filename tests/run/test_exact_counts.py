@@ -471,8 +471,15 @@ def labelled_network(client, store, path, **options):
     )
 
 
-@pytest.mark.parametrize("lost", [[0], [0, 1]])
-@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize(
+    ("keep", "lost"),
+    [
+        pytest.param("last", [0], marks=pytest.mark.slow),
+        ("last", [0, 1]),
+        ("best", [0]),
+        ("best", [0, 1]),
+    ],
+)
 def test_after_a_loss_in_the_ending_the_result_is_what_was_validated(
     threads_client, store, tmp_path, monkeypatch, keep, lost
 ):
@@ -569,7 +576,7 @@ def test_no_best_is_chosen_while_copies_of_shards_are_made(
         threads_client,
         store,
         tmp_path,
-        epochs=3,
+        epochs=2,
         keep="best",
         validate_every=5,
         shard_copies=2,

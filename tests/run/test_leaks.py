@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from counting_parts import counted_pairs, counting_network
+from forked import fork_script
 from test_downpour import assert_nothing_left, counted, write_store
-from test_real_cluster import start_script
 from test_recovery import SlowCounting, assert_workers_run_tasks
 from test_sandblaster import LinearCounting
 
 import dbdask
+from dbdask.rpc.deadlines import DEFAULTS
 from dbdask.worker.context import WorkerContext, _contexts
 from dbdask.worker.mailbox import Mailbox
 from dbdask.worker.shard import ParameterShard
@@ -144,7 +145,7 @@ def by_bad_data(client, verb, folder):
 
 
 def by_sigkill_of_its_client(client, verb, folder):
-    process = start_script(
+    process = fork_script(
         f"""
         from pathlib import Path
         from distributed import Client
@@ -172,12 +173,22 @@ ENDS = [
 
 @pytest.fixture(scope="module")
 def client(process_client):
-    """Workers that look every second whether the run lives whose shards they hold."""
-    for workers in (process_client.run, process_client.run_on_scheduler):
-        workers(dask.config.set, {"dbdask.lease": "1s"})
-    yield process_client
-    for workers in (process_client.run, process_client.run_on_scheduler):
-        workers(dask.config.refresh)
+    """Workers that look every second whether the run lives whose shards they hold.
+
+    What is there before the runs is no garbage of theirs, and need not be looked through.
+    """
+    freeze()
+    process_client.run(freeze)
+    with dask.config.set({"dbdask.lease": "1s"}):
+        process_client.run(dask.config.set, {"dbdask.lease": "1s"})
+        yield process_client
+        process_client.run(dask.config.set, {"dbdask.lease": DEFAULTS["lease"]})
+    process_client.run(gc.unfreeze)
+
+
+def freeze():
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

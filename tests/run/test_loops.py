@@ -53,20 +53,24 @@ def hanging(written, readable):
     let_go()
 
 
-@pytest.fixture(params=["threads_client", "process_client"])
-def client(request):
-    return request.getfixturevalue(request.param)
-
-
 def interrupt_where_one_reads(client):
     """Press Ctrl-C when a worker has waited for a moment."""
     wait_until(lambda: any(client.run(waits_for_a_read).values()), seconds=30)
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
+@pytest.mark.parametrize(
+    ("cluster", "verb"),
+    [
+        ("threads_client", "downpour"),
+        ("process_client", "sandblaster"),
+        pytest.param("threads_client", "sandblaster", marks=pytest.mark.slow),
+        pytest.param("process_client", "downpour", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:the run did not end:dbdask.TrainingWarning")
-def test_a_run_that_ends_while_workers_read_keeps_no_loop_waiting(client, hanging, verb):
+def test_a_run_that_ends_while_workers_read_keeps_no_loop_waiting(request, hanging, cluster, verb):
+    client = request.getfixturevalue(cluster)
     model = dbdask.Network(input_shape=3, layers=[dbdask.Dense(2)], loss="softmax")
     interrupting = threading.Thread(target=interrupt_where_one_reads, args=(client,))
     with watched(client) as lags:
@@ -86,8 +90,15 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
+@pytest.mark.parametrize(
+    ("verb", "stop"),
+    [
+        ("downpour", "Ctrl-C"),
+        ("sandblaster", "callback"),
+        pytest.param("downpour", "callback", marks=pytest.mark.slow),
+        pytest.param("sandblaster", "Ctrl-C", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:the run did not end:dbdask.TrainingWarning")
 def test_a_run_that_is_stopped_waits_for_no_validation_that_hangs(
     threads_client, hanging, readable, verb, stop, monkeypatch, caplog

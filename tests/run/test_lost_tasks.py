@@ -96,6 +96,11 @@ def swallow_notice(cluster, client, swallow):
 LOSSES = [swallow_graph, swallow_order, swallow_result, swallow_notice]
 
 
+def mostly_slow(kept):
+    """One loss, and the others in the long suite: work of every kind is searched for alike."""
+    return [pytest.param(lose, marks=() if lose is kept else pytest.mark.slow) for lose in LOSSES]
+
+
 @pytest.mark.parametrize("lose", LOSSES)
 def test_a_portion_that_is_lost_is_trained_on_by_another_task(cluster, store, lose, caplog):
     swallow = Swallow("dbdask-portion-")
@@ -118,7 +123,7 @@ def test_a_portion_that_is_lost_is_trained_on_by_another_task(cluster, store, lo
     assert_nothing_left(client)
 
 
-@pytest.mark.parametrize("lose", LOSSES)
+@pytest.mark.parametrize("lose", mostly_slow(swallow_result))
 def test_a_bundle_that_is_lost_is_computed_by_another_task(cluster, store, lose):
     swallow = Swallow("dbdask-bundle-")
     lose(*cluster, swallow)
@@ -132,7 +137,7 @@ def test_a_bundle_that_is_lost_is_computed_by_another_task(cluster, store, lose)
     assert_nothing_left(client)
 
 
-@pytest.mark.parametrize("lose", LOSSES)
+@pytest.mark.parametrize("lose", mostly_slow(swallow_order))
 def test_a_validation_that_is_lost_is_made_by_another_task(cluster, store, lose):
     swallow = Swallow("dbdask-validation-")
     lose(*cluster, swallow)

@@ -8,9 +8,9 @@ import types
 from typing import ClassVar
 
 import pytest
+from forked import fork_script
 from real_cluster import RealCluster
 from test_downpour import write_store
-from test_real_cluster import start_script
 
 from dbdask.errors import WorkerError
 from dbdask.rpc import connections, deadlines, scheduler
@@ -175,7 +175,7 @@ def test_nobody_is_lost_where_processes_were_stopped_and_go_on(tmp_path, who, ve
         cluster.start_workers(2)
         file = str(cluster.address_file)
         script = SCRIPT.format(file=file, store=store, verb=verb, options=OPTIONS[verb])
-        process = start_script(script, environment)
+        process = fork_script(script, environment)
         lines = []
         while not lines or lines[-1] != "going\n":
             lines.append(process.stdout.readline())

@@ -49,7 +49,9 @@ def test_minibatches_between_validations_count_though_an_epoch_is_one_portion(
 
 
 @pytest.mark.parametrize(("verb", "length"), [(train, "epochs"), (minimise, "iterations")])
-@pytest.mark.parametrize(("replicas", "told"), [(None, 2), (1, 1), (5, 5)])
+@pytest.mark.parametrize(
+    ("replicas", "told"), [(None, 2), pytest.param(1, 1, marks=pytest.mark.slow), (5, 5)]
+)
 def test_every_record_tells_how_many_replicas_trained(
     threads_client, store, verb, length, replicas, told
 ):

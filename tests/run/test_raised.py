@@ -379,8 +379,18 @@ class Schedule:
 OWN = [*ORDINARY.values(), SIGNALS["iteration"], SIGNALS["lost"], SIGNALS["exit"]]
 
 
-@pytest.mark.parametrize("give", [lambda make: dbdask.sgd(Schedule(make)), Rule])
-@pytest.mark.parametrize("make", OWN)
+def scheduled(make):
+    return dbdask.sgd(Schedule(make))
+
+
+@pytest.mark.parametrize(
+    ("give", "make"),
+    [
+        *((Rule, make) for make in OWN),
+        (scheduled, OWN[0]),
+        *(pytest.param(scheduled, make, marks=pytest.mark.slow) for make in OWN[1:]),
+    ],
+)
 def test_what_an_optimiser_raises_ends_the_run_with_it(
     threads_client, store, tmp_path, give, make, caplog
 ):

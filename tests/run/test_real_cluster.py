@@ -73,11 +73,13 @@ def kept(tmp_path):
     return {"checkpoint": str(tmp_path / "run.zarr"), "snapshot_every": "200ms"}
 
 
-def test_both_verbs_count_exactly(cluster, store):
-    client, _ = cluster.start_workers(2)
-    downpour(client, store, epochs=2)
-    sandblaster(client, store, seconds=0.0)
-    assert_nothing_left(client)
+def test_both_verbs_count_exactly(tmp_path, store):
+    with RealCluster(tmp_path, interpreters=True) as cluster:
+        cluster.start_scheduler()
+        client, _ = cluster.start_workers(2)
+        downpour(client, store, epochs=2)
+        sandblaster(client, store, seconds=0.0)
+        assert_nothing_left(client)
 
 
 @pytest.mark.parametrize("missing", ["dbdask", "acting"])
@@ -86,7 +88,7 @@ def test_workers_without_what_the_run_needs_are_named_with_the_remedy(tmp_path, 
     bare.mkdir()
     (bare / f"{missing}.py").write_text("raise ModuleNotFoundError('not installed here')")
     environment = {"PYTHONPATH": str(bare), "PYTHONSAFEPATH": "1"}  # not the project's own folder
-    with RealCluster(tmp_path, environment=environment) as cluster:
+    with RealCluster(tmp_path, environment=environment, interpreters=True) as cluster:
         cluster.start_scheduler()
         client, _ = cluster.start_workers(1)
         named = r"worker tcp://.*\(not installed here\): install the same packages there"
@@ -107,7 +109,8 @@ def authority(tmp_path):
 def test_over_tls_nothing_but_dasks_own_connections_is_used(tmp_path, store, authority):
     with RealCluster(tmp_path, authority.security()) as cluster:
         cluster.start_scheduler()
-        client, _ = cluster.start_workers(2, nanny=True)
+        cluster.start_worker()
+        client, _ = cluster.start_workers(1, nanny=True)
         own = dask_addresses(client)
         assert all(address.startswith("tls://") for address in own)
         ports = {int(address.rpartition(":")[2]) for address in own}
@@ -128,7 +131,7 @@ def test_over_tls_nothing_but_dasks_own_connections_is_used(tmp_path, store, aut
 
 def dask_addresses(client):
     workers = workers_of(client)
-    nannies = (worker["nanny"] for worker in workers.values())
+    nannies = (worker["nanny"] for worker in workers.values() if worker["nanny"])
     return [client.scheduler.address, *workers, *nannies]
 
 
@@ -206,7 +209,7 @@ def assert_no_update_lost(result):
 @pytest.mark.parametrize("nanny", [False, True], ids=["no nanny", "nanny"])
 def test_sigterm_hands_a_shard_on(cluster, store, verb, nanny, quick_turns):
     train, when_under_way = verb
-    client, _ = cluster.start_workers(3, nanny=nanny)
+    client, _ = cluster.start_workers(2 if nanny else 3, nanny=nanny)
     seconds = []
 
     def terminate():

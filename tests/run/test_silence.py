@@ -130,7 +130,7 @@ def test_a_worker_that_has_stopped_before_the_run_is_done_without(client, store,
     assert_workers_run_tasks(client)
 
 
-@pytest.mark.parametrize("has_shard", [False, True])
+@pytest.mark.parametrize("has_shard", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_worker_that_dask_pauses_holds_nobody_up(client, store, has_shard):
     """What waits there to be begun would wait for ever; its shards go on serving."""
     paused = []

@@ -18,7 +18,7 @@ def test_a_callback_that_does_not_return_is_named_now_and_then_with_its_place(ca
     watching, heard = CallbackWatch(), []
 
     def stuck(record):
-        for now in (0, 29, 31, 45, 62):
+        for now in (0, 19, 21, 35, 42):
             watching.look(now)
             heard.append(len(caplog.messages))
         return "returned"
@@ -26,13 +26,13 @@ def test_a_callback_that_does_not_return_is_named_now_and_then_with_its_place(ca
     [callback] = watching.over([stuck])
     assert callback(None) == "returned"
     assert heard == [0, 0, 1, 1, 2]
-    for line, seconds in zip(caplog.messages, (31, 62), strict=True):
+    for line, seconds in zip(caplog.messages, (21, 42), strict=True):
         assert f"stuck has taken {seconds} s" in line
         assert "test_slow_callbacks.py" in line and "(stuck)" in line
 
 
 def test_many_callbacks_that_return_are_not_one_that_does_not(caplog):
-    watching, times = CallbackWatch(), iter(range(0, 1000, 20))
+    watching, times = CallbackWatch(), iter(range(0, 1000, 15))
     [callback] = watching.over([lambda record: watching.look(next(times))])
     for _ in range(20):
         callback(None)

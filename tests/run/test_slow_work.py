@@ -43,22 +43,22 @@ def held(*numbers):
     return found
 
 
-def test_work_that_does_not_end_is_named_every_half_minute(caplog):
+def test_work_that_does_not_end_is_named_every_20_seconds(caplog):
     slow = SlowWork()
-    assert heard_at(slow, held(3, 4), caplog, 0, 29) == [0, 0]
+    assert heard_at(slow, held(3, 4), caplog, 0, 19) == [0, 0]
     slow, work = SlowWork(), held(3, 4)
-    assert heard_at(slow, work, caplog, 0, 29, 30, 31, 59, 60) == [0, 0, 1, 1, 1, 2]
+    assert heard_at(slow, work, caplog, 0, 19, 20, 21, 39, 40) == [0, 0, 1, 1, 1, 2]
     assert "portion 3" in caplog.messages[0]
-    assert "for 30 s on worker w and 1 more" in caplog.messages[0]
-    assert "no work has ended for 30 s" in caplog.messages[1]
-    assert "for 60 s on worker w" in caplog.messages[1]
+    assert "for 20 s on worker w and 1 more" in caplog.messages[0]
+    assert "no work has ended for 20 s" in caplog.messages[1]
+    assert "for 40 s on worker w" in caplog.messages[1]
     assert "Ctrl-C" not in caplog.text
 
 
 def test_a_run_whose_work_ends_now_and_then_is_not_silent(caplog):
-    slow, [slowest, *others] = SlowWork(), held(*range(6))
-    for second in range(0, 120, 20):
-        heard_at(slow, [slowest, *others], caplog, second, second + 19)
+    slow, [slowest, *others] = SlowWork(), held(*range(9))
+    for second in range(0, 120, 15):
+        heard_at(slow, [slowest, *others], caplog, second, second + 14)
         others = others[1:]
     assert not caplog.messages
 
@@ -67,7 +67,7 @@ def test_work_after_a_time_without_any_is_not_late(caplog):
     slow = SlowWork()
     heard_at(slow, held(1), caplog, 0)
     assert heard_at(slow, [], caplog, 1) == [0]
-    assert heard_at(slow, held(2), caplog, 50, 79, 80) == [0, 0, 1]
+    assert heard_at(slow, held(2), caplog, 50, 69, 70) == [0, 0, 1]
 
 
 def test_a_run_that_is_to_stop_says_how_it_can_be_abandoned(caplog):

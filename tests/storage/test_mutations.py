@@ -53,7 +53,7 @@ def downpour_checkpoint(data, threads_client, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sandblaster_checkpoint(data, threads_client, tmp_path_factory):
     path = tmp_path_factory.mktemp("mutations") / "sandblaster.zarr"
-    train(dbdask.sandblaster, data, threads_client, checkpoint=str(path), iterations=2)
+    train(dbdask.sandblaster, data, threads_client, checkpoint=str(path), iterations=1)
     return path
 
 
@@ -216,7 +216,13 @@ def same_vectors(found, truth):
     ("kind", "cuts", "vectors", "count"),
     [
         ("downpour", [0, 40, 83], {"parameters", "accumulator"}, 40),
-        ("sandblaster", [0, 83], {"parameters", "gradient", "s0", "y0"}, 15),
+        pytest.param(
+            "sandblaster",
+            [0, 83],
+            {"parameters", "gradient", "s0", "y0"},
+            15,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "downpour", [0, 40, 83], {"parameters", "accumulator"}, 240, marks=pytest.mark.slow
         ),
@@ -278,7 +284,10 @@ def test_parameters_too_large_to_hold_are_read_piece_by_piece(saved_result, monk
     xr.testing.assert_identical(lazy.compute(scheduler="synchronous"), whole)
 
 
-def test_a_changed_saved_result_is_an_error_or_the_right_numbers(saved_result, data, monkeypatch):
+@pytest.mark.parametrize("count", [120, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_changed_saved_result_is_an_error_or_the_right_numbers(
+    saved_result, data, monkeypatch, count
+):
     few = data.isel(row=slice(0, 8))
 
     def read():
@@ -295,5 +304,5 @@ def test_a_changed_saved_result_is_an_error_or_the_right_numbers(saved_result, d
             and found[2] == truth[2]
         )
 
-    tried, errors = check(saved_result, read, same, dbdask.ResultError, 300)
-    assert tried >= 300 and errors > 150
+    tried, errors = check(saved_result, read, same, dbdask.ResultError, count)
+    assert tried >= count and errors > count / 2

@@ -82,10 +82,24 @@ class Failing(WrapperStore):
         await self.delete_dir("")
 
 
+KINDS_AND_HOWS = [
+    ("local", "nothing"),
+    ("local", "half"),
+    ("local", "all"),
+    pytest.param("object", "nothing", marks=pytest.mark.slow),
+    pytest.param("object", "half", marks=pytest.mark.slow),
+    ("object", "all"),
+]
+
+
+def failing_store(kind, tmp_path):
+    inner = LocalStore(tmp_path / "run.zarr") if kind == "local" else MemoryStore()
+    return Failing(inner, Fate())
+
+
 @pytest.fixture(params=["local", "object"])
 def failing(request, tmp_path):
-    inner = LocalStore(tmp_path / "run.zarr") if request.param == "local" else MemoryStore()
-    return Failing(inner, Fate())
+    return failing_store(request.param, tmp_path)
 
 
 def take_snapshot(store, number, before=None):
@@ -121,8 +135,9 @@ def operations(store, action):
     return store.fate.count
 
 
-@pytest.mark.parametrize("how", ["nothing", "half", "all"])
-def test_whichever_operation_of_a_snapshot_fails_one_is_whole(failing, how):
+@pytest.mark.parametrize(("kind", "how"), KINDS_AND_HOWS)
+def test_whichever_operation_of_a_snapshot_fails_one_is_whole(tmp_path, kind, how):
+    failing = failing_store(kind, tmp_path)
     checkpoint.create(failing, {"seed": 0})
     take_snapshot(failing, 1)
     count = operations(failing, lambda: take_snapshot(failing, 2, assert_whole(failing, {1})))
@@ -188,8 +203,7 @@ def test_a_saved_result_is_whole_or_an_error(tmp_path, monkeypatch, how):
             assert str(path) in str(error)
 
 
-@pytest.mark.parametrize("kind", ["local", "object"])
-@pytest.mark.parametrize("how", ["nothing", "half", "all"])
+@pytest.mark.parametrize(("kind", "how"), KINDS_AND_HOWS)
 def test_a_result_that_replaces_another_is_whole_or_the_other_still_is(
     tmp_path, monkeypatch, how, kind, caplog
 ):
@@ -287,9 +301,16 @@ def failing_stores(monkeypatch, kind):
     return fate
 
 
-@pytest.mark.parametrize("kind", ["local", pytest.param("object", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    ("kind", "every"),
+    [
+        ("local", 37),
+        pytest.param("local", 11, marks=pytest.mark.slow),
+        pytest.param("object", 11, marks=pytest.mark.chaos),
+    ],
+)
 def test_a_run_whose_store_fails_is_resumed_and_ends_as_if_nothing_had_been(
-    threads_client, data, tmp_path, monkeypatch, kind
+    threads_client, data, tmp_path, monkeypatch, kind, every
 ):
     whole = flat(train(data, threads_client))
     fate = failing_stores(monkeypatch, kind)
@@ -298,7 +319,7 @@ def test_a_run_whose_store_fails_is_resumed_and_ends_as_if_nothing_had_been(
     count = fate.count
     assert count > 40  # several snapshots
     ended = 0
-    for index in sorted({*range(12), *range(12, count, 11)}):
+    for index in sorted({*range(12), *range(12, count, every)}):
         path = str(tmp_path / f"{index}.zarr")
         options["checkpoint"] = path
         fate.restart(index, ("nothing", "all")[index % 2])
@@ -326,6 +347,7 @@ OPERATIONS = 2 * (1 + 4 + 2 * 4 + 1)  # as above: two vectors and a pair, in two
 def minimise(data, client, **options):
     examples = dbdask.Examples(data, inputs="x", targets="label", along="row")
     settings = {"l2": L2, "tolerance": 0.0, "history_length": 1, "replicas": 1, "shards": 2}
+    settings["iterations"] = 2 * ITERATIONS
     return dbdask.sandblaster(
         linear(), examples, client=client, progress=False, **(settings | options)
     )
@@ -460,8 +482,8 @@ def test_a_run_whose_store_hangs_ends_and_can_be_called_again(
     )
     try:
         with (
-            dask.config.set({"dbdask.store": "5s"}),
-            pytest.raises(CheckpointError, match=rf"run\.zarr' gave no answer in 5 s.*{match}"),
+            dask.config.set({"dbdask.store": "2s"}),
+            pytest.raises(CheckpointError, match=rf"run\.zarr' gave no answer in 2 s.*{match}"),
         ):
             verb(data, threads_client, snapshot_every="1us", **options)
         assert_nothing_left(threads_client)
@@ -476,21 +498,32 @@ def test_a_run_whose_store_hangs_ends_and_can_be_called_again(
     ]
 
 
-@pytest.mark.parametrize("verb", [train, minimise])
+WHERE = {
+    "root": ("zarr.json", "it was read"),
+    "owner": ("owner/zarr.json", "looking for its owner"),
+    "commit": (r"0.*/commit/zarr.json", "it was read"),
+    "vector": (
+        r"0.*/parameters/zarr.json",
+        r"worker inproc.* read parameters \d+ to \d+ of snapshot 0",
+    ),
+    "chunk": (r"0.*/parameters/c/0", r"worker inproc.* read parameters 0 to \d+ of snapshot 0"),
+}
+
+
 @pytest.mark.parametrize(
-    ("pattern", "doing"),
+    ("verb", "where"),
     [
-        ("zarr.json", "it was read"),
-        ("owner/zarr.json", "looking for its owner"),
-        (r"0.*/commit/zarr.json", "it was read"),
-        (r"0.*/parameters/zarr.json", r"worker inproc.* read parameters \d+ to \d+ of snapshot 0"),
-        (r"0.*/parameters/c/0", r"worker inproc.* read parameters 0 to \d+ of snapshot 0"),
+        *((train, where) for where in WHERE),
+        *(
+            pytest.param(minimise, where, marks=() if where == "chunk" else pytest.mark.slow)
+            for where in WHERE
+        ),
     ],
-    ids=["root", "owner", "commit", "vector", "chunk"],
 )
 def test_a_store_that_hangs_at_the_start_is_an_error_that_says_where(
-    threads_client, data, tmp_path, monkeypatch, verb, pattern, doing
+    threads_client, data, tmp_path, monkeypatch, verb, where
 ):
+    pattern, doing = WHERE[where]
     released, path = Future(), str(tmp_path / "run.zarr")
     verb(data, threads_client, checkpoint=path)
 
@@ -543,8 +576,17 @@ def test_what_a_store_that_hangs_holds_is_an_error_where_it_is_wanted(
 # A checkpoint that is deleted
 
 
-@pytest.mark.parametrize("what", ["all", "root", "snapshots"])
-@pytest.mark.parametrize("verb", [train, minimise])
+@pytest.mark.parametrize(
+    ("verb", "what"),
+    [
+        (train, "all"),
+        (train, "root"),
+        (train, "snapshots"),
+        (minimise, "all"),
+        pytest.param(minimise, "root", marks=pytest.mark.slow),
+        pytest.param(minimise, "snapshots", marks=pytest.mark.slow),
+    ],
+)
 def test_a_checkpoint_that_is_deleted_while_the_run_trains_is_whole_at_its_end(
     threads_client, data, tmp_path, verb, what, caplog
 ):
