@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from distributed import Client
 
-from dbdask.rpc.calls import run_on
+from dbdask.rpc.calls import is_no_answer, run_on
 from dbdask.rpc.deadlines import deadline
 from dbdask.run.roster import Roster
 from dbdask.run.worker_notices import WorkerNotices
@@ -138,7 +138,8 @@ class Gangs:
                 self.client.rpc, worker, join_gang, *arguments, seconds=deadline("connect")
             )
         except Exception as error:
-            logger.warning("worker %s has not joined gang %d: %r", worker, gang.number, error)
+            level = logging.DEBUG if is_no_answer(error) else logging.WARNING
+            logger.log(level, "worker %s has not joined gang %d: %r", worker, gang.number, error)
             self.roster.ask([worker])  # a silent one gets nothing more
             return False
         return bool(joined)

@@ -14,8 +14,8 @@ class PartReport(Protocol):
     trouble: str
     gang_ended: str
     """Why the gang cannot go on, if the task has learnt so."""
-    peer_lost: bool
-    """Whether that is because a member cannot be reached: then the work has failed."""
+    ended_by: str
+    """Who has ended the gang: "another" task, a "peer" that cannot be reached, or "itself"."""
 
 
 R = TypeVar("R", bound=PartReport)
@@ -46,8 +46,9 @@ class JointWork(Generic[R]):
     Attributes
     ----------
     has_failed
-        Whether a task failed, met trouble, or learnt that the gang has ended: then the gang ends,
-        and what the other tasks report counts for nothing.
+        Whether a task failed, met trouble, or ended the gang: then the gang ends, and what the
+        other tasks report counts for nothing. A task that has only learnt from another one that
+        the gang has ended is not the cause: the report of the other says what is.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class JointWork(Generic[R]):
     @property
     def awaits_one(self) -> bool:
         """Whether all reports but one are there, and none was bad."""
-        return not self._is_over and len(self._reports) == self._parts - 1
+        if self._is_over or any(report.gang_ended for report in self._reports):
+            return False
+        return len(self._reports) == self._parts - 1
 
     def is_first_failure(self) -> bool:
         """Note that a task failed; return whether it is the first: the work fails once."""
@@ -80,10 +83,12 @@ class JointWork(Generic[R]):
             self._is_over = self.has_failed = True
             return self._take(None)
         self._reports.append(report)
-        self.has_failed = bool(report.trouble or report.gang_ended)
-        if not self.has_failed and len(self._reports) < self._parts:
+        is_last = len(self._reports) == self._parts
+        is_cause = bool(report.trouble or report.gang_ended) and report.ended_by != "another"
+        if not is_cause and not is_last:
             return ""
         self._is_over = True
+        self.has_failed = is_cause or any(one.gang_ended for one in self._reports)
         whole = self._merge(self._reports)
         whole.finished = whole.finished and not self.has_failed
         return self._take(whole)

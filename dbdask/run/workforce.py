@@ -310,7 +310,9 @@ class Workforce(ReplicaPlaces):
     def _end_gang(self, out: Outstanding[Any], report: Any) -> None:
         """End the gang of some work that failed, and give up all other work of it."""
         assert self.gangs is not None and out.joint is not None
-        if report is not None and report.peer_lost and out.joint.is_first_failure():
+        # If all tasks name another one, none has a cause: then the work itself is suspected.
+        is_failure = report is not None and report.ended_by in ("peer", "another")
+        if is_failure and out.joint.is_first_failure():
             self.failures.note(out.work, out.place, f"because {report.gang_ended}")
         self.gangs.end([out.place])
         self._give_up([other for other in self.outstanding if other.gang == out.gang])

@@ -24,7 +24,7 @@ from dbdask.schedule.left_out import LeftOut
 from dbdask.schedule.portions import Portion
 from dbdask.worker.context import WorkerContext, open_context
 from dbdask.worker.link import ServerHandle
-from dbdask.worker.mailbox import GangEnded
+from dbdask.worker.mailbox import GangLeft
 from dbdask.worker.reporting import reported, turn_of
 from dbdask.worker.share import Share, share_of
 
@@ -74,7 +74,7 @@ class BundleReport:
     magnitudes: tuple[Magnitude, ...] = ()
     part: int = 0  # of a partitioned replica
     gang_ended: str = ""  # why the gang cannot go on, if this task has learnt so
-    peer_lost: bool = False  # whether that is because a member cannot be reached
+    ended_by: str = ""  # who has ended the gang (see `GangEnded`)
     exchanging: float = 0.0  # seconds of `working` in exchanges with other parts
 
 
@@ -198,12 +198,12 @@ def _is_unwanted(context: WorkerContext, order: BundleOrder) -> bool:
 
     Raises
     ------
-    GangEnded
+    GangLeft
         The task is a gang's: its peers wait for it, and must not.
     """
     unwanted = context.closed or order.bundle.identity in context.unwanted
     if unwanted and order.member is not None:
-        raise GangEnded(f"{order.bundle.name} is done elsewhere")
+        raise GangLeft(f"{order.bundle.name} is done elsewhere")
     return unwanted
 
 

@@ -22,11 +22,28 @@ from dbdask.schedule.gangs import Member
 
 
 class GangEnded(Exception):
-    """The gang of a task has ended: the task ends without a result."""
+    """The gang of a task has ended: the task ends without a result.
+
+    Attributes
+    ----------
+    by
+        Who has ended the gang: "another" task of it, whose own report says why; a "peer" that
+        cannot be reached; or this task "itself".
+    """
+
+    by = "another"
 
 
 class PeerLost(GangEnded):
-    """A member of the gang cannot be reached, or has left the gang without a word to the run."""
+    """A member of the gang cannot be reached."""
+
+    by = "peer"
+
+
+class GangLeft(GangEnded):
+    """The task leaves its gang, for a reason that its peers may not know."""
+
+    by = "itself"
 
 
 class Address(NamedTuple):

@@ -207,8 +207,8 @@ def ask_peers(
 
     Raises
     ------
-    PeerLost
-        A peer has left the gang, or does not answer.
+    GangEnded
+        A peer has left the gang, or (`PeerLost`) does not answer.
     ShardLost, Stale
         No shard answers, so that the run may have ended; or the generation has ended.
     """
@@ -217,8 +217,11 @@ def ask_peers(
         raise ShardLost(f"{shard.key} on {shard.worker} answers no ping")
     for part in parts:
         place = ActorPlace(member.workers[part], mailbox_key(link.handle.run))
-        if not routes.asks(place, generation, "may_send", member.gang, attempt):
-            raise PeerLost(f"part {part} on {place.worker} has left gang {member.gang}")
+        if routes.asks(place, generation, "may_send", member.gang, attempt):
+            continue
+        if routes.answers(place, generation):
+            raise GangEnded(f"part {part} on {place.worker} has left gang {member.gang}")
+        raise PeerLost(f"part {part} on {place.worker} answers no ping")
 
 
 @contextmanager

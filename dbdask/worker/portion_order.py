@@ -84,7 +84,7 @@ class PortionReport:
     spent: Spent = field(default_factory=Spent)
     part: int = 0  # of a partitioned replica
     gang_ended: str = ""  # why the gang cannot go on, if this task has learnt so
-    peer_lost: bool = False  # whether that is because a member cannot be reached
+    ended_by: str = ""  # who has ended the gang (see `GangEnded`)
 
     @property
     def ends_refused(self) -> bool:

@@ -9,7 +9,7 @@ from dbdask.errors import RECOVERABLE
 from dbdask.schedule.gangs import Member
 from dbdask.worker.context import WorkerContext
 from dbdask.worker.link import ServerHandle
-from dbdask.worker.mailbox import GangEnded, PeerLost
+from dbdask.worker.mailbox import GangEnded, GangLeft
 from dbdask.worker.peers import turn
 
 
@@ -18,7 +18,7 @@ class Ending(Protocol):
 
     trouble: str
     gang_ended: str
-    peer_lost: bool
+    ended_by: str
 
 
 @contextmanager
@@ -40,9 +40,10 @@ def reported(member: Member | None, report: Ending) -> Iterator[None]:
     except RECOVERABLE as trouble:
         report.trouble = f"{type(trouble).__name__}: {trouble}"
     except ReadGivenUp as read:  # between two steps: the work goes back as it is in the shards
-        report.gang_ended = "" if member is None else str(read)
+        if member is not None:
+            report.gang_ended, report.ended_by = str(read), GangLeft.by
     except GangEnded as end:
-        report.gang_ended, report.peer_lost = str(end), isinstance(end, PeerLost)
+        report.gang_ended, report.ended_by = str(end), end.by
 
 
 def turn_of(

@@ -85,13 +85,13 @@ def train_portion():
     """Names the tasks."""
 
 
-def report(part, finished=True, trouble="", gang_ended="", peer_lost=False):
+def report(part, finished=True, trouble="", gang_ended="", ended_by=""):
     return types.SimpleNamespace(
         part=part,
         finished=finished,
         trouble=trouble,
         gang_ended=gang_ended,
-        peer_lost=peer_lost,
+        ended_by=ended_by,
         parts=[part],
     )
 
@@ -205,8 +205,8 @@ def test_tasks_of_a_gang_carry_numbers_without_a_gap(monkeypatch):
 FAILURES = {
     "an error": (ValueError("mine"), None),
     "trouble": (report(1, finished=False, trouble="ShardLost"), "ShardLost"),
-    "the end of the gang": (report(1, finished=False, gang_ended="is done elsewhere"), ""),
-    "a lost peer": (report(1, False, gang_ended="part 0 is gone", peer_lost=True), ""),
+    "a task that leaves": (report(1, False, "", "it is done elsewhere", "itself"), ""),
+    "a lost peer": (report(1, False, "", "part 0 is gone", "peer"), ""),
 }
 
 
@@ -288,11 +288,49 @@ def test_what_fails_in_all_members_at_once_has_failed_once(monkeypatch):
         assert taken == [None] * (MOST_ATTEMPTS - 1)
         await workers.form()
         await workers.give(0, "a1, a2", taken)
-        workers.given[-1][2].set_result(
-            report(1, False, gang_ended="part 0 is gone", peer_lost=True)
-        )
+        workers.given[-1][2].set_result(report(1, False, "", "part 0 is gone", "peer"))
         with pytest.raises(WorkerError, match=f"failed {MOST_ATTEMPTS} times.*part 0 is gone"):
             await workers.force.turn(1.0)
+
+    live(story())
+
+
+def test_the_cause_is_counted_though_another_task_says_first_that_the_gang_has_ended(monkeypatch):
+    async def story():
+        workers, taken = Workers(monkeypatch, "a1", "a2"), []
+        monkeypatch.setattr(workers.force, "refresh", nothing)
+        monkeypatch.setattr(workers.force, "watch_silence", nothing)
+        for number in range(MOST_ATTEMPTS):
+            await workers.form()
+            await workers.give(0, "a1, a2", taken)
+            workers.given[-2][2].set_result(report(0, False, "", "it has ended", "another"))
+            await asyncio.sleep(0)
+            assert await workers.force.turn(1.0) == "" and len(taken) == number
+            workers.given[-1][2].set_exception(ValueError("mine"))
+            await asyncio.sleep(0)
+            if number + 1 < MOST_ATTEMPTS:
+                await workers.force.turn(1.0)
+                assert len(taken) == number + 1 and len(workers.ended) == number + 1
+        with pytest.raises(WorkerError, match=f"failed {MOST_ATTEMPTS} times.*mine"):
+            await workers.force.turn(1.0)
+
+    live(story())
+
+
+def test_a_gang_that_has_ended_by_the_word_of_all_ends(monkeypatch):
+    async def story():
+        workers, taken = Workers(monkeypatch, "a1", "a2"), []
+        monkeypatch.setattr(workers.force, "refresh", nothing)
+        monkeypatch.setattr(workers.force, "watch_silence", nothing)
+        await workers.form()
+        await workers.give(0, "a1, a2", taken)
+        for part, (_, _, future) in enumerate(workers.given):
+            future.set_result(report(part, False, "", "it has ended", "another"))
+        await asyncio.sleep(0)
+        assert await workers.force.turn(1.0) == ""
+        assert len(taken) == 1 and not taken[0].finished
+        assert workers.ended == [(("a1", "a2"), 0)]
+        assert workers.force.failures._by_portion
 
     live(story())
 
@@ -301,7 +339,7 @@ def test_a_report_that_comes_after_the_end_counts_for_nothing():
     taken = []
     joint = JointWork(3, merged, taken.append, lambda: taken.append("back"))
     joint.take(report(0))
-    joint.take(report(2, finished=False, gang_ended="it has ended"))
+    joint.take(report(2, False, "", "it has ended", "itself"))
     joint.take(report(1))
     joint.take_back()
     assert len(taken) == 1 and not taken[0].finished

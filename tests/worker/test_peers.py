@@ -19,7 +19,7 @@ from dbdask.models.part_evaluation import ELSEWHERE, PartEvaluator
 from dbdask.rpc.calls import ActorPlace
 from dbdask.schedule.gangs import Member
 from dbdask.worker.link import ServerHandle, ServerLink, ShardPlace
-from dbdask.worker.mailbox import GangEnded, Mailbox, mailbox_key
+from dbdask.worker.mailbox import GangEnded, Mailbox, PeerLost, mailbox_key
 from dbdask.worker.peers import Peers, ask_peers
 from dbdask.worker.routes import Calls
 
@@ -80,7 +80,7 @@ class Here:
         return Answered(answer)
 
     def answers(self, place, generation):
-        return self.shard_answers
+        return self.shard_answers if place == SHARD else place.worker not in self.gone
 
     def asks(self, place, generation, method, *arguments):
         mailbox = self.mailboxes[place.worker]
@@ -252,7 +252,7 @@ def test_what_one_part_finds_bad_counts_in_none(culprit):
 def test_a_part_whose_peer_is_gone_ends():
     gang = Gang(speech(), 2)
     gang.routes.gone.add(gang.workers[1])
-    with pytest.raises(GangEnded, match="a member of gang 0 is gone"):
+    with pytest.raises(PeerLost, match="a member of gang 0 is gone"):
         gang.peers(0).begin(np.zeros(3, np.int64))
 
 
@@ -268,7 +268,11 @@ def test_peers_that_are_asked_are_busy_or_have_left():
     member = Member(0, 0, 0, gang.workers)
     ask_peers(member, [1, 2], gang.link, gang.routes)
     gang.mailboxes[gang.workers[2]].end(0)
-    with pytest.raises(GangEnded, match="part 2 on tcp://2 has left gang 0"):
+    with pytest.raises(GangEnded, match="part 2 on tcp://2 has left gang 0") as raised:
+        ask_peers(member, [1, 2], gang.link, gang.routes)
+    assert raised.value.by == "another"
+    gang.routes.gone.add("tcp://1")
+    with pytest.raises(PeerLost, match="part 1 on tcp://1 answers no ping"):
         ask_peers(member, [1, 2], gang.link, gang.routes)
     gang.routes.shard_answers = False
     with pytest.raises(ShardLost, match="answers no ping"):

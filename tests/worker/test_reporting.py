@@ -8,22 +8,23 @@ from dbdask.data.waiting import ReadGivenUp
 from dbdask.errors import DataError, ShardLost, Stale
 from dbdask.schedule.gangs import Member
 from dbdask.worker.link import ServerHandle, ServerLink, ShardPlace
-from dbdask.worker.mailbox import GangEnded, Mailbox, PeerLost
+from dbdask.worker.mailbox import GangEnded, GangLeft, Mailbox, PeerLost
 from dbdask.worker.reporting import reported, turn_of
 from dbdask.worker.routes import Calls
 
 MEMBER = Member(0, 0, 1, ("a", "b"))
 ENDS = {
-    "a shard": (ShardLost("it is gone"), ("ShardLost: it is gone", "", False)),
-    "the generation": (Stale("it has ended"), ("Stale: it has ended", "", False)),
-    "a read": (ReadGivenUp("a chunk"), ("", "a chunk", False)),
-    "the gang": (GangEnded("it has ended"), ("", "it has ended", False)),
-    "a peer": (PeerLost("part 0 has left"), ("", "part 0 has left", True)),
+    "a shard": (ShardLost("it is gone"), ("ShardLost: it is gone", "", "")),
+    "the generation": (Stale("it has ended"), ("Stale: it has ended", "", "")),
+    "a read": (ReadGivenUp("a chunk"), ("", "a chunk", "itself")),
+    "the gang": (GangEnded("it has ended"), ("", "it has ended", "another")),
+    "a peer": (PeerLost("part 0 is gone"), ("", "part 0 is gone", "peer")),
+    "the task": (GangLeft("it is done"), ("", "it is done", "itself")),
 }
 
 
 def report():
-    return SimpleNamespace(trouble="", gang_ended="", peer_lost=False)
+    return SimpleNamespace(trouble="", gang_ended="", ended_by="")
 
 
 @pytest.mark.parametrize(("error", "expected"), ENDS.values(), ids=ENDS)
@@ -31,7 +32,7 @@ def test_what_ends_a_task_early_is_reported(error, expected):
     found = report()
     with reported(MEMBER, found):
         raise error
-    assert (found.trouble, found.gang_ended, found.peer_lost) == expected
+    assert (found.trouble, found.gang_ended, found.ended_by) == expected
 
 
 def test_a_read_that_is_given_up_ends_no_gang_where_there_is_none():
