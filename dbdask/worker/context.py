@@ -238,7 +238,9 @@ class WorkerContext:
         if cut is None:
             return vector
         assert isinstance(model, Network)
-        return cut_table(model, cut).to_whole(vector)
+        whole = cut_table(model, cut).to_whole(vector)
+        self.give_back(vector)
+        return whole
 
     @contextmanager
     def point(

@@ -1,5 +1,7 @@
 """Replicas that are cut over workers: the same losses, the messages that were counted before."""
 
+from collections import Counter
+
 import dask
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from test_downpour import assert_nothing_left, flat, labelled, network, write_st
 import dbdask
 from dbdask.models.exchange_cost import messages
 from dbdask.models.partition import partition_of
+from dbdask.rpc.same_host import SameHost
+from dbdask.rpc.transport import DaskConnection
 from dbdask.worker.peers import Peers
 from dbdask.worker.share import PartOfGang
 
@@ -216,6 +220,43 @@ def test_each_transport_gives_the_same_to_the_bit(process_client, threads_client
         finally:
             process_client.run(dask.config.set, {"dbdask.transport": "auto"})
     np.testing.assert_array_equal(flat(direct), flat(other))
+
+
+def watch():
+    """Count, in a worker's process, by which way messages of parts go."""
+    SEEN.clear()
+    for kind in (DaskConnection, SameHost):
+        PLAIN[kind] = kind.start
+
+        def start(way, request, sent=None, into=None, kind=kind):
+            if request.method == "deliver":
+                SEEN[kind.__name__] += 1
+            return PLAIN[kind](way, request, sent, into)
+
+        kind.start = start
+
+
+def seen():
+    """Return the counts, and count no more."""
+    for kind, start in PLAIN.items():
+        kind.start = start
+    return dict(SEEN)
+
+
+SEEN, PLAIN = Counter(), {}
+
+
+def test_parts_in_processes_of_one_host_share_memory(process_client, store):
+    layers = [dbdask.Dense(300, "tanh"), dbdask.Dense(3)]  # of which messages are large
+    model = dbdask.Network(input_shape=6, layers=layers, loss="softmax")
+    process_client.run(watch)
+    try:
+        train(process_client, store, model=model, partitions=2, replicas=1)
+    finally:
+        counts = process_client.run(seen)
+    steps = ROWS // BATCH
+    assert [count["SameHost"] >= 4 * steps for count in counts.values()] == [True, True]
+    assert not any("DaskConnection" in count for count in counts.values())
 
 
 @pytest.mark.parametrize("route", ["dask", "memory"])
