@@ -15,10 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dbdask.daemon_threads import beside_loop
-from dbdask.data.block_provider import beside_task
+from dbdask.data.block_provider import leave_thread
 from dbdask.rpc.same_host_server import ChannelServer
 from dbdask.rpc.transport import Request
 from dbdask.schedule.gangs import Member
+
+LEAVE_SECONDS = 0.5
+"""A task that waits for its peers for so long gives its thread to other tasks: among them may be
+those of another run, whose peers wait for a thread that this run holds elsewhere."""
 
 
 class GangEnded(Exception):
@@ -191,20 +195,24 @@ class Mailbox:
     def _wait(
         self, is_due: Callable[[], bool], gangs: set[int], ask: Callable[[], None], seconds: float
     ) -> None:
-        until = time.monotonic() + seconds
-        while True:
-            with self._changed:
-                while not is_due():
-                    self._check(gangs)
-                    left = until - time.monotonic()
-                    if left <= 0:
-                        break
-                    self._changed.wait(left)
-                else:
-                    self._check(gangs)
-                    return
+        if self._comes_within(LEAVE_SECONDS, is_due, gangs):
+            return
+        leave_thread()
+        while not self._comes_within(seconds, is_due, gangs):
             self._ask(is_due, ask)
-            until = time.monotonic() + seconds
+
+    def _comes_within(self, seconds: float, is_due: Callable[[], bool], gangs: set[int]) -> bool:
+        """Wait until something is so; return False if that takes longer."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while True:
+                self._check(gangs)
+                if is_due():
+                    return True
+                left = until - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(left)
 
     def _ask(self, is_due: Callable[[], bool], ask: Callable[[], None]) -> None:
         """Ask without the lock, because messages come meanwhile: perhaps the last ones."""
@@ -239,8 +247,8 @@ class Mailbox:
             The gang has ended.
         """
         if not self._is_turn(member):
-            with beside_task():
-                self._wait(lambda: self._now[0] == member.attempt, {member.gang}, ask, seconds)
+            leave_thread()
+            self._wait(lambda: self._now[0] == member.attempt, {member.gang}, ask, seconds)
         try:
             yield
         except BaseException:

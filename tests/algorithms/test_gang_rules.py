@@ -65,6 +65,44 @@ def test_tasks_that_dask_begins_in_two_orders_are_admitted_in_one(
     assert_nothing_left(threads_client)
 
 
+def test_two_runs_do_not_wait_for_each_other_s_threads(threads_client, store, monkeypatch):
+    """One run holds the thread of one worker, the other run that of the other worker."""
+    do, given, runs = TaskSubmitter.do, {}, []
+
+    async def crossed(tasks, work, function, order, worker, key):
+        member = order.member
+        if order.run not in runs:
+            runs.append(order.run)
+        place = runs.index(order.run), member.index
+        waits_for = {(0, 1): (1, 1), (1, 0): (0, 0)}.get(place)
+        if member.gang == member.attempt == 0 and waits_for is not None:
+            await given.setdefault(waits_for, asyncio.Event()).wait()
+        doing = asyncio.ensure_future(do(tasks, work, function, order, worker, key))
+        try:
+            while key not in tasks.client.futures and not doing.done():
+                await asyncio.sleep(0)
+            given.setdefault(place, asyncio.Event()).set()
+            return await doing
+        finally:
+            doing.cancel()
+
+    monkeypatch.setattr(TaskSubmitter, "do", crossed)
+    results = []
+
+    def run():
+        results.append(train(threads_client, store, partitions=2, replicas=1))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [result.status.reason for result in results] == ["epochs", "epochs"]
+    assert set(given) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    np.testing.assert_array_equal(*map(flat, results))
+    assert_nothing_left(threads_client)
+
+
 # Rule 24: all parts push a step, or none does
 
 
