@@ -85,3 +85,11 @@ def test_a_record_without_seconds_carries_the_last_ones_on():
 def test_a_history_that_knows_no_seconds_says_nothing():
     assert bottleneck(History([Record(1.0, 0, 1, 1)]).to_dataset()) == ""
     assert bottleneck(xr.Dataset()) == ""
+
+
+def test_exchanges_are_told_where_there_are_any():
+    assert "seconds_exchanging" not in Spent(computing=1.0).columns()
+    assert Spent(exchanging=2.0).columns()["seconds_exchanging"] == 2.0
+    names = [name for name in ACTIVITIES if name != "exchanging"]
+    without = history_of(**{name: [1.0, 2.0] for name in names})
+    assert list(seconds_by_activity(without)) == names
