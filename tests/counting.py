@@ -35,9 +35,9 @@ class CountingModel:
         return parameters[inputs.reshape(-1).astype(np.int64)][:, None]
 
 
-def missing_updates(result, epochs: int, mirrors: int, batch_size: int) -> int:
+def missing_updates(result, epochs: int, mirrors: int, batch_size: int, name: str = "count") -> int:
     """Updates that the counts lack, added over the mirrors; no count is above `epochs`."""
-    counts = result.parameters["count"].values
+    counts = result.parameters[name].values
     assert counts.max() <= epochs, f"an example was applied {counts.max():g} times"
     missing = float((epochs - counts).sum()) / batch_size
     assert missing == int(missing), "a part of a minibatch is missing"

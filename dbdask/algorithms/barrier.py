@@ -70,9 +70,9 @@ class Barrier:
 
     async def _even_out(self, run: Run, apart: set[tuple[int, int]]) -> None:
         """Bring the shards that lack a step of a portion to the step that others have."""
-        while not run.roster.workers:  # until one comes, or none does for too long
+        while not run.workforce.teams:  # until a worker comes, or none does for too long
             await run.take_in()
-        workers = run.roster.workers
-        for (_, number), worker in zip(apart, workers * len(apart), strict=False):
-            self.complete(run, self.stream.portion(number), worker)
+        teams = run.workforce.teams
+        for (_, number), place in zip(apart, teams * len(apart), strict=False):
+            self.complete(run, self.stream.portion(number), place)
         await self._empty(run)

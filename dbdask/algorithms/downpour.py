@@ -8,6 +8,7 @@ from distributed import Client
 from dbdask.algorithms.downpour_method import Downpour
 from dbdask.data.examples import Examples
 from dbdask.models.model import Model
+from dbdask.models.partition import partition_of
 from dbdask.optim.optimizer_checks import checked_optimizer, kept_of
 from dbdask.optim.optimizers import Optimizer, Sgd, adagrad
 from dbdask.progress import Progress
@@ -104,7 +105,11 @@ def downpour(
     shards
         Slices of the parameter server; None chooses by the size of the model.
     partitions
-        Workers that one replica is cut over; only 1 in this version.
+        Workers that one replica is cut over: each holds a part of the model, and they exchange what
+        crosses the cuts. Only a `dbdask.Network` can be cut. With partitions, `replicas` counts
+        such groups of workers, and is the most that work at a time; a cluster that adapts needs
+        `minimum=partitions`. Validation, and the result, hold the whole vector of parameters on one
+        worker and on the client.
     shard_copies
         Copies of every shard, each on another worker. With 2 the loss of a worker loses no update
         that was acknowledged; every push then travels twice.
@@ -150,8 +155,6 @@ def downpour(
     ------
     TypeError, ValueError
         An argument is not what it must be, or does not fit the others: before work begins.
-    NotImplementedError
-        `partitions` is not 1.
     DataError
         Values were found wrong when they were read.
     ModelError
@@ -169,6 +172,7 @@ def downpour(
     _check_own(locals())
     shared = shared_arguments(locals())
     examples, validation, layout = shared.examples, shared.validation, shared.layout
+    partition = partition_of(model, partitions, batch_size)
     local_rate = _local_rate(local_learning_rate, optimizer)
     job = DownpourJob(
         model,
@@ -185,6 +189,7 @@ def downpour(
         max_refused,
         seed,
         optimizer,
+        None if partition is None else partition.cut,
     )
     portion_rows = suggest_portion_rows(len(examples), examples.row_bytes, layout.size, batch_size)
     settings = settings_of("downpour", model, examples) | {
@@ -208,6 +213,7 @@ def downpour(
             batch_size=batch_size,
             settings=settings | {"portion_rows": portion_rows},
             target_loss=target_loss,
+            partition=partition,
         )
         method = Downpour(
             optimizer,
@@ -218,7 +224,7 @@ def downpour(
             target_loss=target_loss if validation is None else None,
             max_refused=max_refused,
             replica_bytes=policies.replica_bytes(
-                layout.size,
+                plan.replica_size,
                 n_fetch,
                 n_push,
                 None if local_optimizer is None else len(local_optimizer.slots),

@@ -1,18 +1,20 @@
 """Downpour SGD on the coordinator's side: Algorithm 1.1 of the paper."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from dbdask.algorithms.barrier import Barrier
 from dbdask.algorithms.stream import PortionStream
 from dbdask.optim.optimizers import Optimizer
+from dbdask.run.joint_work import ByParts
 from dbdask.run.plan import Plan, SavedState
 from dbdask.run.run import Memory, Reached, Run, ShardKind
 from dbdask.schedule import policies
 from dbdask.schedule.portions import Cut, Portion
 from dbdask.status import Status
 from dbdask.storage.checkpoint import Snapshot
-from dbdask.worker.portion_order import PortionOrder, PortionReport
+from dbdask.worker.portion_order import PortionOrder, PortionReport, merged
 from dbdask.worker.replica import train_portion
 from dbdask.worker.shard import ParameterShard
 
@@ -134,6 +136,7 @@ class Downpour:
             worker,
             take=partial(self._take, run, portion, worker),
             take_back=partial(self.stream.hand_back, portion),
+            by_parts=ByParts(lambda member: replace(order, member=member), merged),
         )
 
     def _take(self, run: Run, portion: Portion, worker: str, report: PortionReport | None) -> str:
@@ -141,7 +144,7 @@ class Downpour:
         report = report or PortionReport(portion.epoch, portion.number, worker)
         if report.pushes or report.finished:  # a step that no shard took is no progress
             run.note_progress()
-        run.tally.add(report, self.stream.epoch, len(run.roster.workers), run.plan.replicas)
+        run.tally.add(report, self.stream.epoch, *run.replicas)
         if report.finished:
             self.stream.finish(portion)
         else:

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from dbdask.metrics.magnitudes import Magnitude
+from dbdask.run.joint_work import ByParts
 from dbdask.run.run import Run
 from dbdask.schedule.bundles import (
     Assignment,
@@ -20,7 +21,7 @@ from dbdask.schedule.bundles import (
 from dbdask.schedule.left_out import LeftOut
 from dbdask.schedule.policies import places_for
 from dbdask.schedule.portions import Portion
-from dbdask.worker.batch_replica import BundleOrder, BundleReport, accrue_bundle
+from dbdask.worker.batch_replica import BundleOrder, BundleReport, accrue_bundle, merged
 
 TURN_SECONDS = 0.1
 LONE_BUNDLES = 8  # a pass of a lone replica
@@ -57,6 +58,7 @@ class PassStatistics:
     refused: int = 0
     refused_before: int = 0  # before a resume
     last_refusal: str = ""  # since the last good point
+    exchanging: float = 0.0  # seconds of the parts of replicas, added
     left_out: LeftOut = field(default_factory=LeftOut)
     magnitudes: dict[str, tuple[Magnitude, ...]] = field(default_factory=dict)  # by worker
 
@@ -154,7 +156,7 @@ class GradientPass:
         A lone replica's bundles have a fixed length. If they followed its speed, two runs would
         not cut alike, and their sums would differ in the last bits.
         """
-        workers, pace = self.run.roster.workers, self.statistics.pace
+        workers, pace = self.run.workforce.teams, self.statistics.pace
         if sum(places_for(self.run.plan.replicas, workers).values()) == 1:
             return [worker], math.ceil(self.count / LONE_BUNDLES)
         out = work_out(self._needed(), pace, now)
@@ -173,6 +175,7 @@ class GradientPass:
             worker,
             take=partial(self._take, attempt),
             take_back=partial(self._take_back, attempt),
+            by_parts=ByParts(lambda member: replace(order, member=member), merged),
         )
 
     def _take(self, attempt: BundleAttempt, report: BundleReport | None) -> str:
@@ -208,6 +211,7 @@ class GradientPass:
         self.sums.weight += report.weight
         self.sums.examples += report.examples
         self.sums.rows += report.rows
+        self.statistics.exchanging += report.exchanging
         self.statistics.left_out.add(report.left_out)
         if report.magnitudes:
             self.statistics.magnitudes[report.worker] = report.magnitudes
@@ -217,7 +221,8 @@ class GradientPass:
             self.statistics.owners[portion.number] = copy.worker
         losers = [c.worker for c in self.copies if c.bundle.number == bundle.number]
         if losers:
-            self.run.server.notices.unwant(losers, [bundle.identity])
+            workers = self.run.workforce.workers_of(losers)
+            self.run.server.notices.unwant(workers, [bundle.identity])
 
     def _hand_back(self, bundle: Bundle) -> None:
         """Hand a bundle out again, unless it is done or another copy of it is under way."""
@@ -227,7 +232,7 @@ class GradientPass:
 
     def _tell_losers(self) -> None:
         """Tell the workers of copies that still run to stop them."""
-        workers = sorted({copy.worker for copy in self.copies})
+        workers = sorted(self.run.workforce.workers_of({copy.worker for copy in self.copies}))
         identities = sorted({copy.bundle.identity for copy in self.copies})
         if workers:
             self.run.server.notices.unwant(workers, identities)

@@ -9,6 +9,7 @@ from distributed import Client
 from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.data.examples import Examples
 from dbdask.models.model import Model
+from dbdask.models.partition import partition_of
 from dbdask.optim.lbfgs import Settings
 from dbdask.progress import Progress
 from dbdask.result import Result
@@ -88,7 +89,7 @@ def sandblaster(
     shards
         Slices of the parameter server; None chooses by the size of the model.
     partitions
-        Workers that one replica is cut over; only 1 in this version.
+        Workers that one replica is cut over, as in `downpour`.
     shard_copies
         Copies of every shard, each on another worker. With 2 the loss of a worker costs one pass,
         not the iterations since the last snapshot; every bundle's gradient then travels twice.
@@ -133,8 +134,6 @@ def sandblaster(
     ------
     TypeError, ValueError
         An argument is not what it must be, or does not fit the others: before work begins.
-    NotImplementedError
-        `partitions` is not 1.
     DataError
         Values were found wrong when they were read.
     ModelError
@@ -157,6 +156,7 @@ def sandblaster(
         )
     portion_rows = portion_size or suggest_rows(len(examples), examples.row_bytes)
     batch_size = min(portion_rows, MOST_ROWS)
+    partition = partition_of(model, partitions, batch_size)
     job = SandblasterJob(
         model,
         examples.worker_side(),
@@ -164,6 +164,7 @@ def sandblaster(
         deviation_of(examples),
         batch_size,
         seed,
+        None if partition is None else partition.cut,
     )
     settings = settings_of("sandblaster", model, examples) | {
         "history_length": history_length,
@@ -174,7 +175,15 @@ def sandblaster(
         open_checkpoint(checkpoint, resume, settings) as opened,
         client_for(client) as connected,
     ):
-        plan = plan_of(shared, connected, opened, job=job, batch_size=batch_size, settings=settings)
+        plan = plan_of(
+            shared,
+            connected,
+            opened,
+            job=job,
+            batch_size=batch_size,
+            settings=settings,
+            partition=partition,
+        )
         numbers = Settings(iterations, history_length, tolerance, l2)
         method = Sandblaster(numbers, examples.cut(portion_rows, 1), opened.last)
         run = Run(connected, plan, method)

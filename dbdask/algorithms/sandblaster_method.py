@@ -99,7 +99,7 @@ class Sandblaster:
         """Return what a worker must hold with `length` elements of the flat vector."""
         keeps_best = plan.keep == "best"
         shard = policies.batch_shard_bytes(length, self.settings.history_length, keeps_best)
-        return Memory(policies.replica_bytes(plan.size, 2, 1), shard, None)
+        return Memory(policies.replica_bytes(plan.replica_size, 2, 1), shard, None)
 
     # Algorithm 1.2
 
@@ -192,7 +192,7 @@ class Sandblaster:
         tally.steps, tally.examples = point.iteration, statistics.examples
         tally.dropped, tally.repeated = statistics.dropped, statistics.repeated
         tally.refused = statistics.refused
-        tally.note_replicas(len(run.roster.workers), run.plan.replicas)
+        tally.note_replicas(*run.replicas)
         tally.history.left_out = statistics.left_out
         tally.magnitudes = statistics.magnitudes
         tally.record(
@@ -207,6 +207,7 @@ class Sandblaster:
             backups_won=statistics.backups_won,
             seconds_evaluating=self.evaluating,
             seconds_commanding=self.commanding,
+            seconds_exchanging=self.statistics.exchanging or math.nan,
         )
 
     # Rests and snapshots

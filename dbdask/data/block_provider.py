@@ -58,7 +58,7 @@ def beside_task() -> Iterator[None]:
 
     The results that it waits for need a thread, too, and this may be the only one.
     """
-    has_left = _leave_thread()
+    has_left = leave_thread()
     try:
         yield
     finally:
@@ -66,7 +66,7 @@ def beside_task() -> Iterator[None]:
             rejoin()
 
 
-def _leave_thread() -> bool:
+def leave_thread() -> bool:
     """Leave the thread of the running task; return False if there is none, or it has left."""
     try:
         secede()

@@ -26,6 +26,7 @@ SANDBLASTER = (
     "seconds_commanding",
 )
 DOWNPOUR = (
+    "seconds_exchanging",
     "seconds_reading",
     "seconds_computing",
     "seconds_fetching",
@@ -92,6 +93,9 @@ class Record:
     """Seconds that replicas have waited for parameters, so far."""
     seconds_pushing: float = math.nan
     """Seconds of replicas in pushes, so far."""
+    seconds_exchanging: float = math.nan
+    """Seconds that the parts of partitioned replicas have sent to each other and waited for each
+    other, so far, added over parts."""
     seconds_waiting: float = math.nan
     """All other seconds of replicas, so far: the scheduler between portions, rests, set-up."""
     iteration: float = math.nan

@@ -24,6 +24,8 @@ class Spent:
     """Waiting for parameters."""
     pushing: float = 0.0
     """Sending gradients and waiting until every shard has applied them."""
+    exchanging: float = 0.0
+    """Sending to the other parts of a partitioned replica, and waiting for them."""
     waiting: float = 0.0
     """Everything else: the scheduler between two portions, rests of the run, set-up."""
 
@@ -57,17 +59,21 @@ class Spent:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def columns(self) -> dict[str, float]:
-        """Return the seconds by name of the history's variable."""
-        return {f"seconds_{name}": getattr(self, name) for name in ACTIVITIES}
+        """Return the seconds by name of the history's variable; exchanges only if there are any."""
+        seconds = {name: getattr(self, name) for name in ACTIVITIES}
+        return {f"seconds_{n}": s for n, s in seconds.items() if s or n not in OCCASIONAL}
 
 
 ACTIVITIES = tuple(field.name for field in fields(Spent))
+OCCASIONAL = ("exchanging",)
+"""Activities that most runs do not have."""
 
 ADVICE = {
     "reading": "larger chunks along the sample dimension, or a faster store, would help",
     "computing": "more workers, or a larger batch_size on more cores, would help",
     "fetching": "a larger n_fetch would help, or workers on one host",
     "pushing": "a larger n_push would help, or local_optimizer with n_push of some dozens",
+    "exchanging": "fewer partitions would help, or a larger batch_size, or workers on one host",
     "waiting": "longer portions would help: more data, or a larger snapshot_every",
     "evaluating": "more workers would help",
     "commanding": "fewer shards, or a smaller history_length, would help",
@@ -82,7 +88,8 @@ def seconds_by_activity(history: xr.Dataset) -> dict[str, Float64Array]:
     Without any, an empty dictionary.
     """
     if "seconds_computing" in history:
-        return {name: _filled(history[f"seconds_{name}"].values) for name in ACTIVITIES}
+        names = [name for name in ACTIVITIES if f"seconds_{name}" in history]
+        return {name: _filled(history[f"seconds_{name}"].values) for name in names}
     if "seconds_evaluating" not in history:
         return {}
     parts = {

@@ -16,6 +16,7 @@ from dbdask.arrays import Float32Array, FloatArray
 from dbdask.json_types import JsonObject
 from dbdask.models.cut import Cut, part_stage
 from dbdask.models.layout import Layout, Parameter
+from dbdask.models.member_checks import checked_initial
 from dbdask.models.network import Network
 
 
@@ -168,10 +169,16 @@ def initial_of_cut(
     """Return elements `start` to `stop` of the initial cut vector, float32 of (stop - start,).
 
     They are the numbers of the whole network, whatever the cut.
+
+    Raises
+    ------
+    ModelError
+        A number is not finite.
     """
     values = np.empty(stop - start, np.float32)
     for cut, whole, length in table.segments(start, stop):
-        drawn = network.initial_parameters(seed, whole, whole + length)
+        given = network.initial_parameters(seed, whole, whole + length)
+        drawn = checked_initial(given, network.layout, whole, whole + length)
         values[cut - start : cut - start + length] = drawn
     return values
 

@@ -201,16 +201,16 @@ def mark_unwritten(gradient: Float32Array) -> None:
 
 def unwritten_parameters(gradient: Float32Array, layout: Layout) -> list[str]:
     """Return the names of trained parameters with an element of `gradient`, (n,), unwritten."""
-    bits = gradient.view(np.uint32)
     return [
         parameter.name
         for parameter, offset in zip(layout.parameters, layout.offsets, strict=True)
-        if parameter.kind == "trained" and _is_marked(bits[offset : offset + parameter.size])
+        if parameter.kind == "trained" and is_unwritten(gradient[offset : offset + parameter.size])
     ]
 
 
-def _is_marked(bits: np.ndarray) -> bool:
-    """Whether an element, as uint32, is the mark; searched in blocks."""
+def is_unwritten(gradient: Float32Array) -> bool:
+    """Whether an element of a float32 vector holds the mark; searched in blocks."""
+    bits = gradient.view(np.uint32)
     return any(
         bool((bits[start : start + BLOCK] == UNWRITTEN).any())
         for start in range(0, bits.size, BLOCK)

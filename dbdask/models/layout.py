@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -245,3 +245,26 @@ def cut(size: int, count: int) -> tuple[tuple[int, int], ...]:
         raise ValueError(f"size and count must be at least 1, got {size} and {count}")
     length = -(-size // count)
     return tuple((start, min(start + length, size)) for start in range(0, size, length))
+
+
+def cut_within(ranges: Sequence[tuple[int, int]], count: int) -> tuple[tuple[int, int], ...]:
+    """Return (start, stop) of slices that never cross the end of a range.
+
+    Parameters
+    ----------
+    ranges
+        Contiguous ranges, one after the other.
+    count
+        About how many slices; each range has at least one, and a share by its length.
+
+    Examples
+    --------
+    >>> cut_within([(0, 6), (6, 9)], 3), cut_within([(0, 6), (6, 9)], 1)
+    (((0, 3), (3, 6), (6, 9)), ((0, 6), (6, 9)))
+    """
+    size = ranges[-1][1] - ranges[0][0]
+    slices: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        share = max(1, round(count * (stop - start) / size))
+        slices += [(start + first, start + last) for first, last in cut(stop - start, share)]
+    return tuple(slices)

@@ -54,7 +54,8 @@ class Part:
     shares: tuple[PartStage, ...] = field(init=False, repr=False, compare=False)
     range: Rows = field(init=False, repr=False, compare=False)
     """The elements of the cut vector that are this part's parameters."""
-    _pieces: tuple[tuple[Piece, ...], ...] = field(init=False, repr=False, compare=False)
+    pieces: tuple[tuple[Piece, ...], ...] = field(init=False, repr=False, compare=False)
+    """The part's parameters of each layer, by their place in the part's vector."""
     _boundaries: tuple[Boundary, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class Part:
         shares = part_stages(self.network, self.cut, self.index)
         object.__setattr__(self, "shares", shares)
         object.__setattr__(self, "range", part_ranges(self.network, self.cut)[self.index])
-        object.__setattr__(self, "_pieces", self._cut_pieces())
+        object.__setattr__(self, "pieces", self._cut_pieces())
         found = crossings(self.network, self.cut)
         boundaries = tuple(self._boundary(layer, found) for layer in range(1, len(stages)))
         object.__setattr__(self, "_boundaries", boundaries)
@@ -202,7 +203,7 @@ class Part:
             )
         return [
             MappingProxyType({p.name: vector[p.start : p.stop].reshape(p.shape) for p in pieces})
-            for pieces in self._pieces
+            for pieces in self.pieces
         ]
 
     def _forward(

@@ -144,12 +144,25 @@ def unwrap(value: object) -> Any:
 
 async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
     """Whether the actor's worker answers, for this actor, within the ping deadline."""
+    return bool(await _quick_answer(pool, place, "ping"))
+
+
+async def answers_yes(
+    pool: ConnectionPool, place: ActorPlace, method: str, *arguments: object
+) -> bool:
+    """Whether a method of an actor answers, within the ping deadline, something that is true."""
+    return any(await _quick_answer(pool, place, method, *arguments))
+
+
+async def _quick_answer(
+    pool: ConnectionPool, place: ActorPlace, method: str, *arguments: object
+) -> tuple[Any, ...]:
+    """Return the answer of a method, or nothing if it does not come within the ping deadline."""
     try:
         async with within(deadline("ping")):
-            await _call(pool, place, "ping", (), "ping")
+            return (await _call(pool, place, method, arguments, "ping"),)
     except (*CONNECTION_ERRORS, RuntimeError):
-        return False
-    return True
+        return ()
 
 
 async def worker_answers(

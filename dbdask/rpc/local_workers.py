@@ -45,3 +45,16 @@ def local_actor(worker: Worker, key: str) -> Any:
 def is_registered(worker: Worker) -> bool:
     """Whether a worker is connected to its scheduler now."""
     return not worker.batched_stream.closed()
+
+
+def add_local_actor(worker: Worker, key: str, actor: object) -> None:
+    """Let calls by address reach an object on a worker as if Dask had made it an actor.
+
+    The scheduler does not know of it. Called on the worker's event loop.
+    """
+    worker.state.actors[key] = actor
+
+
+def drop_local_actor(worker: Worker, key: str) -> None:
+    """Let no call reach it any more."""
+    worker.state.actors.pop(key, None)

@@ -66,9 +66,3 @@ def duration(name: str, value: Any) -> float:
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"{name} must be a duration above 0, got {value!r}")
     return seconds
-
-
-def not_yet(name: str, value: object, only: object) -> None:
-    """Refuse a value that a later version will take."""
-    if value != only:
-        raise NotImplementedError(f"{name} must be {only!r} in this version, got {value!r}")

@@ -13,9 +13,9 @@ async def begin(run: Run) -> int:
     await await_workers(run.client)
     await run.workforce.refresh(first=True)
     await run.placement.wait()
-    run.tally.note_replicas(len(run.roster.workers), plan.replicas)
+    run.tally.note_replicas(*run.replicas)
     workers = len(run.placement.eligible())
-    count = plan.shards or policies.shards_for(plan.size, workers)
+    count = max(plan.partitions, plan.shards or policies.shards_for(plan.size, workers))
     _check_memory(run, count, workers)
     run.placement.begin()
     return count
@@ -26,12 +26,15 @@ def _check_memory(run: Run, shards: int, workers: int) -> None:
     check_collectable(plan.name, plan.size, plan.path)
     length = most_elements(plan.size, shards, workers, plan.shard_copies)
     needed = run.method.memory(plan, length)
-    copied = needed.copied_shard
+    replica, copied = needed.replica, needed.copied_shard
+    if plan.partition is not None and plan.validation_cut is not None:
+        replica += (
+            12 * plan.size
+        )  # a validation has the whole vector, in both orders, and a scratch
     run.has_room_for_copies = copied is not None and all(
-        needed.replica + copied <= worker.memory_limit or not worker.memory_limit
-        for worker in facts
+        replica + copied <= worker.memory_limit or not worker.memory_limit for worker in facts
     )
-    check_memory(facts, needed.replica, needed.shard, plan.name)
+    check_memory(facts, replica, needed.shard, plan.name)
 
 
 async def make_shards(run: Run, count: int) -> None:

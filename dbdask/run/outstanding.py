@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from dbdask.run.failures import Work
+from dbdask.run.joint_work import JointWork
 
 
 class Report(Protocol):
@@ -34,6 +35,12 @@ class Outstanding(Generic[R]):
     """Is called if the work is given up: it can be given out again."""
     key: str = ""
     """Of the Dask task."""
+    place: str = ""
+    """Where the replica works: the worker, or its gang."""
+    gang: int | None = None
+    """Number of the gang whose work this is a part of."""
+    joint: "JointWork[Any] | None" = None
+    """The tasks of the other members of the gang for the same work."""
     given: float = field(init=False)
     """When the work was given."""
     looked: float = field(init=False)
@@ -41,3 +48,4 @@ class Outstanding(Generic[R]):
 
     def __post_init__(self) -> None:
         self.given = self.looked = self.since
+        self.place = self.place or self.worker

@@ -12,7 +12,8 @@ from contextlib import suppress
 
 from distributed import Client
 
-from dbdask.models.layout import cut
+from dbdask.models.layout import cut, cut_within
+from dbdask.models.partition import Partition
 from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.calls import ActorPlace, answers_ping
 from dbdask.rpc.deadlines import deadline, within
@@ -22,6 +23,7 @@ from dbdask.rpc.tasks import place_of
 from dbdask.run.shard_calls import ShardCalls, ShardCopy
 from dbdask.run.worker_notices import WorkerNotices
 from dbdask.schedule.placement import missing_copies
+from dbdask.storage.cut_vectors import CutOrder, CutSlice
 from dbdask.worker.drain_on_close import shard_prefix
 from dbdask.worker.initial import FromNeighbour
 from dbdask.worker.shard import ParameterShard
@@ -54,6 +56,8 @@ class ParameterServer(ShardCalls):
         Ranges of the flat vector that updates may change; None is all of it.
     buffers
         Ranges that no update changes, and of which a push brings new values.
+    partition
+        How the model is cut, if it is: then every shard is inside one part.
     """
 
     def __init__(
@@ -66,8 +70,10 @@ class ParameterServer(ShardCalls):
         copies: int = 1,
         trained: Sequence[tuple[int, int]] | None = None,
         buffers: Sequence[tuple[int, int]] = (),
+        partition: Partition | None = None,
     ) -> None:
         super().__init__(client, run, size)
+        self.partition = partition
         self.notices = WorkerNotices(client, run)
         self.kind = kind
         self.optimizer = optimizer
@@ -90,9 +96,29 @@ class ParameterServer(ShardCalls):
     async def place(self, count: int, initial: Initial, workers: Sequence[str]) -> None:
         """Cut the vector into `count` shards, and make every copy of each, over `workers`."""
         if not self.slices:
-            self.slices = cut(self.size, count)
+            self.slices = self._cut(count)
             self._copies = [[] for _ in self.slices]
         await self.replace(range(len(self.slices)), initial, workers)
+
+    def _cut(self, count: int) -> tuple[tuple[int, int], ...]:
+        if self.partition is None:
+            return cut(self.size, count)
+        return cut_within(self.partition.ranges, count)
+
+    @property
+    def vector_order(self) -> CutOrder | None:
+        """The order of the shards' vector, if it is that of a cut model."""
+        if self.partition is None:
+            return None
+        edges = *(start for start, _ in self.slices), self.size
+        segments = tuple(self.partition.table.segments())
+        return CutOrder(edges, segments)
+
+    def _cut_slice(self, index: int) -> CutSlice | None:
+        if self.partition is None:
+            return None
+        segments = tuple(self.partition.table.segments(*self.slices[index]))
+        return CutSlice(segments, (index * self.chunk, (index + 1) * self.chunk))
 
     async def replace(
         self, indices: Sequence[int], initial: Initial, workers: Sequence[str]
@@ -192,8 +218,8 @@ class ParameterServer(ShardCalls):
 
     async def _make(self, index: int, initial: Initial, worker: str) -> ShardCopy:
         start, stop = self.slices[index]
-        ranges = self.trained, self.buffers
-        arguments = (start, stop, self.optimizer, self.generation, initial, *ranges)
+        more = self.trained, self.buffers, self._cut_slice(index)
+        arguments = (start, stop, self.optimizer, self.generation, initial, *more)
         key = f"{shard_prefix(self.run)}{index}-{uuid.uuid4().hex[:8]}"
         nbytes = 4 * (stop - start) * (1 + len(self.optimizer.slots))
         future = submit_actor(self.client, self.kind, arguments, key, worker)

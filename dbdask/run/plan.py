@@ -10,6 +10,7 @@ import numpy as np
 
 from dbdask.data.block_provider import BlockProvider
 from dbdask.metrics.magnitudes import Magnitude
+from dbdask.models.partition import Partition
 from dbdask.run.ownership import Ownership
 from dbdask.schedule.portions import Cut
 from dbdask.storage.checkpoint import Snapshot
@@ -48,7 +49,7 @@ class Plan:
     run: str = field(default_factory=_new_name)
     """Identity of the run, part of every key and every snapshot."""
     start: np.ndarray | None = None
-    """First parameters, float32 of shape (size,); None asks the model."""
+    """First parameters, float32, (size,), in the shards' order; None asks the model."""
     validation_supply: BlockProvider | None = None
     validation_cut: Cut | None = None
     """Portions of the validation examples; None if there are none."""
@@ -59,6 +60,8 @@ class Plan:
     """A validation loss of at most this stops the run."""
     replicas: int | None = None
     shards: int | None = None
+    partition: Partition | None = None
+    """How replicas are cut over workers; None if they are not."""
     shard_copies: int = 1
     workers: tuple[str, ...] | None = None
     shard_workers: tuple[str, ...] | None = None
@@ -72,6 +75,20 @@ class Plan:
     """About the loss of a model that ignores its inputs, by the magnitudes of the data; infinite if
     no loss shows that the run has diverged."""
     snapshot_seconds: float = 30.0
+
+    @property
+    def partitions(self) -> int:
+        """Parts of a replica, each on a worker of its own."""
+        return 1 if self.partition is None else self.partition.parts
+
+    @property
+    def replica_size(self) -> int:
+        """Elements of the largest part of a replica."""
+        return self.size if self.partition is None else self.partition.largest
+
+    def in_order_of_model(self, vector: np.ndarray) -> np.ndarray:
+        """Return a vector of the shards, (size,), in the order of the model's own layout."""
+        return vector if self.partition is None else self.partition.to_whole(vector)
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ from dbdask.data.examples import Examples
 from dbdask.models.buffers import updated_ranges
 from dbdask.models.layout import Layout, as_layout
 from dbdask.models.model import Model
+from dbdask.models.partition import Partition
 from dbdask.run import arguments
 from dbdask.run.concluding import blind_loss
 from dbdask.run.fitting import check_fit, targets_for
@@ -64,7 +65,7 @@ def shared_arguments(given: Mapping[str, Any]) -> SharedArguments:
 
     Raises
     ------
-    TypeError, ValueError, NotImplementedError
+    TypeError, ValueError
         An argument is not what it must be, or does not fit the others.
     CheckpointError
         The store of the first parameters hangs.
@@ -104,6 +105,7 @@ def plan_of(
     batch_size: int,
     settings: SavedState,
     target_loss: float | None = None,
+    partition: Partition | None = None,
 ) -> Plan:
     """Return the plan of a run.
 
@@ -123,6 +125,8 @@ def plan_of(
         The settings that a checkpoint keeps, and compares when a run resumes.
     target_loss
         A validation loss of at most this stops the run.
+    partition
+        How replicas are cut over workers; None if they are not.
 
     Raises
     ------
@@ -141,8 +145,9 @@ def plan_of(
         validation_cut=validation_cut(validation, shared.layout.size, batch_size),
         supply=BlockProvider(examples, client),
         validation_supply=BlockProvider(validation, client) if validation is not None else None,
-        start=shared.start,
+        start=_in_order_of(partition, shared.start),
         target_loss=target_loss,
+        partition=partition,
         replicas=shared.replicas,
         shards=shared.shards,
         shard_copies=shared.shard_copies,
@@ -159,3 +164,10 @@ def plan_of(
         seed=shared.seed,
         settings=settings,
     )
+
+
+def _in_order_of(partition: Partition | None, start: np.ndarray | None) -> np.ndarray | None:
+    """Return first parameters in the order of the shards."""
+    if partition is None or start is None:
+        return start
+    return partition.table.to_cut(start)

@@ -40,6 +40,7 @@ class Roster:
     holders: Sequence[str] | None = None  # names of those that may hold shards; None: all
     facts: dict[str, WorkerFacts] = field(default_factory=dict)
     clock: AwakeClock = field(default_factory=AwakeClock)  # by which the run judges others
+    least: int = 1  # workers that a replica needs
     silent: set[str] = field(default_factory=set)
     closing: set[str] = field(default_factory=set)  # they close, and still answer
     leaving: set[str] = field(default_factory=set)  # asked to leave: they get nothing more
@@ -194,9 +195,16 @@ class Roster:
         return self._lack_to_train(self.away)
 
     def _lack_to_train(self, away: Container[str]) -> str:
-        """Say which workers are missing to train on; '' if there is one that is not away."""
-        if any(self._may_train(facts) for a, facts in self.facts.items() if a not in away):
+        """Say which workers are missing to train on; '' if enough are not away."""
+        here = sum(self._may_train(facts) for a, facts in self.facts.items() if a not in away)
+        if here >= self.least:
             return ""
+        if here:
+            named = "" if self.only is None else f" of workers={list(self.only)}"
+            return (
+                f"partitions={self.least} needs {self.least} workers{named} to train on, and "
+                f"{here} can train now"
+            )
         who = "no worker" if self.only is None else f"no worker of workers={list(self.only)}"
         return f"{who} is left to train on"
 

@@ -18,6 +18,7 @@ from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.deadlines import deadline
 from dbdask.run.concluding import divergence
 from dbdask.run.failures import TRAIN, VALIDATION
+from dbdask.run.gangs import Gangs
 from dbdask.run.outcome import read_if_small
 from dbdask.run.parameter_server import Initial, ParameterServer
 from dbdask.run.plan import Plan, SavedState
@@ -133,12 +134,11 @@ class Run:
         self.has_room_for_copies = False
         self.tally = Tally(plan.last.state if plan.last else None, self.records.put)
         roster = Roster(client, plan.job, plan.path, plan.workers, plan.shard_workers)
+        roster.least = plan.partitions
         self.roster = roster
         providers = {TRAIN: plan.supply}
         if plan.validation_supply is not None:
             providers[VALIDATION] = plan.validation_supply
-        self.workforce = Workforce(client, plan.run, plan.job, providers, roster)
-        self.slow_work = SlowWork()
         self.server = ParameterServer(
             client,
             plan.run,
@@ -148,7 +148,20 @@ class Run:
             plan.shard_copies,
             plan.trained,
             plan.buffers,
+            plan.partition,
         )
+        self.gangs = Gangs(
+            client,
+            plan.run,
+            plan.job,
+            roster,
+            self.server.notices,
+            lambda: self.server.handle,
+            plan.partitions,
+            plan.replicas,
+        )
+        self.workforce = Workforce(client, plan.run, plan.job, providers, roster, gangs=self.gangs)
+        self.slow_work = SlowWork()
         self.snapshots = Snapshots(
             self.server, plan.path, plan.snapshot_seconds, plan.last, plan.ownership
         )
@@ -169,6 +182,15 @@ class Run:
         """The clock of every deadline for others: it counts time in which this process ran."""
         return self.roster.clock
 
+    @property
+    def replicas(self) -> tuple[int, int | None]:
+        """How many replicas the workers that are there can carry, and how many are wanted."""
+        if self.plan.partition is None:
+            return len(self.roster.workers), self.plan.replicas
+        possible = len(self.roster.workers) // self.plan.partitions
+        wanted = self.plan.replicas
+        return possible, None if wanted is None else min(wanted, possible)
+
     def request_stop(self, reason: str) -> None:
         """Ask the run to come to rest; the first reason stays. Safe from any thread."""
         self.stop_reason = self.stop_reason or reason
@@ -184,13 +206,15 @@ class Run:
 
     def initial(self) -> Initial:
         """Return where shards start: the last committed snapshot, else the model's own numbers."""
-        snapshot = self.snapshots.committed
+        snapshot, partition = self.snapshots.committed, self.plan.partition
+        table = None if partition is None else partition.table
         if snapshot is None:
-            return FromModel(self.plan.model, self.plan.seed, self.plan.start is not None)
+            is_given = self.plan.start is not None
+            return FromModel(self.plan.model, self.plan.seed, is_given, table)
         state = snapshot.state
         rows = tuple(Row(*row) for row in state.get("ledger", ()))
         return FromSnapshot(
-            snapshot.path, snapshot.group, state["applied"], rows, state.get("epoch", 0)
+            snapshot.path, snapshot.group, state["applied"], rows, state.get("epoch", 0), table
         )
 
     # Work under way
@@ -209,6 +233,7 @@ class Run:
             A task lost a shard, or a worker left that held one.
         """
         self.validator.hand_out()
+        await self.gangs.form(out.place for out in self.workforce.training)
         trouble = await self.workforce.turn(seconds)
         now, held = self.clock.seconds(), self.workforce.outstanding
         self.slow_work.look(now, held, stopping=bool(self.stop_reason))
@@ -247,6 +272,7 @@ class Run:
         while self.workforce.training and self.clock.seconds() < until:
             await self.workforce.turn(TURN_SECONDS)
         self.workforce.give_up_all(TRAIN)
+        self.gangs.end_all()
 
     # What is due when the method allows it
 
@@ -366,7 +392,7 @@ class Run:
             await self._finish_validation()
         name = "best" if self.validator.has_best else "parameters"
         if plan.path is None:
-            return await self.server.read(name)
+            return plan.in_order_of_model(await self.server.read(name))
         assert self.snapshots.committed is not None
         group = self.snapshots.committed.group
         if plan.last is None or self.progress or self.stop_reason:

@@ -49,9 +49,8 @@ class ShardCalls:
 
     @property
     def chunk(self) -> int:
-        """Elements of a shard (the last may hold fewer)."""
-        start, stop = self.slices[0]
-        return stop - start
+        """Elements of the longest shard."""
+        return max(stop - start for start, stop in self.slices)
 
     @property
     def handle(self) -> ServerHandle:

@@ -149,10 +149,11 @@ class ShardPlacement:
         """
         clock = self.roster.clock
         until = clock.seconds() + deadline("arrival")
-        while not (self.eligible() and self.roster.workers):
+        while not self.eligible() or self.roster.lack:
             if clock.seconds() > until and not self.roster.is_hopeful:
+                few = self.roster.lack if self.roster.workers else ""
                 raise WorkerError(
-                    f"no worker is left to go on with, and none came in "
+                    f"{few or 'no worker is left to go on with'}, and none came in "
                     f"{deadline('arrival'):g} s: see that workers run, or set dbdask.arrival where "
                     f"new ones take longer to come; {self.snapshots.resume_hint()}"
                 )

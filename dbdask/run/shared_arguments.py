@@ -36,7 +36,7 @@ def check_shared(given: Mapping[str, Any]) -> None:
     for name in ("replicas", "shards"):
         if given[name] is not None:
             arguments.at_least(name, given[name], 1)
-    arguments.not_yet("partitions", given["partitions"], 1)
+    _check_partitions(given["partitions"], given["shards"])
     arguments.at_least("shard_copies", given["shard_copies"], 1)
     arguments.one_of("keep", given["keep"], ("last", "best"))
     arguments.one_of("resume", given["resume"], (False, True, "auto"))
@@ -57,6 +57,15 @@ def check_shared(given: Mapping[str, Any]) -> None:
         raise ValueError('keep="best" needs validation=, the examples to choose by')
     if given["resume"] and given["checkpoint"] is None:
         raise ValueError(f"resume={given['resume']!r} needs checkpoint=, the path to go on from")
+
+
+def _check_partitions(partitions: Any, shards: int | None) -> None:
+    arguments.at_least("partitions", partitions, 1)
+    if shards is not None and shards < partitions:
+        raise ValueError(
+            f"shards must be at least partitions={partitions}, because every shard is inside one "
+            f"part of the model, got {shards}"
+        )
 
 
 def _check_path(checkpoint: object) -> None:

@@ -283,9 +283,9 @@ class _Writing:
         Deleted
             The vectors are not there any more.
         """
-        size, chunk = self.server.size, self.server.chunk
+        cut = self.server.size, self.server.chunk, self.server.vector_order
         try:
-            await self.store.do(checkpoint.begin, self.path, self.group, self.names, size, chunk)
+            await self.store.do(checkpoint.begin, self.path, self.group, self.names, *cut)
             self._step, self._unwritten = "writing", set(range(len(self.server.slices)))
             finite = await asyncio.gather(
                 *(self._write_one(i, method, what) for i in sorted(self._unwritten))

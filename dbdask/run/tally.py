@@ -9,7 +9,7 @@ import numpy as np
 
 from dbdask.metrics.history import History, Record
 from dbdask.metrics.magnitudes import Magnitude
-from dbdask.metrics.time_spent import ACTIVITIES, Spent
+from dbdask.metrics.time_spent import ACTIVITIES, OCCASIONAL, Spent
 from dbdask.run.plan import SavedState
 from dbdask.schedule.portion_marks import PortionTable
 from dbdask.worker.portion_order import PortionReport
@@ -64,9 +64,11 @@ class Tally:
     def _last_spent(self) -> Spent:
         """Return the seconds by activity of the last record that has them."""
         for record in reversed(self.history.records):
-            seconds = [getattr(record, f"seconds_{name}") for name in ACTIVITIES]
-            if not math.isnan(sum(seconds)):
-                return Spent(*seconds)
+            seconds = {name: getattr(record, f"seconds_{name}") for name in ACTIVITIES}
+            for name in OCCASIONAL:
+                seconds[name] = 0.0 if math.isnan(seconds[name]) else seconds[name]
+            if not math.isnan(sum(seconds.values())):
+                return Spent(**seconds)
         return Spent()
 
     def _first_recorded(self) -> float:

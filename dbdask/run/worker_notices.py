@@ -16,6 +16,7 @@ from dbdask.worker.context import (
     unwant,
 )
 from dbdask.worker.drain_on_close import add_drain, forget_drain
+from dbdask.worker.gang_notices import end_gang
 
 logger = logging.getLogger("dbdask")
 
@@ -50,6 +51,10 @@ class WorkerNotices:
         Nothing waits for the answer: a worker that misses it only works in vain.
         """
         self._start(workers, unwant, self._run, identities)
+
+    def end_gang(self, workers: Sequence[str], gang: int) -> None:
+        """Say that a gang has ended. A worker that misses it learns so from its peers."""
+        self._start(workers, end_gang, self._run, gang)
 
     def give_up_long_reads(self, workers: Sequence[str], names: Sequence[str]) -> None:
         """Say that replicas are to wait no longer for chunks that do not come."""

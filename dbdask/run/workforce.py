@@ -2,7 +2,6 @@
 
 import asyncio
 import uuid
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
@@ -14,17 +13,16 @@ from dbdask.data.block_provider import BlockProvider
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.rpc.deadlines import deadline, retrieve_error
 from dbdask.rpc.scheduler import has_scheduler
-from dbdask.run.failures import TRAIN, VALIDATION, Failures, Work, how_it_failed
+from dbdask.run.failures import TRAIN, Failures, Work, how_it_failed
+from dbdask.run.gangs import Gangs
 from dbdask.run.giving_up import late_workers, suspects, unreachable, why_unreachable
+from dbdask.run.joint_work import ByParts, JointWork
 from dbdask.run.lost_tasks import LostTaskDetector
 from dbdask.run.outstanding import Outstanding, Report
+from dbdask.run.replica_places import ReplicaPlaces
 from dbdask.run.roster import Roster
 from dbdask.run.submitting import TaskSubmitter
 from dbdask.schedule.awake import AwakeClock
-from dbdask.schedule.policies import places_for, tasks_for
-
-VALIDATION_TASKS = 4
-"""Validation tasks that a worker has at once: small ones then do not wait for the client."""
 
 R = TypeVar("R", bound=Report)
 
@@ -37,7 +35,7 @@ def _end_where_cancelled() -> None:
 
 
 @dataclass
-class Workforce:
+class Workforce(ReplicaPlaces):
     """The work of one run: training and validation alike.
 
     A replica is a stream of tasks on one worker of the roster. A worker that joins gets work. A
@@ -63,6 +61,8 @@ class Workforce:
     providers: Mapping[str, BlockProvider]
     roster: Roster
     outstanding: list[Outstanding[Any]] = field(default_factory=list)
+    gangs: Gangs | None = None
+    """The places of replicas; None if every worker is one."""
     late_pushes_possible: bool = False
     """Whether a training task was given up that may still run, and push, somewhere."""
     failures: Failures = field(default_factory=Failures)
@@ -100,48 +100,18 @@ class Workforce:
         """The training work that is under way."""
         return [out for out in self.outstanding if out.work.examples == TRAIN]
 
-    def idle_places(self, replicas: int | None) -> list[str]:
-        """List workers that have no training work, once for each replica that could begin there."""
-        places = places_for(replicas, self.roster.workers)
-        busy = Counter(out.worker for out in self.training)
-        return [worker for worker, n in places.items() for _ in range(n - busy[worker])]
-
-    def free_places(self, replicas: int | None) -> list[str]:
-        """List workers that want a portion, the emptiest first, once for each portion wanted."""
-        places = places_for(replicas, self.roster.workers)
-        most = {worker: tasks_for(count, replicas) for worker, count in places.items()}
-        return self._emptiest_first(most, TRAIN)
-
-    def validation_places(self) -> list[str]:
-        """List workers that want a validation portion, as `free_places` does for training.
-
-        A worker has few of them at once, however small they are.
-        """
-        return self._emptiest_first(
-            dict.fromkeys(self.roster.workers, VALIDATION_TASKS), VALIDATION
-        )
-
-    def _emptiest_first(self, most: Mapping[str, int], examples: str) -> list[str]:
-        """List each worker once for each task that it lacks of `most`, the emptiest first."""
-        busy = Counter(out.worker for out in self.outstanding if out.work.examples == examples)
-        wanted = [(n, w) for w, count in most.items() for n in range(busy[w], count)]
-        return [worker for _, worker in sorted(wanted)]
-
-    def places(self, worker: str, replicas: int | None) -> int:
-        """Return how many replicas run at once on a worker."""
-        return max(1, places_for(replicas, self.roster.workers).get(worker, 1))
-
     def give(
         self,
         work: Work,
         function: Callable[..., R],
         order: object,
-        worker: str,
+        place: str,
         *,
         take: Callable[[R | None], str],
         take_back: Callable[[], None],
+        by_parts: "ByParts[Any] | None" = None,
     ) -> None:
-        """Submit `function(order, job, *blocks)` for some work to a worker.
+        """Submit `function(order, job, *blocks)` for some work to a worker, or to all of a gang.
 
         Parameters
         ----------
@@ -151,20 +121,42 @@ class Workforce:
             The task; its key is named by the last word of its name.
         order
             The first argument of the task.
-        worker
-            Address of the worker.
+        place
+            Address of the worker, or name of the gang.
         take
             Takes the report of the task, or None if the task failed; returns why the run must
             recover, or ''.
         take_back
             Is called if the work is given up.
+        by_parts
+            How a gang does the work. Without it the place is a worker.
         """
+        if self.gangs is None or not self.gangs.is_partitioned or by_parts is None:
+            self._submit(work, function, order, place, take, take_back)
+            return
+        members = self.gangs.next_attempt(place)
+        joint = JointWork(len(members), by_parts.merge, take, take_back)
+        for member in members:
+            own, worker = by_parts.order_of(member), member.workers[member.index]
+            out = self._submit(work, function, own, worker, joint.take, joint.take_back)
+            out.place, out.gang, out.joint = place, member.gang, joint
+
+    def _submit(
+        self,
+        work: Work,
+        function: Callable[..., R],
+        order: object,
+        worker: str,
+        take: Callable[[R | None], str],
+        take_back: Callable[[], None],
+    ) -> Outstanding[R]:
         kind, (pass_number, number) = function.__name__.split("_")[-1], work.identity
         key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
         task = asyncio.ensure_future(self._tasks.do(work, function, order, worker, key))
         task.add_done_callback(retrieve_error)  # another's error may end the run first
         out = Outstanding(work, worker, task, self.clock.seconds(), take, take_back, key)
         self.outstanding.append(out)
+        return out
 
     async def turn(self, seconds: float) -> str:
         """Take one look at the cluster: hand over every report, and what is given up.
@@ -188,6 +180,8 @@ class Workforce:
         trouble = ""
         for out, report in await self.ended(seconds):
             trouble = out.take(report) or trouble
+            if out.joint is not None and out.joint.has_failed:
+                self._end_gang(out, report)
         await self.watch_silence()
         return trouble
 
@@ -225,14 +219,15 @@ class Workforce:
         error = CancelledError() if out.task.cancelled() else out.task.exception()
         if error is None:
             report = out.task.result()
-            if report.finished:
+            if report.finished and (out.joint is None or out.joint.awaits_one):
                 self.failures.forget(out.work)
             return report
         if isinstance(error, RaisedInShard):
             raise error.error
         if isinstance(error, (DataError, ModelError)):
             raise error
-        if has_scheduler(self.client):  # without one the client loses every future
+        is_counted = out.joint is None or out.joint.is_first_failure()
+        if is_counted and has_scheduler(self.client):  # without one the client loses every future
             self.failures.note(out.work, out.worker, how_it_failed(error), error)
         return None
 
@@ -312,7 +307,29 @@ class Workforce:
         """Give up every task of training, or of validation."""
         self._give_up([out for out in self.outstanding if out.work.examples == examples])
 
+    def _end_gang(self, out: Outstanding[Any], report: Any) -> None:
+        """End the gang of some work that failed, and give up all other work of it."""
+        assert self.gangs is not None and out.joint is not None
+        # If all tasks name another one, none has a cause: then the work itself is suspected.
+        is_failure = report is not None and report.ended_by in ("peer", "another")
+        if is_failure and out.joint.is_first_failure():
+            self.failures.note(out.work, out.place, f"because {report.gang_ended}")
+        self.gangs.end([out.place])
+        self._give_up([other for other in self.outstanding if other.gang == out.gang])
+
+    def _with_gangs(self, given_up: list[Outstanding[Any]]) -> list[Outstanding[Any]]:
+        """End the gangs that lose some of their work; return all of their work as well.
+
+        A gang does its work in one order: after a gap none of it would be admitted.
+        """
+        ended = {out.gang: out.place for out in given_up if out.gang is not None}
+        if self.gangs is not None:
+            self.gangs.end(ended.values())
+        others = [out for out in self.outstanding if out.gang in ended and out not in given_up]
+        return given_up + others
+
     def _give_up(self, given_up: list[Outstanding[Any]]) -> list[Work]:
+        given_up = self._with_gangs(given_up)
         self.outstanding = [out for out in self.outstanding if out not in given_up]
         for out in given_up:
             out.task.cancel()

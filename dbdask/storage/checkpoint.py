@@ -24,13 +24,18 @@ import numpy as np
 from zarr.core.sync import sync
 
 from dbdask.errors import CheckpointError
+from dbdask.json_types import JsonObject
 from dbdask.storage import owner, sealed
+from dbdask.storage.cut_vectors import CutOrder, Segments, read_cut
 from dbdask.storage.sealed import Place
 
 logger = logging.getLogger("dbdask")
 
 KIND = {"dbdask_checkpoint": 3}
 VECTORS = {"dbdask_vectors": 2}
+CUT_VECTORS = {"dbdask_vectors": 3}
+"""Vectors of a cut model, which earlier versions would read in the wrong order."""
+
 COMMIT = {"dbdask_commit": 2}
 LAST_GOOD = "last_good"
 SNAPSHOT = re.compile(r"(\d{8,})-\d+-\w+")
@@ -143,19 +148,41 @@ def name_of(number: int, generation: int, run: str) -> str:
     return f"{number:08d}-{generation}-{run}"
 
 
-def begin(path: Place, group: str, names: list[str], size: int, chunk: int) -> None:
-    """Make the vectors of a snapshot: one chunk for each shard, with a checksum."""
+def begin(
+    path: Place,
+    group: str,
+    names: list[str],
+    size: int,
+    chunk: int,
+    order: CutOrder | None = None,
+) -> None:
+    """Make the vectors of a snapshot: one chunk for each shard, with a checksum.
+
+    `order` is that of the vectors of a cut model.
+    """
     with writing(path):
-        write_vectors(path, group, VECTORS, names, size, chunk)
+        if order is None:
+            write_vectors(path, group, VECTORS, names, size, chunk)
+            return
+        content = {"names": names, "size": size, "chunk": order.chunk, **order.table()}
+        _make_vectors(path, group, CUT_VECTORS, content, order.stored_size)
 
 
 def write_vectors(
     path: Place, group: str, kind: dict[str, Any], names: list[str], size: int, chunk: int
 ) -> None:
     """Make a group of empty vectors, which says how long and how cut they are."""
-    sealed.write(path, group, kind, {"names": names, "size": size, "chunk": chunk})
-    for name in names:
-        sealed.make_vector(path, f"{group}/{name}".lstrip("/"), size, chunk)
+    content = {"names": names, "size": size, "chunk": chunk}
+    _make_vectors(path, group, kind, content, size)
+
+
+def _make_vectors(
+    path: Place, group: str, kind: JsonObject, content: JsonObject, stored_size: int
+) -> None:
+    sealed.write(path, group, kind, content)
+    for name in content["names"]:
+        place = f"{group}/{name}".lstrip("/")
+        sealed.make_vector(path, place, stored_size, content["chunk"])
 
 
 def write_slice(
@@ -226,7 +253,7 @@ def _state_of(path: Place, group: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
-        sealed.read(path, group, VECTORS)
+        _vectors(path, group)
     except (FileNotFoundError, sealed.OtherKind) as error:
         raise ValueError("the snapshot was deleted before its commit came") from error
     return state
@@ -247,10 +274,31 @@ def read_slice(path: Place, group: str, name: str, start: int, stop: int) -> np.
     return VectorReference(path, group, name).read(start, stop)
 
 
+def read_segments(path: Place, group: str, name: str, segments: Segments) -> np.ndarray:
+    """Read ranges of one vector of a snapshot, one after the other, whatever cut wrote it.
+
+    Of each segment, the second number is where it begins in the model's vector.
+    """
+    return np.concatenate(
+        [read_slice(path, group, name, whole, whole + length) for _, whole, length in segments]
+    )
+
+
+def _vectors(path: Place, group: str) -> JsonObject:
+    """Return what a snapshot says of its vectors."""
+    try:
+        return sealed.read(path, group, VECTORS)
+    except sealed.OtherKind as error:
+        try:
+            return sealed.read(path, group, CUT_VECTORS)
+        except sealed.OtherKind:
+            raise error from None
+
+
 def vector_names(path: Place, group: str) -> list[str]:
     """List the vectors of a snapshot."""
     with _reading(path):
-        return sorted(sealed.read(path, group, VECTORS)["names"])
+        return sorted(_vectors(path, group)["names"])
 
 
 def delete(path: Place, group: str) -> None:
@@ -280,7 +328,10 @@ def delete_all(path: Place, groups: list[str]) -> None:
 
 @dataclass(frozen=True)
 class VectorReference:
-    """A vector of a committed snapshot, or of a saved result: read when it is wanted."""
+    """A vector of a committed snapshot, or of a saved result: read when it is wanted.
+
+    Its elements are in the order of the model, whatever cut wrote it.
+    """
 
     path: Place
     group: str
@@ -292,8 +343,10 @@ class VectorReference:
             return self._read(start, stop)
 
     def _read(self, start: int, stop: int | None) -> np.ndarray:
-        vectors = sealed.read(self.path, self.group, VECTORS)
+        vectors = _vectors(self.path, self.group)
         size, chunk = vectors["size"], vectors["chunk"]
         path = f"{self.group}/{self.name}".lstrip("/")
         stop = size if stop is None else stop
+        if "order" in vectors:
+            return read_cut(self.path, path, vectors, start, stop)
         return sealed.read_slice(self.path, path, start, stop, size, chunk)

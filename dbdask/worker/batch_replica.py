@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,17 +12,21 @@ import numpy as np
 from dbdask.data.block_provider import gather_blocks
 from dbdask.data.examples import Examples
 from dbdask.data.routes import Blocks, Piece
-from dbdask.data.waiting import ReadGivenUp
-from dbdask.errors import RECOVERABLE
 from dbdask.metrics.magnitudes import Magnitude
-from dbdask.models.evaluation import Evaluator
+from dbdask.metrics.time_spent import Spent
+from dbdask.models.cut import Cut
 from dbdask.models.model import Model
+from dbdask.models.part_evaluation import ELSEWHERE
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.bundles import Bundle
+from dbdask.schedule.gangs import Member
 from dbdask.schedule.left_out import LeftOut
 from dbdask.schedule.portions import Portion
 from dbdask.worker.context import WorkerContext, open_context
 from dbdask.worker.link import ServerHandle
+from dbdask.worker.mailbox import GangLeft
+from dbdask.worker.reporting import reported, turn_of
+from dbdask.worker.share import Share, share_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class SandblasterJob:
     deviation: np.ndarray | float  # one unit of a scaled target, in its own units
     batch_size: int  # rows that the model sees at once; of no meaning for the sum
     seed: int
+    cut: Cut | None = None  # of the model into parts; None if replicas are not partitioned
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class BundleOrder:
     bundle: Bundle
     point: str
     replicas: int  # places on this worker
+    member: Member | None = None  # of a gang, if replicas are partitioned
 
 
 @dataclass
@@ -66,41 +72,72 @@ class BundleReport:
     refusal: str = ""  # where the last one was
     left_out: LeftOut = field(default_factory=LeftOut)
     magnitudes: tuple[Magnitude, ...] = ()
+    part: int = 0  # of a partitioned replica
+    gang_ended: str = ""  # why the gang cannot go on, if this task has learnt so
+    ended_by: str = ""  # who has ended the gang (see `GangEnded`)
+    exchanging: float = 0.0  # seconds of `working` in exchanges with other parts
+
+
+def merged(reports: Sequence[BundleReport]) -> BundleReport:
+    """Return one report from those of the parts of a replica; at least one.
+
+    Losses and counts of examples are the same in all parts, and are those of the first. The bundle
+    is finished if every part has pushed it.
+    """
+    first = min(reports, key=lambda report: report.part)
+    return replace(
+        first,
+        finished=all(report.finished for report in reports),
+        trouble=next((report.trouble for report in reports if report.trouble), ""),
+        working=max(report.working for report in reports),
+        pushing=max(report.pushing for report in reports),
+        repeated=any(report.repeated for report in reports),
+        refusal=next((r.refusal for r in reports if ELSEWHERE not in r.refusal), first.refusal),
+        exchanging=sum(report.exchanging for report in reports),
+    )
 
 
 @portable_errors
 def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Piece) -> BundleReport:
     """Add the gradients of a bundle into one buffer, and push it once to every shard.
 
-    Losing a shard, the end of the generation, or a copy elsewhere that was faster ends the task
-    early with a report; only an error of the model or of the data raises.
+    Losing a shard, the end of the generation or of the gang, or a copy elsewhere that was faster
+    ends the task early with a report; only an error of the model or of the data raises.
     """
     context = open_context(order.run, job)
     report = BundleReport(context.worker.address)
-    with context.replica_slot(order.replicas):
-        try:
-            _accrue(context, order, report, gather_blocks(blocks))
-        except RECOVERABLE as trouble:
-            report.trouble = f"{type(trouble).__name__}: {trouble}"
-        except ReadGivenUp:  # nothing was pushed: the bundle goes back as it came
-            pass
+    with (
+        reported(order.member, report),
+        turn_of(context, order.handle, order.member),
+        context.replica_slot(order.replicas),
+    ):
+        spent = Spent()
+        share = share_of(context, order.handle, order.member, order.bundle.identity, spent)
+        report.part = share.index
+        _accrue(context, order, report, share, gather_blocks(blocks))
+        report.exchanging = spent.exchanging
     return report
 
 
 def _accrue(
-    context: WorkerContext, order: BundleOrder, report: BundleReport, blocks: Blocks
+    context: WorkerContext,
+    order: BundleOrder,
+    report: BundleReport,
+    share: Share,
+    blocks: Blocks,
 ) -> None:
-    bundle, size = order.bundle, order.handle.size
-    if bundle.identity in context.unwanted:
+    bundle, size = order.bundle, share.size
+    if _is_unwanted(context, order):
         return
-    with context.point(order.handle, bundle.evaluation, order.point) as point:
+    handle = share.link.handle
+    with context.point(handle, bundle.evaluation, order.point, share.index) as point:
         began = time.monotonic()
         accrued, gradient = context.buffer(size), context.buffer(size)
-        whole = _add_up(context, order, report, point, accrued, gradient, blocks)
+        whole = _add_up(context, order, report, share, point, accrued, gradient, blocks)
         report.working = time.monotonic() - began
         if whole:
             began = time.monotonic()
-            is_new = context.link(order.handle).contribute(bundle.identity, accrued)
+            is_new = share.link.contribute(bundle.identity, accrued)
             report.repeated = not is_new
             report.pushing = time.monotonic() - began
             report.finished = True
@@ -111,6 +148,7 @@ def _add_up(
     context: WorkerContext,
     order: BundleOrder,
     report: BundleReport,
+    share: Share,
     point: np.ndarray,
     accrued: np.ndarray,
     gradient: np.ndarray,
@@ -122,11 +160,7 @@ def _add_up(
     that nothing can be said of this point but that it is not to be gone to.
     """
     job = context.job
-    reader, bundle, evaluator = (
-        context.reader("train"),
-        order.bundle,
-        Evaluator(job.model, job.seed),
-    )
+    reader, bundle = context.reader("train"), order.bundle
     is_first = True
     for portion, following in pairwise((*bundle.portions, None)):
         assert portion is not None
@@ -134,12 +168,12 @@ def _add_up(
         for batch in reader.minibatches(
             portion, job.batch_size, blocks=blocks, following=following
         ):
-            if context.closed or bundle.identity in context.unwanted:
+            if _is_unwanted(context, order):
                 return False
             target = accrued if is_first else gradient
             with _naming(portion):
                 place = 0, portion.number
-                found = evaluator.minibatch(point, batch, place, gradient=target, as_mean=False)
+                found = share.minibatch(point, batch, place, gradient=target, as_mean=False)
             report.weight += found.weight
             report.examples += len(batch.inputs)
             if found.bad:
@@ -148,7 +182,7 @@ def _add_up(
                 report.refusal = f"portion {portion.number}, step {batch.step}: {found.bad}"
             elif found.weight > 0:
                 report.loss += found.loss
-                evaluator.updates.write_change(target, point, found.weight)
+                share.write_change(target, point, found.weight)
                 if not is_first:
                     np.add(accrued, gradient, out=accrued)
                 is_first = False
@@ -157,6 +191,20 @@ def _add_up(
     if is_first:
         accrued.fill(0.0)
     return True
+
+
+def _is_unwanted(context: WorkerContext, order: BundleOrder) -> bool:
+    """Whether a copy elsewhere was faster. A part that knows it first ends its gang.
+
+    Raises
+    ------
+    GangLeft
+        The task is a gang's: its peers wait for it, and must not.
+    """
+    unwanted = context.closed or order.bundle.identity in context.unwanted
+    if unwanted and order.member is not None:
+        raise GangLeft(f"{order.bundle.name} is done elsewhere")
+    return unwanted
 
 
 @contextmanager

@@ -10,30 +10,33 @@ import pickle
 import threading
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import numpy as np
 from distributed import Worker
 
-from dbdask.data.examples import Examples
 from dbdask.data.feed import Reader
 from dbdask.errors import Stale
-from dbdask.models.model import Model
-from dbdask.models.network import flops_of
-from dbdask.rpc.calls import answers_ping
+from dbdask.models.cut_table import cut_table
+from dbdask.models.network import Network, flops_of
+from dbdask.models.part import Part
+from dbdask.rpc.calls import ActorPlace, answers_ping
 from dbdask.rpc.deadlines import deadline
-from dbdask.rpc.local_workers import this_worker
+from dbdask.rpc.local_workers import add_local_actor, drop_local_actor, this_worker
 from dbdask.rpc.loops import worker_loop
-from dbdask.rpc.shared_memory import memory_of, shared_vector
 from dbdask.schedule.policies import blas_threads, cache_bytes
 from dbdask.worker.accrual import LocalRule
 from dbdask.worker.blas_limit import blas_limit
+from dbdask.worker.job import Job
 from dbdask.worker.kept_heap import kept_heap
 from dbdask.worker.link import ServerHandle, ServerLink
+from dbdask.worker.mailbox import Mailbox, mailbox_key
+from dbdask.worker.pass_points import PassPoints
 from dbdask.worker.routes import Calls, WorkerRoutes
+from dbdask.worker.vector_pool import VectorPool
 
 _contexts: weakref.WeakKeyDictionary[Worker, dict[str, "WorkerContext"]] = (
     weakref.WeakKeyDictionary()
@@ -41,45 +44,12 @@ _contexts: weakref.WeakKeyDictionary[Worker, dict[str, "WorkerContext"]] = (
 _ended: weakref.WeakKeyDictionary[Worker, deque[str]] = weakref.WeakKeyDictionary()
 _contexts_lock = threading.Lock()
 
-Place = tuple[int, int, int, int]
-"""Where a replica stopped: generation, epoch, portion, next step."""
+Place = tuple[int, int, int, int, int]
+"""Where a replica stopped: generation, epoch, portion, next step; and which part of it."""
 
 LONG_READ_SECONDS = 1.0  # a read that a run which is to stop does not wait for
 
 REMEMBERED_RUNS = 256  # ended runs whose late tasks a worker refuses
-
-
-class Job(Protocol):
-    """What every task of a run needs, whatever the method."""
-
-    @property
-    def model(self) -> Model: ...
-
-    @property
-    def train(self) -> Examples: ...
-
-    @property
-    def validation(self) -> Examples | None: ...
-
-    @property
-    def deviation(self) -> np.ndarray | float:
-        """One unit of a scaled target, in its own units."""
-
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def seed(self) -> int: ...
-
-
-class _Point:
-    """Parameters at which a pass evaluates, and how many tasks are using them."""
-
-    def __init__(self) -> None:
-        self.vector = np.empty(0, np.float32)
-        self.users = 0
-        self.is_fetched = False
-        self.lock = threading.Lock()
 
 
 @dataclass
@@ -87,6 +57,7 @@ class ReplicaSlot:
     """What a worker keeps of a replica from one portion to the next."""
 
     rule: LocalRule | None = None  # of its own steps, with their state
+    part: int = 0  # of which part the rule is
     ended: float | None = None  # when its last portion ended, by `perf_counter`
 
 
@@ -106,10 +77,12 @@ class WorkerContext:
         self.readers: dict[str, Reader] = {}
         self.copies: dict[int, np.ndarray] = {}
         self.unwanted: set[tuple[int, int]] = set()  # bundles that another worker has finished
-        self._points: dict[int, _Point] = {}
         self._copies_lock = threading.Lock()
-        self._free: list[np.ndarray] = []
-        self._shares_memory = False  # whether a shard of another process may map a vector
+        self._pool = VectorPool()
+        self._points = PassPoints(self._pool)
+        self.mailbox = Mailbox()
+        self._peers: tuple[ActorPlace, ...] = ()  # mailboxes of the other members of the gang
+        self._parts: dict[int, Part] = {}
         self._left: tuple[Place, np.ndarray, list[int]] | None = None
         self._running = 0
         self._slots: list[ReplicaSlot] = []  # of replicas that are between two portions
@@ -152,10 +125,30 @@ class WorkerContext:
     def link(self, handle: ServerHandle) -> ServerLink:
         """Return blocking calls on the shards of a handle."""
         if self.handle is None or handle.generation > self.handle.generation:
-            places = [copy for shard in handle.shards for copy in shard.copies]
-            self._shares_memory = self.routes.shares_memory(places)
-            self.handle = handle
+            self._see_places(handle)
         return ServerLink(handle, self.routes, self.calls)
+
+    def _see_places(self, handle: ServerHandle) -> None:
+        """Note where vectors may go from here."""
+        places = [copy for shard in handle.shards for copy in shard.copies]
+        self._pool.shares_memory = self.routes.shares_memory([*places, *self._peers])
+        self.handle = handle
+
+    def join(self, gang: int, workers: Sequence[str], handle: ServerHandle) -> None:
+        """Belong to a gang from now on, and take the messages of its members."""
+        key = mailbox_key(self.run)
+        add_local_actor(self.worker, key, self.mailbox)
+        self._peers = tuple(ActorPlace(worker, key) for worker in workers)
+        self.mailbox.join(gang, handle.generation)
+        if self.handle is None or handle.generation >= self.handle.generation:
+            self._see_places(handle)
+
+    def part(self, index: int) -> Part:
+        """Return a part of the model, made once."""
+        if index not in self._parts:
+            assert self.job.cut is not None and isinstance(self.job.model, Network)
+            self._parts[index] = Part(self.job.model, self.job.cut, index)
+        return self._parts[index]
 
     @contextmanager
     def replica_slot(self, replicas: int) -> Iterator[ReplicaSlot]:
@@ -176,24 +169,18 @@ class WorkerContext:
 
     def _blas_threads(self, replicas: int) -> int:
         share = max(1, self.worker.state.nthreads // replicas)
-        return blas_threads(share, flops_of(self.job.model, self.job.batch_size))
+        flops, parts = flops_of(self.job.model, self.job.batch_size), self.job.cut
+        if flops is not None and parts is not None:
+            flops //= parts.parts
+        return blas_threads(share, flops)
 
     def buffer(self, size: int) -> np.ndarray:
         """Take a float32 vector out of the pool (its content is arbitrary)."""
-        with self._turn:
-            for position, vector in enumerate(self._free):
-                if vector.size == size and self._serves(vector):
-                    return self._free.pop(position)
-        return shared_vector(size) if self._shares_memory else np.empty(size, np.float32)
-
-    def _serves(self, vector: np.ndarray) -> bool:
-        """Whether a vector that was made for earlier shards does for those that are there now."""
-        return not self._shares_memory or memory_of(vector) is not None
+        return self._pool.take(size)
 
     def give_back(self, *vectors: np.ndarray) -> None:
         """Return buffers that no call reads any more; an abandoned buffer is never given back."""
-        with self._turn:
-            self._free.extend(vectors)
+        self._pool.give_back(*vectors)
 
     def stash(self, place: Place, local: np.ndarray, fetched: list[int]) -> None:
         """Keep the parameters that a replica stopped with; those of one replica are kept."""
@@ -209,8 +196,8 @@ class WorkerContext:
                 return None
             if left[0] == place:
                 return left[1], left[2]
-            self._free.append(left[1])
-            return None
+        self._pool.give_back(left[1])
+        return None
 
     def reader(self, name: str) -> Reader:
         """Return the reader of the job's examples called `name`, opened once.
@@ -242,32 +229,36 @@ class WorkerContext:
             if number not in self.copies:
                 link, vector = self.link(handle), self.buffer(handle.size)
                 link.fetch_copy(number, vector)
-                self.copies = {number: vector}
+                self.copies = {number: self._in_order_of_model(vector)}
             return self.copies[number]
 
+    def _in_order_of_model(self, vector: np.ndarray) -> np.ndarray:
+        """Return a whole vector of the shards in the order of the model's own layout."""
+        model, cut = self.job.model, self.job.cut
+        if cut is None:
+            return vector
+        assert isinstance(model, Network)
+        whole = cut_table(model, cut).to_whole(vector)
+        self.give_back(vector)
+        return whole
+
     @contextmanager
-    def point(self, handle: ServerHandle, evaluation: int, name: str) -> Iterator[np.ndarray]:
-        """Hold the vector at which a pass evaluates, fetched once for all tasks of the worker."""
+    def point(
+        self, handle: ServerHandle, evaluation: int, name: str, part: int = 0
+    ) -> Iterator[np.ndarray]:
+        """Hold the vector at which a pass evaluates, fetched once for all tasks of the worker.
+
+        `handle` is that of the shards of the part, whose vector this is.
+        """
         link = self.link(handle)
-        with self._turn:
-            for number in [n for n, p in self._points.items() if n < evaluation and not p.users]:
-                past = self._points.pop(number)
-                self._free.extend([past.vector] if past.is_fetched else [])
-            point = self._points.setdefault(evaluation, _Point())
-            point.users += 1
-        try:
-            with point.lock:
-                if not point.is_fetched:
-                    vector = self.buffer(handle.size)
-                    link.fetch_vector(name, vector)
-                    point.vector, point.is_fetched = vector, True  # one given up is never used
-            yield point.vector
-        finally:
-            with self._turn:
-                point.users -= 1
+        with self._points.hold(
+            evaluation, part, handle.size, partial(link.fetch_vector, name)
+        ) as vector:
+            yield vector
 
     def end_generation(self, generation: int) -> None:
         """End the calls of a generation, and of those before it, that are under way here."""
+        self.mailbox.end_generation(generation)
         self.calls.end_generation(generation)
         self.routes.end_generation(generation)
 
@@ -282,7 +273,11 @@ class WorkerContext:
             self._turn.notify_all()
         for reader in readers.values():
             reader.close()
-        self.copies, self._points, self._free, self._slots = {}, {}, [], []
+        self.mailbox.close()
+        drop_local_actor(self.worker, mailbox_key(self.run))
+        self._pool.clear()
+        self._points.clear()
+        self.copies, self._slots = {}, []
         self._left = None
         self._until_closed.close()
 
@@ -295,7 +290,11 @@ def open_context(run: str, job: bytes) -> WorkerContext:
     Stale
         The run has ended here: a task that comes late must not open its context again.
     """
-    worker = this_worker()
+    return context_on(this_worker(), run, job)
+
+
+def context_on(worker: Worker, run: str, job: bytes) -> WorkerContext:
+    """Return the context of a run on a worker, as `open_context` does."""
     with _contexts_lock:
         if run in _ended.get(worker, ()):
             raise Stale(f"run {run} has ended")
@@ -321,7 +320,7 @@ def _close(run: str, dask_worker: Worker) -> None:
 
 def end_generation(run: str, generation: int, dask_worker: Worker) -> None:
     """End the calls of a generation, and the reads, that are under way on a worker."""
-    context = _contexts.get(dask_worker, {}).get(run)
+    context = found_context(run, dask_worker)
     if context is not None:
         context.end_generation(generation)
         context.give_up_reads(list(context.readers))
@@ -332,18 +331,23 @@ def give_up_long_reads(run: str, names: Collection[str], dask_worker: Worker) ->
 
     The run is to stop. `names` are those of the examples, as a job has them.
     """
-    context = _contexts.get(dask_worker, {}).get(run)
+    context = found_context(run, dask_worker)
     if context is not None:
         context.give_up_reads(names, LONG_READ_SECONDS)
 
 
 def unwant(run: str, identities: list[tuple[int, int]], dask_worker: Worker) -> None:
     """Let tasks on a worker know which bundles are done: they stop between two minibatches."""
-    context = _contexts.get(dask_worker, {}).get(run)
+    context = found_context(run, dask_worker)
     if context is not None:
         newest = max(evaluation for evaluation, _ in identities)
         kept = {identity for identity in context.unwanted if identity[0] >= newest - 2}
         context.unwanted = kept | {(evaluation, bundle) for evaluation, bundle in identities}
+
+
+def found_context(run: str, dask_worker: Worker) -> WorkerContext | None:
+    """Return the context of a run on a worker, if there is one."""
+    return _contexts.get(dask_worker, {}).get(run)
 
 
 def contexts_on(dask_worker: Worker) -> list[str]:

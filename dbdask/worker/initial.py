@@ -8,6 +8,7 @@ import numpy as np
 from dbdask.arrays import Float32Array
 from dbdask.daemon_threads import call_within
 from dbdask.errors import CheckpointError
+from dbdask.models.cut_table import CutTable, initial_of_cut
 from dbdask.models.layout import as_layout
 from dbdask.models.member_checks import checked_initial
 from dbdask.optim.optimizer_checks import initial_slots
@@ -30,6 +31,7 @@ class FromModel:
     model: bytes
     seed: int
     is_replaced: bool = False  # by parameters that were given: the model is not asked
+    table: CutTable | None = None  # of a model that is cut
 
     @portable_errors
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
@@ -43,6 +45,8 @@ class FromModel:
             return np.zeros(stop - start, np.float32)
         with UsersCode("model.initial_parameters"):
             model = pickle.loads(self.model)
+            if self.table is not None:
+                return initial_of_cut(model, self.table, self.seed, start, stop)
             given = model.initial_parameters(self.seed, start, stop)
             layout = as_layout(model.layout)
         return checked_initial(given, layout, start, stop)
@@ -57,6 +61,7 @@ class FromSnapshot:
     applied: int
     rows: tuple[Row, ...]
     first_open_epoch: int
+    table: CutTable | None = None  # of a model that is cut now, whatever cut wrote the snapshot
 
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
         nbytes = 4 * (stop - start) * (2 + len(optimizer.slots))
@@ -76,7 +81,10 @@ class FromSnapshot:
     def _read(self, start: int, stop: int) -> dict[str, np.ndarray]:
         path, group = self.path, self.group
         names = checkpoint.vector_names(path, group)
-        return {name: checkpoint.read_slice(path, group, name, start, stop) for name in names}
+        if self.table is None:
+            return {name: checkpoint.read_slice(path, group, name, start, stop) for name in names}
+        segments = list(self.table.segments(start, stop))
+        return {name: checkpoint.read_segments(path, group, name, segments) for name in names}
 
 
 @dataclass(frozen=True)

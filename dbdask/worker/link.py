@@ -48,6 +48,15 @@ class ServerHandle:
     size: int
     shards: tuple[ShardPlace, ...]
 
+    def part(self, start: int, stop: int) -> "ServerHandle":
+        """Return the shards of elements `start` to `stop`, as those of a vector of that part."""
+        shards = tuple(
+            ShardPlace(shard.start - start, shard.stop - start, shard.copies)
+            for shard in self.shards
+            if start <= shard.start and shard.stop <= stop
+        )
+        return ServerHandle(self.run, self.generation, stop - start, shards)
+
 
 class Message(NamedTuple):
     """One call of one copy of a shard, before it is started."""
@@ -115,11 +124,11 @@ class ServerLink:
         """Ask every copy of every shard for the last step it applied of a portion."""
         request = self._request("progress", epoch, portion)
         copies = (copy for shard in self.handle.shards for copy in shard.copies)
-        return self.wait(self._start([Message(copy, request) for copy in copies], list))
+        return self.wait(self.start([Message(copy, request) for copy in copies], list))
 
     def start_fetch(self, into: Float32Array) -> Exchange[list[int]]:
         """Start to fetch the parameters into a vector; the answer is the version of each shard."""
-        return self._start(self._reads(self._request("fetch"), into), list)
+        return self.start(self._reads(self._request("fetch"), into), list)
 
     def start_push(
         self,
@@ -138,7 +147,7 @@ class ServerLink:
             for copy in shard.copies:
                 taken = into[part] if into is not None and copy is shard.first else None
                 messages.append(Message(copy, request, gradient[part], taken))
-        return self._start(messages, self._together)
+        return self.start(messages, self._together)
 
     def _together(self, answers: list[Acknowledgement]) -> list[Acknowledgement]:
         """Return one acknowledgement for each shard, from those of all copies in order."""
@@ -147,12 +156,12 @@ class ServerLink:
 
     def fetch_vector(self, name: str, into: Float32Array) -> None:
         """Fetch one named vector of batch shards."""
-        self.wait(self._start(self._reads(self._request("fetch_vector", name), into), list))
+        self.wait(self.start(self._reads(self._request("fetch_vector", name), into), list))
 
     def fetch_copy(self, number: int, into: Float32Array) -> None:
         """Fetch the parameters of a snapshot copy into a vector."""
         request = Request("fetch_copy", None, (number,))  # a copy outlasts its generation
-        self.wait(self._start(self._reads(request, into), list))
+        self.wait(self.start(self._reads(request, into), list))
 
     def contribute(self, identity: tuple[int, int], gradient: Float32Array) -> bool:
         """Add a gradient, under its identity (evaluation, bundle), to every batch shard.
@@ -165,7 +174,7 @@ class ServerLink:
             for shard in self.handle.shards
             for copy in shard.copies
         ]
-        return self.wait(self._start(messages, all))
+        return self.wait(self.start(messages, all))
 
     def _request(self, method: str, *arguments: Any) -> Request:
         return Request(method, self.handle.generation, arguments)
@@ -177,7 +186,7 @@ class ServerLink:
             for shard in self.handle.shards
         ]
 
-    def _start(self, messages: Sequence[Message], combine: Callable[[list[Any]], T]) -> Exchange[T]:
+    def start(self, messages: Sequence[Message], combine: Callable[[list[Any]], T]) -> Exchange[T]:
         """Start calls; those that this thread has to carry out itself come last.
 
         If one cannot be started, those that were started are ended.

@@ -1,15 +1,19 @@
 """What a task of Downpour is given, and what it answers."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dbdask.data.examples import Examples
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.metrics.time_spent import Spent
+from dbdask.models.cut import Cut
 from dbdask.models.model import Model
+from dbdask.models.part_evaluation import ELSEWHERE
 from dbdask.optim.optimizers import Optimizer
+from dbdask.schedule.gangs import Member
 from dbdask.schedule.left_out import LeftOut
 from dbdask.schedule.portions import Portion
 from dbdask.worker.link import ServerHandle
@@ -33,6 +37,7 @@ class DownpourJob:
     max_refused: int
     seed: int
     optimizer: Optimizer  # of the shards: a worker that cannot unpickle it is told so, and named
+    cut: Cut | None = None  # of the model into parts; None if replicas are not partitioned
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class PortionOrder:
     replicas: int  # places on this worker
     most_steps: int | None  # hand the portion back after so many steps (warm start)
     complete_only: bool  # only bring all shards to the last step that one of them has
+    member: Member | None = None  # of a gang, if replicas are partitioned
 
 
 @dataclass
@@ -76,6 +82,9 @@ class PortionReport:
     first_loss: float = math.nan  # of the first minibatch that counts
     magnitudes: tuple[Magnitude, ...] = ()
     spent: Spent = field(default_factory=Spent)
+    part: int = 0  # of a partitioned replica
+    gang_ended: str = ""  # why the gang cannot go on, if this task has learnt so
+    ended_by: str = ""  # who has ended the gang (see `GangEnded`)
 
     @property
     def ends_refused(self) -> bool:
@@ -84,3 +93,28 @@ class PortionReport:
         last = self.first_step + self.steps - 1
         tail = range(last, last - max(1, self.steps // 10), -1)
         return self.steps > 0 and all(step in steps for step in tail)
+
+
+def merged(reports: Sequence[PortionReport]) -> PortionReport:
+    """Return one report from those of the parts of a replica; at least one.
+
+    Losses, norms and counts of examples are the same in all parts, and are those of the first. The
+    portion is finished, and a step done, if that is so in every part. Seconds are added.
+    """
+    first, *others = sorted(reports, key=lambda report: report.part)
+    whole = replace(first, spent=Spent(), staleness=[], refused=[])
+    for report in (first, *others):
+        whole.spent.add(report.spent)
+        whole.staleness += report.staleness
+    whole.refused = [_named(steps) for steps in zip(*(r.refused for r in reports), strict=False)]
+    whole.next_step = min(report.next_step for report in reports)
+    whole.finished = all(report.finished for report in reports)
+    whole.pushes = min(report.pushes for report in reports)
+    whole.repeated = max(report.repeated for report in reports)
+    whole.trouble = next((report.trouble for report in reports if report.trouble), "")
+    return whole
+
+
+def _named(steps: Sequence[tuple[int, str]]) -> tuple[int, str]:
+    """Return the refusal of one step by the part that has the culprit."""
+    return next((one for one in steps if one[1] != ELSEWHERE), steps[0])

@@ -10,40 +10,54 @@ from dbdask.arrays import Float32Array
 from dbdask.data.block_provider import gather_blocks
 from dbdask.data.feed import Minibatch
 from dbdask.data.routes import Blocks, Piece
-from dbdask.data.waiting import ReadGivenUp
-from dbdask.errors import RECOVERABLE
-from dbdask.models.evaluation import Evaluator
 from dbdask.optim.gradients import clip
 from dbdask.rpc.portable import portable_errors
 from dbdask.worker.accrual import Accrual, AccruedGradients, Displacement, LocalRule
 from dbdask.worker.context import Place, ReplicaSlot, WorkerContext, open_context
 from dbdask.worker.link import ServerLink
 from dbdask.worker.portion_order import DownpourJob, PortionOrder, PortionReport
+from dbdask.worker.reporting import reported, turn_of
+from dbdask.worker.share import Share, share_of
 
 
 @portable_errors
 def train_portion(order: PortionOrder, job: bytes, *blocks: Piece) -> PortionReport:
     """Train on one portion, from the step after the last that every shard has applied.
 
-    Losing a shard, or the end of the generation, ends the portion early with a report; only an
-    error of the model or of the data raises.
+    Losing a shard, the end of the generation, or that of the gang ends the portion early with a
+    report; only an error of the model or of the data raises.
     """
     began = perf_counter()
     context = open_context(order.run, job)
     report = PortionReport(order.portion.epoch, order.portion.number, context.worker.address)
-    with context.replica_slot(order.replicas) as slot:
-        replica = _Replica(context, slot, order, report)
-        try:
-            replica.work(gather_blocks(blocks))
-        except RECOVERABLE as trouble:
-            report.trouble = f"{type(trouble).__name__}: {trouble}"
-        except ReadGivenUp:  # between two steps: the portion goes back as it is in the shards
-            report.finished = False
-        finally:
-            replica.give_up()
-            report.spent.wait_since(began if slot.ended is None else slot.ended)
-            slot.ended = perf_counter()
+    with (
+        reported(order.member, report),
+        turn_of(context, order.handle, order.member),
+        context.replica_slot(order.replicas) as slot,
+    ):
+        _train(context, slot, order, report, gather_blocks(blocks), began)
     return report
+
+
+def _train(
+    context: WorkerContext,
+    slot: ReplicaSlot,
+    order: PortionOrder,
+    report: PortionReport,
+    blocks: Blocks,
+    began: float,
+) -> None:
+    """Train in a slot, and note how long everything else took."""
+    portion = order.portion.identity
+    share = share_of(context, order.handle, order.member, portion, report.spent)
+    report.part = share.index
+    replica = _Replica(context, slot, order, report, share)
+    try:
+        replica.work(blocks)
+    finally:
+        replica.give_up()
+        report.spent.wait_since(began if slot.ended is None else slot.ended)
+        slot.ended = perf_counter()
 
 
 class _Replica:
@@ -55,12 +69,13 @@ class _Replica:
         slot: ReplicaSlot,
         order: PortionOrder,
         report: PortionReport,
+        share: Share,
     ) -> None:
         self.context, self.slot, self.order, self.report = context, slot, order, report
+        self.share = share
         assert isinstance(context.job, DownpourJob)
         self.job = context.job
-        self.evaluator = Evaluator(self.job.model, self.job.seed)
-        self.link: ServerLink = context.link(order.handle)
+        self.link: ServerLink = share.link
         self.fetched: list[int] = []
         self.fetching: Any = None  # (exchange, vector) of a fetch beside the computation
         self.pushing: Any = None  # (exchange, step, vector) of a push beside the computation
@@ -74,7 +89,7 @@ class _Replica:
         first, last = self._resume_steps()
         if self.paused and not self.order.complete_only:
             return
-        size = self.order.handle.size
+        size = self.share.size
         self._resume(first)
         self.gradient = self.context.buffer(size)
         self.accrual = self._accrual(size)
@@ -107,8 +122,10 @@ class _Replica:
                 every_step=job.n_push == 1,
                 local_rate=job.local_rate if job.n_fetch > 1 else 0.0,
             )
-        if self.slot.rule is None:
-            self.slot.rule = LocalRule(job.local_optimizer, size, job.trained)
+        trained = ((0, size),) if self.share.is_part else job.trained
+        if self.slot.rule is None or self.slot.part != self.share.index:
+            self.slot.rule = LocalRule(job.local_optimizer, size, trained)
+            self.slot.part = self.share.index
         return Displacement(self.context, size, self.slot.rule)
 
     def _resume(self, step: int) -> None:
@@ -117,7 +134,7 @@ class _Replica:
         So one replica makes the same steps, whether snapshots stop it or not.
         """
         left = self.context.resume(self._place(step))
-        self.local = self.context.buffer(self.order.handle.size) if left is None else left[0]
+        self.local = self.context.buffer(self.share.size) if left is None else left[0]
         self.fetched = [] if left is None else left[1]
 
     def _leave(self) -> bool:
@@ -131,17 +148,16 @@ class _Replica:
 
     def _place(self, step: int) -> Place:
         portion = self.order.portion
-        return self.order.handle.generation, portion.epoch, portion.number, step
+        generation = self.order.handle.generation
+        return generation, portion.epoch, portion.number, step, self.share.index
 
     def _resume_steps(self) -> tuple[int, int]:
         """The step to start with, and the last one to do (beyond any, unless completing)."""
         portion = self.order.portion
-        progress = self.link.progress(portion.epoch, portion.number)
-        steps = [shard.last_step for shard in progress]
-        self.paused = any(shard.pause for shard in progress)
-        first = self.report.first_step = self.report.next_step = min(steps) + 1
+        first, furthest, self.paused = self.share.begin(portion.identity)
+        self.report.first_step = self.report.next_step = first
         self.report.examples_before = first * self.job.batch_size
-        return first, max(steps) if self.order.complete_only else 1 << 62
+        return first, furthest if self.order.complete_only else 1 << 62
 
     def _train(self, batches: Iterable[Minibatch], last: int) -> bool:
         """Work through the minibatches; True when the portion is finished."""
@@ -175,7 +191,8 @@ class _Replica:
         if len(self.report.refused) >= self.job.max_refused:
             self._flush(step)
             return True
-        return self.paused and self._at_boundary(step) and not self.order.complete_only
+        paused = self.share.is_pausing(self.paused)
+        return paused and self._at_boundary(step) and not self.order.complete_only
 
     def _at_boundary(self, step: int) -> bool:
         """Whether nothing has accrued: a push never ends where a repeat of it would not."""
@@ -185,15 +202,21 @@ class _Replica:
         """One minibatch: fetch when it is due, compute, judge, accrue, push when it is due."""
         with self.report.spent.on("fetching"):
             self._fetch_if_due(batch.step)
+        if self.share.is_part and self._is_push_due(batch.step):
+            self._await_push()  # before this step is decided: then no part pushes it too early
         with self.report.spent.on("computing"):
             self._compute(batch)
-        if self.accrual.steps and (batch.step + 1) % self.job.n_push == 0:
+        if self.accrual.steps and self._is_push_due(batch.step):
             self._push(batch.step)
+
+    def _is_push_due(self, step: int) -> bool:
+        return (step + 1) % self.job.n_push == 0
 
     def _compute(self, batch: Minibatch) -> None:
         """Compute the gradient of a minibatch, judge it, and accrue it."""
         job, identity = self.job, self.order.portion.identity
-        found = self.evaluator.minibatch(
+        self.share.note_pause(self.paused)
+        found = self.share.minibatch(
             self.local, batch, identity, gradient=self.gradient, as_mean=True
         )
         self.report.steps += 1
@@ -204,7 +227,7 @@ class _Replica:
             self._note(found.loss, found.weight, found.norm)
             clip(self.gradient, found.norm, job.clip_norm)
             self.accrual.add(self.local, self.gradient)
-            self.evaluator.updates.write(self.local)
+            self.share.write_buffers(self.local)
 
     def _fetch_if_due(self, step: int) -> None:
         """Have fresh parameters at the steps where the paper fetches.
@@ -256,10 +279,10 @@ class _Replica:
             self.link.wait(self.fetching[0])
         identity = (self.order.portion.epoch, self.order.portion.number, step)
         vector = self.accrual.take(self.local)
-        if self.job.local_optimizer is not None and not np.isfinite(np.sum(vector, dtype=float)):
+        if self.job.local_optimizer is not None and not self._is_finite(vector):
             self._start_anew(step, vector)
             return
-        self.evaluator.updates.copy(vector, self.local)
+        self.share.copy_buffers(vector, self.local)
         self.is_fresh = self._brings_parameters(step)
         into = self.local if self.is_fresh else None
         with self.report.spent.on("pushing"):
@@ -267,6 +290,10 @@ class _Replica:
         self.pushing = exchange, step, vector
         if self.job.n_push == 1 or self.is_fresh:
             self._await_push()
+
+    def _is_finite(self, vector: Float32Array) -> bool:
+        """Whether a displacement is finite, in all parts."""
+        return self.share.agrees(bool(np.isfinite(np.sum(vector, dtype=float))))
 
     def _start_anew(self, step: int, vector: Float32Array) -> None:
         """Refuse a displacement that is not finite, and forget where the local steps have led."""

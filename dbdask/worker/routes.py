@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from distributed import Worker
 
 from dbdask.errors import ShardLost, Stale
-from dbdask.rpc.calls import ActorPlace, answers_ping, call_actor, shard_loss
+from dbdask.rpc.calls import ActorPlace, answers_ping, answers_yes, call_actor, shard_loss
 from dbdask.rpc.local_workers import local_worker
 from dbdask.rpc.loops import start_on, worker_loop
 from dbdask.rpc.same_host import SameHost
@@ -89,6 +89,15 @@ class Routes(Protocol):
             The generation has ended meanwhile.
         """
 
+    def asks(self, place: ActorPlace, generation: int, method: str, *arguments: object) -> bool:
+        """Ask an actor something that it answers with yes or no; no answer is no.
+
+        Raises
+        ------
+        Stale
+            The generation has ended meanwhile.
+        """
+
     def lost(self, place: ActorPlace, error: BaseException) -> ShardLost:
         """Return the error that says why a copy counts as lost, after what its transport raised."""
 
@@ -153,6 +162,11 @@ class WorkerRoutes:
     def answers(self, place: ActorPlace, generation: int) -> bool:
         """Ask the worker by a ping over Dask's connections, whatever the transport."""
         return bool(self._on_loop(answers_ping(self._worker.rpc, place), generation))
+
+    def asks(self, place: ActorPlace, generation: int, method: str, *arguments: object) -> bool:
+        """Ask over Dask's connections, whatever the transport."""
+        asked = answers_yes(self._worker.rpc, place, method, *arguments)
+        return bool(self._on_loop(asked, generation))
 
     def lost(self, place: ActorPlace, error: BaseException) -> ShardLost:
         """Name the certificate if that is why."""

@@ -10,6 +10,7 @@ from dbdask.optim.optimizer_checks import prepared_update
 from dbdask.optim.optimizers import Optimizer
 from dbdask.schedule.ledger import Ledger, Row, ShardProgress
 from dbdask.storage import checkpoint
+from dbdask.storage.cut_vectors import CutSlice
 from dbdask.users_code import UsersCode
 from dbdask.worker.served_actor import ServedActor
 from dbdask.worker.shard_state import ShardState
@@ -47,6 +48,8 @@ class ParameterShard(ServedActor):
         Ranges of the flat vector that updates may change; None is all of it.
     buffers
         Ranges that no update changes, and of which a push brings new values.
+    cut_slice
+        Where the slice is in the model's own vector and in a snapshot, if the model is cut.
     """
 
     requests = frozenset({"progress", "fetch", "push", "fetch_copy"})
@@ -60,11 +63,13 @@ class ParameterShard(ServedActor):
         initial: Callable[[int, int, Optimizer], ShardState],
         trained: Sequence[tuple[int, int]] | None = None,
         buffers: Sequence[tuple[int, int]] = (),
+        cut_slice: CutSlice | None = None,
     ) -> None:
         state = initial(start, stop, optimizer)
         super().__init__(stop - start, generation, state.answers)
         self.state = state
         self.start, self.stop = start, stop
+        self.cut_slice = cut_slice
         self.optimizer = optimizer
         self.trained = _within(trained or [(start, stop)], start, stop)
         self.buffers = _within(buffers, start, stop)
@@ -211,11 +216,14 @@ class ParameterShard(ServedActor):
         """Replace the best parameters by those of a snapshot, or forget them if it has none."""
         best, generation = None, self.generation
         if is_there:
-            best = await self._beside(
-                checkpoint.read_slice, path, group, "best", self.start, self.stop
-            )
+            best = await self._beside(self._read_best, path, group)
             self._check(generation)  # it has read for a while
         await self._serve(self._set_best, best)
+
+    def _read_best(self, path: str, group: str) -> np.ndarray:
+        if self.cut_slice is not None:
+            return checkpoint.read_segments(path, group, "best", self.cut_slice.segments)
+        return checkpoint.read_slice(path, group, "best", self.start, self.stop)
 
     def _set_best(self, best: np.ndarray | None) -> None:
         self.state.vectors.pop("best", None)
@@ -268,7 +276,11 @@ class ParameterShard(ServedActor):
         return await self._beside(self._write, path, group, vectors)
 
     def _write(self, path: str, group: str, vectors: dict[str, np.ndarray]) -> bool:
-        checkpoint.write_slice(path, group, self.start, self.stop, vectors)
+        if self.cut_slice is None:
+            checkpoint.write_slice(path, group, self.start, self.stop, vectors)
+        else:
+            padded = {name: self.cut_slice.padded(vector) for name, vector in vectors.items()}
+            checkpoint.write_slice(path, group, *self.cut_slice.stored, padded)
         return all(is_finite(vectors["parameters"][part]) for part in self.trained)
 
     async def read(self, name: str) -> np.ndarray:

@@ -329,12 +329,6 @@ def test_wrong_arguments_are_named_before_work_begins(threads_client, store, opt
         train(threads_client, store, **options)
 
 
-@pytest.mark.parametrize("options", [{"partitions": 2}])
-def test_what_does_not_work_yet_is_refused(threads_client, store, options):
-    with pytest.raises(NotImplementedError, match=next(iter(options))):
-        train(threads_client, store, **options)
-
-
 def test_a_model_of_another_shape_is_named(threads_client, store):
     model = dbdask.Network(input_shape=(5,), layers=[dbdask.Dense(3)], loss="softmax")
     with pytest.raises(ValueError, match="input_shape"):

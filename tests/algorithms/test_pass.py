@@ -311,7 +311,10 @@ class Hands:
 
     def __init__(self, workers):
         self.roster, self.given = SimpleNamespace(workers=workers), []
-        self.clock = Clock()
+        self.clock, self.teams = Clock(), workers
+
+    def workers_of(self, places):
+        return list(places)
 
     def idle_places(self, replicas):
         return [w for w in self.roster.workers if all(w != worker for _, worker, _ in self.given)]
@@ -319,7 +322,7 @@ class Hands:
     def places(self, worker, replicas):
         return 1
 
-    def give(self, bundle, function, order, worker, *, take, take_back):
+    def give(self, bundle, function, order, worker, *, take, take_back, by_parts):
         self.given.append((bundle, worker, take))
 
 

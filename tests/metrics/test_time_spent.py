@@ -65,7 +65,7 @@ def history_of(**columns):
 
 @pytest.mark.parametrize("most", ACTIVITIES)
 def test_the_sentence_names_the_largest_and_what_to_change(most):
-    history = history_of(**{name: [1.0, 16.0 if name == most else 1.0] for name in ACTIVITIES})
+    history = history_of(**{name: [1.0, 20.0 if name == most else 1.0] for name in ACTIVITIES})
     said = bottleneck(history)
     assert said.lower().startswith(most) and "80%" in said and ADVICE[most] in said
 
@@ -85,3 +85,11 @@ def test_a_record_without_seconds_carries_the_last_ones_on():
 def test_a_history_that_knows_no_seconds_says_nothing():
     assert bottleneck(History([Record(1.0, 0, 1, 1)]).to_dataset()) == ""
     assert bottleneck(xr.Dataset()) == ""
+
+
+def test_exchanges_are_told_where_there_are_any():
+    assert "seconds_exchanging" not in Spent(computing=1.0).columns()
+    assert Spent(exchanging=2.0).columns()["seconds_exchanging"] == 2.0
+    names = [name for name in ACTIVITIES if name != "exchanging"]
+    without = history_of(**{name: [1.0, 2.0] for name in names})
+    assert list(seconds_by_activity(without)) == names

@@ -338,8 +338,7 @@ def test_a_barrier_waits_for_a_worker_that_can_complete_a_portion():
 
     run = types.SimpleNamespace(
         server=types.SimpleNamespace(pause=pause, order=order),
-        roster=types.SimpleNamespace(workers=[]),
-        workforce=types.SimpleNamespace(training=[], late_pushes_possible=False),
+        workforce=types.SimpleNamespace(training=[], late_pushes_possible=False, teams=[]),
         take_in=take_in,
         clock=types.SimpleNamespace(seconds=lambda: 0.0),
     )

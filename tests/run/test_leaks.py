@@ -14,6 +14,7 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from counting_parts import counted_pairs, counting_network
 from forked import fork_script
 from test_downpour import assert_nothing_left, counted, write_store
 from test_recovery import SlowCounting, assert_workers_run_tasks
@@ -22,6 +23,7 @@ from test_sandblaster import LinearCounting
 import dbdask
 from dbdask.rpc.deadlines import DEFAULTS
 from dbdask.worker.context import WorkerContext, _contexts
+from dbdask.worker.mailbox import Mailbox
 from dbdask.worker.shard import ParameterShard
 from dbdask.worker.shard_state import ShardState
 
@@ -31,7 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:the run did not end.*search_failed"),
 ]
 
-OURS = (ParameterShard, ShardState, WorkerContext)
+OURS = (ParameterShard, ShardState, WorkerContext, Mailbox)
 ROWS = 1200
 
 # Pools of Dask, Zarr and asyncio, which grow with the number of calls at once and stay.
@@ -89,6 +91,11 @@ def train(client, verb, folder, *, endless=True, rows=ROWS, **options):
     if verb == "downpour":
         settings["epochs"] = 10_000 if endless else 2
         return dbdask.downpour(SlowCounting(ROWS), examples, **settings, **options)
+    if verb == "partitions":
+        settings |= {"epochs": 10_000 if endless else 2, "partitions": 2}
+        settings["validation"] = counted_pairs(store).isel(row=slice(0, 100))
+        examples = counted_pairs(store).isel(row=slice(0, rows))
+        return dbdask.downpour(counting_network(ROWS, 2), examples, **settings, **options)
     settings |= {"iterations": 10_000 if endless else 3, "tolerance": 0.0}
     return dbdask.sandblaster(
         LinearCounting(ROWS, 0.005 * endless), examples, **settings, **options
@@ -195,7 +202,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["downpour", "sandblaster"])
+PARTITIONS = pytest.param("partitions", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["downpour", "sandblaster", PARTITIONS])
 def verb(request, client, folder):
     """A verb that has run once, so that modules are imported and pools are there."""
     by_itself(client, request.param, folder)

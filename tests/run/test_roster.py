@@ -413,6 +413,7 @@ def test_a_newcomer_in_its_check_is_waited_for_as_a_home(monkeypatch):
         looks.append(0)
         if len(looks) == 5:
             roster.is_hopeful, roster.workers, roster.away = False, ["new"], set()
+            roster.lack = ""
 
     async def watch_silence():
         return []
@@ -421,6 +422,7 @@ def test_a_newcomer_in_its_check_is_waited_for_as_a_home(monkeypatch):
     roster = types.SimpleNamespace(
         is_hopeful=True,
         workers=[],
+        lack="no worker is left to train on",
         facts={"new": new},
         away={"new"},
         closing=set(),
@@ -433,6 +435,7 @@ def test_a_newcomer_in_its_check_is_waited_for_as_a_home(monkeypatch):
     with dask.config.set({"dbdask.arrival": "0s"}):
         asyncio.run(placement.wait())
         roster.workers, roster.away = [], {"new"}
+        roster.lack = "no worker is left to train on"
         with pytest.raises(WorkerError, match="no worker is left to go on with"):
             asyncio.run(placement.wait())
     assert len(looks) >= 5

@@ -20,7 +20,7 @@ SIZE, SHARDS, NAMES = 10, 5, ["parameters"]
 class Server:
     """Shards that write ones; those of `stuck` never answer."""
 
-    generation, run, size, chunk = 0, "run", SIZE, 2
+    generation, run, size, chunk, vector_order = 0, "run", SIZE, 2, None
     slices = cut(SIZE, SHARDS)
     holders = [[f"tcp://w{index}"] for index in range(SHARDS)]  # noqa: RUF012
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dbdask.metrics.history import History, Record
+from dbdask.metrics.time_spent import Spent
 from dbdask.run.tally import Tally
 from dbdask.worker.portion_order import PortionReport
 
@@ -127,3 +128,13 @@ def test_what_a_history_is_packed_from_comes_out_bit_for_bit():
     known = [replace(r, loss=r.loss if math.isfinite(r.loss) else math.nan) for r in records]
     assert again.to_dataset().identical(History(known).to_dataset())
     assert History.from_json(again.to_json()).to_dataset().identical(again.to_dataset())
+
+
+@pytest.mark.parametrize("exchanging", [0.0, 3.0])
+def test_seconds_go_on_from_a_snapshot_with_exchanges_and_without(exchanging):
+    first = Tally(None, lambda record: None)
+    first.spent = Spent(computing=2.0, exchanging=exchanging)
+    first.steps = 1
+    first.record(epoch=0, **first.spent.columns())
+    again = Tally(first.state() | {"applied": 1}, lambda record: None)
+    assert again.spent == first.spent

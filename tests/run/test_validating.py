@@ -18,9 +18,10 @@ from dbdask.errors import ModelError, WorkerError
 from dbdask.metrics.scores import Score
 from dbdask.run.failures import TRAIN, VALIDATION
 from dbdask.run.outstanding import Outstanding
+from dbdask.run.replica_places import VALIDATION_TASKS
 from dbdask.run.run import Run
 from dbdask.run.validating import Validator, finite_or_none
-from dbdask.run.workforce import VALIDATION_TASKS, Workforce
+from dbdask.run.workforce import Workforce
 from dbdask.worker.validation import ValidationReport
 
 ROWS, BATCH = 200, 20

@@ -1,0 +1,36 @@
+"""What the tasks of a run need, whatever the method."""
+
+from typing import Protocol
+
+import numpy as np
+
+from dbdask.data.examples import Examples
+from dbdask.models.cut import Cut
+from dbdask.models.model import Model
+
+
+class Job(Protocol):
+    """What every task of a run needs."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def train(self) -> Examples: ...
+
+    @property
+    def validation(self) -> Examples | None: ...
+
+    @property
+    def deviation(self) -> np.ndarray | float:
+        """One unit of a scaled target, in its own units."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def cut(self) -> Cut | None:
+        """How the model is cut into parts; None if it is not."""
