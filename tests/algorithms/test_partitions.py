@@ -297,6 +297,34 @@ def test_a_run_begins_with_the_parameters_of_another(three, store):
     assert_same(parts, whole)
 
 
+# Memory
+
+
+def test_a_model_that_fits_no_worker_trains_on_two(store, monkeypatch):
+    """Its replica and its shards are counted for the part that a worker holds."""
+    monkeypatch.setattr("dbdask.run.preflight.PROCESS_BYTES", 0)
+    layers = [dbdask.Dense(256, "tanh"), dbdask.Dense(256, "tanh"), dbdask.Dense(3)]
+    model = dbdask.Network(input_shape=6, layers=layers, loss="softmax")
+    one = 4 * model.parameter_count
+    share = 3 * one / 2 + 2 * one / 2  # parameters, gradient, those that arrive; shard and a copy
+    free = {f"distributed.worker.memory.{name}": False for name in ("spill", "pause", "target")}
+    with (
+        dask.config.set(free),
+        LocalCluster(
+            processes=False,
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit=int(1.05 * share),
+            dashboard_address=":0",
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        with pytest.raises(ValueError, match="does not fit worker"):
+            train(client, store, model=model, replicas=1)
+        result = train(client, store, model=model, partitions=2, replicas=1)
+        assert result.status.ok
+
+
 # What is refused
 
 
