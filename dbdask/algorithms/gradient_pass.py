@@ -19,7 +19,6 @@ from dbdask.schedule.bundles import (
     work_out,
 )
 from dbdask.schedule.left_out import LeftOut
-from dbdask.schedule.policies import places_for
 from dbdask.schedule.portions import Portion
 from dbdask.worker.batch_replica import BundleOrder, BundleReport, accrue_bundle, merged
 
@@ -34,6 +33,7 @@ TOTALS = (
     "dropped",
     "repeated",
     "refused",
+    "exchanging",
 )
 
 
@@ -62,14 +62,14 @@ class PassStatistics:
     left_out: LeftOut = field(default_factory=LeftOut)
     magnitudes: dict[str, tuple[Magnitude, ...]] = field(default_factory=dict)  # by worker
 
-    def totals(self) -> dict[str, int]:
+    def totals(self) -> dict[str, float]:
         """Return the totals that the history adds up over passes, for a resumed run."""
         return {name: getattr(self, name) for name in TOTALS}
 
     def go_on_from(self, totals: Mapping[str, Any]) -> None:
         """Go on from the totals of an earlier run."""
         for name in TOTALS:
-            setattr(self, name, totals[name])
+            setattr(self, name, totals.get(name, getattr(self, name)))
         self.refused_before = self.refused
 
     @property
@@ -157,7 +157,7 @@ class GradientPass:
         not cut alike, and their sums would differ in the last bits.
         """
         workers, pace = self.run.workforce.teams, self.statistics.pace
-        if sum(places_for(self.run.plan.replicas, workers).values()) == 1:
+        if self.run.workforce.replicas_at_once(self.run.plan.replicas) == 1:
             return [worker], math.ceil(self.count / LONE_BUNDLES)
         out = work_out(self._needed(), pace, now)
         return workers, bundle_length(self.assignment.remaining, out, worker, workers, pace)

@@ -255,16 +255,19 @@ def cut_within(ranges: Sequence[tuple[int, int]], count: int) -> tuple[tuple[int
     ranges
         Contiguous ranges, one after the other.
     count
-        About how many slices; each range has at least one, and a share by its length.
+        How many slices, unless there are more ranges: each has at least one, and longer ones more.
 
     Examples
     --------
     >>> cut_within([(0, 6), (6, 9)], 3), cut_within([(0, 6), (6, 9)], 1)
     (((0, 3), (3, 6), (6, 9)), ((0, 6), (6, 9)))
     """
-    size = ranges[-1][1] - ranges[0][0]
-    slices: list[tuple[int, int]] = []
-    for start, stop in ranges:
-        share = max(1, round(count * (stop - start) / size))
-        slices += [(start + first, start + last) for first, last in cut(stop - start, share)]
-    return tuple(slices)
+    shares = [1] * len(ranges)
+    for _ in range(count - len(ranges)):
+        lengths = [(stop - start) / n for (start, stop), n in zip(ranges, shares, strict=True)]
+        shares[lengths.index(max(lengths))] += 1
+    return tuple(
+        (start + first, start + last)
+        for (start, stop), share in zip(ranges, shares, strict=True)
+        for first, last in cut(stop - start, share)
+    )

@@ -3,10 +3,13 @@
 from dataclasses import dataclass, field
 
 from dbdask.arrays import FloatArray
-from dbdask.models.cut import Cut, Rows
+from dbdask.models.cut import Cut, Rows, even_cut
 from dbdask.models.cut_choice import best_cut
 from dbdask.models.cut_table import CutTable, cut_table, part_ranges
 from dbdask.models.network import Network
+
+MOST_COMPARED = 64
+"""Parts, for which even cuts are compared: for more the comparison takes longer than it saves."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ only dbdask.Network can be cut
             f"alone, got {parts}"
         )
     try:
-        return Partition(model, best_cut(model, parts, examples))
+        many = parts > MOST_COMPARED
+        return Partition(
+            model, even_cut(model, parts) if many else best_cut(model, parts, examples)
+        )
     except ValueError as error:
         raise ValueError(f"partitions={parts} cannot cut the model: {error}") from error

@@ -149,9 +149,10 @@ async def answers_ping(pool: ConnectionPool, place: ActorPlace) -> bool:
 
 async def answers_yes(
     pool: ConnectionPool, place: ActorPlace, method: str, *arguments: object
-) -> bool:
-    """Whether a method of an actor answers, within the ping deadline, something that is true."""
-    return any(await _quick_answer(pool, place, method, *arguments))
+) -> bool | None:
+    """Whether a method of an actor answers something true; None without a timely answer."""
+    answers = await _quick_answer(pool, place, method, *arguments)
+    return bool(answers[0]) if answers else None
 
 
 async def _quick_answer(

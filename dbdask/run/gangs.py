@@ -58,6 +58,15 @@ class Gangs:
     _attempts: dict[int, int] = field(default_factory=dict)  # begun, by number of the gang
     _members: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of all gangs ever, by name
     _numbers: int = 0
+    _unjoined: dict[str, str] = field(default_factory=dict)  # why a worker has not joined a gang
+
+    @property
+    def lack(self) -> str:
+        """Why there is no gang, in words; '' if there is one, or nobody has failed to join."""
+        if self._gangs or not self._unjoined:
+            return ""
+        reasons = "; ".join(f"{worker}: {why}" for worker, why in sorted(self._unjoined.items()))
+        return f"no {self.size} workers form a group for partitions={self.size} ({reasons})"
 
     @property
     def is_partitioned(self) -> bool:
@@ -114,7 +123,11 @@ class Gangs:
             self.end([name])
         room = None if self.most is None else self.most - len(self._gangs)
         taken = {worker for gang in self._gangs.values() for worker in gang.workers}
-        hosts = {worker: self.roster.facts[worker].host for worker in self.roster.workers}
+        # Who has not joined is tried again, after those who have not been tried.
+        here = self.roster.workers
+        self._unjoined = {w: why for w, why in self._unjoined.items() if w in here}
+        workers = sorted(here, key=self._unjoined.__contains__)
+        hosts = {worker: self.roster.facts[worker].host for worker in workers}
         new = memberships(hosts, taken, self.size, None if room is None else max(0, room))
         await asyncio.gather(*(self._form(workers) for workers in new))
 
@@ -141,7 +154,12 @@ class Gangs:
             level = logging.DEBUG if is_no_answer(error) else logging.WARNING
             logger.log(level, "worker %s has not joined gang %d: %r", worker, gang.number, error)
             self.roster.ask([worker])  # a silent one gets nothing more
+            self._unjoined[worker] = repr(error)
             return False
+        if joined:
+            self._unjoined.pop(worker, None)
+        else:
+            self._unjoined[worker] = "the run has ended there"
         return bool(joined)
 
     def end(self, places: Iterable[str]) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from dbdask.rpc.deadlines import deadline
-from dbdask.run.failures import Work
 from dbdask.run.outstanding import Outstanding
 from dbdask.run.roster import Roster
 
@@ -34,17 +33,17 @@ def unreachable(held: Iterable[Outstanding[Any]], roster: Roster, late: Set[str]
     return roster.silent | left | (late & roster.paused)
 
 
-def suspects(held: Sequence[Outstanding[Any]], workers: Iterable[str]) -> list[tuple[Work, str]]:
-    """Return the work that lost or paused workers were at, each with its worker.
+def suspects(held: Sequence[Outstanding[Any]], workers: Iterable[str]) -> list[Outstanding[Any]]:
+    """Return the work that lost or paused workers were at.
 
     That is the oldest on each, of training and of validation: which of the two the worker had
     begun is not known.
     """
-    suspected = []
+    suspected: list[Outstanding[Any]] = []
     for worker in sorted(workers):
         pending = [out for out in held if out.worker == worker and not out.task.done()]
-        oldest = {out.work.examples: out.work for out in reversed(pending)}
-        suspected += [(work, worker) for work in oldest.values()]
+        oldest = {out.work.examples: out for out in reversed(pending)}
+        suspected += oldest.values()
     return suspected
 
 

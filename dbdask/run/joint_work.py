@@ -49,6 +49,8 @@ class JointWork(Generic[R]):
         Whether a task failed, met trouble, or ended the gang: then the gang ends, and what the
         other tasks report counts for nothing. A task that has only learnt from another one that
         the gang has ended is not the cause: the report of the other says what is.
+    is_finished
+        Whether all tasks have done all of the work.
     """
 
     def __init__(
@@ -61,14 +63,7 @@ class JointWork(Generic[R]):
         self._parts, self._merge = parts, merge
         self._take, self._take_back = take, take_back
         self._reports: list[R] = []
-        self._is_over = self._is_noted = self.has_failed = False
-
-    @property
-    def awaits_one(self) -> bool:
-        """Whether all reports but one are there, and none was bad."""
-        if self._is_over or any(report.gang_ended for report in self._reports):
-            return False
-        return len(self._reports) == self._parts - 1
+        self._is_over = self._is_noted = self.has_failed = self.is_finished = False
 
     def is_first_failure(self) -> bool:
         """Note that a task failed; return whether it is the first: the work fails once."""
@@ -90,7 +85,9 @@ class JointWork(Generic[R]):
         self._is_over = True
         self.has_failed = is_cause or any(one.gang_ended for one in self._reports)
         whole = self._merge(self._reports)
-        whole.finished = whole.finished and not self.has_failed
+        self.is_finished = whole.finished = whole.finished and not self.has_failed
+        if is_cause and report.ended_by != "peer":
+            self._is_noted = True  # a run that changes is no failure of its work
         return self._take(whole)
 
     def take_back(self) -> None:

@@ -61,6 +61,15 @@ class ReplicaPlaces:
         """Return how many replicas run at once at a place."""
         return max(1, self._places_for(replicas).get(place, 1))
 
+    def replicas_at_once(self, replicas: int | None) -> int:
+        """Return how many replicas run at once in all."""
+        return sum(self._places_for(replicas).values())
+
+    @property
+    def lack(self) -> str:
+        """What is missing to train on, in words; '' if nothing is."""
+        return self.roster.lack or ("" if self.gangs is None else self.gangs.lack)
+
     @property
     def teams(self) -> list[str]:
         """The places on which a replica can work now: workers, or gangs of workers by name."""

@@ -84,7 +84,7 @@ class Workforce(ReplicaPlaces):
         """
         _end_where_cancelled()
         await self.roster.refresh(first=first, now=now)
-        self.roster.note_lack("" if self.outstanding else self.roster.lack)
+        self.roster.note_lack("" if self.outstanding else self.lack)
 
     async def close(self) -> None:
         """End every wait, and let go of what the work held."""
@@ -180,8 +180,12 @@ class Workforce(ReplicaPlaces):
         trouble = ""
         for out, report in await self.ended(seconds):
             trouble = out.take(report) or trouble
-            if out.joint is not None and out.joint.has_failed:
+            if out.joint is None:
+                continue
+            if out.joint.has_failed:
                 self._end_gang(out, report)
+            elif out.joint.is_finished:
+                self.failures.forget(out.work)
         await self.watch_silence()
         return trouble
 
@@ -198,7 +202,7 @@ class Workforce(ReplicaPlaces):
             Some work failed `MOST_ATTEMPTS` times.
         """
         if not self.outstanding:
-            self.roster.check_arrival(self.roster.lack)
+            self.roster.check_arrival(self.lack)
             await asyncio.sleep(min(seconds, 0.05))
             return []
         await asyncio.wait(
@@ -219,7 +223,7 @@ class Workforce(ReplicaPlaces):
         error = CancelledError() if out.task.cancelled() else out.task.exception()
         if error is None:
             report = out.task.result()
-            if report.finished and (out.joint is None or out.joint.awaits_one):
+            if report.finished and out.joint is None:
                 self.failures.forget(out.work)
             return report
         if isinstance(error, RaisedInShard):
@@ -233,8 +237,10 @@ class Workforce(ReplicaPlaces):
 
     def _blame(self, workers: set[str]) -> None:
         """Count a failure of the work that lost or paused workers were at."""
-        for work, worker in suspects(self.outstanding, workers):
-            self.failures.note(work, worker, f"because {why_unreachable(worker, self.roster)}")
+        for out in suspects(self.outstanding, workers):
+            if out.joint is None or out.joint.is_first_failure():
+                why = f"because {why_unreachable(out.worker, self.roster)}"
+                self.failures.note(out.work, out.worker, why)
 
     def _restart_clocks(self, workers: Collection[str]) -> None:
         """Workers have answered, or ended a task: the work that waited behind it begins now."""
@@ -296,7 +302,8 @@ class Workforce(ReplicaPlaces):
         keys = self.search.take_lost()
         lost = [out for out in self.outstanding if out.key in keys and not out.task.done()]
         for out in lost:
-            self.failures.note(out.work, out.worker, "because Dask lost its task")
+            if out.joint is None or out.joint.is_first_failure():
+                self.failures.note(out.work, out.worker, "because Dask lost its task")
         return lost
 
     def give_up_on(self, workers: set[str]) -> list[Work]:
@@ -310,8 +317,10 @@ class Workforce(ReplicaPlaces):
     def _end_gang(self, out: Outstanding[Any], report: Any) -> None:
         """End the gang of some work that failed, and give up all other work of it."""
         assert self.gangs is not None and out.joint is not None
-        # If all tasks name another one, none has a cause: then the work itself is suspected.
-        is_failure = report is not None and report.ended_by in ("peer", "another")
+        # If all tasks name another one, none has a cause: then the work itself is suspected, unless
+        # the run has ended the gang.
+        causes = ("peer", "another") if self.gangs.number_of(out.place) == out.gang else ("peer",)
+        is_failure = report is not None and report.ended_by in causes
         if is_failure and out.joint.is_first_failure():
             self.failures.note(out.work, out.place, f"because {report.gang_ended}")
         self.gangs.end([out.place])

@@ -160,8 +160,15 @@ class Mailbox:
     # What tasks of this worker do
 
     def expect(self, wanted: Mapping[Address, np.ndarray]) -> None:
-        """Have the values of messages copied into arrays of their shapes, as soon as they come."""
+        """Have the values of messages copied into arrays of their shapes, as soon as they come.
+
+        Raises
+        ------
+        GangEnded
+            The gang has ended.
+        """
         with self.lock:
+            self._check({address.gang for address in wanted})
             for address, into in wanted.items():
                 note = self._kept.pop(address, None)
                 if note is None:
@@ -190,6 +197,7 @@ class Mailbox:
         gangs = {address.gang for address in wanted}
         self._wait(lambda: all(a in self._marks for a in wanted), gangs, ask, seconds)
         with self.lock:
+            self._check(gangs)  # it may have ended since, and its messages are dropped
             return {address: self._marks.pop(address) for address in wanted}
 
     def _wait(
@@ -228,9 +236,16 @@ class Mailbox:
             if not self._is_in(gang):
                 raise GangEnded(f"gang {gang} has ended")
 
-    def begin_step(self, step: int) -> None:
-        """Note that a step begins: what is left of the steps before is dropped."""
+    def begin_step(self, gang: int, step: int) -> None:
+        """Note that a step begins: what is left of the steps before is dropped.
+
+        Raises
+        ------
+        GangEnded
+            The gang has ended: its last task changes nothing of the gang that came after it.
+        """
         with self.lock:
+            self._check({gang})
             self._go_to((self._now[0], step))
 
     @contextmanager
@@ -248,7 +263,7 @@ class Mailbox:
         """
         if not self._is_turn(member):
             leave_thread()
-            self._wait(lambda: self._now[0] == member.attempt, {member.gang}, ask, seconds)
+            self._wait(lambda: self._is_turn(member), {member.gang}, ask, seconds)
         try:
             yield
         except BaseException:
@@ -261,6 +276,8 @@ class Mailbox:
     def _is_turn(self, member: Member) -> bool:
         with self.lock:
             self._check({member.gang})
+            if self._now[0] > member.attempt:  # Dask runs a task again that has ended
+                raise GangEnded(f"attempt {member.attempt} of gang {member.gang} is over")
             return self._now[0] == member.attempt
 
     def _go_to(self, place: tuple[int, int]) -> None:

@@ -84,7 +84,7 @@ class Peers:
     def begin_step(self) -> None:
         """Note that the next exchanges are of the next minibatch."""
         self._step += 1
-        self.mailbox.begin_step(self._step)
+        self.mailbox.begin_step(self.member.gang, self._step)
 
     def begin(self, numbers: np.ndarray | None) -> np.ndarray:
         """Return the numbers of the first part, int64 of shape (3,), which it gives to all."""
@@ -184,10 +184,12 @@ class Peers:
         """Return values as they travel: inside the message, or as a contiguous vector beside it."""
         if values.nbytes <= FEW_BYTES or values.dtype != np.float32:
             return np.array(values, order="C"), None
-        vector = self._buffers.buffer(values.size)
-        np.copyto(vector.reshape(values.shape), values)
+        # Minibatches have many sizes: a pool with a vector for each would grow without end.
+        vector = self._buffers.buffer(1 << (values.size - 1).bit_length())
         taken.append(vector)
-        return None, vector
+        packed = vector[: values.size]
+        np.copyto(packed.reshape(values.shape), values)
+        return None, packed
 
     def _ask(self, senders: list[int]) -> None:
         ask_peers(self.member, senders, self._link, self._routes, self.member.attempt)
@@ -217,11 +219,11 @@ def ask_peers(
         raise ShardLost(f"{shard.key} on {shard.worker} answers no ping")
     for part in parts:
         place = ActorPlace(member.workers[part], mailbox_key(link.handle.run))
-        if routes.asks(place, generation, "may_send", member.gang, attempt):
-            continue
-        if routes.answers(place, generation):
+        says = routes.asks(place, generation, "may_send", member.gang, attempt)
+        if says is False:
             raise GangEnded(f"part {part} on {place.worker} has left gang {member.gang}")
-        raise PeerLost(f"part {part} on {place.worker} answers no ping")
+        if says is None and not routes.answers(place, generation):
+            raise PeerLost(f"part {part} on {place.worker} answers no ping")
 
 
 @contextmanager

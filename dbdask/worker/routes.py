@@ -89,8 +89,10 @@ class Routes(Protocol):
             The generation has ended meanwhile.
         """
 
-    def asks(self, place: ActorPlace, generation: int, method: str, *arguments: object) -> bool:
-        """Ask an actor something that it answers with yes or no; no answer is no.
+    def asks(
+        self, place: ActorPlace, generation: int, method: str, *arguments: object
+    ) -> bool | None:
+        """Ask an actor something that it answers with yes or no; None if it does not in time.
 
         Raises
         ------
@@ -163,10 +165,13 @@ class WorkerRoutes:
         """Ask the worker by a ping over Dask's connections, whatever the transport."""
         return bool(self._on_loop(answers_ping(self._worker.rpc, place), generation))
 
-    def asks(self, place: ActorPlace, generation: int, method: str, *arguments: object) -> bool:
+    def asks(
+        self, place: ActorPlace, generation: int, method: str, *arguments: object
+    ) -> bool | None:
         """Ask over Dask's connections, whatever the transport."""
         asked = answers_yes(self._worker.rpc, place, method, *arguments)
-        return bool(self._on_loop(asked, generation))
+        answer: bool | None = self._on_loop(asked, generation)
+        return answer
 
     def lost(self, place: ActorPlace, error: BaseException) -> ShardLost:
         """Name the certificate if that is why."""

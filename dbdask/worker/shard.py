@@ -279,8 +279,9 @@ class ParameterShard(ServedActor):
         if self.cut_slice is None:
             checkpoint.write_slice(path, group, self.start, self.stop, vectors)
         else:
-            padded = {name: self.cut_slice.padded(vector) for name, vector in vectors.items()}
-            checkpoint.write_slice(path, group, *self.cut_slice.stored, padded)
+            for name, vector in vectors.items():  # a copy of one at a time, where memory is short
+                padded = {name: self.cut_slice.padded(vector)}
+                checkpoint.write_slice(path, group, *self.cut_slice.stored, padded)
         return all(is_finite(vectors["parameters"][part]) for part in self.trained)
 
     async def read(self, name: str) -> np.ndarray:

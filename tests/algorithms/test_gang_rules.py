@@ -49,10 +49,10 @@ def test_tasks_that_dask_begins_in_two_orders_are_admitted_in_one(
 
     plain = Mailbox.begin_step
 
-    def note(mailbox, step):
+    def note(mailbox, gang, step):
         with mailbox.lock:
             admitted.append((id(mailbox), mailbox._now[0]))
-        plain(mailbox, step)
+        plain(mailbox, gang, step)
 
     monkeypatch.setattr(TaskSubmitter, "do", second_first)
     monkeypatch.setattr(Mailbox, "begin_step", note)

@@ -174,6 +174,21 @@ def test_a_worker_that_does_not_join_keeps_its_gang_from_beginning(monkeypatch):
     live(story())
 
 
+def test_a_worker_that_never_joins_is_done_without_or_named(monkeypatch):
+    async def story():
+        workers = Workers(monkeypatch, "a1", "a2")
+        workers.broken.add("a1")
+        await workers.form()
+        assert not workers.force.teams and not workers.roster.lack
+        assert "partitions=2 (a1: WorkerError('gave no answer'))" in workers.force.lack
+        workers.come("a3")
+        await workers.form()
+        assert workers.force.teams == ["a2, a3"]
+        assert workers.force.lack == ""
+
+    live(story())
+
+
 # Rule 22: numbers without a gap
 
 
@@ -331,6 +346,50 @@ def test_a_gang_that_has_ended_by_the_word_of_all_ends(monkeypatch):
         assert len(taken) == 1 and not taken[0].finished
         assert workers.ended == [(("a1", "a2"), 0)]
         assert workers.force.failures._by_portion
+
+    live(story())
+
+
+def test_what_is_done_in_the_end_has_not_failed_though_all_report_in_one_turn(monkeypatch):
+    async def story():
+        workers, taken = Workers(monkeypatch, "a1", "a2"), []
+        monkeypatch.setattr(workers.force, "refresh", nothing)
+        monkeypatch.setattr(workers.force, "watch_silence", nothing)
+        for outcome in (ValueError("mine"), None):
+            await workers.form()
+            await workers.give(0, "a1, a2", taken)
+            for part, (_, _, future) in enumerate(workers.given[-2:]):
+                if outcome is None:
+                    future.set_result(report(part))
+                else:
+                    future.set_exception(outcome)
+            await asyncio.sleep(0)
+            await workers.force.turn(1.0)
+            assert bool(workers.force.failures._by_portion) == (outcome is not None)
+        assert taken[0] is None and taken[1].parts == [0, 1]
+
+    live(story())
+
+
+@pytest.mark.parametrize("cause", ["the run", "a task that changes no work"])
+def test_work_of_a_gang_that_ended_for_no_fault_of_the_work_has_not_failed(monkeypatch, cause):
+    async def story():
+        workers, taken = Workers(monkeypatch, "a1", "a2"), []
+        monkeypatch.setattr(workers.force, "refresh", nothing)
+        monkeypatch.setattr(workers.force, "watch_silence", nothing)
+        await workers.form()
+        for number in range(2):
+            await workers.give(number, "a1, a2", taken)
+        if cause == "the run":
+            workers.gangs.end_all()
+        else:
+            workers.given[0][2].set_result(report(0, False, "", "reading was given up", "itself"))
+        for order, _, future in workers.given:
+            if not future.done():
+                future.set_result(report(order.index, False, "", "it has ended", "another"))
+        await asyncio.sleep(0)
+        await workers.force.turn(1.0)
+        assert len(taken) == 2 and not workers.force.failures._by_portion
 
     live(story())
 

@@ -77,7 +77,7 @@ def test_a_message_of_another_gang_or_of_what_is_over_is_dropped(other):
         pass
     now = HERE._replace(attempt=2, step=1)
     with mailbox.admitted(Member(GANG, 2, 0, WORKERS), never, 60.0):
-        mailbox.begin_step(1)
+        mailbox.begin_step(GANG, 1)
         assert deliver(mailbox, now)
         assert not deliver(mailbox, now._replace(**other))
 
@@ -100,11 +100,36 @@ def test_no_message_is_taken_for_another(other):
     assert taken(mailbox, HERE) is None
 
 
+def test_the_last_step_of_a_gang_that_has_ended_changes_nothing_of_the_next_gang():
+    mailbox = joined()
+    with pytest.raises(GangEnded), mailbox.admitted(Member(GANG, 0, 0, WORKERS), never, 60.0):
+        mailbox.begin_step(GANG, 0)
+        mailbox.end(GANG)
+        mailbox.join(GANG + 1, 0)
+        begin = Address(GANG + 1, 0, (0, 8), -1, 0, "begin", 0)
+        assert deliver(mailbox, begin)
+        with pytest.raises(GangEnded):
+            mailbox.expect({HERE: np.empty(2, np.float32)})
+        mailbox.begin_step(GANG, 58)
+    assert taken(mailbox, begin) == 1.0
+    assert deliver(mailbox, begin._replace(step=0))
+
+
+def test_a_task_that_runs_again_after_its_attempt_is_over_ends():
+    mailbox, member = joined(), Member(GANG, 0, 0, WORKERS)
+    with mailbox.admitted(member, never, 60.0):
+        pass
+    with pytest.raises(GangEnded, match="is over"), mailbox.admitted(member, never, 60.0):
+        raise AssertionError("it is not admitted")
+    with mailbox.admitted(Member(GANG, 1, 0, WORKERS), never, 60.0):  # the gang goes on
+        pass
+
+
 def test_a_repeat_changes_nothing():
     mailbox = joined()
     assert deliver(mailbox, HERE, 1.0) and deliver(mailbox, HERE, 2.0)
     assert taken(mailbox, HERE) == 1.0
-    mailbox.begin_step(1)
+    mailbox.begin_step(GANG, 1)
     assert not deliver(mailbox, HERE, 3.0)
 
 

@@ -83,8 +83,9 @@ class Here:
         return self.shard_answers if place == SHARD else place.worker not in self.gone
 
     def asks(self, place, generation, method, *arguments):
-        mailbox = self.mailboxes[place.worker]
-        return place.worker not in self.gone and may_send(mailbox, *arguments)
+        if place.worker in self.gone:
+            return None
+        return may_send(self.mailboxes[place.worker], *arguments)
 
     def lost(self, place, error):
         return ShardLost(f"{place.key} is gone: {error}")
@@ -100,7 +101,11 @@ def may_send(mailbox, gang, attempt):
 
 
 class Pool:
+    def __init__(self):
+        self.sizes = set()
+
     def buffer(self, size):
+        self.sizes.add(size)
         return np.empty(size, np.float32)
 
     def give_back(self, *vectors):
@@ -277,6 +282,27 @@ def test_peers_that_are_asked_are_busy_or_have_left():
     gang.routes.shard_answers = False
     with pytest.raises(ShardLost, match="answers no ping"):
         ask_peers(member, [1], gang.link, gang.routes)
+
+
+def test_minibatches_of_many_sizes_need_few_vectors():
+    """A pool keeps a vector, and its descriptor, for each size that it was ever asked for."""
+    gang = Gang(speech(units=256), 2)
+    vector = gang.table.to_cut(gang.network.initial_parameters(1, 0, gang.network.parameter_count))
+    steps = [batch for examples in range(1, 60) for batch in batches(1, examples)]
+
+    def work(index):
+        part, peers = gang.parts[index], gang.peers(index)
+        evaluator, gradient = PartEvaluator(part), np.empty(part.size, np.float32)
+        for batch in steps:
+            peers.begin_step()
+            minibatch = evaluator.minibatch(
+                vector[slice(*part.range)], batch, (0, 3), gradient=gradient, as_mean=False
+            )
+            peers.drive(minibatch, "model")
+        return peers._buffers.sizes
+
+    sizes = set.union(*gang.each(work))
+    assert sizes and len(sizes) < 10
 
 
 def test_the_key_is_that_of_the_run():
