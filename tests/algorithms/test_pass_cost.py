@@ -37,9 +37,9 @@ def test_a_worker_fetches_the_parameters_once_an_evaluation(
     tasks, fetches = Counter(), Counter()
     point = WorkerContext.point
 
-    def held(context, handle, evaluation, name):
+    def held(context, handle, evaluation, name, part):
         tasks[context.worker.address, evaluation] += 1
-        return point(context, handle, evaluation, name)
+        return point(context, handle, evaluation, name, part)
 
     def counted(way, place, asked, sent, into):
         if asked.method == "fetch_vector":
@@ -61,11 +61,11 @@ def test_tasks_that_begin_at_once_share_one_fetch(store, monkeypatch, request):
     fetches, entered, both = [], [], threading.Event()
     point = WorkerContext.point
 
-    def held(context, handle, evaluation, name):
+    def held(context, handle, evaluation, name, part):
         entered.append(evaluation)
         if entered.count(0) == 2:
             both.set()
-        return point(context, handle, evaluation, name)
+        return point(context, handle, evaluation, name, part)
 
     def held_call(way, place, asked, sent, into):
         if asked.method == "fetch_vector":
