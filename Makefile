@@ -14,10 +14,10 @@ test: $(VENV)/.test
 	  echo "PyTorch is not installed, and its tests are skipped: make $(VENV)/.torch installs it"
 	@$(PY) -c 'import dask.dataframe' 2>/dev/null || \
 	  echo "dask[dataframe] is not installed, and its tests are skipped: make $(VENV)/.tabular installs it"
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.test
-	$(PY) -m pytest -n 2 --dist load -m slow
+	$(PY) -m pytest -n 3 --dist load -m slow
 
 check: $(VENV)/.check
 	$(PY) -m ruff format --check .

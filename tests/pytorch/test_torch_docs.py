@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_program_runs_as_a_person_runs_it(tmp_path):
     page = (ROOT / "docs" / "torch.md").read_text()
     (program,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)

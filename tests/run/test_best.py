@@ -60,7 +60,7 @@ def killing(client, validations, over):
     return callback
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ["downpour", pytest.param("sandblaster", marks=pytest.mark.slow)])
 def test_a_best_that_no_snapshot_holds_is_chosen_anew(cluster, store, misled, tmp_path, verb):  # noqa: F811
     options = {"checkpoint": str(tmp_path / "run.zarr"), "snapshot_every": "1h"}
     over = str(tmp_path / "over")

@@ -241,24 +241,32 @@ def refusing(monkeypatch):
     return entered
 
 
+class Heard(logging.Handler):
+    """What is logged of signs of life that a checkpoint does not take, up to the warning."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.levels, self.text, self.warned = [], "", threading.Event()
+
+    def emit(self, record):
+        if "takes no sign of life" in record.getMessage() and not self.warned.is_set():
+            self.levels.append(record.levelname)
+            self.text += record.getMessage()
+            if record.levelno == logging.WARNING:
+                self.warned.set()
+
+
 @pytest.fixture
-def is_warned():
-    """An event that is set when a run warns that it gives no sign of life."""
-    warned = threading.Event()
-
-    class Listening(logging.Handler):
-        def emit(self, record):
-            if "takes no sign of life" in record.getMessage():
-                warned.set()
-
-    handler = Listening(logging.WARNING)
+def heard():
+    """What a run says that can give no sign of life."""
+    handler = Heard()
     logging.getLogger("dbdask").addHandler(handler)
-    yield warned
+    yield handler
     logging.getLogger("dbdask").removeHandler(handler)
 
 
 def test_a_run_warns_where_its_name_cannot_be_renewed_because_the_store_hangs(
-    taken, path, monkeypatch, is_warned, caplog
+    taken, path, monkeypatch, heard
 ):
     answers = threading.Event()
 
@@ -267,10 +275,10 @@ def test_a_run_warns_where_its_name_cannot_be_renewed_because_the_store_hangs(
 
     monkeypatch.setattr(owner, "write", hang)
     try:
-        assert is_warned.wait(20)
+        assert heard.warned.wait(20)
     finally:
         answers.set()
-    assert "2 times in a row (TimeoutError())" in caplog.text
+    assert "2 times in a row (TimeoutError())" in heard.text
 
 
 def test_a_store_that_takes_no_owner_is_an_error_before_the_run(path, refusing):
@@ -285,14 +293,13 @@ def test_a_store_that_takes_no_owner_is_an_error_before_the_run(path, refusing):
 
 
 def test_a_run_goes_on_where_its_name_cannot_be_renewed_and_the_next_takes_over(
-    taken, path, refusing, is_warned, caplog
+    taken, path, refusing, heard, caplog
 ):
     caplog.set_level("INFO")
     with refusing():
-        assert is_warned.wait(20)
-        levels = [r.levelname for r in caplog.records if "takes no sign of life" in r.message]
-        assert levels[:2] == ["INFO", "WARNING"]
-        assert "for 1 s (dbdask.owner) another run may take the checkpoint" in caplog.text
+        assert heard.warned.wait(20)
+        assert heard.levels == ["INFO", "WARNING"]
+        assert "for 1 s (dbdask.owner) another run may take the checkpoint" in heard.text
         assert not taken.confirm()
         taken.release()
     assert "still names its owner" in caplog.text

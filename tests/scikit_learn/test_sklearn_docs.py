@@ -10,6 +10,7 @@ pytest.importorskip("sklearn", reason="needs scikit-learn: dbdask[sklearn]")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "sklearn.md"
 
 
+@pytest.mark.slow
 def test_the_program_runs(capsys):
     (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     exec(compile(program, str(PAGE), "exec"), {"__name__": "__main__"})
