@@ -23,6 +23,7 @@ from dbdask.data.routes import Index, Piece
 from dbdask.data.sources import Source, Variable
 from dbdask.meanings import Meaning
 from dbdask.models.model import Model
+from dbdask.rpc.portable import portable_errors
 from dbdask.storage.checkpoint import VectorReference
 
 ROWS = 1024  # examples that go through the model at once
@@ -103,6 +104,7 @@ def predict_array(
     return _as_the_data(wanted, recipe, source, meaning)
 
 
+@portable_errors
 def _predict_block(
     predictor: Predictor, meaning: Meaning, number: int, *pieces: Piece
 ) -> np.ndarray:
@@ -180,6 +182,7 @@ def _overlapping(
         yield place, tuple(start for _, start, _, _ in spanned), within
 
 
+@portable_errors
 def _cut_piece(key: str, starts: tuple[int, ...], chunk: object, within: Index) -> Piece:
     values = np.asarray(chunk)
     part = values[within]
