@@ -32,7 +32,7 @@ LEVELS = {
     "sklearn": 9,
 }
 TOP_LEVEL = 6  # modules such as `result`, which read and score without a run
-KNOWS_DASK = {"dbdask.data.block_provider"}
+KNOWS_DASK = {"dbdask.data.block_provider", "dbdask.data.cluster_sweeps"}
 
 
 def name_of(path):

@@ -96,7 +96,7 @@ def test_where_one_worker_cannot_read_the_others_do_its_work(
     process_client, store, tmp_path, algorithm, role
 ):
     bad = FailingStore(store, "index/c/", InOneProcess(tmp_path / "bad"))
-    assert_exact(train(process_client, algorithm, role, store, bad, portion_size=40))
+    assert_exact(train(process_client, algorithm, role, store, bad))
     assert (tmp_path / "bad").exists()
     assert_nothing_left(process_client)
 
