@@ -196,6 +196,13 @@ class GroupLedger:
         return self._numbers(values)
 
     def _numbers(self, values: np.ndarray) -> Int64Array:
+        """Return int64 numbers (values,), equal for equal values, in the order of first appearance.
+
+        Raises
+        ------
+        DataError
+            The values cannot be hashed, so they cannot be compared.
+        """
         try:
             codes = [self._codes.setdefault(value, len(self._codes)) for value in list(values)]
         except TypeError as error:

@@ -1,10 +1,10 @@
 """One minibatch through a model, and the check that the model fills its gradient.
 
 A model that rebinds `gradient` (`gradient = ...`) instead of filling it leaves the buffer as it
-was, and would train on old numbers without an error. So the first minibatch of every task gets a
-buffer of one certain NaN, which no arithmetic produces: elements that still hold it were not
-written. That costs two passes over one vector in each portion or bundle, which has at least sixteen
-minibatches.
+was, and the run would train on old numbers without an error. So the first minibatch of every task
+gets a buffer filled with a NaN of one fixed bit pattern, which no arithmetic produces: elements
+that still hold it were not written. That costs two passes over one vector in each portion or
+bundle, which has at least sixteen minibatches.
 """
 
 import math

@@ -76,7 +76,7 @@ class Windows(NamedTuple):
 def blocks(positions: Pair, size: int) -> Iterator[tuple[slice, slice]]:
     """Return slices of rows and columns that cut positions into blocks of about BLOCK floats.
 
-    `size` is the floats of one position.
+    `size` is the number of floats at one position.
     """
     rows, columns = positions
     size = max(1, size)  # it is 0 if there are no examples

@@ -195,7 +195,10 @@ class Roster:
         return self._lack_to_train(self.away)
 
     def _lack_to_train(self, away: Container[str]) -> str:
-        """Say which workers are missing to train on; '' if enough are not away."""
+        """Return which workers are missing to train on, for an error.
+
+        It is '' if there are enough workers besides those in `away`.
+        """
         here = sum(self._may_train(facts) for a, facts in self.facts.items() if a not in away)
         if here >= self.least:
             return ""

@@ -205,7 +205,7 @@ class Run:
         self.progress += 1
 
     def initial(self) -> Initial:
-        """Return where shards start: the last committed snapshot, else the model's own numbers."""
+        """Return what shards are made from: the last snapshot, else the model's own numbers."""
         snapshot, partition = self.snapshots.committed, self.plan.partition
         table = None if partition is None else partition.table
         if snapshot is None:

@@ -95,6 +95,7 @@ def inputs_of(X: Any) -> Inputs:
 
 
 def _of_data_array(X: xr.DataArray) -> Inputs:
+    """Return the inputs of a DataArray, whose first dimension counts the examples."""
     _check_dims(X.ndim >= 2, "X", X)
     labels = X.indexes.get(X.dims[1]) if X.ndim == 2 else None
     names = None if labels is None else _texts(labels)
@@ -105,6 +106,15 @@ def _of_data_array(X: xr.DataArray) -> Inputs:
 
 
 def _of_dataset(X: xr.Dataset) -> Inputs:
+    """Return the inputs of a Dataset, whose variables all lie along the first dimension of one.
+
+    That one is the first variable of the Dataset.
+
+    Raises
+    ------
+    ValueError
+        The Dataset is empty, or a variable does not lie along that dimension.
+    """
     if not X.data_vars:
         raise ValueError("X must have at least one variable, got an empty Dataset")
     first = next(iter(X.data_vars.values()))
@@ -124,7 +134,7 @@ def _of_dataset(X: xr.Dataset) -> Inputs:
 
 @dataclass(frozen=True)
 class _As:
-    """Makes a DataArray of values, with the sample dimension and the coordinates of the data."""
+    """Makes a DataArray of predictions, with the sample dimension and coordinates of the data."""
 
     along: Any
     coords: xr.Dataset

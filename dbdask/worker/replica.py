@@ -138,7 +138,10 @@ class _Replica:
         self.fetched = [] if left is None else left[1]
 
     def _leave(self) -> bool:
-        """Keep the parameters where this replica stops, and fetches only now and then."""
+        """Keep the local parameters for the task that resumes at the next step; return whether.
+
+        A replica that fetches before each step, or has finished, keeps none.
+        """
         at_rest = self.report.next_step == self.step + 1 and not self.order.complete_only
         fetches_next = self.job.n_fetch == 1 or self.job.local_optimizer is not None
         if fetches_next or self.report.finished or not at_rest:
