@@ -66,7 +66,9 @@ class BlockCheck:
         return BlockCheck(self.name, chosen)
 
     def apply(self, values: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-        """Return the values that Dask has computed for a box of the variable.
+        """Return the values that Dask has computed for a box.
+
+        They have the box's shape and the variable's dtype.
 
         Raises
         ------

@@ -285,7 +285,7 @@ class Examples:
 
     @property
     def target_scaling(self) -> tuple[Float64Array, Float64Array] | None:
-        """Mean and deviation of the targets, float64 of `target_shape`; None if not scaled."""
+        """Mean and deviation of the targets, float64 (*target_shape); None if not scaled."""
         targets = self.recipe.targets
         return None if targets is None or self.has_labels else targets.flat_scaling
 
@@ -542,6 +542,15 @@ class Examples:
         model
             Prepares targets for its loss; None leaves them as declared, with integers as labels.
 
+        Returns
+        -------
+        inputs
+            Float32 (examples, *input_shape).
+        targets
+            Int64 (examples,) for labels, else float32 (examples, *target_shape).
+        weights
+            Float32 (examples,) or (examples, *target_shape); None if all are 1.
+
         Raises
         ------
         DataError
@@ -560,9 +569,10 @@ class Examples:
     def minibatches(
         self, batch_size: int, *, seed: int = 0, epoch: int = 0, model: Model | None = None
     ) -> Iterator[Arrays]:
-        """Iterate over an epoch in the order of a lone replica's training, at the feed's speed.
+        """Iterate over an epoch in the order in which one replica trains, at the feed's speed.
 
-        The iterator has a reader of its own, which ends with it.
+        Each item has the arrays of `batch`. The iterator has a reader of its own, which ends with
+        it.
 
         Parameters
         ----------
@@ -579,6 +589,8 @@ class Examples:
         ------
         DataError
             A value is wrong; found when its chunk is read.
+        TypeError, ValueError
+            An argument is no whole number, or too small.
         """
         return minibatches(self, batch_size, seed=seed, epoch=epoch, model=model)
 

@@ -156,7 +156,7 @@ class GroupLedger:
     _lock: Lock = field(default_factory=Lock)
 
     def note(self, values: np.ndarray, begin: int) -> None:
-        """Record the groups, (positions,), at positions from `begin` on.
+        """Record the groups, (positions,) of their own dtype, at positions from `begin` on.
 
         Raises
         ------

@@ -100,7 +100,7 @@ class Model(Protocol):
     def layout(self) -> object: ...
 
     def initial_parameters(self, seed: int, start: int, stop: int) -> Float32Array:
-        """Return elements `start` to `stop` of the initial vector, shape (stop - start,).
+        """Return elements `start` to `stop` of the initial vector, float32 (stop - start,).
 
         Each number depends only on the seed and its place in the vector, because every shard
         asks for its own slice, and the cut into shards must change nothing.
@@ -143,7 +143,7 @@ class Model(Protocol):
         ...
 
     def predict(self, parameters: Float32Array, inputs: Float32Array) -> FloatArray:
-        """Return the outputs of each example, shape (examples, outputs).
+        """Return the outputs of each example, float (examples, outputs).
 
         If targets are classes, these are the probabilities of the classes; of a "logistic" loss
         with one output, that of the second class. Else they are values, one for each target

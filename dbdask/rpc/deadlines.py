@@ -93,23 +93,28 @@ async def while_alive(
     *,
     nbytes: int = 0,
 ) -> T:
-    """Await work on a worker for as long as its worker gives a sign of life.
+    """Await work on a worker for as long as the worker answers pings.
 
-    A passed deadline is a reason to ask, and no verdict: a worker that answers is busy. A warning
-    says every `long_waits.WARN_SECONDS` what is waited for.
+    A passed deadline is a reason to ping, and no verdict: a worker that answers is busy. Every
+    `long_waits.WARN_SECONDS` a warning says what is waited for.
 
     Parameters
     ----------
     work
         Is cancelled if the caller is cancelled or the worker is silent.
     probe
-        Asks for a sign of life. It is called each time the deadline `answer` has passed.
+        Pings the worker. It is called each time the deadline `answer` has passed.
     silence
         The error that is raised if the probe gets no answer.
     what
         Names the work and its worker, in words that follow "waiting for".
     nbytes
         Bytes that travel with the work or its answer; they lengthen the deadline.
+
+    Raises
+    ------
+    Exception
+        `silence`, if the worker answers no ping; or the error of the work.
     """
     working = asyncio.ensure_future(work)
     working.add_done_callback(retrieve_error)

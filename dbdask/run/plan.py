@@ -87,7 +87,7 @@ class Plan:
         return self.size if self.partition is None else self.partition.largest
 
     def in_order_of_model(self, vector: np.ndarray) -> np.ndarray:
-        """Return a vector of the shards, (size,), in the order of the model's own layout."""
+        """Return a vector of the shards, float32 (size,), in the order of the model's layout."""
         return vector if self.partition is None else self.partition.to_whole(vector)
 
     @property

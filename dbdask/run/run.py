@@ -381,7 +381,10 @@ class Run:
     # Conclusion
 
     async def conclude(self) -> "np.ndarray | VectorReference":
-        """Come to rest, validate for the last time, and return the parameters."""
+        """Come to rest, validate for the last time, and return the parameters.
+
+        They are float32 (parameters,), or a reference to them in the checkpoint.
+        """
         plan = self.plan
         await self.method.rest(self)
         await self._finish_validation()

@@ -65,7 +65,7 @@ def is_plain(X: Any) -> bool:
 
 
 def inputs_of_array(X: np.ndarray) -> Inputs:
-    """Return the inputs that an array in memory, (samples, features), holds."""
+    """Return the inputs of an array in memory, (samples, features), of a number or bool dtype."""
     return Inputs(_table(X), None, lambda values, coords: np.asarray(values))
 
 
@@ -171,6 +171,8 @@ def _texts(labels: Any) -> list[str] | None:
 def duck_array(name: str, values: Any) -> DuckArray:
     """Return a container's values: a dask array if they are lazy, else a NumPy array.
 
+    Shape and dtype are those of the container.
+
     Raises
     ------
     ValueError
@@ -227,7 +229,10 @@ def check_same_samples(X: Any, name: str, values: Any) -> None:
 
 
 def in_memory(values: Any, client: Client | None) -> np.ndarray:
-    """Return a container's values as a NumPy array, computed by the client if they are lazy."""
+    """Return a container's values as a NumPy array, of their shape and dtype.
+
+    The client computes them if they are lazy.
+    """
     if not is_plain(values):
         (values,) = compute(values) if client is None else compute(values, scheduler=client)
     return np.asarray(values)

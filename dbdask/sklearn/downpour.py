@@ -130,7 +130,12 @@ class DownpourEstimator(NetworkEstimator):
 
 
 def batch_size_for(batch_size: int | str, samples: int) -> int:
-    """Return the batch size: of "auto" 128, but less where an epoch has few minibatches.
+    """Return the batch size: of "auto" 128, but less if an epoch has few minibatches.
+
+    Raises
+    ------
+    ValueError
+        It is neither "auto" nor a number.
 
     Examples
     --------

@@ -23,7 +23,7 @@ class Job(Protocol):
 
     @property
     def deviation(self) -> np.ndarray | float:
-        """One unit of a scaled target, in its own units."""
+        """One unit of each scaled target, in its own units: float64 (targets,); else 1.0."""
 
     @property
     def batch_size(self) -> int: ...

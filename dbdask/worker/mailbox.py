@@ -110,9 +110,15 @@ class Mailbox:
         request
             "deliver", with the address, the mark, the shape, and the values if they are few.
         sent
-            The values, if they are many. They are copied.
+            The values, float32 (n,), if they are many. They are copied, in the shape of the
+            message.
         into
             Unused: the answer brings no vector.
+
+        Raises
+        ------
+        AttributeError
+            The request is not "deliver".
         """
         if request.method != "deliver":
             raise AttributeError(f"a mailbox answers no request {request.method!r}")
@@ -123,7 +129,7 @@ class Mailbox:
     async def serve(
         self, request: tuple[str, int | None, tuple[Any, ...]], sent: np.ndarray | None, wants: bool
     ) -> tuple[bool, None]:
-        """Take a message that came over Dask's connections."""
+        """Take a message that came over Dask's connections; `sent` is as for `answer`."""
         return self.answer(Request(*request), sent), None
 
     async def ping(self) -> int:
@@ -160,7 +166,7 @@ class Mailbox:
     # What tasks of this worker do
 
     def expect(self, wanted: Mapping[Address, np.ndarray]) -> None:
-        """Have the values of messages copied into arrays of their shapes, as soon as they come.
+        """Copy the values of messages into arrays of their shapes and dtypes, as soon as they come.
 
         Raises
         ------
@@ -185,7 +191,7 @@ class Mailbox:
         Parameters
         ----------
         wanted
-            As given to `expect`.
+            Arrays of the messages' shapes and dtypes, as given to `expect`.
         ask
             Is called each time `seconds` have passed; it raises if a message will not come.
 

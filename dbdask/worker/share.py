@@ -93,13 +93,16 @@ class Share(Protocol):
         """Return whether all parts say that something is fine."""
 
     def write_buffers(self, vector: Float32Array) -> None:
-        """Write the buffers that the model has changed into their places of a vector."""
+        """Write the model's changed buffers into their places of a vector, float32 (n,)."""
 
     def copy_buffers(self, vector: Float32Array, source: Float32Array) -> None:
-        """Copy the buffers of one vector into another."""
+        """Copy the buffers of one vector into another, both float32 (n,)."""
 
     def write_change(self, vector: Float32Array, point: Float32Array, weight: float) -> None:
-        """Set the buffers of a vector to their weighted change since a point."""
+        """Set the buffers of a vector to `weight` times their change since a point.
+
+        Both are float32 (n,).
+        """
 
 
 class Whole:
@@ -134,7 +137,7 @@ class Whole:
         gradient: Float32Array,
         as_mean: bool,
     ) -> Evaluated:
-        """Evaluate a minibatch with the model."""
+        """Evaluate a minibatch with the model; arguments and shapes as `Share.minibatch`."""
         return self._evaluator.minibatch(
             parameters, batch, portion, gradient=gradient, as_mean=as_mean
         )
@@ -223,7 +226,7 @@ class PartOfGang:
         gradient: Float32Array,
         as_mean: bool,
     ) -> Evaluated:
-        """Evaluate a minibatch together with the peers."""
+        """Evaluate a minibatch with the peers; arguments and shapes as `Share.minibatch`."""
         self.peers.begin_step()
         work = self._evaluator.minibatch(
             parameters, batch, portion, gradient=gradient, as_mean=as_mean
