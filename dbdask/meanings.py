@@ -1,4 +1,4 @@
-"""What a model's outputs mean: labels, probabilities, or values in the targets' own units."""
+"""The meaning of a model's outputs: labels, probabilities, or values in the targets' own units."""
 
 import itertools
 import math

@@ -32,7 +32,7 @@ MOST_DOCUMENTS = 8
 
 @dataclass(frozen=True)
 class BlockCheck:
-    """What is checked of the blocks of a variable; small when pickled.
+    """The checks of the blocks of a variable; small when pickled.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class BlockCheck:
 
 
 def check_decoding(array: da.Array) -> None:
-    """Raise the error of xarray's decoding functions if they fail whatever they decode.
+    """Raise the error of xarray's decoding functions if they fail on any values.
 
     These are the functions through which a Dataset shows the numbers of its store.
     """

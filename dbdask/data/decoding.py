@@ -55,7 +55,7 @@ class Decoding:
     missing
         Values that mean "missing", of variables that stay integers, booleans or text.
     doubtful
-        Values that may mean "missing" or not, each with the error text for one that occurs: among
+        Values that may mean "missing" or not, each with the error text for its occurrence: among
         the stored values or, if there are steps, among those shown.
     problem
         Why the declared attributes cannot be applied; empty if they can.

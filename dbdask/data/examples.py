@@ -76,15 +76,15 @@ class Examples:
     classes
         The labels in the order of the outputs; None takes `flag_values`, or whole numbers from 0.
     missing
-        ``"error"`` names the first missing value; ``"drop"`` leaves out the examples that need
-        a missing value. ``"mask"`` keeps them: a missing target element gets weight zero, and a
+        ``"error"`` names the first missing value; ``"drop"`` leaves out the examples that need a
+        missing value. ``"mask"`` keeps them: a missing target element gets weight zero, and a
         missing input element becomes its variable's mean over these examples, 0 after
         `standardize`. ``{"sst": "mask", "wind": "drop"}`` has a rule for each variable, "error" if
-        not named; one that is an input and a target has one rule.
+        not named; a variable that is an input and a target has one rule.
     categories
         ``{"job": "one-hot", "city": "codes"}``: inputs that are labels, as one-hot vectors, or as
         codes from 1 on for an embedding. `fit_categories` or `standardize` finds the labels. Inputs
-        of which one is one-hot are joined, whatever their shapes.
+        of which one is one-hot are joined, of any shapes.
 
     Raises
     ------
@@ -607,9 +607,9 @@ class Examples:
     def rebind(self, data: Data) -> "Examples":
         """Return the same inputs on other data, to predict from; targets need not be there.
 
-        A DataArray that was given beside the data is found by its name in other data. One that
-        lacks a sample dimension, such as an orography, is kept if the labels along those that it
-        has are the same.
+        A DataArray that was given beside the data is found by its name in other data. A DataArray
+        that lacks a sample dimension, such as an orography, is kept if the labels along those that
+        it has are the same.
 
         Raises
         ------

@@ -84,7 +84,7 @@ class Moments:
 
     @property
     def lost_share(self) -> float:
-        """What rounding to float64 costs, as a share of the deviation; infinite if it costs all."""
+        """The loss by rounding to float64, as a share of the deviation; infinite if all is lost."""
         squares = float(self.squares.sum())
         if not self.lost:
             return 0.0
@@ -248,6 +248,6 @@ class Scaling:
 
 
 def as_float32(values: np.ndarray) -> Float32Array:
-    """Return numbers rounded to float32, of the same shape; one that is too large is infinite."""
+    """Return numbers rounded to float32, of the same shape; too large ones become infinite."""
     with np.errstate(over="ignore"):
         return values.astype(np.float32, copy=False)

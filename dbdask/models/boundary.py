@@ -11,7 +11,7 @@ from dbdask.models.exchange import Exchange, Exchanging
 
 @dataclass(frozen=True)
 class Boundary:
-    """What a part owns of a layer's input, what it needs, and what crosses for that.
+    """The rows of a layer's input that a part owns and needs, and the rows that it exchanges.
 
     Parameters
     ----------

@@ -168,7 +168,7 @@ def initial_of_cut(
 ) -> Float32Array:
     """Return elements `start` to `stop` of the initial cut vector, float32 of (stop - start,).
 
-    They are the numbers of the whole network, whatever the cut.
+    They are the numbers of the whole network, for every cut.
 
     Raises
     ------

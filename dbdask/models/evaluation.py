@@ -54,7 +54,7 @@ class Step(Batch, Protocol):
 
 
 class Evaluated(NamedTuple):
-    """What a minibatch's evaluation says, beside the gradient."""
+    """The result of a minibatch's evaluation, besides the gradient."""
 
     loss: float
     """Summed over the examples."""

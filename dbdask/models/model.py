@@ -9,7 +9,7 @@ from dbdask.arrays import Float32Array, FloatArray
 from dbdask.errors import ModelError
 
 MEMBERS = ("layout", "initial_parameters", "loss_and_gradient", "predict")
-"""What every model has."""
+"""The members of every model."""
 
 _CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "initial_parameters": (("seed", "start", "stop"), ()),
@@ -153,7 +153,7 @@ class Model(Protocol):
 
 
 def check_members(model: object) -> None:
-    """Raise if a model lacks a member, or has one that cannot be called with its arguments.
+    """Check that a model has every member, and that each takes its arguments.
 
     Raises
     ------

@@ -103,10 +103,10 @@ class Transport(Protocol):
 
 
 class Answering(Protocol):
-    """What a transport calls in the shard's process."""
+    """The object in the shard's process that a transport calls."""
 
     lock: threading.RLock
-    """Held while a request is answered; whoever holds it may call `answer`."""
+    """Held while a request is answered; the thread that holds it may call `answer`."""
 
     def answer(
         self, request: Request, sent: Float32Array | None = None, into: Float32Array | None = None

@@ -1,4 +1,4 @@
-"""Whose a checkpoint is: one run writes to it at a time, and says so while it lives.
+"""The owner of a checkpoint: one run writes to it at a time, and says so while it lives.
 
 A run takes a checkpoint that has no owner, or whose owner is dead, and renews its name there six
 times in `dbdask.owner`. An owner is dead if its process was on this machine and has ended, or if
@@ -71,7 +71,7 @@ class Ownership:
         self._renewing = threading.Thread(target=self._renew, name="dbdask-owner", daemon=True)
 
     def take(self) -> None:
-        """Become the owner, as soon as nobody else is.
+        """Become the owner, as soon as no other run is.
 
         Raises
         ------
@@ -152,7 +152,7 @@ class Ownership:
     def _renew(self) -> None:
         """Say again and again that the run lives, until it ends or the checkpoint is another's.
 
-        A store that hangs fails as one that raises does, and is asked again when it has answered.
+        A store that hangs counts as a store that raises, and is asked again when it has answered.
         """
         pause, failed = self.me.patience / BEATS, 0
         renewing: Future[bool] | None = None

@@ -212,7 +212,7 @@ class Roster:
         return f"{who} is left to train on"
 
     def _lack_of_workers(self, away: Container[str]) -> str:
-        """Say which workers are missing to hold shards; '' if there is one that is not away."""
+        """Return which workers are missing to hold shards; '' if one is not in `away`."""
         if any(self._may_hold(facts) for a, facts in self.facts.items() if a not in away):
             return ""
         return f"no worker of shard_workers={list(self.holders or ())} is left to hold shards"

@@ -80,7 +80,7 @@ class Method(Protocol):
     rolls_back_alone: bool
     """Whether one lost shard may go back to the last snapshot by itself; else all shards must."""
     progress_name: str
-    """What an error calls the progress that `Run.note_progress` counts: "step" or "pass"."""
+    """The name, for errors, of the progress that `Run.note_progress` counts: "step" or "pass"."""
     snapshots_await_validation: bool
     """Whether a snapshot is written only when the validation under way has ended."""
 
@@ -274,7 +274,7 @@ class Run:
         self.workforce.give_up_all(TRAIN)
         self.gangs.end_all()
 
-    # What is due when the method allows it
+    # Work that is due when the method allows it
 
     async def attend(self, *, epoch_ended: bool) -> None:
         """Move shards, validate and write a snapshot, each if it is due.

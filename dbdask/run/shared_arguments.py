@@ -38,7 +38,7 @@ def check_shared(given: Mapping[str, Any]) -> None:
     TypeError
         An argument is of a wrong type.
     ValueError
-        An argument has a wrong value, or needs another one that is not given.
+        An argument has a wrong value, or needs another argument that is not given.
     """
     arguments.at_least("seed", given["seed"], 0)
     for name in ("replicas", "shards"):

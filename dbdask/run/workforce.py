@@ -255,7 +255,7 @@ class Workforce(ReplicaPlaces):
         Returns the work that is given up, after its `take_back` was called. Work is given up if its
         worker is silent, has left, or closes (Dask ends the tasks of a closing worker without a
         word); if it is overdue on a worker that Dask has paused, where it may never begin; and if
-        scheduler and worker both say that nobody is at work on its task.
+        scheduler and worker both say that no worker runs its task.
 
         Raises
         ------
@@ -289,7 +289,7 @@ class Workforce(ReplicaPlaces):
         return late_workers(self.outstanding, self.clock.seconds(), deadline("silence"))
 
     def _search_long_tasks(self) -> None:
-        """Look for the tasks that are long under way, whatever else their workers do meanwhile."""
+        """Look for the tasks that are long under way, also if their workers do other work."""
         now, least = self.clock.seconds(), deadline("silence")
         long = [out for out in self.outstanding if now - out.looked > least]
         for worker in {out.worker for out in long}:

@@ -24,7 +24,7 @@ DuckArray = np.ndarray | da.Array
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an estimator was given as X, as a Dataset along `sample`.
+    """The X that an estimator was given, as a Dataset along `sample`.
 
     Parameters
     ----------

@@ -183,7 +183,7 @@ class DownpourClassifier(NetworkClassifier, DownpourEstimator):
         returns one.
     standardize
         Whether each feature is scaled to mean 0 and deviation 1, measured on the data of `fit` (of
-        the first `partial_fit`) and applied to whatever is predicted.
+        the first `partial_fit`) and applied to all data that are predicted.
     batch_size
         Examples of a minibatch; "auto" is 128, but less where an epoch would have fewer than 32.
     optimizer

@@ -7,7 +7,7 @@
     run.zarr/<snapshot>/commit   sealed: the state of the run; the last key
 
 Nothing is renamed: a reader takes the committed snapshot of the highest number and looks at
-nothing else, so a writer that is late or died half way disturbs nobody. A run's numbers are above
+nothing else, so a writer that is late or died half way harms no reader. A run's numbers are above
 all that were there when it began, and what is below a committed one is deleted after it. A commit
 that comes later still, into a snapshot that was deleted, does not count. The state of a snapshot
 names the last good one, which may be another, below it, and is kept (`dbdask.run.snapshots`).
@@ -72,7 +72,7 @@ def _reading(path: Place) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Place) -> Iterator[None]:
-    """Turn any error of a write to a checkpoint into one that names the checkpoint and the remedy.
+    """Turn any error of a write into an error that names the checkpoint and the remedy.
 
     Raises
     ------
@@ -349,8 +349,8 @@ def is_older(group: str, number: int) -> bool:
 def delete_all(path: Place, groups: list[str]) -> None:
     """Delete snapshots that are listed from the lowest number on.
 
-    So a reader that listed them before finds the highest that is left. One that cannot be deleted
-    is logged: it costs space, and goes with the next commit.
+    So a reader that listed them before finds the highest that is left. A snapshot that cannot be
+    deleted is logged: it costs space, and goes with the next commit.
     """
     for group in groups:
         try:
@@ -363,7 +363,7 @@ def delete_all(path: Place, groups: list[str]) -> None:
 class VectorReference:
     """A vector of a committed snapshot, or of a saved result: read when it is wanted.
 
-    Its elements are in the order of the model, whatever cut wrote it.
+    Its elements are in the order of the model; any cut may have written it.
     """
 
     path: Place

@@ -111,8 +111,8 @@ def _started(process: int) -> str:
 def read(place: Place) -> Owner | None:
     """Return the owner that a store names; None where it names none.
 
-    What cannot be read, because it was changed or is being written, counts as one that nobody knows
-    and that may change.
+    An owner that cannot be read, because it was changed or is being written, counts as an unknown
+    owner that may change.
     """
     try:
         found = sync(sealed.open_store(place).get(KEY, prototype=default_buffer_prototype()))
@@ -130,7 +130,7 @@ def _owner_of(content: bytes) -> Owner:
 
 
 def write(place: Place, owner: Owner) -> None:
-    """Name the owner, whoever was named before."""
+    """Name the owner, in place of any that was named before."""
     sync(sealed.open_store(place).set(KEY, _buffer(owner)))
 
 

@@ -160,7 +160,7 @@ class TorchModel:
         return self._values.copy()
 
     def initial_parameters(self, seed: int, start: int, stop: int) -> Float32Array:
-        """Return a slice of the module's values, float32 of (stop - start,), whatever the seed."""
+        """Return a slice of the module's values, float32 (stop - start,), for any seed."""
         return self.starting_parameters()[start:stop]
 
     def loss_and_gradient(

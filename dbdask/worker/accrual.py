@@ -26,7 +26,7 @@ class Buffers(Protocol):
 
 
 class Accrual(Protocol):
-    """Accumulates what a replica pushes, since its last push.
+    """Adds up, since the last push, the vector that a replica pushes next.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What a run keeps on one worker: the opened examples, the model, buffers, and calls under way.
+"""The state of a run on one worker: the opened examples, the model, buffers, and calls under way.
 
 A context belongs to a (worker, run) pair, never to a module, because in-process workers share
 modules. It is closed by the verb; when the client dies instead, the context notices that the shards
@@ -54,7 +54,7 @@ REMEMBERED_RUNS = 256  # ended runs whose late tasks a worker refuses
 
 @dataclass
 class ReplicaSlot:
-    """What a worker keeps of a replica from one portion to the next."""
+    """The state of a replica that its worker keeps from one portion to the next."""
 
     rule: LocalRule | None = None  # of its own steps, with their state
     part: int = 0  # of which part the rule is
@@ -93,7 +93,7 @@ class WorkerContext:
 
     @property
     def job(self) -> Job:
-        """What the run's replicas need, opened once, on the thread of the first task.
+        """The job of the run's replicas, opened once, on the thread of the first task.
 
         Opening may take long (it imports the model's library): no lock that the event loop takes
         is held meanwhile.

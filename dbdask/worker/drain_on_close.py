@@ -24,7 +24,7 @@ class DrainOnClose(WorkerPlugin):
     def __init__(self, run: str) -> None:
         self.run = run
         self.name = plugin_name(run)
-        self.is_dismissed = False  # the run has ended: whatever is here may go
+        self.is_dismissed = False  # the run has ended: all that is here may go
 
     def setup(self, worker: Worker) -> None:
         """Watch from now on whether the run still has shards here."""

@@ -31,7 +31,7 @@ class GangEnded(Exception):
     Attributes
     ----------
     by
-        Who has ended the gang: "another" task of it, whose own report says why; a "peer" that
+        The cause of its end: "another" task of it, whose own report says why; a "peer" that
         cannot be reached; or this task "itself".
     """
 
@@ -75,7 +75,7 @@ class Note(NamedTuple):
 
     values: np.ndarray
     mark: bool
-    """What the sender added to the message (see `Peers`)."""
+    """The sender's mark of the message (see `Peers`)."""
 
 
 class Mailbox:
@@ -98,7 +98,7 @@ class Mailbox:
         self._marks: dict[Address, bool] = {}
         self._channels = ChannelServer(self)
 
-    # What comes from other workers
+    # Messages of other workers
 
     def answer(
         self, request: Request, sent: np.ndarray | None = None, into: np.ndarray | None = None
@@ -163,7 +163,7 @@ class Mailbox:
                 self._kept[address] = Note(values.copy(), mark)
             return True
 
-    # What tasks of this worker do
+    # Calls of the tasks of this worker
 
     def expect(self, wanted: Mapping[Address, np.ndarray]) -> None:
         """Copy the values of messages into arrays of their shapes and dtypes, as soon as they come.
@@ -293,7 +293,7 @@ class Mailbox:
                 del messages[address]
         self._changed.notify_all()
 
-    # What the run decides
+    # Calls of the run
 
     def join(self, gang: int, generation: int) -> None:
         """Belong to a gang from now on; earlier ones end, and this one with its generation."""

@@ -162,13 +162,13 @@ class WorkerRoutes:
         )
 
     def answers(self, place: ActorPlace, generation: int) -> bool:
-        """Ask the worker by a ping over Dask's connections, whatever the transport."""
+        """Ask the worker by a ping over Dask's connections, for every transport."""
         return bool(self._on_loop(answers_ping(self._worker.rpc, place), generation))
 
     def asks(
         self, place: ActorPlace, generation: int, method: str, *arguments: object
     ) -> bool | None:
-        """Ask over Dask's connections, whatever the transport."""
+        """Ask over Dask's connections, for every transport."""
         asked = answers_yes(self._worker.rpc, place, method, *arguments)
         answer: bool | None = self._on_loop(asked, generation)
         return answer

@@ -17,7 +17,7 @@ from dbdask.worker.shard_state import ShardState
 
 
 class Acknowledgement(NamedTuple):
-    """What a shard answers to a push."""
+    """A shard's answer to a push."""
 
     version: int  # updates applied so far
     staleness: int  # updates applied between the push's fetch and the push; -1 for a repeat
@@ -25,7 +25,7 @@ class Acknowledgement(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a shard knows of a portion."""
+    """A shard's knowledge of a portion."""
 
     last_step: int
     pause: bool
@@ -75,7 +75,7 @@ class ParameterShard(ServedActor):
         self.buffers = _within(buffers, start, stop)
         self.pausing = False
 
-    # What replicas request
+    # Requests of replicas
 
     def progress(self, epoch: int, portion: int) -> Progress:
         """Return the last step applied of a portion, and whether the run is pausing."""
@@ -192,10 +192,10 @@ class ParameterShard(ServedActor):
             raise Stale(f"vector {name!r} is not in this shard")
         return self.state.vectors[name]
 
-    # What the client commands by name; each command has a running number and is carried out once
+    # Commands of the client, by name: each has a running number and is carried out once
 
     async def _advance(self, generation: int) -> ShardProgress:
-        """Enter a new generation: messages of the old one that are on their way are refused."""
+        """Enter a new generation: late messages of the old generation are refused."""
         self.generation = max(self.generation, generation)
         return await self._serve(self._shard_progress)
 
@@ -269,7 +269,7 @@ class ParameterShard(ServedActor):
         self.state.ledger, self.state.applied = ledger, applied
         return lost
 
-    # What has no number: it changes nothing here, and a repeat writes the same bytes again
+    # Calls without a number: they change nothing here, and a repeat writes the same bytes
 
     async def write(self, path: str, group: str, number: int) -> bool:
         """Write a copy into its own chunk of a snapshot, on a thread that serves no calls.

@@ -1,4 +1,4 @@
-"""What a task holds of its replica: the whole model, or one part of it beside its peers."""
+"""A task's share of its replica: the whole model, or one part of it beside its peers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -21,7 +21,7 @@ class Beginning(NamedTuple):
     """Where a task begins in its portion."""
 
     first: int
-    """The step after the last one that every shard has applied."""
+    """The step after the last step that every shard has applied."""
     last: int
     """The last step that any shard has applied."""
     paused: bool
