@@ -106,7 +106,7 @@ async def result_of(client: Client, future: "Future[T]") -> T:
                 result: T = found[0]
                 return result
         await asyncio.sleep(LOOK_SECONDS)  # where it is lost, the scheduler has yet to notice
-    raise RuntimeError(f"nobody hands over the result of {future.key}")
+    raise RuntimeError(f"no worker hands over the result of {future.key}")
 
 
 async def _fetched(client: Client, key: str) -> list[Any]:

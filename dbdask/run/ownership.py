@@ -4,7 +4,7 @@ A run takes a checkpoint that has no owner, or whose owner is dead, and renews i
 times in `dbdask.owner`. An owner is dead if its process was on this machine and has ended, or if
 its name has not changed for `dbdask.owner`. Before each commit, and before old snapshots are
 deleted, the run looks whether the checkpoint is still its own. So of two runs one goes on, and the
-other ends with an error: the later one, unless the first gave no sign of life for so long.
+other ends with an error: the later one, unless the first did not renew its name for so long.
 """
 
 import logging
@@ -114,7 +114,8 @@ class Ownership:
             return True
         patience = max(other.patience, self.me.patience)
         logger.warning(
-            "checkpoint=%r belongs to %s: waiting for a sign of life, %g s at most (dbdask.owner)",
+            "checkpoint=%r belongs to %s: waiting until it renews its name, %g s at most "
+            "(dbdask.owner)",
             self.path,
             other,
             patience,
@@ -179,12 +180,12 @@ class Ownership:
     def _say_failed(self, failed: int, error: Exception) -> None:
         """Say that the name was not renewed: as a warning when that happens twice in a row."""
         if failed != WARN_FAILED:
-            logger.info("checkpoint=%r takes no sign of life: %r", self.path, error)
+            logger.info("checkpoint=%r does not take the name of its owner: %r", self.path, error)
             return
         logger.warning(
-            "checkpoint=%r takes no sign of life of this run, %d times in a row (%r): if none "
-            "comes for %g s (dbdask.owner) another run may take the checkpoint, and this one ends "
-            "at its next snapshot; see that its store can be reached and written",
+            "checkpoint=%r does not take the name of its owner, this run, %d times in a row (%r): "
+            "if it takes none for %g s (dbdask.owner) another run may take the checkpoint, and "
+            "this one ends at its next snapshot; see that its store can be reached and written",
             self.path,
             failed,
             error,
@@ -212,8 +213,8 @@ class Ownership:
                 found = owner.read(self.path)
         if found is not None and found.token != self.me.token:
             raise CheckpointError(
-                f"checkpoint={self.path!r} was taken by {found}, because this one gave no sign of "
-                f"life for {self.me.patience:g} s (dbdask.owner), or because the checkpoint was "
+                f"checkpoint={self.path!r} was taken by {found}, because this one did not renew "
+                f"its name for {self.me.patience:g} s (dbdask.owner), or because the checkpoint was "
                 "deleted: this run ends, and leaves it alone; give each run its own path"
             )
         if checkpoint.is_begun(self.path):

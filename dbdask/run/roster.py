@@ -276,7 +276,7 @@ class Roster:
             None came within the deadline `arrival`.
         """
         if self.note_lack(lack) > deadline("arrival") and not self.is_hopeful:
-            reasons = [f"{a} gives no sign of life" for a in sorted(self.silent)]
+            reasons = [f"{a} answers no ping" for a in sorted(self.silent)]
             reasons += [f"{a} is paused: its memory is full" for a in sorted(self.paused)]
             reasons += [f"{a} left while it was checked" for a in sorted(self._left)]
             why = f" ({', '.join(reasons)})" if reasons else ""
@@ -285,7 +285,7 @@ class Roster:
                 "and can be reached, or set dbdask.arrival where new ones take longer to come"
             )
 
-    # Signs of life
+    # Pings
 
     def ask(self, workers: Container[str] = ()) -> set[str]:
         """Ping some workers, and the silent ones; return those that have answered.

@@ -250,7 +250,7 @@ class Workforce(ReplicaPlaces):
                 out.since = now
 
     async def watch_silence(self) -> list[Work]:
-        """Ask the workers of overdue work for a sign of life, and for the task.
+        """Ping the workers of overdue work, and ask them for the task.
 
         Returns the work that is given up, after its `take_back` was called. Work is given up if its
         worker is silent, has left, or closes (Dask ends the tasks of a closing worker without a
@@ -265,7 +265,7 @@ class Workforce(ReplicaPlaces):
         return self._give_up_unreachable(self.roster.ask(self._late))
 
     async def check_workers(self) -> list[Work]:
-        """Ask every worker for a sign of life, and wait; return the work that is given up."""
+        """Ping every worker and wait; return the work that is given up."""
         return self._give_up_unreachable(await self.roster.ask_everyone())
 
     def _give_up_unreachable(self, answered: set[str]) -> list[Work]:
@@ -285,7 +285,7 @@ class Workforce(ReplicaPlaces):
 
     @property
     def _late(self) -> set[str]:
-        """Workers with overdue work: they have given no sign of life for `dbdask.silence`."""
+        """Workers with overdue work: they have answered no ping for `dbdask.silence`."""
         return late_workers(self.outstanding, self.clock.seconds(), deadline("silence"))
 
     def _search_long_tasks(self) -> None:

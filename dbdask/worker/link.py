@@ -110,7 +110,7 @@ class ServerLink:
     handle
         Where the shards are.
     routes
-        Gives the transport to each copy, and asks copies for signs of life.
+        Gives the transport to each copy, and pings copies.
     calls
         Ends calls whose generation has ended.
     """

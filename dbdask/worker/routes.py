@@ -81,7 +81,7 @@ class Routes(Protocol):
         """
 
     def answers(self, place: ActorPlace, generation: int) -> bool:
-        """Whether the worker of a copy gives a sign of life for it.
+        """Return whether the worker of a copy answers a ping for it.
 
         Raises
         ------
