@@ -214,8 +214,8 @@ class Ownership:
         if found is not None and found.token != self.me.token:
             raise CheckpointError(
                 f"checkpoint={self.path!r} was taken by {found}, because this one did not renew "
-                f"its name for {self.me.patience:g} s (dbdask.owner), or because the checkpoint was "
-                "deleted: this run ends, and leaves it alone; give each run its own path"
+                f"its name for {self.me.patience:g} s (dbdask.owner), or because the checkpoint "
+                "was deleted: this run ends, and leaves it alone; give each run its own path"
             )
         if checkpoint.is_begun(self.path):
             return False
