@@ -16,7 +16,7 @@ from dbdask.rpc.scheduler import has_scheduler
 from dbdask.run.failures import TRAIN, Failures, Work, how_it_failed
 from dbdask.run.gangs import Gangs
 from dbdask.run.giving_up import late_workers, suspects, unreachable, why_unreachable
-from dbdask.run.joint_work import ByParts, JointWork
+from dbdask.run.joint_work import ByParts, JointWork, PartReport
 from dbdask.run.lost_tasks import LostTaskDetector
 from dbdask.run.outstanding import Outstanding, Report
 from dbdask.run.replica_places import ReplicaPlaces
@@ -132,31 +132,39 @@ class Workforce(ReplicaPlaces):
             How a gang does the work. Without it the place is a worker.
         """
         if self.gangs is None or not self.gangs.is_partitioned or by_parts is None:
-            self._submit(work, function, order, place, take, take_back)
+            task, key = self._start(work, function, order, place)
+            out = Outstanding(work, place, task, self.clock.seconds(), take, take_back, key)
+            self.outstanding.append(out)
             return
         members = self.gangs.next_attempt(place)
         joint = JointWork(len(members), by_parts.merge, take, take_back)
         for member in members:
             own, worker = by_parts.order_of(member), member.workers[member.index]
-            out = self._submit(work, function, own, worker, joint.take, joint.take_back)
-            out.place, out.gang, out.joint = place, member.gang, joint
+            task, key = self._start(work, function, own, worker)
+            self.outstanding.append(
+                Outstanding(
+                    work,
+                    worker,
+                    task,
+                    self.clock.seconds(),
+                    joint.take,
+                    joint.take_back,
+                    key,
+                    place,
+                    member.gang,
+                    joint,
+                )
+            )
 
-    def _submit(
-        self,
-        work: Work,
-        function: Callable[..., R],
-        order: object,
-        worker: str,
-        take: Callable[[R | None], str],
-        take_back: Callable[[], None],
-    ) -> Outstanding[R]:
+    def _start(
+        self, work: Work, function: Callable[..., R], order: object, worker: str
+    ) -> "tuple[asyncio.Task[R], str]":
+        """Start to submit a task, and to wait for its end; return that with the task's key."""
         kind, (pass_number, number) = function.__name__.split("_")[-1], work.identity
         key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
         task = asyncio.ensure_future(self._tasks.do(work, function, order, worker, key))
         task.add_done_callback(retrieve_error)  # another's error may end the run first
-        out = Outstanding(work, worker, task, self.clock.seconds(), take, take_back, key)
-        self.outstanding.append(out)
-        return out
+        return task, key
 
     async def turn(self, seconds: float) -> str:
         """Take one look at the cluster: hand over every report, and what is given up.
@@ -314,14 +322,13 @@ class Workforce(ReplicaPlaces):
         """Give up every task of training, or of validation."""
         self._give_up([out for out in self.outstanding if out.work.examples == examples])
 
-    def _end_gang(self, out: Outstanding[Any], report: Any) -> None:
+    def _end_gang(self, out: Outstanding[Any], report: PartReport | None) -> None:
         """End the gang of some work that failed, and give up all other work of it."""
         assert self.gangs is not None and out.joint is not None
         # If all tasks name another one, none has a cause: then the work itself is suspected, unless
         # the run has ended the gang.
         causes = ("peer", "another") if self.gangs.number_of(out.place) == out.gang else ("peer",)
-        is_failure = report is not None and report.ended_by in causes
-        if is_failure and out.joint.is_first_failure():
+        if report is not None and report.ended_by in causes and out.joint.is_first_failure():
             self.failures.note(out.work, out.place, f"because {report.gang_ended}")
         self.gangs.end([out.place])
         self._give_up([other for other in self.outstanding if other.gang == out.gang])

@@ -87,6 +87,7 @@ class WorkerContext:
         self._running = 0
         self._slots: list[ReplicaSlot] = []  # of replicas that are between two portions
         self._turn = threading.Condition()
+        self._lease: asyncio.Task[None] | None = None  # begun on the worker's loop
         self._until_closed = ExitStack()
         self._until_closed.enter_context(kept_heap.kept())  # between two portions, too
         worker_loop(worker).call_soon_threadsafe(self._begin_lease)
@@ -108,7 +109,8 @@ class WorkerContext:
         self._lease = asyncio.ensure_future(self._watch())
 
     def _end_lease(self) -> None:
-        self._lease.cancel()
+        if self._lease is not None:
+            self._lease.cancel()
 
     async def _watch(self) -> None:
         """Close the context when it idles and no shard of its run answers (the client died)."""

@@ -24,6 +24,7 @@ class DrainOnClose(WorkerPlugin):
     def __init__(self, run: str) -> None:
         self.run = run
         self.name = plugin_name(run)
+        self._lease: asyncio.Task[None] | None = None  # begun on the worker's loop
         self.is_dismissed = False  # the run has ended: whatever is here may go
 
     def setup(self, worker: Worker) -> None:
@@ -50,7 +51,8 @@ class DrainOnClose(WorkerPlugin):
             if worker.status is not Status.closing:
                 worker.status = Status.closing
             await asyncio.sleep(LOOK_SECONDS)
-        self._lease.cancel()
+        if self._lease is not None:
+            self._lease.cancel()
         for key in self._shards(worker):  # a closed worker keeps its actors, and they their threads
             worker.state.actors.pop(key, None)
         if not any(isinstance(plugin, DrainOnClose) for plugin in worker.plugins.values()):
