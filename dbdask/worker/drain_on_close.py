@@ -8,7 +8,7 @@ from typing import Any
 from distributed import Status, Worker, WorkerPlugin
 
 from dbdask.rpc.deadlines import deadline
-from dbdask.rpc.local_workers import is_registered
+from dbdask.rpc.local_workers import actor_keys, drop_local_actor, is_registered
 from dbdask.schedule.awake import AwakeClock
 
 LOOK_SECONDS = 0.02
@@ -33,8 +33,7 @@ class DrainOnClose(WorkerPlugin):
         close_on_signals(worker)
 
     def _shards(self, worker: Worker) -> list[str]:
-        keys = [str(key) for key in worker.state.actors]
-        return [key for key in keys if key.startswith(shard_prefix(self.run))]
+        return actor_keys(worker, shard_prefix(self.run))
 
     async def _watch(self, worker: Worker) -> None:
         """Take the plugin away when the shards are gone without a word (the client died)."""
@@ -54,7 +53,7 @@ class DrainOnClose(WorkerPlugin):
         if self._lease is not None:
             self._lease.cancel()
         for key in self._shards(worker):  # a closed worker keeps its actors, and they their threads
-            worker.state.actors.pop(key, None)
+            drop_local_actor(worker, key)
         if not any(isinstance(plugin, DrainOnClose) for plugin in worker.plugins.values()):
             leave_signals()
 
