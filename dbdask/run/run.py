@@ -142,9 +142,9 @@ class Run:
             least=plan.partitions,
         )
         self.roster = roster
-        providers = {TRAIN: plan.supply}
-        if plan.validation_supply is not None:
-            providers[VALIDATION] = plan.validation_supply
+        providers = {TRAIN: plan.provider}
+        if plan.validation_provider is not None:
+            providers[VALIDATION] = plan.validation_provider
         self.server = ParameterServer(
             client,
             plan.run,

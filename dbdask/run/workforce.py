@@ -13,6 +13,7 @@ from dbdask.data.block_provider import BlockProvider
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.rpc.deadlines import deadline, retrieve_error
 from dbdask.rpc.scheduler import has_scheduler
+from dbdask.rpc.tasks import is_submitted
 from dbdask.run.failures import TRAIN, Failures, Work, how_it_failed
 from dbdask.run.gangs import Gangs
 from dbdask.run.giving_up import late_workers, suspects, unreachable, why_unreachable
@@ -68,7 +69,7 @@ class Workforce(ReplicaPlaces):
     failures: Failures = field(default_factory=Failures)
 
     def __post_init__(self) -> None:
-        self.search = LostTaskDetector(self.client)
+        self.lost_tasks = LostTaskDetector(self.client)
         self._tasks = TaskSubmitter(self.client, self.job, self.providers)
 
     @property
@@ -92,7 +93,7 @@ class Workforce(ReplicaPlaces):
         self.outstanding = []
         for task in tasks:
             task.cancel()
-        closing = (self.roster.close(), self.search.close())
+        closing = (self.roster.close(), self.lost_tasks.close())
         await asyncio.gather(*closing, *tasks, return_exceptions=True)
 
     @property
@@ -301,13 +302,13 @@ class Workforce(ReplicaPlaces):
         now, least = self.clock.seconds(), deadline("silence")
         long = [out for out in self.outstanding if now - out.looked > least]
         for worker in {out.worker for out in long}:
-            self.search.look(worker, [out.key for out in long if out.worker == worker])
+            self.lost_tasks.look(worker, [out.key for out in long if out.worker == worker])
         for out in long:
             out.looked = now
 
     def _lost(self) -> list[Outstanding[Any]]:
         """Count, and return, the work whose task is nowhere."""
-        keys = self.search.take_lost()
+        keys = self.lost_tasks.take_lost()
         lost = [out for out in self.outstanding if out.key in keys and not out.task.done()]
         for out in lost:
             if out.joint is None or out.joint.is_first_failure():
@@ -355,7 +356,7 @@ class Workforce(ReplicaPlaces):
 
     async def give_up_unbegun(self) -> list[Work]:
         """Give up training whose task no worker has begun: the tasks before it may never end."""
-        found = await self.search.find_all(_keys(self.training))
+        found = await self.lost_tasks.find_all(_keys(self.training))
         waiting = {key for key, where in found.items() if where.has_not_begun}
         return self._give_up([out for out in self.training if out.key in waiting])
 
@@ -364,13 +365,13 @@ class Workforce(ReplicaPlaces):
         now = self.clock.seconds()
         held = [o for o in self.outstanding if o.work.examples == examples]
         long = [out for out in held if now - out.since > least]
-        found = await self.search.find_all(_keys(long))
+        found = await self.lost_tasks.find_all(_keys(long))
         waiting = {key for key, where in found.items() if where.at_scheduler == "waiting"}
         return [out.work for out in long if out.key in waiting]
 
     def give_up_unsubmitted(self) -> list[Work]:
         """Give up training that no worker has been given yet: its data are still on their way."""
-        return self._give_up([o for o in self.training if o.key not in self.client.futures])
+        return self._give_up([o for o in self.training if not is_submitted(self.client, o.key)])
 
 
 def _keys(held: Iterable[Outstanding[Any]]) -> list[tuple[str, str]]:

@@ -56,7 +56,7 @@ class BundleOrder:
 
 @dataclass
 class BundleReport:
-    """What a bundle's task tells the verb: scalars, and what it left out as missing."""
+    """What a bundle's task tells the run: scalars, and what it left out as missing."""
 
     worker: str
     loss: float = 0.0

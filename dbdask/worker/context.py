@@ -1,7 +1,7 @@
 """What a run keeps on one worker: the opened examples, the model, buffers, and calls under way.
 
 A context belongs to a (worker, run) pair, never to a module, because in-process workers share
-modules. It is closed by the verb; when the client dies instead, the context notices that the shards
+modules. It is closed by the run; when the client dies instead, the context notices that the shards
 are gone and closes itself.
 """
 
@@ -86,7 +86,7 @@ class WorkerContext:
         self._left: tuple[Place, np.ndarray, list[int]] | None = None
         self._running = 0
         self._slots: list[ReplicaSlot] = []  # of replicas that are between two portions
-        self._turn = threading.Condition()
+        self._condition = threading.Condition()
         self._lease: asyncio.Task[None] | None = None  # begun on the worker's loop
         self._until_closed = ExitStack()
         self._until_closed.enter_context(kept_heap.kept())  # between two portions, too
@@ -155,19 +155,19 @@ class WorkerContext:
     @contextmanager
     def replica_slot(self, replicas: int) -> Iterator[ReplicaSlot]:
         """Hold one of the worker's `replicas` places, with its share of the worker's threads."""
-        with self._turn:
-            self._turn.wait_for(lambda: self._running < replicas or self.closed)
+        with self._condition:
+            self._condition.wait_for(lambda: self._running < replicas or self.closed)
             self._running += 1
             slot = self._slots.pop() if self._slots else ReplicaSlot()
         try:
             with blas_limit.at_most(self._blas_threads(replicas)):
                 yield slot
         finally:
-            with self._turn:
+            with self._condition:
                 self._running -= 1
                 if not self.closed:
                     self._slots.append(slot)
-                self._turn.notify()
+                self._condition.notify()
 
     def _blas_threads(self, replicas: int) -> int:
         share = max(1, self.worker.state.nthreads // replicas)
@@ -187,12 +187,12 @@ class WorkerContext:
     def stash(self, place: Place, local: np.ndarray, fetched: list[int]) -> None:
         """Keep the parameters that a replica stopped with; those of one replica are kept."""
         self.resume(None)
-        with self._turn:
+        with self._condition:
             self._left = place, local, fetched
 
     def resume(self, place: Place | None) -> tuple[np.ndarray, list[int]] | None:
         """Return what a replica stopped with just here, and the versions of its last fetch."""
-        with self._turn:
+        with self._condition:
             left, self._left = self._left, None
             if left is None:
                 return None
@@ -210,7 +210,7 @@ class WorkerContext:
             The context is closed.
         """
         examples = getattr(self.job, name)
-        with self._turn:
+        with self._condition:
             if self.closed:
                 raise Stale(f"run {self.run} has ended")
             if name not in self.readers:
@@ -266,13 +266,13 @@ class WorkerContext:
 
     def close(self) -> None:
         """End the calls, let waiting tasks go, and drop what the run held here; never waits."""
-        with self._turn:
+        with self._condition:
             self.closed = True
             readers, self.readers = self.readers, {}
         worker_loop(self.worker).call_soon_threadsafe(self._end_lease)
         self.end_generation(1 << 62)
-        with self._turn:
-            self._turn.notify_all()
+        with self._condition:
+            self._condition.notify_all()
         for reader in readers.values():
             reader.close()
         self.mailbox.close()

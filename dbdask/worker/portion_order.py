@@ -56,7 +56,7 @@ class PortionOrder:
 
 @dataclass
 class PortionReport:
-    """What a portion's task tells the verb: scalars only."""
+    """What a portion's task tells the run: scalars only."""
 
     epoch: int
     number: int

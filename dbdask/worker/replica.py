@@ -205,7 +205,7 @@ class _Replica:
             yield batch
 
     def _must_stop(self, step: int, last: int) -> bool:
-        """Whether the portion goes back to the verb here: at a boundary of fetches and pushes."""
+        """Whether the portion goes back to the run here: at a boundary of fetches and pushes."""
         if len(self.report.refused) >= self.job.max_refused:
             self._flush(step)
             return True
