@@ -83,7 +83,7 @@ class WorkerContext:
         self.mailbox = Mailbox()
         self._peers: tuple[ActorPlace, ...] = ()  # mailboxes of the other members of the gang
         self._parts: dict[int, Part] = {}
-        self._left: tuple[Place, np.ndarray, list[int]] | None = None
+        self._stashed: tuple[Place, np.ndarray, list[int]] | None = None
         self._running = 0
         self._slots: list[ReplicaSlot] = []  # of replicas that are between two portions
         self._condition = threading.Condition()
@@ -188,17 +188,17 @@ class WorkerContext:
         """Keep the parameters that a replica stopped with; those of one replica are kept."""
         self.resume(None)
         with self._condition:
-            self._left = place, local, fetched
+            self._stashed = place, local, fetched
 
     def resume(self, place: Place | None) -> tuple[np.ndarray, list[int]] | None:
         """Return what a replica stopped with just here, and the versions of its last fetch."""
         with self._condition:
-            left, self._left = self._left, None
-            if left is None:
+            stashed, self._stashed = self._stashed, None
+            if stashed is None:
                 return None
-            if left[0] == place:
-                return left[1], left[2]
-        self._pool.give_back(left[1])
+            if stashed[0] == place:
+                return stashed[1], stashed[2]
+        self._pool.give_back(stashed[1])
         return None
 
     def reader(self, name: str) -> Reader:
@@ -280,7 +280,7 @@ class WorkerContext:
         self._pool.clear()
         self._points.clear()
         self.copies, self._slots = {}, []
-        self._left = None
+        self._stashed = None
         self._until_closed.close()
 
 

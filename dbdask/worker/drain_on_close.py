@@ -105,7 +105,7 @@ def close_on_signals(worker: Worker) -> None:
         leave_signals()
         loop.call_soon_threadsafe(_begin_to_close, worker)
 
-    handlers = {signal.SIGTERM: close, signal.SIGINT: _leave_it if worker.nanny else close}
+    handlers = {signal.SIGTERM: close, signal.SIGINT: _ignore_signal if worker.nanny else close}
     for number, handler in handlers.items():
         before = signal.getsignal(number)
         if number not in _replaced and _ends_at_once(before, bool(worker.nanny)):
@@ -123,7 +123,7 @@ def _ends_at_once(handler: Any, has_nanny: bool) -> bool:
     return module == "distributed._signals"
 
 
-def _leave_it(*_: object) -> None:
+def _ignore_signal(*_: object) -> None:
     """Ctrl-C is for the nanny or for the client: they end the worker in their own way."""
 
 
