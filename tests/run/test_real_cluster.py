@@ -171,8 +171,12 @@ def test_a_certificate_that_another_refuses_is_named(tmp_path, store, authority,
     ],
 )
 def test_a_worker_whose_lifetime_ends_hands_its_shard_on(cluster, store, nanny, flags):
-    short = cluster.start_worker("--lifetime", "5s", *flags, nanny=nanny)
+    began = time.monotonic()
     client, _ = cluster.start_workers(2)
+    downpour(client, store, epochs=1, shards=2)
+    lifetime = 5 + 3 * (time.monotonic() - began)  # long enough to hold a shard on a busy machine
+    short = cluster.start_worker("--lifetime", f"{lifetime:.0f}s", *flags, nanny=nanny)
+    client.wait_for_workers(3, timeout=60)
     (worker,) = addresses_of(client, short)
     ended = []
 
