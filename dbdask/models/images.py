@@ -47,9 +47,9 @@ class Windows(NamedTuple):
         return first * self.stride[0], (last - 1) * self.stride[0] + self.size[0]
 
     def view(self, images: Float32Array) -> Float32Array:
-        """Return the windows, (rows, columns, *size, channels, examples), without a copy.
+        """Return the windows, float32 (rows, columns, *size, channels, examples), without a copy.
 
-        `images` are (rows, columns, channels, examples); elements in several windows occur
+        `images` are float32 (rows, columns, channels, examples); elements in several windows occur
         several times in the view.
         """
         by_row, by_column, *others = images.strides
@@ -62,8 +62,8 @@ class Windows(NamedTuple):
     def add(self, values: Float32Array, windows: Float32Array) -> None:
         """Add values to windows, a view of images, in which windows may overlap.
 
-        Both are (rows, columns, *size, channels, examples). Windows that are `size / stride` apart
-        do not overlap, so the sum is taken over few large sets of them.
+        Both are float32 (rows, columns, *size, channels, examples). Windows that are `size /
+        stride` apart do not overlap, so the sum is taken over few large sets of them.
         """
         rows_apart, columns_apart = (
             -(-size // stride) for size, stride in zip(self.size, self.stride, strict=True)
@@ -89,15 +89,20 @@ def blocks(positions: Pair, size: int) -> Iterator[tuple[slice, slice]]:
 
 
 def examples_last(images: Float32Array) -> Float32Array:
-    """Return (examples, rows, columns, channels) as contiguous (rows, columns, channels, examples).
+    """Return images with the examples last, contiguous.
 
-    It is a view if the array comes from `examples_first`.
+    The shape changes from float32 (examples, rows, columns, channels) to (rows, columns, channels,
+    examples). It is a view if the array comes from `examples_first`.
     """
     return np.ascontiguousarray(images.transpose(1, 2, 3, 0))
 
 
 def examples_first(images: Float32Array) -> Float32Array:
-    """Return (rows, columns, channels, examples) as a view (examples, rows, columns, channels)."""
+    """Return a view with the examples first.
+
+    The shape changes from float32 (rows, columns, channels, examples) to (examples, rows, columns,
+    channels).
+    """
     return images.transpose(3, 0, 1, 2)
 
 

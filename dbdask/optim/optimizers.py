@@ -129,7 +129,10 @@ class UpdateRule:
     def update(
         self, parameters: Float32Array, gradient: Float32Array, slots: Slots, step: int
     ) -> None:
-        """Apply one update in place; see `Optimizer.update`."""
+        """Apply one update in place (see `Optimizer.update`).
+
+        `parameters`, `gradient` and each slot are float32 (n,).
+        """
         self.apply(parameters, gradient, slots, step, self.rate(step))
 
     def apply(

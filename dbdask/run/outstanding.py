@@ -39,7 +39,7 @@ class Outstanding(Generic[R]):
     worker: str
     task: "asyncio.Task[R]"
     since: float
-    """When the work was given, or when its worker last gave a sign of life."""
+    """When the work was given, or when its worker last answered a ping."""
     take: Callable[[R | None], str]
     """Takes the report, or None if the task failed. Returns why the run must recover, or ''."""
     take_back: Callable[[], None]

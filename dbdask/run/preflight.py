@@ -54,7 +54,7 @@ async def check_worker(
     await while_alive(
         _check(pool, address, job, path, trains),
         lambda: worker_answers(pool, address),
-        WorkerSilent(f"worker {address} gives no sign of life"),
+        WorkerSilent(f"worker {address} answers no ping"),
         f"the check of worker {address}",
     )
 

@@ -259,12 +259,12 @@ class Workforce(ReplicaPlaces):
                 out.since = now
 
     async def watch_silence(self) -> list[Work]:
-        """Ask the workers of overdue work for a sign of life, and for the task.
+        """Ping the workers of overdue work, and ask them for the task.
 
         Returns the work that is given up, after its `take_back` was called. Work is given up if its
         worker is silent, has left, or closes (Dask ends the tasks of a closing worker without a
         word); if it is overdue on a worker that Dask has paused, where it may never begin; and if
-        scheduler and worker both say that nobody is at work on its task.
+        scheduler and worker both say that no worker runs its task.
 
         Raises
         ------
@@ -274,7 +274,7 @@ class Workforce(ReplicaPlaces):
         return self._give_up_unreachable(self.roster.ask(self._late))
 
     async def check_workers(self) -> list[Work]:
-        """Ask every worker for a sign of life, and wait; return the work that is given up."""
+        """Ping every worker and wait; return the work that is given up."""
         return self._give_up_unreachable(await self.roster.ask_everyone())
 
     def _give_up_unreachable(self, answered: set[str]) -> list[Work]:
@@ -294,11 +294,11 @@ class Workforce(ReplicaPlaces):
 
     @property
     def _late(self) -> set[str]:
-        """Workers with overdue work: they have given no sign of life for `dbdask.silence`."""
+        """Workers with overdue work: they have answered no ping for `dbdask.silence`."""
         return late_workers(self.outstanding, self.clock.seconds(), deadline("silence"))
 
     def _search_long_tasks(self) -> None:
-        """Look for the tasks that are long under way, whatever else their workers do meanwhile."""
+        """Look for the tasks that are long under way, also if their workers do other work."""
         now, least = self.clock.seconds(), deadline("silence")
         long = [out for out in self.outstanding if now - out.looked > least]
         for worker in {out.worker for out in long}:

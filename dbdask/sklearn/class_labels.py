@@ -14,7 +14,7 @@ from dbdask.sklearn.containers import DuckArray, in_memory
 
 
 def classes_of(y: DuckArray, client: Client | None) -> np.ndarray:
-    """Return the labels that occur in y, sorted: (classes,).
+    """Return the labels that occur in y, sorted: (classes,), of the dtype of y.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def encode(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def encoded(y: DuckArray, classes: np.ndarray) -> DuckArray:
-    """Return the class indices of y, lazily if it is lazy."""
+    """Return the class indices of y, int64 (samples,), lazily if y is lazy."""
     if isinstance(y, da.Array):
         indices: da.Array = da.map_blocks(encode, y, classes, dtype=np.int64)
         return indices
@@ -60,7 +60,7 @@ def encoded(y: DuckArray, classes: np.ndarray) -> DuckArray:
 
 
 def decoded(indices: DuckArray, classes: np.ndarray) -> DuckArray:
-    """Return the labels of class indices, lazily if these are lazy."""
+    """Return the labels of class indices, int64 (samples,), lazily if these are lazy."""
     if isinstance(indices, da.Array):
         labels: da.Array = da.map_blocks(_take, indices, classes, dtype=classes.dtype)
         return labels
@@ -74,16 +74,16 @@ def weighted(
     classes: np.ndarray,
     client: Client | None,
 ) -> DuckArray | None:
-    """Return the weights of the examples times those of their classes.
+    """Return the weights of the examples times those of their classes: float (samples,), or None.
 
     Parameters
     ----------
     weights
-        (samples,), or None.
+        Float (samples,), or None.
     class_weight
         A weight for each label, "balanced" (samples / (classes * samples of the class)), or None.
     indices
-        Class indices, (samples,).
+        Class indices, int64 (samples,).
     """
     if class_weight is None:
         return weights

@@ -229,14 +229,14 @@ def _guilty(
 
 
 def copied(values: Float32Array, slot: Slot, offset: int) -> torch.Tensor:
-    """Return one tensor with its values from a flat vector, in its own dtype and memory."""
+    """Return one tensor, in its own shape and dtype, with its values from float32 (n,)."""
     size = int(np.prod(slot.shape))
     flat = torch.tensor(values[offset : offset + size]).reshape(slot.shape)
     return flat.to(slot.dtype)
 
 
 def with_values(skeleton: Skeleton, values: Float32Array) -> torch.nn.Module:
-    """Return a new module that has the values of a flat float32 vector, in eval mode.
+    """Return a new module with the values of a vector, float32 (n,), in eval mode.
 
     Raises
     ------

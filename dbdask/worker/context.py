@@ -1,4 +1,4 @@
-"""What a run keeps on one worker: the opened examples, the model, buffers, and calls under way.
+"""The state of a run on one worker: the opened examples, the model, buffers, and calls under way.
 
 A context belongs to a (worker, run) pair, never to a module, because in-process workers share
 modules. It is closed by the run; when the client dies instead, the context notices that the shards
@@ -54,7 +54,7 @@ REMEMBERED_RUNS = 256  # ended runs whose late tasks a worker refuses
 
 @dataclass
 class ReplicaSlot:
-    """What a worker keeps of a replica from one portion to the next."""
+    """The state of a replica that its worker keeps from one portion to the next."""
 
     rule: LocalRule | None = None  # of its own steps, with their state
     part: int = 0  # of which part the rule is
@@ -94,7 +94,7 @@ class WorkerContext:
 
     @property
     def job(self) -> Job:
-        """What the run's replicas need, opened once, on the thread of the first task.
+        """The job of the run's replicas, opened once, on the thread of the first task.
 
         Opening may take long (it imports the model's library): no lock that the event loop takes
         is held meanwhile.
@@ -177,21 +177,30 @@ class WorkerContext:
         return blas_threads(share, flops)
 
     def buffer(self, size: int) -> np.ndarray:
-        """Take a float32 vector out of the pool (its content is arbitrary)."""
+        """Take a vector, float32 (size,), out of the pool; its content is arbitrary."""
         return self._pool.take(size)
 
     def give_back(self, *vectors: np.ndarray) -> None:
-        """Return buffers that no call reads any more; an abandoned buffer is never given back."""
+        """Return buffers, float32 (size,), that no call reads any more.
+
+        The buffer of a call that was given up is never returned.
+        """
         self._pool.give_back(*vectors)
 
     def stash(self, place: Place, local: np.ndarray, fetched: list[int]) -> None:
-        """Keep the parameters that a replica stopped with; those of one replica are kept."""
+        """Keep the parameters, float32 (parameters,), with which a replica stopped.
+
+        The context keeps one such vector, the newest.
+        """
         self.resume(None)
         with self._condition:
             self._stashed = place, local, fetched
 
     def resume(self, place: Place | None) -> tuple[np.ndarray, list[int]] | None:
-        """Return what a replica stopped with just here, and the versions of its last fetch."""
+        """Return the parameters with which a replica stopped at this place, if they are kept.
+
+        They are float32 (parameters,), with the version of each shard at the replica's last fetch.
+        """
         with self._condition:
             stashed, self._stashed = self._stashed, None
             if stashed is None:
@@ -226,7 +235,7 @@ class WorkerContext:
                 reader.give_up_reads(least)
 
     def copy_of(self, handle: ServerHandle, number: int) -> np.ndarray:
-        """Return the parameters of a snapshot copy, fetched once for all tasks of the worker."""
+        """Return a snapshot copy's parameters, float32 (parameters,), fetched once a worker."""
         with self._copies_lock:
             if number not in self.copies:
                 link, vector = self.link(handle), self.buffer(handle.size)
@@ -248,9 +257,9 @@ class WorkerContext:
     def point(
         self, handle: ServerHandle, evaluation: int, name: str, part: int = 0
     ) -> Iterator[np.ndarray]:
-        """Hold the vector at which a pass evaluates, fetched once for all tasks of the worker.
+        """Hold the vector at which a pass evaluates, float32 (n,), fetched once a worker.
 
-        `handle` is that of the shards of the part, whose vector this is.
+        `handle` names the shards of the part, whose vector this is.
         """
         link = self.link(handle)
         with self._points.hold(
@@ -296,7 +305,13 @@ def open_context(run: str, job: bytes) -> WorkerContext:
 
 
 def context_on(worker: Worker, run: str, job: bytes) -> WorkerContext:
-    """Return the context of a run on a worker, as `open_context` does."""
+    """Return the context of a run on a worker, as `open_context` does.
+
+    Raises
+    ------
+    Stale
+        The run has ended on this worker.
+    """
     with _contexts_lock:
         if run in _ended.get(worker, ()):
             raise Stale(f"run {run} has ended")

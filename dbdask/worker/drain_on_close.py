@@ -25,7 +25,7 @@ class DrainOnClose(WorkerPlugin):
         self.run = run
         self.name = plugin_name(run)
         self._lease: asyncio.Task[None] | None = None  # begun on the worker's loop
-        self.is_dismissed = False  # the run has ended: whatever is here may go
+        self.is_dismissed = False  # the run has ended: all that is here may go
 
     def setup(self, worker: Worker) -> None:
         """Watch from now on whether the run still has shards here."""

@@ -138,8 +138,8 @@ class Peers:
     ) -> list[bool]:
         """Send, then wait for what comes; return its marks.
 
-        Every message is acknowledged before any is waited for: a mailbox takes messages whatever
-        its own part does, so parts never wait for each other in a circle.
+        Every message is acknowledged before any is waited for: a mailbox takes messages at any
+        time, so parts never wait for each other in a circle.
         """
         with self._spent.on("exchanging"):
             wanted = {self._address(boundary, direction, s): into for s, into in incoming.items()}

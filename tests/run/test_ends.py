@@ -263,7 +263,7 @@ def test_a_run_whose_checkpoint_was_taken_leaves_it_alone_and_the_next_goes_on(
     with pytest.raises(CheckpointError, match=r"was taken by .*resume=True"):
         ALGORITHMS[algorithm](threads_client, store, **options)
     assert owner.read(path).token == "other"
-    with dask.config.set({"dbdask.owner": "0.2s"}):  # the other run gives no sign of life
+    with dask.config.set({"dbdask.owner": "0.2s"}):  # the other run does not renew its name
         goes_on(threads_client, store, algorithm, path, whole)
 
 

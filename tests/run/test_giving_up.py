@@ -140,7 +140,7 @@ def test_only_workers_that_will_not_finish_their_work_are_unreachable():
         assert unreachable(held, roster, set()) == {"well", "gone"}
         reasons = [why_unreachable(worker, roster) for worker in ("gone", "paused", "well")]
         for reason, words in zip(
-            reasons, ("was lost", "has paused", "no sign of life"), strict=True
+            reasons, ("was lost", "has paused", "answered no ping"), strict=True
         ):
             assert words in reason
 

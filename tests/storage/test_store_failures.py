@@ -43,7 +43,7 @@ class Fate:
 
 
 class Failing(WrapperStore):
-    """A store of which one change fails; how often an owner gives a sign of life is its own."""
+    """A store of which one change fails; how often an owner renews its name is its own."""
 
     def __init__(self, store, fate):
         super().__init__(store)
