@@ -59,11 +59,11 @@ def rebuild(description: JsonObject) -> Recipe:
     recipe = _open({**description, **given}, source, inputs)
     if recipe.targets is None:
         return recipe
-    targets = recipe.targets.ordered("targets", description["target_dims"])
+    scaled = recipe.targets.ordered("targets", description["target_dims"])
     return replace(
         recipe,
         classes=None if classes is None else Classes.from_json(classes),
-        targets=_with_scalings(targets, description["target_scalings"]),
+        targets=_with_scalings(scaled, description["target_scalings"]),
     )
 
 

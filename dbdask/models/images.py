@@ -65,12 +65,13 @@ class Windows(NamedTuple):
         Both are float32 (rows, columns, *size, channels, examples). Windows that are `size /
         stride` apart do not overlap, so the sum is taken over few large sets of them.
         """
-        below, beside = (
+        rows_apart, columns_apart = (
             -(-size // stride) for size, stride in zip(self.size, self.stride, strict=True)
         )
-        for row in range(min(below, len(windows))):
-            for column in range(min(beside, windows.shape[1])):
-                windows[row::below, column::beside] += values[row::below, column::beside]
+        for row in range(min(rows_apart, len(windows))):
+            for column in range(min(columns_apart, windows.shape[1])):
+                disjoint = slice(row, None, rows_apart), slice(column, None, columns_apart)
+                windows[disjoint] += values[disjoint]
 
 
 def blocks(positions: Pair, size: int) -> Iterator[tuple[slice, slice]]:
@@ -80,11 +81,11 @@ def blocks(positions: Pair, size: int) -> Iterator[tuple[slice, slice]]:
     """
     rows, columns = positions
     size = max(1, size)  # it is 0 if there are no examples
-    beside = min(columns, max(1, BLOCK // size))
-    below = max(1, BLOCK // (size * columns)) if beside == columns else 1
-    for row in range(0, rows, below):
-        for column in range(0, columns, beside):
-            yield slice(row, row + below), slice(column, column + beside)
+    columns_at_once = min(columns, max(1, BLOCK // size))
+    rows_at_once = max(1, BLOCK // (size * columns)) if columns_at_once == columns else 1
+    for row in range(0, rows, rows_at_once):
+        for column in range(0, columns, columns_at_once):
+            yield slice(row, row + rows_at_once), slice(column, column + columns_at_once)
 
 
 def examples_last(images: Float32Array) -> Float32Array:

@@ -204,6 +204,11 @@ def _pending(client: Client, keys: Collection[str]) -> list[str]:
     return [key for key in keys if key in client.futures and not client.futures[key].done()]
 
 
+def is_submitted(client: Client, key: str) -> bool:
+    """Whether a client has submitted a task that it still holds."""
+    return key in client.futures
+
+
 async def _at_scheduler(client: Client, key: str) -> str | None:
     states = await scheduler_of(client).get_task_status(keys=[key])
     state: str | None = states[key]

@@ -41,7 +41,7 @@ class Plan:
     """Ranges of the flat vector that updates may change; the rest are buffers."""
     buffers: tuple[tuple[int, int], ...] = ()
     """Ranges of buffers that training changes, as the model says."""
-    supply: BlockProvider
+    provider: BlockProvider
     """Brings workers the examples that they cannot read themselves."""
     seed: int
     settings: SavedState
@@ -50,7 +50,7 @@ class Plan:
     """Identity of the run, part of every key and every snapshot."""
     start: np.ndarray | None = None
     """First parameters, float32, (size,), in the shards' order; None asks the model."""
-    validation_supply: BlockProvider | None = None
+    validation_provider: BlockProvider | None = None
     validation_cut: Cut | None = None
     """Portions of the validation examples; None if there are none."""
     validate_steps: int | None = None

@@ -6,7 +6,6 @@ from typing import TypeVar
 
 from distributed.core import ConnectionPool
 
-from dbdask import __version__
 from dbdask.daemon_threads import beside_loop
 from dbdask.errors import CheckpointError, WorkerError
 from dbdask.rpc.calls import run_on, worker_answers
@@ -16,6 +15,7 @@ from dbdask.rpc.local_workers import import_here
 from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run.ownership import in_time
 from dbdask.storage import checkpoint
+from dbdask.version import __version__
 
 USED = (
     "dbdask.run.preflight",

@@ -172,9 +172,9 @@ class Roster:
                 if error is None:
                     self._checked.add(address)
                 else:
-                    self._turn_away(address, error, at_start)
+                    self._note_failed_check(address, error, at_start)
 
-    def _turn_away(self, address: str, error: BaseException, at_start: bool) -> None:
+    def _note_failed_check(self, address: str, error: BaseException, at_start: bool) -> None:
         """Note a failed check. A worker is refused only if it is there and reports the failure."""
         if address not in self.facts or address in self.closing:
             logger.warning("worker %s left while it was checked", address)

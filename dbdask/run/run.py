@@ -133,12 +133,18 @@ class Run:
         self.progress = 0
         self.has_room_for_copies = False
         self.tally = Tally(plan.last.state if plan.last else None, self.records.put)
-        roster = Roster(client, plan.job, plan.path, plan.workers, plan.shard_workers)
-        roster.least = plan.partitions
+        roster = Roster(
+            client,
+            plan.job,
+            plan.path,
+            plan.workers,
+            plan.shard_workers,
+            least=plan.partitions,
+        )
         self.roster = roster
-        providers = {TRAIN: plan.supply}
-        if plan.validation_supply is not None:
-            providers[VALIDATION] = plan.validation_supply
+        providers = {TRAIN: plan.provider}
+        if plan.validation_provider is not None:
+            providers[VALIDATION] = plan.validation_provider
         self.server = ParameterServer(
             client,
             plan.run,

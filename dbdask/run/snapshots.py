@@ -131,7 +131,7 @@ class Snapshots:
         names: list[str],
         state: dict[str, Any],
         method: str,
-        what: Any,
+        what: int | list[str],
         doubt: str,
         bad: str = "",
     ) -> str:
@@ -275,7 +275,7 @@ class _Writing:
         named, others = shards[:MOST_NAMED], len(shards[MOST_NAMED:])
         return ", ".join(named) + (f" and {others} more" if others else "")
 
-    async def write(self, method: str, what: Any) -> bool:
+    async def write(self, method: str, what: int | list[str]) -> bool:
         """Make the vectors, and let every shard write its slice; returns whether all are finite.
 
         Raises
@@ -302,7 +302,7 @@ class _Writing:
         was_begun = self._step == "writing"
         return was_begun and not checkpoint.has_vectors(self.path, self.group, self.names)
 
-    async def _write_one(self, index: int, method: str, what: Any) -> bool:
+    async def _write_one(self, index: int, method: str, what: int | list[str]) -> bool:
         nbytes = 4 * self.server.chunk * len(self.names)
         is_finite = await self.server.call(
             index, method, self.path, self.group, what, nbytes=nbytes

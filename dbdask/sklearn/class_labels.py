@@ -5,6 +5,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from distributed import Client
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
@@ -12,7 +13,7 @@ from dbdask.arrays import Float64Array
 from dbdask.sklearn.containers import DuckArray, in_memory
 
 
-def classes_of(y: DuckArray, client: Any) -> np.ndarray:
+def classes_of(y: DuckArray, client: Client | None) -> np.ndarray:
     """Return the labels that occur in y, sorted: (classes,), of the dtype of y.
 
     Raises
@@ -71,7 +72,7 @@ def weighted(
     class_weight: Mapping[Any, float] | str | None,
     indices: DuckArray,
     classes: np.ndarray,
-    client: Any,
+    client: Client | None,
 ) -> DuckArray | None:
     """Return the weights of the examples times those of their classes: float (samples,), or None.
 
@@ -98,7 +99,7 @@ def _class_weights(
     class_weight: Mapping[Any, float] | str,
     indices: DuckArray,
     classes: np.ndarray,
-    client: Any,
+    client: Client | None,
 ) -> Float64Array:
     """Return the weight of each class: (classes,)."""
     if not isinstance(class_weight, str):

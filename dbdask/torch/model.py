@@ -111,11 +111,7 @@ class TorchModel:
         self._precision = precision
         self.loss: str | None = loss if isinstance(loss, str) else None
         self._description = _describe(module, loss)
-        self._prepare()
-
-    def _prepare(self) -> None:
         self._layout = self._skeleton.layout
-        self._has_buffers = any(slot.role == "buffer" for slot in self._skeleton.slots)
         self._threads = threading.local()
 
     def __getstate__(self) -> dict[str, object]:
@@ -129,7 +125,8 @@ class TorchModel:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._prepare()
+        self._layout = self._skeleton.layout
+        self._threads = threading.local()
 
     def __repr__(self) -> str:
         return f"<TorchModel of {self._description['module']}, {self.parameter_count:,} parameters>"
@@ -216,7 +213,8 @@ class TorchModel:
 
         They are float32, of the buffers' shapes.
         """
-        return self._bound().updated_buffers() if self._has_buffers else {}
+        has_buffers = any(slot.role == "buffer" for slot in self._skeleton.slots)
+        return self._bound().updated_buffers() if has_buffers else {}
 
     def _total(
         self,

@@ -1,7 +1,7 @@
 """The state of a run on one worker: the opened examples, the model, buffers, and calls under way.
 
 A context belongs to a (worker, run) pair, never to a module, because in-process workers share
-modules. It is closed by the verb; when the client dies instead, the context notices that the shards
+modules. It is closed by the run; when the client dies instead, the context notices that the shards
 are gone and closes itself.
 """
 
@@ -83,10 +83,11 @@ class WorkerContext:
         self.mailbox = Mailbox()
         self._peers: tuple[ActorPlace, ...] = ()  # mailboxes of the other members of the gang
         self._parts: dict[int, Part] = {}
-        self._left: tuple[Place, np.ndarray, list[int]] | None = None
+        self._stashed: tuple[Place, np.ndarray, list[int]] | None = None
         self._running = 0
         self._slots: list[ReplicaSlot] = []  # of replicas that are between two portions
-        self._turn = threading.Condition()
+        self._condition = threading.Condition()
+        self._lease: asyncio.Task[None] | None = None  # begun on the worker's loop
         self._until_closed = ExitStack()
         self._until_closed.enter_context(kept_heap.kept())  # between two portions, too
         worker_loop(worker).call_soon_threadsafe(self._begin_lease)
@@ -108,7 +109,8 @@ class WorkerContext:
         self._lease = asyncio.ensure_future(self._watch())
 
     def _end_lease(self) -> None:
-        self._lease.cancel()
+        if self._lease is not None:
+            self._lease.cancel()
 
     async def _watch(self) -> None:
         """Close the context when it idles and no shard of its run answers (the client died)."""
@@ -153,19 +155,19 @@ class WorkerContext:
     @contextmanager
     def replica_slot(self, replicas: int) -> Iterator[ReplicaSlot]:
         """Hold one of the worker's `replicas` places, with its share of the worker's threads."""
-        with self._turn:
-            self._turn.wait_for(lambda: self._running < replicas or self.closed)
+        with self._condition:
+            self._condition.wait_for(lambda: self._running < replicas or self.closed)
             self._running += 1
             slot = self._slots.pop() if self._slots else ReplicaSlot()
         try:
             with blas_limit.at_most(self._blas_threads(replicas)):
                 yield slot
         finally:
-            with self._turn:
+            with self._condition:
                 self._running -= 1
                 if not self.closed:
                     self._slots.append(slot)
-                self._turn.notify()
+                self._condition.notify()
 
     def _blas_threads(self, replicas: int) -> int:
         share = max(1, self.worker.state.nthreads // replicas)
@@ -191,21 +193,21 @@ class WorkerContext:
         The context keeps one such vector, the newest.
         """
         self.resume(None)
-        with self._turn:
-            self._left = place, local, fetched
+        with self._condition:
+            self._stashed = place, local, fetched
 
     def resume(self, place: Place | None) -> tuple[np.ndarray, list[int]] | None:
         """Return the parameters with which a replica stopped at this place, if they are kept.
 
         They are float32 (parameters,), with the version of each shard at the replica's last fetch.
         """
-        with self._turn:
-            left, self._left = self._left, None
-            if left is None:
+        with self._condition:
+            stashed, self._stashed = self._stashed, None
+            if stashed is None:
                 return None
-            if left[0] == place:
-                return left[1], left[2]
-        self._pool.give_back(left[1])
+            if stashed[0] == place:
+                return stashed[1], stashed[2]
+        self._pool.give_back(stashed[1])
         return None
 
     def reader(self, name: str) -> Reader:
@@ -217,7 +219,7 @@ class WorkerContext:
             The context is closed.
         """
         examples = getattr(self.job, name)
-        with self._turn:
+        with self._condition:
             if self.closed:
                 raise Stale(f"run {self.run} has ended")
             if name not in self.readers:
@@ -273,13 +275,13 @@ class WorkerContext:
 
     def close(self) -> None:
         """End the calls, let waiting tasks go, and drop what the run held here; never waits."""
-        with self._turn:
+        with self._condition:
             self.closed = True
             readers, self.readers = self.readers, {}
         worker_loop(self.worker).call_soon_threadsafe(self._end_lease)
         self.end_generation(1 << 62)
-        with self._turn:
-            self._turn.notify_all()
+        with self._condition:
+            self._condition.notify_all()
         for reader in readers.values():
             reader.close()
         self.mailbox.close()
@@ -287,7 +289,7 @@ class WorkerContext:
         self._pool.clear()
         self._points.clear()
         self.copies, self._slots = {}, []
-        self._left = None
+        self._stashed = None
         self._until_closed.close()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -133,8 +133,8 @@ class Peers:
         self,
         boundary: int,
         direction: str,
-        outgoing: dict[int, Any],
-        incoming: dict[int, Any],
+        outgoing: dict[int, np.ndarray],
+        incoming: dict[int, np.ndarray],
     ) -> list[bool]:
         """Send, then wait for what comes; return its marks.
 

@@ -27,7 +27,7 @@ SHORT = {
     "dbdask.answer": "1s",
     "dbdask.lease": "2s",
 }
-SOONER = ("answers lost; twins",)  # in the short suite
+SOONER = ("answers lost; copies",)  # in the short suite
 
 
 def for_passes(fault):

@@ -204,10 +204,13 @@ def test_an_error_before_the_run_leaves_no_owner(path):
         checkpoint.begin(path, group, ["parameters"], 2, 2)
         checkpoint.commit(path, group, {})
         assert opened.last is None
-    for verb, resume, why in (("other", "auto", "another verb"), ("one", False, "exists already")):
+    for algorithm, resume, why in (
+        ("other", "auto", "another algorithm"),
+        ("one", False, "exists already"),
+    ):
         with (
             pytest.raises(CheckpointError, match=why),
-            open_checkpoint(path, resume, {"verb": verb}),
+            open_checkpoint(path, resume, {"verb": algorithm}),
         ):
             pass
     assert sealed.children(path) == [group, "zarr.json"]

@@ -306,14 +306,14 @@ class Failing(LinearCounting):
         return super().predict(parameters, inputs)
 
 
-@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
-def test_an_error_that_passes_is_tried_again(threads_client, store, verb, monkeypatch, caplog):
+@pytest.mark.parametrize("algorithm", ["downpour", "sandblaster"])
+def test_an_error_that_passes_is_tried_again(threads_client, store, algorithm, monkeypatch, caplog):
     monkeypatch.setattr(Failing, "left", 3)
     settings = {
         "downpour": {"batch_size": BATCH},
         "sandblaster": {"iterations": 2, "l2": 1 / ROWS},
-    }[verb]
-    result = getattr(dbdask, verb)(
+    }[algorithm]
+    result = getattr(dbdask, algorithm)(
         Failing(ROWS),
         counted(store),
         client=threads_client,
