@@ -72,7 +72,11 @@ def standardized(store):
 
 def minimized(store, client=None):
     result = dbdask.sandblaster(
-        LinearCounting(ROWS), counted(store), client=client, progress=False, **ALGORITHMS["sandblaster"]
+        LinearCounting(ROWS),
+        counted(store),
+        client=client,
+        progress=False,
+        **ALGORITHMS["sandblaster"],
     )
     return result.parameters["count"].values
 
