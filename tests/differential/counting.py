@@ -41,11 +41,7 @@ def report(counts: Counts) -> str:
 
 
 def spans(ranges: Iterable[tuple[int, int]]) -> str:
-    """Return ranges of seeds, each its first and the one after its last, as few as possible.
-
-    >>> spans([(25, 50), (0, 25), (100, 125)])
-    '0-49, 100-124'
-    """
+    """Return ranges of seeds, each its first and the one after its last, as few as possible."""
     joined: list[list[int]] = []
     for first, stop in sorted(ranges):
         if joined and first <= joined[-1][1]:
