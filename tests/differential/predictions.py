@@ -153,10 +153,11 @@ def check_values(
 def is_missing(array: xr.DataArray, labels: list[Any]) -> xr.DataArray:
     """Say where an array shows nothing: NaN, or no text or a number where that is no label."""
     missing = array.isnull()
-    declared = [array.encoding.get("_FillValue"), array.attrs.get("missing_label")]
-    if array.dtype.kind in "UO":
-        declared.append("")
-    for gap in declared:
+    declared = array.encoding.get("_FillValue")  # a class of this number has no example
+    if declared is not None and declared == declared:
+        missing = missing | (array == declared)
+    named = [array.attrs.get("missing_label"), *([""] if array.dtype.kind in "UO" else [])]
+    for gap in named:
         if gap is not None and gap == gap and plain(gap) not in labels:
             missing = missing | (array == gap)
     return missing
