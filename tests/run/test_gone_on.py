@@ -15,7 +15,7 @@ from test_downpour import assert_nothing_left
 from test_ends import (
     AFTER,
     PASS,
-    VERBS,
+    ALGORITHMS,
     Spoiled,
     fail,
     goes_on,
@@ -84,7 +84,7 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("verb", "what"),
+    ("algorithm", "what"),
     [
         ("downpour", "contract"),
         pytest.param("downpour", "portion", marks=slow),
@@ -95,20 +95,22 @@ slow = pytest.mark.slow
     ],
 )
 def test_a_run_that_an_error_ended_after_a_snapshot_goes_on(
-    threads_client, store, tmp_path, whole, verb, what
+    threads_client, store, tmp_path, whole, algorithm, what
 ):
     error, act, options = ERRORS[what]
-    path, model = str(tmp_path / "run.zarr"), Spoiled(act, SPOILED_AFTER[verb])
+    path, model = str(tmp_path / "run.zarr"), Spoiled(act, SPOILED_AFTER[algorithm])
     with pytest.raises(error, match=None if act is None else "spoiled"):
-        VERBS[verb](threads_client, store, model, checkpoint=path, snapshot_every=SOON, **options)
+        ALGORITHMS[algorithm](
+            threads_client, store, model, checkpoint=path, snapshot_every=SOON, **options
+        )
     assert progress_of(path) > 0
-    goes_on(threads_client, store, verb, path, whole)
+    goes_on(threads_client, store, algorithm, path, whole)
     assert_nothing_left(threads_client)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_run_whose_client_is_closed_goes_on_with_another(
-    threads_client, store, tmp_path, whole, verb
+    threads_client, store, tmp_path, whole, algorithm
 ):
     path = str(tmp_path / "run.zarr")
     client = Client(threads_client.cluster, set_as_default=False)
@@ -120,11 +122,11 @@ def test_a_run_whose_client_is_closed_goes_on_with_another(
         wait_until(lambda: client.status == "closed")
 
     Closing.close = close
-    model = Spoiled(closing, SPOILED_AFTER[verb])
+    model = Spoiled(closing, SPOILED_AFTER[algorithm])
     with pytest.raises(ShardLost, match=r"closed.*run\.zarr'.*resume=True"):
-        VERBS[verb](client, store, model, checkpoint=path, snapshot_every=SOON)
+        ALGORITHMS[algorithm](client, store, model, checkpoint=path, snapshot_every=SOON)
     assert progress_of(path) > 0
-    goes_on(threads_client, store, verb, path, whole)
+    goes_on(threads_client, store, algorithm, path, whole)
     wait_until(lambda: not threads_client.run_on_scheduler(tasks_of))
     assert_nothing_left(threads_client)
 
@@ -135,9 +137,9 @@ def tasks_of(dask_scheduler):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_run_whose_cluster_is_closed_goes_on_with_another(
-    threads_client, store, tmp_path, whole, verb
+    threads_client, store, tmp_path, whole, algorithm
 ):
     path, closed = str(tmp_path / "run.zarr"), threading.Event()
 
@@ -159,17 +161,17 @@ def test_a_run_whose_cluster_is_closed_goes_on_with_another(
         thread = threading.Thread(target=close)
         Closing.close = linger
         client = Client(cluster, set_as_default=False)
-        model = Spoiled(closing, SPOILED_AFTER[verb])
+        model = Spoiled(closing, SPOILED_AFTER[algorithm])
         with pytest.raises((ShardLost, WorkerError), match=r"run\.zarr'.*resume=True"):
-            VERBS[verb](client, store, model, checkpoint=path, snapshot_every=SOON)
+            ALGORITHMS[algorithm](client, store, model, checkpoint=path, snapshot_every=SOON)
         thread.join(60)
         client.close()
     assert progress_of(path) > 0
-    goes_on(threads_client, store, verb, path, whole)
+    goes_on(threads_client, store, algorithm, path, whole)
 
 
 @pytest.mark.parametrize(
-    ("verb", "options", "reason"),
+    ("algorithm", "options", "reason"),
     [
         ("downpour", {"target_loss": 100.0}, "target"),
         pytest.param("downpour", {"epochs": 1}, "epochs", marks=slow),
@@ -177,20 +179,20 @@ def test_a_run_whose_cluster_is_closed_goes_on_with_another(
     ],
 )
 def test_a_run_that_reached_its_end_goes_on_beyond_it(
-    threads_client, store, tmp_path, whole, verb, options, reason
+    threads_client, store, tmp_path, whole, algorithm, options, reason
 ):
     """Only a call sets an end: without it, or with a later one, the same training goes on."""
     path = str(tmp_path / "run.zarr")
-    result = VERBS[verb](threads_client, store, checkpoint=path, **options)
+    result = ALGORITHMS[algorithm](threads_client, store, checkpoint=path, **options)
     assert result.status.reason == reason
-    goes_on(threads_client, store, verb, path, whole)
+    goes_on(threads_client, store, algorithm, path, whole)
 
 
 def test_a_target_is_looked_for_anew_by_the_run_that_goes_on(threads_client, store, tmp_path):
     """A snapshot does not know of a target: the same call trains until it meets it again."""
     path, options = str(tmp_path / "run.zarr"), {"target_loss": 100.0}
-    first = VERBS["downpour"](threads_client, store, checkpoint=path, **options)
-    again = VERBS["downpour"](threads_client, store, checkpoint=path, resume=True, **options)
+    first = ALGORITHMS["downpour"](threads_client, store, checkpoint=path, **options)
+    again = ALGORITHMS["downpour"](threads_client, store, checkpoint=path, resume=True, **options)
     assert first.status.reason == again.status.reason == "target"
     assert again.history["step"].values[-1] > first.history["step"].values[-1]
     the_snapshot(path)
@@ -224,11 +226,11 @@ def test_a_run_that_converged_to_float32_precision_is_at_its_end_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_run_that_ctrl_c_ends_goes_on(threads_client, store, tmp_path, whole, verb):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_that_ctrl_c_ends_goes_on(threads_client, store, tmp_path, whole, algorithm):
     path = str(tmp_path / "run.zarr")
     options = {"checkpoint": path, "snapshot_every": SOON, "callbacks": [interrupt]}
-    result = VERBS[verb](threads_client, store, Spoiled(), **options)
+    result = ALGORITHMS[algorithm](threads_client, store, Spoiled(), **options)
     assert result.status.reason == "interrupted"
     assert progress_of(path) > 0
-    goes_on(threads_client, store, verb, path, whole)
+    goes_on(threads_client, store, algorithm, path, whole)

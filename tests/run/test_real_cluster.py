@@ -1,4 +1,4 @@
-"""Both verbs on clusters of separate processes: how they leave, die and come, seen from outside."""
+"""Both algorithms on clusters of separate processes that leave, die and come, seen from outside."""
 
 import asyncio
 import gc
@@ -55,18 +55,21 @@ def sandblaster(client, store, *, seconds=0.05, **options):
     return result
 
 
-VERBS = {"downpour": (downpour, 4), "sandblaster": (sandblaster, 1)}  # records before it is hit
+ALGORITHMS = {
+    "downpour": (downpour, 4),
+    "sandblaster": (sandblaster, 1),
+}  # records before it is hit
 
 
-@pytest.fixture(params=VERBS)
-def verb(request):
-    """A verb, and what does something to it in mid-training."""
-    train, records = VERBS[request.param]
+@pytest.fixture(params=ALGORITHMS)
+def algorithm(request):
+    """An algorithm, and what does something to it in mid-training."""
+    train, records = ALGORITHMS[request.param]
     return train, lambda action: After(records, action)
 
 
 mostly_downpour = pytest.mark.parametrize(
-    "verb", ["downpour", pytest.param("sandblaster", marks=pytest.mark.chaos)], indirect=True
+    "algorithm", ["downpour", pytest.param("sandblaster", marks=pytest.mark.chaos)], indirect=True
 )
 
 
@@ -74,7 +77,7 @@ def kept(tmp_path):
     return {"checkpoint": str(tmp_path / "run.zarr"), "snapshot_every": "200ms"}
 
 
-def test_both_verbs_count_exactly(tmp_path, store):
+def test_both_algorithms_count_exactly(tmp_path, store):
     with RealCluster(tmp_path, interpreters=True) as cluster:
         cluster.start_scheduler()
         client, _ = cluster.start_workers(2)
@@ -212,8 +215,8 @@ def assert_no_update_lost(result):
 
 @mostly_downpour
 @pytest.mark.parametrize("nanny", [False, True], ids=["no nanny", "nanny"])
-def test_sigterm_hands_a_shard_on(cluster, store, verb, nanny, quick_turns):
-    train, when_under_way = verb
+def test_sigterm_hands_a_shard_on(cluster, store, algorithm, nanny, quick_turns):
+    train, when_under_way = algorithm
     client, _ = cluster.start_workers(2 if nanny else 3, nanny=nanny)
     seconds = []
 
@@ -317,8 +320,10 @@ def failing(train, *arguments, match, **options):
 
 
 @mostly_downpour
-def test_a_killed_scheduler_is_named_and_the_run_can_be_resumed(cluster, store, verb, tmp_path):
-    train, when_under_way = verb
+def test_a_killed_scheduler_is_named_and_the_run_can_be_resumed(
+    cluster, store, algorithm, tmp_path
+):
+    train, when_under_way = algorithm
     client, _ = cluster.start_workers(2)
     seconds = failing(
         train,
@@ -339,8 +344,8 @@ def test_a_killed_scheduler_is_named_and_the_run_can_be_resumed(cluster, store, 
 
 
 @mostly_downpour
-def test_a_killed_scheduler_without_a_checkpoint_is_an_error_too(cluster, store, verb, caplog):
-    train, when_under_way = verb
+def test_a_killed_scheduler_without_a_checkpoint_is_an_error_too(cluster, store, algorithm, caplog):
+    train, when_under_way = algorithm
     client, _ = cluster.start_workers(2)
     seconds = failing(
         train,
@@ -355,8 +360,8 @@ def test_a_killed_scheduler_without_a_checkpoint_is_an_error_too(cluster, store,
 
 
 @pytest.mark.chaos
-def test_a_scheduler_that_pauses_is_waited_for(cluster, store, verb):
-    train, when_under_way = verb
+def test_a_scheduler_that_pauses_is_waited_for(cluster, store, algorithm):
+    train, when_under_way = algorithm
     client, _ = cluster.start_workers(2)
 
     def pause():
@@ -371,8 +376,8 @@ def test_a_scheduler_that_pauses_is_waited_for(cluster, store, verb):
 
 
 @pytest.mark.chaos
-def test_a_scheduler_that_stays_silent_ends_the_run(cluster, store, verb, tmp_path):
-    train, when_under_way = verb
+def test_a_scheduler_that_stays_silent_ends_the_run(cluster, store, algorithm, tmp_path):
+    train, when_under_way = algorithm
     client, _ = cluster.start_workers(2)
     with dask.config.set({"dbdask.ping": "2s"}):
         seconds = failing(
@@ -410,9 +415,9 @@ def farewells(dask_worker):
 def test_a_killed_client_leaves_nothing_on_workers_with_shards(tmp_path, store, name):
     script = """
         from distributed import Client
-        from test_real_cluster import VERBS
+        from test_real_cluster import ALGORITHMS
         client = Client(scheduler_file={file!r})
-        train, _ = VERBS[{name!r}]
+        train, _ = ALGORITHMS[{name!r}]
         options = {options}
         train(client, {store!r}, callbacks=[lambda r: print("going", flush=True)], **options)
     """
@@ -436,8 +441,8 @@ def test_a_killed_client_leaves_nothing_on_workers_with_shards(tmp_path, store, 
 
 
 @mostly_downpour
-def test_an_error_when_every_worker_is_killed(cluster, store, verb):
-    train, when_under_way = verb
+def test_an_error_when_every_worker_is_killed(cluster, store, algorithm):
+    train, when_under_way = algorithm
     client, names = cluster.start_workers(2)
     seconds = failing(
         train,
@@ -451,8 +456,8 @@ def test_an_error_when_every_worker_is_killed(cluster, store, verb):
 
 
 @pytest.mark.chaos
-def test_an_error_when_every_worker_is_killed_and_none_comes(cluster, store, verb, tmp_path):
-    train, when_under_way = verb
+def test_an_error_when_every_worker_is_killed_and_none_comes(cluster, store, algorithm, tmp_path):
+    train, when_under_way = algorithm
     client, names = cluster.start_workers(2)
     seconds = failing(
         train,
@@ -467,8 +472,8 @@ def test_an_error_when_every_worker_is_killed_and_none_comes(cluster, store, ver
 
 
 @pytest.mark.chaos
-def test_a_worker_that_joins_after_all_were_killed_goes_on(cluster, store, verb, tmp_path):
-    train, when_under_way = verb
+def test_a_worker_that_joins_after_all_were_killed_goes_on(cluster, store, algorithm, tmp_path):
+    train, when_under_way = algorithm
     client, names = cluster.start_workers(2)
 
     def replace():
@@ -504,12 +509,12 @@ def unretrieved(cluster, client):
 
 
 @pytest.mark.parametrize(
-    "verb", ["downpour", pytest.param("sandblaster", marks=pytest.mark.slow)], indirect=True
+    "algorithm", ["downpour", pytest.param("sandblaster", marks=pytest.mark.slow)], indirect=True
 )
 def test_no_process_logs_an_error_that_was_never_retrieved(
-    cluster, store, verb, tmp_path, quick_turns, caplog
+    cluster, store, algorithm, tmp_path, quick_turns, caplog
 ):
-    train, when_under_way = verb
+    train, when_under_way = algorithm
     client, _ = cluster.start_workers(3)
     beside = when_under_way(lambda: cluster.kill(name_of(client, shard_workers(client)[0])))
     result = train(client, store, callbacks=[beside], **kept(tmp_path))
