@@ -14,8 +14,8 @@ from distributed import Client, LocalCluster
 from test_downpour import assert_nothing_left
 from test_ends import (
     AFTER,
-    PASS,
     ALGORITHMS,
+    PASS,
     Spoiled,
     fail,
     goes_on,
