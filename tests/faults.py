@@ -216,7 +216,9 @@ class Cancel:
     """Dask cancels every portion and bundle that is out: their work goes on, and nobody hears."""
 
     def __call__(self, client: Client, rng: random.Random) -> None:
-        assert client.run_on_scheduler(_cancel_work, client_id=client.id) > 0
+        until = time.monotonic() + 30
+        while not client.run_on_scheduler(_cancel_work, client_id=client.id):
+            assert time.monotonic() < until, "no work was given out"
 
 
 def _cancel_work(dask_scheduler, client_id: str) -> int:

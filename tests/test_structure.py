@@ -33,6 +33,7 @@ LEVELS = {
     "progress": 6,
     "plotting": 6,
     "status": 6,
+    "stored_parameters": 6,
     "meanings": 6,
     "run": 7,
     "algorithms": 8,

@@ -143,12 +143,13 @@ class _Sweep(Generic[T]):
         while True:
             found = self._attempt(batch)
             if not isinstance(found, _Unread):
-                self.under_way.popleft()
+                self._release(self.under_way.popleft())
                 return found
             batch.failures += 1
             pause = pause_after(batch.failures)
             if pause is None:
                 raise found.error
+            self._release(batch)  # tracebacks of its error may still hold it
             batch.failed_at.add(found.worker)
             time.sleep(pause)
             self._submit(batch)
@@ -167,9 +168,12 @@ class _Sweep(Generic[T]):
     def release(self) -> None:
         """Let go of all that is under way; a client that is closed has done so."""
         for batch in self.under_way:
-            if batch.future is not None:
-                with suppress(RuntimeError, OSError, ClosedClientError):
-                    batch.future.release()
+            self._release(batch)
+
+    def _release(self, batch: _Batch[T]) -> None:
+        if batch.future is not None:
+            with suppress(RuntimeError, OSError, ClosedClientError):
+                batch.future.release()
 
 
 async def _result(client: Client, future: Future[T]) -> T:
@@ -199,9 +203,12 @@ def _awaited(client: Client, work: Coroutine[Any, Any, T]) -> T:
     if future.cancelled() or not future.done():
         raise SchedulerLost("its client's event loop has ended")
     result, error = future.result()
-    if error is not None:
+    if error is None:
+        return result[0]
+    try:
         raise error
-    return result[0]
+    finally:
+        del error, future  # the error's traceback has this frame: a circle would keep tasks alive
 
 
 async def _outcome(work: Coroutine[Any, Any, T]) -> tuple[list[T], Exception | None]:

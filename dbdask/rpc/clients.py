@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from distributed import Client
-
 from dbdask.rpc.scheduler import is_closed
 
 
@@ -17,7 +15,7 @@ def check_client(client: Any) -> None:
     ValueError
         It is closed.
     """
-    if not isinstance(client, Client):
+    if not hasattr(client, "asynchronous"):
         raise TypeError(f"client must be a dask.distributed.Client, got {client!r}")
     if client.asynchronous:
         raise TypeError("client must be synchronous, got an asynchronous one: Client(address)")

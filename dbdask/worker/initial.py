@@ -13,7 +13,7 @@ from dbdask.models.member_checks import checked_initial
 from dbdask.optim.optimizer_checks import initial_slots
 from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.calls import ActorPlace, call_actor
-from dbdask.rpc.local_workers import this_worker
+from dbdask.rpc.local_workers import name_of_here, this_worker
 from dbdask.rpc.loops import start_on, worker_loop
 from dbdask.rpc.portable import portable_errors
 from dbdask.rpc.store_calls import call_store
@@ -67,8 +67,7 @@ class FromSnapshot:
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
         nbytes = 4 * (stop - start) * (2 + len(optimizer.slots))
         place = f"checkpoint={self.path!r}"
-        who, what = f"worker {this_worker().address}", f"parameters {start} to {stop}"
-        doing = f"{who} read {what} of snapshot {self.group}"
+        doing = f"{name_of_here()} read parameters {start} to {stop} of snapshot {self.group}"
         vectors = call_store(
             place, doing, self._read, start, stop, error=CheckpointError, nbytes=nbytes
         )

@@ -512,14 +512,14 @@ def unretrieved(cluster, client):
     "algorithm", ["downpour", pytest.param("sandblaster", marks=pytest.mark.slow)], indirect=True
 )
 def test_no_process_logs_an_error_that_was_never_retrieved(
-    cluster, store, algorithm, tmp_path, quick_turns, caplog
+    cluster, store, algorithm, quick_turns, caplog
 ):
     train, when_under_way = algorithm
     client, _ = cluster.start_workers(3)
     beside = when_under_way(lambda: cluster.kill(name_of(client, shard_workers(client)[0])))
-    result = train(client, store, callbacks=[beside], **kept(tmp_path))
+    train(client, store, callbacks=[beside], shard_copies=2)
     beside.done()
-    assert result.history["lost"].values[-1] >= 1
+    assert "recovering" in caplog.text
     assert unretrieved(cluster, client) == []
     assert "never retrieved" not in caplog.text
     chosen = min(addresses(client))
