@@ -23,7 +23,9 @@ def test_drawn_datasets_show_what_xarray_shows(first, record_property):
 
 @cache
 def _seed_that_is_equal():
-    return next(seed for seed in range(200) if run(seed, predict=False).verdict == "equal")
+    """A seed whose dataset has no reason for an error."""
+    trials = (run(seed, predict=False) for seed in range(200))
+    return next(trial.seed for trial in trials if trial.verdict == "equal" and not trial.reasons)
 
 
 def _another_value(found):

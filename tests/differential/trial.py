@@ -168,8 +168,7 @@ def run(seed: int, predict: bool = True) -> Trial:
             trial.error = f"{type(observed.error).__name__} in {observed.stage}"
         try:
             trial.verdict, table = compare(observed, worlds, trial.asked, trial.warned)
-            if trial.verdict == "refused":
-                trial.reasons = table.required or table.allowed
+            trial.reasons = table.required or table.allowed
             if predict and trial.verdict == "equal" and trial.asked.loss:
                 trial.predicted, trial.written = _predict(trial, observed, worlds)
         except Wrong as wrong:
