@@ -6,6 +6,7 @@ that goes on from it ends where an unbroken one does, to the bit.
 
 import threading
 
+import dask
 import numpy as np
 import pytest
 import test_ends
@@ -31,6 +32,7 @@ from dbdask.algorithms.downpour_method import Downpour
 from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.errors import DataError, ModelError, ShardLost, WorkerError
 from dbdask.storage import checkpoint
+from dbdask.worker.context import contexts_on
 
 store, whole = test_ends.store, test_ends.whole
 SPOILED_AFTER = {"downpour": AFTER, "sandblaster": 3 * PASS}
@@ -123,11 +125,15 @@ def test_a_run_whose_client_is_closed_goes_on_with_another(
 
     Closing.close = close
     model = Spoiled(closing, SPOILED_AFTER[algorithm])
-    with pytest.raises(ShardLost, match=r"closed.*run\.zarr'.*resume=True"):
+    with (
+        dask.config.set({"dbdask.lease": "200ms"}),  # by which workers notice a client that is gone
+        pytest.raises(ShardLost, match=r"closed.*run\.zarr'.*resume=True"),
+    ):
         ALGORITHMS[algorithm](client, store, model, checkpoint=path, snapshot_every=SOON)
     assert progress_of(path) > 0
     goes_on(threads_client, store, algorithm, path, whole)
     wait_until(lambda: not threads_client.run_on_scheduler(tasks_of))
+    wait_until(lambda: not any(threads_client.run(contexts_on).values()))
     assert_nothing_left(threads_client)
 
 
@@ -230,7 +236,8 @@ def test_a_run_that_converged_to_float32_precision_is_at_its_end_again(
 def test_a_run_that_ctrl_c_ends_goes_on(threads_client, store, tmp_path, whole, algorithm):
     path = str(tmp_path / "run.zarr")
     options = {"checkpoint": path, "snapshot_every": SOON, "callbacks": [interrupt]}
-    result = ALGORITHMS[algorithm](threads_client, store, Spoiled(), **options)
+    with pytest.warns(dbdask.TrainingWarning, match="interrupted"):
+        result = ALGORITHMS[algorithm](threads_client, store, Spoiled(), **options)
     assert result.status.reason == "interrupted"
     assert progress_of(path) > 0
     goes_on(threads_client, store, algorithm, path, whole)
