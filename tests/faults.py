@@ -445,7 +445,7 @@ TABLE = [
 
 # What replicas of one worker meet: for gangs it is the same.
 MORE = [
-    Fault("cancel what is out", Cancel(), checkpoint=False, times=3),
+    Fault("cancel what is out", Cancel(), checkpoint=False, times=3, chaos=True),
     Fault("pause the client", PauseClient(6), checkpoint=False, chaos=True),
     Fault("the checkpoint hangs", Hang(3.0), chaos=True, of="checkpoint"),
     Fault(
