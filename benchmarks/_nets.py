@@ -29,11 +29,13 @@ class Net:
         """Return the units of every layer, the inputs first."""
         return (self.inputs, *self.hidden, self.outputs)
 
-    def network(self) -> dbdask.Network:
-        """Return the net of dbdask."""
+    def network(self, input_shape: tuple[int, ...] | None = None) -> dbdask.Network:
+        """Return the net of dbdask; it flattens inputs of another shape."""
         hidden = [dbdask.Dense(units, self.activation) for units in self.hidden]
         return dbdask.Network(
-            input_shape=(self.inputs,), layers=[*hidden, dbdask.Dense(self.outputs)], loss="softmax"
+            input_shape=input_shape or (self.inputs,),
+            layers=[*hidden, dbdask.Dense(self.outputs)],
+            loss="softmax",
         )
 
     def module(self) -> Any:

@@ -130,7 +130,7 @@ def table(results: Results, base: str | None = None) -> str:
         The contestant that the first figures are divided by, round by round; None, or one that
         did not take part, leaves the column out.
     """
-    names = list(next(iter(results.values()))[0])
+    names = list(dict.fromkeys(n for rounds in results.values() for f in rounds for n in f))
     compared = base in results
     first = [names[0], "least", "most", *(["ratio"] if compared else [])]
     rows = [["", *first, *names[1:]]]

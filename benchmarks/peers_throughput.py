@@ -21,9 +21,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import dask
-from distributed import Client, LocalCluster
 
 import dbdask
+from benchmarks._clusters import cluster_of
 from benchmarks._loops import ddp_rate, limit_rate, numpy_rate, torch_rate
 from benchmarks._nets import NETS, RATE, examples_of
 from benchmarks._ray_server import ray_rate
@@ -72,13 +72,7 @@ def dbdask_rate(
     epochs = WholeEpochs(net.rows, seconds)
     with (
         dask.config.set({"dbdask.transport": transport}),
-        LocalCluster(
-            n_workers=replicas,
-            threads_per_worker=threads,
-            processes=processes,
-            dashboard_address=":0",
-        ) as cluster,
-        Client(cluster) as client,
+        cluster_of(replicas, threads=threads, processes=processes) as client,
     ):
         dbdask.downpour(
             net.network(),
