@@ -37,14 +37,15 @@ class Contestant:
         return [name for name in self.needs if find_spec(name) is None]
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a command line with the options that all programs share."""
+def parser(description: str | None, *, chooses: bool = True) -> argparse.ArgumentParser:
+    """Return a command line with the options that programs share; `chooses` adds `--only`."""
     found = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     found.add_argument("--rounds", type=int, default=5)
     found.add_argument("--json", type=Path, help="write every figure there")
-    found.add_argument(
-        "--only", nargs="+", metavar="TEXT", help="only contestants whose names contain a TEXT"
-    )
+    if chooses:
+        found.add_argument(
+            "--only", nargs="+", metavar="TEXT", help="only contestants whose names contain a TEXT"
+        )
     return found
 
 

@@ -109,6 +109,15 @@ def test_a_table_shows_the_other_figures_by_their_median():
     ]
 
 
+def test_a_table_has_a_column_for_every_figure_of_any_contestant():
+    results = {"a": [{"seconds": 1.0}], "b": [{"seconds": 2.0, "first call": 5.0}]}
+    assert table(results, "a").splitlines() == [
+        "   seconds  least   most  ratio  first call",
+        "a    1.000  1.000  1.000   1.00           -",
+        "b    2.000  2.000  2.000   2.00       5.000",
+    ]
+
+
 def test_a_table_leaves_the_ratio_out_without_its_base():
     assert "ratio" not in table({"ours": figures(1.0)}, "limit")
 
