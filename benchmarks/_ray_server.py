@@ -5,6 +5,7 @@ and the answer carries the new parameters, as in dbdask with `n_fetch = n_push =
 """
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,6 +87,7 @@ class Worker:
 def _ray_of_two_cores() -> Iterator[None]:
     import ray
 
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
