@@ -4,20 +4,21 @@
 
 Downpour on many workers with portions of one second. The gradient of the model sleeps: it stands
 for a computation that takes none of the coordinator's processor time, so that few cores can play
-many workers. All workers are threads of one process; the scheduler and the client have a process
-each, and their processor seconds by the clock are shown as cores. `busy` is the work done over what
-the workers could do: sleeping alone counts, and fetches, pushes, reading and everything between two
-portions do not.
+many workers. All workers are threads of one process, and a portion fetches and pushes once, so that
+this process does little; the scheduler and the client have a process each, and their processor
+seconds by the clock are shown as cores. `busy` is the work done over what the workers could do:
+sleeping alone counts, and fetches, pushes, reading and everything between two portions do not.
 
 Portions are cut by the nominal speed of a thread; it is set so low here that a portion has the
 least number of minibatches, 16.
 """
 
 import asyncio
+import logging
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
@@ -82,8 +83,7 @@ def run_scheduler(tell: Connection) -> None:
             tell.send(scheduler.address)
             await scheduler.finished()
 
-    with dask.config.set(QUIET):
-        asyncio.run(serve())
+    run_quietly(serve)
 
 
 def run_workers(address: str, count: int, tell: Connection) -> None:
@@ -98,6 +98,12 @@ def run_workers(address: str, count: int, tell: Connection) -> None:
         tell.send("ready")
         await asyncio.gather(*(worker.finished() for worker in workers))
 
+    run_quietly(serve)
+
+
+def run_quietly(serve: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Run a coroutine in this process, with little in its log and no profiler."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with dask.config.set(QUIET):
         asyncio.run(serve())
 
@@ -176,6 +182,8 @@ def measured(count: int, seconds: float) -> Figures:
             client=client,
             optimizer=dbdask.sgd(1e-6),
             batch_size=BATCH,
+            n_fetch=STEPS,
+            n_push=STEPS,
             callbacks=[window],
             progress=False,
         )
