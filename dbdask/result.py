@@ -187,7 +187,10 @@ class Result:
             return predict_array(predictor, recipe, source, meaning)
         meanings = value_meanings(self.examples, self._outputs)
         arrays = {m.name: predict_array(predictor, recipe, source, m) for m in meanings}
-        return next(iter(arrays.values())) if len(arrays) == 1 else xr.Dataset(arrays)
+        if len(arrays) == 1:
+            return next(iter(arrays.values()))
+        # A target that is a coordinate of the data is predicted, and so no coordinate here.
+        return xr.Dataset({n: a.drop_vars(arrays, errors="ignore") for n, a in arrays.items()})
 
     def predict_proba(self, data: Data) -> xr.DataArray:
         """Predict the probability of every class lazily: as `predict`, with a `class` dimension.

@@ -178,7 +178,7 @@ class Source:
             warnings.simplefilter("ignore", xr.SerializationWarning)
             try:
                 return self.to_dataset().coords.to_dataset()
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, ArithmeticError):
                 known = {n: (v.dims, v.coordinate(), v.attrs) for n, v in self.coords.items()}
                 return xr.Dataset(coords=known)
 

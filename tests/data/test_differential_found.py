@@ -362,3 +362,34 @@ def test_windows_that_leave_out_the_present_stay_in_their_group():
             mine = np.flatnonzero(groups == groups[position])
             offsets = np.arange(window[0], window[1] + 1)
             assert seen.tolist() == np.clip(position + offsets, mine[0], mine[-1]).tolist()
+
+
+def test_targets_that_are_coordinates_of_the_data_are_predicted():
+    values = np.arange(8.0, dtype=np.float32)
+    data = xr.Dataset({"x": ("t", values), "y": ("t", values), "z": ("t", -values)}).set_coords("z")
+    examples = Examples(data, inputs="x", targets=["y", "z"], along="t")
+    model = Network(input_shape=examples.input_shape, layers=[Dense(2)], loss="squared")
+    vector = np.array([1.0, -1.0, 0.0, 0.0], np.float32)
+    result = Result(model, examples, vector, History(), Status("epochs", ""))
+    found = result.predict(data).compute()
+    np.testing.assert_array_equal(found["y"], values)
+    np.testing.assert_array_equal(found["z"], -values)
+    assert list(found.data_vars) == ["y", "z"]
+
+
+def test_a_target_that_xarray_cannot_decode_is_predicted_on_the_coordinates(tmp_path):
+    labels = np.arange(6, dtype=np.uint16) % 2
+    attrs = {"_Unsigned": "false", "_FillValue": 65535}
+    numbers = np.arange(6.0, dtype=np.float32)
+    path = _arrays(
+        tmp_path / "data", x=(numbers, {}, 0), y=(labels, attrs, None), t=(numbers, {}, 0)
+    )
+    with pytest.raises(OverflowError):
+        xr.open_zarr(path, consolidated=False)
+    examples = Examples(path, inputs="x", targets="y", along="t").for_loss("softmax", 2)
+    model = Network(input_shape=examples.input_shape, layers=[Dense(2)], loss="softmax")
+    vector = np.zeros(model.parameter_count, np.float32)
+    result = Result(model, examples, vector, History(), Status("epochs", ""))
+    found = result.predict(path).compute()
+    np.testing.assert_array_equal(found["t"], numbers)
+    assert set(found.values.tolist()) == {0}

@@ -116,7 +116,7 @@ def check_place(array: xr.DataArray, data: Any, table: Table, target: str) -> No
             return
     xr.align(data, array, join="exact")
     for name, coord in data.coords.items():
-        if set(coord.dims) <= set(array.dims) and name != array.name:
+        if set(coord.dims) <= set(array.dims) and name not in table.asked.targets:
             if name not in array.coords:
                 raise Wrong(f"predict: the coordinate {name!r} is lost")
             if not array.coords[name].variable.equals(coord.variable):
