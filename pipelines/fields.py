@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import dask
 import numpy as np
 import xarray as xr
 from scipy.ndimage import uniform_filter
@@ -166,7 +167,8 @@ def climatology_of(data: xr.Dataset, held_out: int) -> xr.Dataset:
     ValueError
         A calendar month is among those held out only.
     """
-    means = data.isel(time=slice(None, -held_out)).groupby("time.month").mean("time")
+    past = data.isel(time=slice(None, -held_out))
+    means = past.groupby("time.month").mean("time").compute().astype(np.float64)
     months = data["time"].dt.month
     unknown = sorted(set(months.values.tolist()) - set(means["month"].values.tolist()))
     if unknown:
@@ -174,7 +176,37 @@ def climatology_of(data: xr.Dataset, held_out: int) -> xr.Dataset:
             f"month {unknown[0]} is in none of the steps to learn from, so it has no climatology: "
             "hold out fewer steps"
         )
-    return means.sel(month=months).drop_vars("month")
+    means, own = means.reindex(month=range(1, 13)), data.chunksizes
+    if own:  # a task for each chunk of the data
+        means = means.chunk({dim: own[dim] for dim in MAP}).chunk(month=-1)
+        months = months.chunk(time=own["time"])
+    found: xr.Dataset = xr.apply_ufunc(
+        _of_month,
+        means,
+        months,
+        input_core_dims=[["month"], []],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+    )
+    return found.map(lambda one: one.transpose(*data[one.name].dims))
+
+
+def _of_month(means: np.ndarray, months: np.ndarray) -> np.ndarray:
+    """Return the mean of each cell's month.
+
+    Parameters
+    ----------
+    means
+        (lat, lon, 1, 12), in any order of the cells' dimensions.
+    months
+        (time,), from 1 to 12.
+
+    Returns
+    -------
+    array
+        (lat, lon, time).
+    """
+    return means[..., 0, :][..., months - 1]
 
 
 def memory_of(anomalies: xr.Dataset, held_out: int, circle: bool) -> xr.Dataset:
@@ -186,8 +218,10 @@ def memory_of(anomalies: xr.Dataset, held_out: int, circle: bool) -> xr.Dataset:
     past = anomalies.isel(time=slice(None, -held_out)).drop_vars("time")
     before, after = past.isel(time=slice(None, -1)), past.isel(time=slice(1, None))
     known = before.notnull() & after.notnull()
-    products = (before * after).where(known).mean("time").fillna(0)
-    squares = (before**2).where(known).mean("time").fillna(0)
+    products, squares = dask.compute(
+        (before * after).where(known).mean("time").fillna(0),
+        (before**2).where(known).mean("time").fillna(0),
+    )
     found = {}
     for name in anomalies.data_vars:
         product, square = (

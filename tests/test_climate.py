@@ -135,8 +135,9 @@ def table_of(said):
     return {row[:22].strip(): float(row[22:].split()[0]) for row in rows}
 
 
-def run(folder, *arguments):
-    given = ["--store", str(folder / "sst.zarr"), "--dims", "month", "y", "x"]
+def run(client, folder, *arguments):
+    given = ["--scheduler", client.scheduler.address]
+    given += ["--store", str(folder / "sst.zarr"), "--dims", "month", "y", "x"]
     quick = ["--holdout", str(HELD_OUT), "--window", "1", "--optimizer", "adam:0.02"]
     assert main([*given, *quick, "--output", str(folder / "out"), *arguments]) == 0
     return folder / "out"
@@ -149,9 +150,11 @@ def store(folder):
     return data
 
 
-def test_a_wave_that_travels_is_forecast_better_than_by_persistence(tmp_path, capsys):
+def test_a_wave_that_travels_is_forecast_better_than_by_persistence(
+    tmp_path, capsys, threads_client
+):
     data = store(tmp_path)
-    output = run(tmp_path, "--radius", "1", "--thin", "1", "--batch-size", "32")
+    output = run(threads_client, tmp_path, "--radius", "1", "--thin", "1", "--batch-size", "32")
     found = table_of(capsys.readouterr().out)
     assert list(found) == [
         "network",
@@ -200,10 +203,10 @@ def test_a_convolution_goes_round_the_globe():
 
 
 @pytest.mark.slow
-def test_whole_maps_of_an_ocean_are_forecast(tmp_path, capsys):
+def test_whole_maps_of_an_ocean_are_forecast(tmp_path, capsys, threads_client):
     pytest.importorskip("torch", reason="needs PyTorch: dbdask[torch]")
     data = store(tmp_path)
-    output = run(tmp_path, "--whole-map", "--epochs", "40", "--weight-decay", "0")
+    output = run(threads_client, tmp_path, "--whole-map", "--epochs", "40", "--weight-decay", "0")
     found = table_of(capsys.readouterr().out)
     assert found["network"] < 0.5 * min(
         found[name] for name in ("damped persistence", "climatology", "persistence")
