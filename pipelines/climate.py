@@ -168,8 +168,10 @@ def train_cells(
 
 def train_maps(client: Client, fields: Fields, options: argparse.Namespace) -> dbdask.Result:
     """Train the network of whole maps."""
-    from pipelines.whole_map import maps_of, model_of
+    from pipelines.whole_map import maps_of, model_of, nothing
 
+    say("importing PyTorch in the workers")
+    client.run(nothing)  # the check of a worker has a deadline, which a busy machine may miss
     examples = past_of(maps_of(fields, options.window), fields, 1)
     scaled = [*fields.names("anomaly"), *fields.names("climatology")]
     examples = examples.standardize(variables=scaled, targets=True, client=client)
@@ -178,10 +180,13 @@ def train_maps(client: Client, fields: Fields, options: argparse.Namespace) -> d
 
 
 def regression(client: Client, examples: dbdask.Examples) -> dbdask.Result:
-    """Return the linear regression on the same inputs: one layer, brought to its optimum."""
+    """Return the linear regression on the same inputs: one layer, brought to its optimum.
+
+    It has few parameters, so L-BFGS remembers more steps than it takes.
+    """
     outputs = dbdask.Dense(examples.target_shape[0] if examples.target_shape else 1)
     model = dbdask.Network(input_shape=examples.input_shape, layers=[outputs], loss="squared")
-    return dbdask.sandblaster(model, examples, client=client, iterations=100, l2=1e-6)
+    return dbdask.sandblaster(model, examples, client=client, history_length=50, l2=1e-6)
 
 
 def forecast(result: dbdask.Result, fields: Fields) -> xr.Dataset:

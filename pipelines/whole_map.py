@@ -10,6 +10,10 @@ WIDTHS = (1, 2, 4)
 """Distances between the cells that a layer's kernel sees, one for each layer."""
 
 
+def nothing() -> None:
+    """Do nothing, where this module, and with it PyTorch, has been imported for it."""
+
+
 def maps_of(fields: Fields, window: int) -> dbdask.Examples:
     """Describe what is an example: the maps of some steps, and the surprise of the next one.
 

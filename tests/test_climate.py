@@ -146,7 +146,7 @@ def run(client, folder, *arguments):
 def store(folder):
     data = wave().rename(time="month", lat="y", lon="x")
     data["sst"].attrs["units"] = "degC"
-    data.chunk(month=12).to_zarr(folder / "sst.zarr", zarr_format=2)
+    data.chunk(month=42).to_zarr(folder / "sst.zarr", zarr_format=2)
     return data
 
 
@@ -154,7 +154,7 @@ def test_a_wave_that_travels_is_forecast_better_than_by_persistence(
     tmp_path, capsys, threads_client
 ):
     data = store(tmp_path)
-    output = run(threads_client, tmp_path, "--radius", "1", "--thin", "1", "--batch-size", "32")
+    output = run(threads_client, tmp_path, "--radius", "1", "--thin", "1", "--batch-size", "64")
     found = table_of(capsys.readouterr().out)
     assert list(found) == [
         "network",
@@ -181,6 +181,7 @@ def test_a_wave_that_travels_is_forecast_better_than_by_persistence(
     np.testing.assert_allclose(again, forecast, rtol=1e-6)
 
 
+@pytest.mark.slow  # it imports PyTorch
 def test_a_convolution_goes_round_the_globe():
     torch = pytest.importorskip("torch", reason="needs PyTorch: dbdask[torch]")
     from pipelines.whole_map import MapNetwork
