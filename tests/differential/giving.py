@@ -130,10 +130,14 @@ def draw_giver(rng: np.random.Generator, plan: Plan, storage: str, folder: Path)
 
 
 def _blocks(rng: np.random.Generator, plan: Plan) -> dict[str, Any]:
-    """Draw blocks of Dask: regular or ragged, some of length 0."""
+    """Draw blocks of Dask: regular or ragged, some of length 0.
+
+    A dimension of one element has none of length 0: broadcast against them, Dask computes values
+    of another shape than it promises.
+    """
     found: dict[str, Any] = {}
     for dim, size in plan.sizes.items():
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 or size == 1:
             found[dim] = int(rng.integers(1, size + 1))
         else:
             cuts = np.sort(rng.integers(0, size + 1, 3))
