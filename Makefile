@@ -59,6 +59,10 @@ $(VENV)/.torch: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[torch]'
 	@touch $@
 
+$(VENV)/.climate: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) -e '.[climate]'
+	@touch $@
+
 $(VENV)/.bench: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[bench]'
 	@touch $@

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from distributed import Client, LocalCluster
 
@@ -30,12 +31,33 @@ def hidden_layers(text: str) -> list[int]:
     return [int(units)] * int(count)
 
 
-def optimizer(text: str) -> Optimizer:
-    """Return the optimiser of `--optimizer`."""
+@dataclass(frozen=True)
+class FallingRate:
+    """A learning rate that falls in a line from `rate` to a hundredth of it in `steps` updates.
+
+    Examples
+    --------
+    >>> rate = FallingRate(0.5, 100)
+    >>> rate(0), rate(50), rate(100), rate(200)
+    (0.5, 0.25, 0.005, 0.005)
+    """
+
+    rate: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        """Return the rate of an update, of which the first is 0."""
+        return self.rate * max(1 - step / self.steps, 0.01)
+
+
+def optimizer(text: str, *, weight_decay: float = 0.0, steps: int | None = None) -> Optimizer:
+    """Return the optimiser of `--optimizer`; with `steps` its rate falls in as many updates."""
     name, _, rate = text.partition(":")
     if name not in OPTIMIZERS:
         raise SystemExit(f"--optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
-    found: Optimizer = OPTIMIZERS[name](float(rate or 0.03))
+    number = float(rate or 0.03)
+    given = number if steps is None else FallingRate(number, steps)
+    found: Optimizer = OPTIMIZERS[name](given, weight_decay=weight_decay)
     return found
 
 

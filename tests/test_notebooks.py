@@ -32,6 +32,8 @@ def test_notebook_is_stored_without_outputs(path):
 
 
 QUICK = {"first_run"}
+NEEDS = {"your_torch_module": "torch"}
+"""What a notebook imports that is an extra of dbdask, and may not be installed."""
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,8 @@ QUICK = {"first_run"}
     ],
 )
 def test_notebook_runs(path, tmp_path):
+    if path.stem in NEEDS:
+        pytest.importorskip(NEEDS[path.stem], reason=f"needs dbdask[{NEEDS[path.stem]}]")
     notebook = read(path)
     client = nbclient.NotebookClient(
         notebook,
