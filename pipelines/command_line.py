@@ -7,6 +7,7 @@ from distributed import Client, LocalCluster
 
 import dbdask
 from dbdask.optim.optimizers import Optimizer
+from pipelines.schedules import Falling
 
 OPTIMIZERS = {
     "sgd": dbdask.sgd,
@@ -30,24 +31,33 @@ def hidden_layers(text: str) -> list[int]:
     return [int(units)] * int(count)
 
 
-def optimizer(text: str) -> Optimizer:
-    """Return the optimiser of `--optimizer`."""
+def optimizer(text: str, falls_over: int | None = None) -> Optimizer:
+    """Return the optimiser of `--optimizer`.
+
+    Parameters
+    ----------
+    text
+        NAME:RATE.
+    falls_over
+        Updates over which the rate falls to a hundredth; None: it stays.
+    """
     name, _, rate = text.partition(":")
     if name not in OPTIMIZERS:
         raise SystemExit(f"--optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
-    found: Optimizer = OPTIMIZERS[name](float(rate or 0.03))
+    first = float(rate or 0.03)
+    found: Optimizer = OPTIMIZERS[name](first if falls_over is None else Falling(first, falls_over))
     return found
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[Client]:
-    """Yield a client of the given scheduler, or of two processes of this machine."""
+def cluster(address: str | None, workers: int = 2) -> Iterator[Client]:
+    """Yield a client of the given scheduler, or of so many processes of this machine."""
     if address is not None:
         with Client(address) as client:
             yield client
         return
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as local,
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as local,
         Client(local) as client,
     ):
         yield client
