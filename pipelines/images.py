@@ -30,6 +30,8 @@ from pipelines.picture_sources import Sets
 
 MOST_NAMED = 5
 """Broken files that are named; all are listed in a file."""
+CHUNK = 4096
+"""Predictions of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,8 @@ def write_predictions(result: dbdask.Result, stores: Stores, path: Path) -> xr.D
             "file": held_out["file"].astype(object).compute(),
         }
     )
-    predicted.chunk(image=4096).to_zarr(path, mode="w", consolidated=False)
+    chunks = {name: {"chunks": (CHUNK,)} for name in predicted}
+    predicted.to_zarr(path, mode="w", consolidated=False, encoding=chunks)
     return predicted.assign(truth=held_out["label"].compute())
 
 
@@ -266,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result.save(folder / "model.zarr", overwrite=True)
     counts = confusion(predicted["truth"].values, predicted["label"].values, len(stores.classes))
     draw_confusion(folder / "confusion.png", counts, stores.classes)
-    draw_filters(folder / "filters.png", result.parameters["locallyconnected_1_weights"].values)
+    draw_filters(folder / "filters.png", result.parameters["locallyconnected_0_weights"].values)
     result.plot().savefig(folder / "learning_curve.png", dpi=120)
     for name, score in scores.items():
         say(
