@@ -67,7 +67,7 @@ def speech_net(small: bool) -> tuple[dbdask.Network, int]:
 
 def image_net(small: bool) -> tuple[dbdask.Network, int]:
     """Return a net of the paper's three stages with one-vs-all outputs, and a minibatch."""
-    side, patch, outputs = (28, 4, 10) if small else (100, 10, 1000)
+    side, patch, outputs = (28, 3, 10) if small else (100, 10, 1000)
     layers: list[Any] = []
     for maps in (8, 16, 36):
         layers.append(dbdask.LocallyConnected(maps, patch))

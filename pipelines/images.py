@@ -269,7 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result.save(folder / "model.zarr", overwrite=True)
     counts = confusion(predicted["truth"].values, predicted["label"].values, len(stores.classes))
     draw_confusion(folder / "confusion.png", counts, stores.classes)
-    draw_filters(folder / "filters.png", result.parameters["locallyconnected_0_weights"].values)
+    weights = result.parameters[f"{model.stages[0].name}_weights"].values
+    start = model.initial_parameters(options.seed, 0, weights.size)
+    draw_filters(folder / "filters.png", weights, start.reshape(weights.shape))
     result.plot().savefig(folder / "learning_curve.png", dpi=120)
     for name, score in scores.items():
         say(

@@ -7,7 +7,7 @@ import numpy as np
 
 MOST_SHOWN = 20
 """Classes whose numbers and names are shown."""
-MOST_MAPS = 12
+MOST_MAPS = 4
 MOST_POSITIONS = 8
 """Positions a side at which filters are shown."""
 
@@ -64,32 +64,35 @@ def draw_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
     figure.savefig(path, dpi=120)
 
 
-def draw_filters(path: Path, weights: np.ndarray) -> None:
-    """Draw the filters of a locally connected layer: for each map, those of many positions.
+def draw_filters(path: Path, weights: np.ndarray, start: np.ndarray) -> None:
+    """Draw the filters of a locally connected layer, and what training has added to them.
 
-    Unlike those of a convolution, the filters of a map differ from position to position. Colours
-    are scaled to the largest weights of each map; three channels are shown as red, green and blue.
+    Unlike those of a convolution, the filters of a map differ from position to position: each is
+    drawn where it looks at the picture. Colours are scaled to the largest weights of each panel;
+    three channels are shown as red, green and blue.
 
     Parameters
     ----------
     path
         Where the picture is written.
-    weights
-        (rows, columns, maps, rows of a patch, columns of a patch, channels).
+    weights, start
+        Now, and before training: (rows, columns, maps, rows of a patch, columns of a patch,
+        channels).
     """
     from matplotlib.figure import Figure
 
     maps = min(MOST_MAPS, weights.shape[2])
-    across = min(4, maps)
-    figure = Figure(figsize=(3.2 * across, 3.4 * -(-maps // across) + 0.6), layout="constrained")
-    panels = figure.subplots(-(-maps // across), across, squeeze=False).ravel()
-    for panel in panels:
-        panel.set_axis_off()
-    for number in range(maps):
-        shown = mosaic(weights[:, :, number])
-        panels[number].imshow(shown, cmap="RdBu_r", vmin=0, vmax=1, interpolation="nearest")
-        panels[number].set_title(f"map {number}", fontsize="medium")
-    figure.suptitle("First filters, each where it looks at the picture; white is zero")
+    figure = Figure(figsize=(3.2 * maps, 7.2), layout="constrained")
+    kinds = {"filters": weights, "added by training": weights - start}
+    for row, (kind, values) in zip(
+        figure.subplots(2, maps, squeeze=False), kinds.items(), strict=True
+    ):
+        for number, panel in enumerate(row):
+            shown = mosaic(values[:, :, number])
+            panel.imshow(shown, cmap="RdBu_r", vmin=0, vmax=1, interpolation="nearest")
+            panel.set_title(f"map {number}: {kind}", fontsize="medium")
+            panel.set_axis_off()
+    figure.suptitle("The first layer's filters, each where it looks at the picture; white is zero")
     figure.savefig(path, dpi=120)
 
 
