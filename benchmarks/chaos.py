@@ -107,7 +107,7 @@ class Killer(threading.Thread):
         self.over = threading.Event()
         self.kills: list[tuple[float, bool]] = []  # when, and whether it held a shard
         self.seen: list[tuple[float, int]] = []  # when a record came, and shards lost by then
-        self.marks: list[float] = []  # when the verb was called, and when it returned
+        self.marks: list[float] = []  # when the algorithm was called, and when it returned
 
     def run(self) -> None:
         while not self.over.wait(self.random.uniform(5.0, 10.0)):
@@ -143,7 +143,7 @@ class Killer(threading.Thread):
         return found
 
     def mark(self) -> None:
-        """The verb is called now, or has returned."""
+        """The algorithm is called now, or has returned."""
         self.marks.append(time.monotonic())
 
     @property

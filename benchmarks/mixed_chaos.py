@@ -324,7 +324,7 @@ def one(options: argparse.Namespace) -> dict:
         silence.begin()  # starting the cluster is no run either
         for _ in range(MOST_RUNS):
             try:
-                result = VERBS[options.verb](client, folder, silence)
+                result = ALGORITHMS[options.algorithm](client, folder, silence)
             except Exception as error:
                 ends.append(type(error).__name__)
                 print(f"a run ended: {error!r}"[:600], file=sys.stderr, flush=True)
@@ -339,9 +339,9 @@ def one(options: argparse.Namespace) -> dict:
         mischief.over.set()
         mischief.join(60)
         ends.append(result.status.reason)
-        verdict = JUDGES[options.verb](result, optimum)
+        verdict = JUDGES[options.algorithm](result, optimum)
     return {
-        "verb": options.verb,
+        "algorithm": options.algorithm,
         "seed": options.seed,
         "did": dict(mischief.done),
         "ends": ends,
@@ -399,7 +399,7 @@ def at_optimum(result: dbdask.Result, optimum: float) -> str:
     return f"off the optimum by {off:.0e}"
 
 
-VERBS = {"downpour": downpour, "sandblaster": sandblaster}
+ALGORITHMS = {"downpour": downpour, "sandblaster": sandblaster}
 JUDGES = {"downpour": counted, "sandblaster": at_optimum}
 
 
@@ -407,14 +407,14 @@ def table_line(found: dict) -> str:
     did = found["did"]
     acts = ", ".join(f"{did[name]} {name}" for name in sorted(did))
     return (
-        f"| {found['verb']} {found['seed']} | {acts} | {', '.join(found['ends'])} | "
+        f"| {found['algorithm']} {found['seed']} | {acts} | {', '.join(found['ends'])} | "
         f"{found['lost']} | {found['verdict']} | {found['silence']} | {found['seconds']} |"
     )
 
 
-def in_a_process(verb: str, seed: int, options: argparse.Namespace) -> dict:
+def in_a_process(algorithm: str, seed: int, options: argparse.Namespace) -> dict:
     """Run a seed in a process of its own, which is ended where it hangs."""
-    command = [sys.executable, "-m", "benchmarks.mixed_chaos", "--verb", verb]
+    command = [sys.executable, "-m", "benchmarks.mixed_chaos", "--algorithm", algorithm]
     command += ["--seed", str(seed), "--seconds", str(options.seconds)]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
@@ -432,7 +432,7 @@ def in_a_process(verb: str, seed: int, options: argparse.Namespace) -> dict:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     nothing = {"did": {}, "ends": [], "lost": 0, "silence": 0.0, "seconds": 0}
-    return {"verb": verb, "seed": seed, **nothing, "verdict": why}
+    return {"algorithm": algorithm, "seed": seed, **nothing, "verdict": why}
 
 
 def main() -> None:
@@ -441,19 +441,19 @@ def main() -> None:
     parser.add_argument("--sandblaster", type=int, default=10, help="seeds")
     parser.add_argument("--first", type=int, default=0, help="seed")
     parser.add_argument("--seconds", type=float, default=25.0, help="of mischief")
-    parser.add_argument("--verb", choices=sorted(VERBS), help="run one seed here")
+    parser.add_argument("--algorithm", choices=sorted(ALGORITHMS), help="run one seed here")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if options.verb:
+    if options.algorithm:
         dask.config.set(CONFIG)
         print(json.dumps(one(options)), flush=True)
         os._exit(0)  # nothing more is of interest, and no stopped worker is waited for
     print("| seed | what was done | ends | copies lost | verdict | longest silence, s | s |")
     print("|---|---|---|---|---|---|---|", flush=True)
     found = []
-    for verb, count in (("downpour", options.downpour), ("sandblaster", options.sandblaster)):
+    for algorithm, count in (("downpour", options.downpour), ("sandblaster", options.sandblaster)):
         for seed in range(options.first, options.first + count):
-            found.append(in_a_process(verb, seed, options))
+            found.append(in_a_process(algorithm, seed, options))
             print(table_line(found[-1]), flush=True)
     longest = max(each["silence"] for each in found)
     print(f"longest silence {longest} s", flush=True)

@@ -1,4 +1,4 @@
-"""What a model's outputs mean: labels, probabilities, or values in the targets' own units."""
+"""The meaning of a model's outputs: labels, probabilities, or values in the targets' own units."""
 
 import itertools
 import math
@@ -162,7 +162,10 @@ class TargetUnits:
         return np.dtype(np.float64 if wide or coarse.any() else np.float32)
 
     def values(self, outputs: FloatArray, number: int) -> FloatArray:
-        """Return one target variable's values, (examples, *its shape), of (examples, outputs)."""
+        """Return the values of one target, float (examples, *its shape).
+
+        `outputs` is float (examples, outputs).
+        """
         values = outputs.reshape(len(outputs), -1)
         if self.scaling is not None:
             mean, deviation = self.scaling
@@ -170,7 +173,7 @@ class TargetUnits:
         return self.part(values, number)
 
     def part(self, values: FloatArray, number: int) -> FloatArray:
-        """Return one target's part, (examples, *its shape), of values of all targets."""
+        """Return one target, float (examples, *its shape), of all targets, (examples, elements)."""
         count, shape = len(values), self.shapes[number]
         values = values.reshape(count, -1)
         if len(set(self.shapes)) == 1:

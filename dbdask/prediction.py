@@ -55,7 +55,10 @@ class Predictor:
             return self._open
 
     def outputs(self, number: int, pieces: list[Piece]) -> tuple[BlockExamples, FloatArray]:
-        """Return the examples of a block, and the model's outputs for the valid ones: (n, ...)."""
+        """Return the examples of a block, and the model's outputs for its valid examples.
+
+        The outputs are of the model's float dtype, (valid examples, ...).
+        """
         from dbdask.data.block_provider import gather_blocks
 
         reader, vector = self.opened()
@@ -81,7 +84,11 @@ def may_have_gaps(recipe: Recipe) -> bool:
 def predict_array(
     predictor: Predictor, recipe: Recipe, source: Source, meaning: Meaning
 ) -> xr.DataArray:
-    """Return the lazy prediction over the whole grid of a recipe's data, those of `source`."""
+    """Return the lazy prediction over the whole grid of a recipe's data, those of `source`.
+
+    It is a DataArray of a dask array: the shape is that of the sample dimensions and of one
+    prediction, the dtype that of `meaning`.
+    """
     unique = uuid.uuid4().hex
     shared = delayed(predictor, name=f"dbdask-model-{unique}", traverse=False)
     shown = delayed(meaning, name=f"dbdask-meaning-{unique}", traverse=False)

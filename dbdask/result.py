@@ -164,16 +164,16 @@ class Result:
         Returns
         -------
         DataArray
-            Named after the target, on the data's own dimensions, order and coordinates: the
-            decoded label, or the value in the target's own units. It is NaN (or the declared
-            missing label, which is written as such) at a position where no example can be formed.
-            Numbers as labels are float64 if there may be such positions; a missing text is "".
-            Integers that float64 cannot hold stay integers, and the attribute `missing_label`
-            names the one that means missing.
-            Values are float64 if scaled targets need it, else float32. Several targets give a
-            Dataset. A model of your own with another number of outputs than the targets have
-            elements gives an `output` dimension. The prediction can be written as it is: its
-            chunks have one length, the longest of the data's, and none of the data's encodings.
+            Named after the target, on the data's own dimensions, order and coordinates: the decoded
+            label, or the value in the target's own units. It is NaN (or the declared missing label,
+            which is written as such) at a position where no example can be formed. Numbers as
+            labels are float64 if there may be such positions; a missing text is "". Integers that
+            float64 cannot hold stay integers, and the attribute `missing_label` names the value
+            that means missing. Values are float64 if scaled targets need it, else float32. Several
+            targets give a Dataset. A model of your own with another number of outputs than the
+            targets have elements gives an `output` dimension. The prediction can be written as it
+            is: its chunks have one length, the longest of the data's, and none of the data's
+            encodings.
 
         Raises
         ------

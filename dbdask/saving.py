@@ -47,7 +47,13 @@ class SavedVector(VectorReference):
     """The parameters of a saved result."""
 
     def read(self, start: int = 0, stop: int | None = None) -> Float32Array:
-        """Read a slice, or the whole vector, float32."""
+        """Read a slice, or the whole vector: float32 (stop - start,).
+
+        Raises
+        ------
+        ResultError
+            The saved result cannot be read.
+        """
         with _reading(str(self.path)):
             return self._read(start, stop)
 

@@ -233,16 +233,20 @@ NO_SHARD = "a worker without a shard"
 TABLE = [
     Fault("kill a shard's worker", Kill(a_shard_holder), loses=True),
     Fault(
-        "kill a shard's worker; twins", Kill(a_shard_holder), copies=2, checkpoint=False, chaos=True
+        "kill a shard's worker; copies",
+        Kill(a_shard_holder),
+        copies=2,
+        checkpoint=False,
+        chaos=True,
     ),
     Fault(f"kill {NO_SHARD}", Kill(no_shard_holder), checkpoint=False, chaos=True),
-    Fault("kill two at once; twins", Kill(two_at_once), copies=2, loses=True),
+    Fault("kill two at once; copies", Kill(two_at_once), copies=2, loses=True),
     Fault("kill all but one", Kill(all_but_one), loses=True, chaos=True),
-    Fault("kill all but one; twins", Kill(all_but_one), copies=2, loses=True, chaos=True),
+    Fault("kill all but one; copies", Kill(all_but_one), copies=2, loses=True, chaos=True),
     Fault("kill all shards' workers", Kill(all_holders), loses=True, chaos=True),
     Fault("kill anyone, three times", Kill(anyone), times=3, loses=True, chaos=True),
     Fault(
-        "kill anyone, three times; twins",
+        "kill anyone, three times; copies",
         Kill(anyone),
         copies=2,
         checkpoint=False,
@@ -252,7 +256,7 @@ TABLE = [
     Fault("kill one of three copies", Kill(a_shard_holder), copies=3, checkpoint=False, chaos=True),
     Fault("stop a shard's worker", Stop(a_shard_holder, 8.0), loses=True, chaos=True),
     Fault(
-        "stop a shard's worker; twins",
+        "stop a shard's worker; copies",
         Stop(a_shard_holder, 6.0),
         copies=2,
         checkpoint=False,
@@ -262,7 +266,7 @@ TABLE = [
     Fault("stop briefly", Stop(anyone, 0.8), checkpoint=False, chaos=True),
     Fault("retire a shard's worker", Retire(a_shard_holder), checkpoint=False, chaos=True),
     Fault(
-        "retire a shard's worker; twins",
+        "retire a shard's worker; copies",
         Retire(a_shard_holder),
         copies=2,
         checkpoint=False,
@@ -270,7 +274,7 @@ TABLE = [
     ),
     Fault("late, repeated, haunting pushes", Disturb(0.3, 0.2), checkpoint=False, chaos=True),
     Fault(
-        "late, repeated pushes; twins", Disturb(0.3, 0.2), copies=2, checkpoint=False, chaos=True
+        "late, repeated pushes; copies", Disturb(0.3, 0.2), copies=2, checkpoint=False, chaos=True
     ),
     Fault("answers lost", Disturb(0.1, 0.1, 0.01), checkpoint=False, chaos=True),
     Fault("delete the checkpoint", Delete(), times=3, chaos=True, of="checkpoint"),
@@ -281,5 +285,5 @@ TABLE = [
         chaos=True,
         of="checkpoint",
     ),
-    Fault("answers lost; twins", Disturb(0.1, 0.1, 0.01), copies=2, checkpoint=False),
+    Fault("answers lost; copies", Disturb(0.1, 0.1, 0.01), copies=2, checkpoint=False),
 ]

@@ -16,19 +16,19 @@ from dbdask.daemon_threads import DaemonThreadRunner, call_within, start_call
 
 def test_what_was_given_up_before_it_began_is_not_done_and_an_error_comes_out():
     async def live():
-        aside, released, done = DaemonThreadRunner(), threading.Event(), []
-        first = asyncio.ensure_future(aside.do(released.wait, 30))
-        second = asyncio.ensure_future(aside.do(done.append, 2))
+        runner, released, done = DaemonThreadRunner(), threading.Event(), []
+        first = asyncio.ensure_future(runner.do(released.wait, 30))
+        second = asyncio.ensure_future(runner.do(done.append, 2))
         await asyncio.sleep(0)
         second.cancel()
         await asyncio.gather(second, return_exceptions=True)
-        third = asyncio.ensure_future(aside.do(done.append, 3))
+        third = asyncio.ensure_future(runner.do(done.append, 3))
         released.set()
         assert await first
         await third
         assert done == [3]
         with pytest.raises(ZeroDivisionError):
-            await aside.do(divmod, 1, 0)
+            await runner.do(divmod, 1, 0)
 
     asyncio.run(live())
 

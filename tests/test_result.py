@@ -266,14 +266,14 @@ def test_a_users_own_model_need_not_say_how_many_outputs_it_has(threads_client):
     assert result.evaluate(examples)["accuracy"] == 1
 
 
-@pytest.mark.parametrize("verb", [dbdask.downpour, dbdask.sandblaster])
+@pytest.mark.parametrize("algorithm", [dbdask.downpour, dbdask.sandblaster])
 @pytest.mark.parametrize("labels", [["sea"], [0], [7]])
-def test_a_single_class_is_that_class(threads_client, verb, labels):
+def test_a_single_class_is_that_class(threads_client, algorithm, labels):
     values = np.random.default_rng(4).normal(size=(60, 3)).astype(np.float32)
     data = xr.Dataset({"x": (("row", "f"), values), "y": ("row", np.repeat(labels, 60))})
     examples = dbdask.Examples(data, inputs="x", targets="y", along="row", classes=labels)
     model = dbdask.Network(input_shape=(3,), layers=[dbdask.Dense(1)], loss="softmax")
-    result = verb(model, examples, client=threads_client, validation=examples, progress=False)
+    result = algorithm(model, examples, client=threads_client, validation=examples, progress=False)
     assert result.evaluate(examples) == {"loss": 0.0, "accuracy": 1.0}
     assert result.history["validation_accuracy"].values[-1] == 1
     np.testing.assert_array_equal(result.predict(data).compute(scheduler="threads"), data["y"])

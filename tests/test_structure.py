@@ -12,8 +12,8 @@ import dbdask
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dbdask"
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 LEVELS = {
+    "version": 0,
     "errors": 0,
     "arrays": 0,
     "json_types": 0,
@@ -27,34 +27,60 @@ LEVELS = {
     "data": 4,
     "rpc": 4,
     "worker": 5,
+    "result": 6,
+    "prediction": 6,
+    "saving": 6,
+    "progress": 6,
+    "plotting": 6,
+    "status": 6,
+    "meanings": 6,
     "run": 7,
     "algorithms": 8,
+    "torch": 9,
     "sklearn": 9,
 }
-TOP_LEVEL = 6  # modules such as `result`, which read and score without a run
+ROOT_LEVEL = 10  # `dbdask` itself, which names the whole public API
+ADAPTERS = {"torch", "sklearn"}
 KNOWS_DASK = {"dbdask.data.block_provider"}
 
 
-def name_of(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def modules_of(package):
+    """The modules of a package by name, packages and the root among them."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules_of(PACKAGE)
+
+
+def part_of(module):
+    """The package or top-level module that a module belongs to; None for the root."""
+    _, _, rest = module.partition(".")
+    return rest.partition(".")[0] or None
 
 
 def level_of(module):
-    parts = module.split(".")
-    assert parts[0] == "dbdask", module
-    assert len(parts) > 1, "import the module, not the package"
-    return LEVELS.get(parts[1], TOP_LEVEL)
+    part = part_of(module)
+    return ROOT_LEVEL if part is None else LEVELS[part]
 
 
-def imported_names(tree):
-    for node in ast.walk(tree):
+def imported_modules(path, modules):
+    """The modules, of those given, that a file imports: in functions and for types only as well.
+
+    `from package import name` imports the module `package.name` if there is one.
+    """
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name for alias in node.names if alias.name in modules)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            if [alias.name for alias in node.names] != ["__version__"]:
-                yield node.module
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                if full in modules or node.module in modules:
+                    yield full if full in modules else node.module
 
 
 def strongly_connected(graph):
@@ -81,27 +107,61 @@ def strongly_connected(graph):
     return [sorted(ring) for ring in rings]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_point_down_only(path):
-    own = level_of(name_of(path))
-    for module in imported_names(ast.parse(path.read_text())):
-        if module.split(".")[0] == "dbdask":
-            assert level_of(module) <= own, f"{name_of(path)} imports {module}, a level above"
+def circles(package):
+    """The sets of modules that import each other in a circle."""
+    modules = modules_of(package)
+    graph = {name: set(imported_modules(path, modules)) for name, path in modules.items()}
+    return [ring for ring in strongly_connected(graph) if len(ring) > 1]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down_only(name):
+    for module in imported_modules(MODULES[name], MODULES):
+        assert level_of(module) <= level_of(name), f"{name} imports {module}, a level above"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_adapter_is_imported_by_itself_only(name):
+    used = {part_of(module) for module in imported_modules(MODULES[name], MODULES)}
+    assert not (used & ADAPTERS) - {part_of(name)}
 
 
 def test_no_imports_form_a_circle():
-    """Imports inside functions and those for types only count as well."""
-    graph = {
-        name_of(path): {m for m in imported_names(ast.parse(path.read_text())) if "dbdask" in m}
-        for path in MODULES
-    }
-    circles = [ring for ring in strongly_connected(graph) if len(ring) > 1]
-    assert not circles
+    assert circles(PACKAGE) == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_the_library_does_not_print(path):
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+@pytest.mark.parametrize(
+    ("importing_b", "importing_a"),
+    [
+        ("from p.q.b import B", "from p.q.a import A"),
+        ("from p.q import b", "import p.q.a"),
+        ("if TYPE_CHECKING:\n    from p.q.b import B", "def f():\n    from p.q import a"),
+    ],
+)
+def test_a_circle_is_found(tmp_path, importing_b, importing_a):
+    folder = tmp_path / "p" / "q"
+    folder.mkdir(parents=True)
+    (tmp_path / "p" / "__init__.py").write_text("")
+    (folder / "__init__.py").write_text("")
+    (folder / "a.py").write_text(importing_b)
+    (folder / "b.py").write_text("")
+    assert circles(tmp_path / "p") == []
+    (folder / "b.py").write_text(importing_a)
+    assert circles(tmp_path / "p") == [["p.q.a", "p.q.b"]]
+
+
+def test_a_circle_through_the_root_is_found(tmp_path):
+    folder = tmp_path / "p"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("if TYPE_CHECKING:\n    from p.a import A as A")
+    (folder / "a.py").write_text("from p import __version__")
+    assert circles(folder) == [["p", "p.a"]]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_library_does_not_print(name):
+    tree = ast.parse(MODULES[name].read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert not [
         call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"
     ]
@@ -123,7 +183,7 @@ print(*sorted({{name.split(".")[0] for name in sys.modules}} & {{"dask", "distri
 
 @pytest.mark.parametrize("package", ["schedule", "optim", "storage", "models", "metrics", "data"])
 def test_what_computes_loads_no_dask(package):
-    modules = {name_of(path) for path in (PACKAGE / package).glob("*.py")} - KNOWS_DASK
+    modules = {name for name in MODULES if part_of(name) == package} - KNOWS_DASK
     assert modules
     assert loaded_by("\n".join(f"import {module}" for module in sorted(modules))) == []
 

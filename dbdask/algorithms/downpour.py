@@ -133,7 +133,7 @@ def downpour(
     max_refused
         Bad gradients (not finite) after which the run stops.
     callbacks
-        Called with each `Record`, on the client; one that returns True stops the run.
+        Called with each `Record`, on the client; a callback that returns True stops the run.
     progress
         None: a bar on a terminal or in a notebook, else a line each 30 s to the logger `dbdask`,
         or to standard error where the program has not configured logging.

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.run.joint_work import ByParts
@@ -66,7 +65,7 @@ class PassStatistics:
         """Return the totals that the history adds up over passes, for a resumed run."""
         return {name: getattr(self, name) for name in TOTALS}
 
-    def go_on_from(self, totals: Mapping[str, Any]) -> None:
+    def go_on_from(self, totals: Mapping[str, float]) -> None:
         """Go on from the totals of an earlier run."""
         for name in TOTALS:
             setattr(self, name, totals.get(name, getattr(self, name)))

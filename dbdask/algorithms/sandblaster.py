@@ -110,12 +110,12 @@ def sandblaster(
     resume
         False, True (the checkpoint must exist), or "auto" (go on if it exists).
     callbacks
-        Called with each `Record`, on the client; one that returns True stops the run.
+        Called with each `Record`, on the client; a callback that returns True stops the run.
     progress
         None: a bar on a terminal or in a notebook, else a line each 30 s to the logger `dbdask`,
         or to standard error where the program has not configured logging.
     seed
-        Decides the initial parameters, and whatever is random in the model.
+        Decides the initial parameters, and all that is random in the model.
 
     Returns
     -------

@@ -108,7 +108,7 @@ class Sandblaster:
         return bool(self.reason)
 
     async def advance(self, run: Run) -> None:
-        """Serve one request of L-BFGS: the next one, or one that trouble has interrupted."""
+        """Serve one request of L-BFGS: the next one, or the request that a loss has interrupted."""
         request = self._next_request(run) if self._request is None else self._request
         try:
             if isinstance(request, Evaluate):

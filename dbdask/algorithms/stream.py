@@ -156,7 +156,7 @@ class _Pending:
         self._groups: dict[int, _Group] = {}  # below `_untouched`; the others are used up
         self._untouched = 0  # no group from this one on was ever looked at
         self._holders: Counter[int] = Counter()
-        self._free: list[int] = []  # touched groups that nobody holds
+        self._free: list[int] = []  # touched groups that no replica holds
         self._touched: list[int] = []
 
     def __bool__(self) -> bool:

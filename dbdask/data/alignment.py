@@ -36,8 +36,9 @@ def same_labels(labels: pd.Index, others: pd.Index) -> bool:
 
 
 def put_in_place(values: BoolArray, axis: int, own: pd.Index, labels: pd.Index) -> BoolArray:
-    """Return truth values at `labels`, along an axis whose labels are `own`.
+    """Return booleans at `labels`, along an axis whose labels are `own`.
 
+    `values` is boolean, of any shape with an axis for `own`; the result has one for `labels` there.
     A label that the axis lacks gives False.
 
     Examples

@@ -41,21 +41,20 @@ def read_block(
     if recipe.groups is not None and ledger is not None:
         within = _within_groups(recipe, spread, ledger, brought)
     block = Block(number, within, _kept(recipe, within), [])
-    check = MissingValueCheck(recipe, block)
+    shown: np.ndarray | None = None  # the labels as stored
     described = zip(recipe.roles, recipe.feature_dims, recipe.windows, strict=True)
     for number, ((role, variable), features, window) in enumerate(described):
         box = recipe.box(variable, spread, window)
         part = _read_part(recipe, variable, features, box, brought)
         if role == "targets" and recipe.classes is not None:
-            labels, absent = variable.decode(part.values)
-            check.labels = labels
-            codes = recipe.classes.encode(labels, absent)
+            shown, absent = variable.decode(part.values)
+            codes = recipe.classes.encode(shown, absent)
             part = replace(part, values=codes.astype(recipe.classes.code_dtype))
         category = recipe.category(number)
         if category is not None:
             part = replace(part, values=category.encode(*variable.decode(part.values)))
         block.parts.append(part)
-    check.apply()
+    MissingValueCheck(recipe, block, shown).apply()
     return block
 
 

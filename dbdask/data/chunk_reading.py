@@ -25,11 +25,11 @@ class NoRoom(Exception):
 
 
 def read_array(array: ZarrArray, index: tuple[slice, ...]) -> np.ndarray:
-    """Return the stored values in the box, in native byte order; they may be read-only.
+    """Return the stored values in a box: of the box's shape and the stored dtype.
 
-    A box that is one whole chunk is decoded in place: Zarr's own indexing would hold the chunk
-    twice, which counts where a chunk is a good part of a worker's memory.
-
+    They are in native byte order, and may be read-only. A box that is one whole chunk is decoded in
+    place: Zarr's own indexing would hold the chunk twice, which matters if a chunk fills much of a
+    worker's memory.
     """
     place = _one_chunk(array, index)
     if place is None:

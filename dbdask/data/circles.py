@@ -46,7 +46,7 @@ def read_box(
     dims: Sequence[str],
     sizes: Mapping[str, int],
 ) -> np.ndarray:
-    """Return the values of a box that may cross seams, in its order.
+    """Return the values of a box that may cross seams, in its order, in the dtype of `read`.
 
     Parameters
     ----------

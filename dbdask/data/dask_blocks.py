@@ -32,7 +32,7 @@ MOST_DOCUMENTS = 8
 
 @dataclass(frozen=True)
 class BlockCheck:
-    """What is checked of the blocks of a variable; small when pickled.
+    """The checks of the blocks of a variable; small when pickled.
 
     Parameters
     ----------
@@ -66,7 +66,9 @@ class BlockCheck:
         return BlockCheck(self.name, chosen)
 
     def apply(self, values: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-        """Return the values that Dask has computed for a box of the variable.
+        """Return the values that Dask has computed for a box.
+
+        They have the box's shape and the variable's dtype.
 
         Raises
         ------
@@ -97,7 +99,7 @@ class BlockCheck:
 
 
 def check_decoding(array: da.Array) -> None:
-    """Raise the error of xarray's decoding functions if they fail whatever they decode.
+    """Raise the error of xarray's decoding functions if they fail on any values.
 
     These are the functions through which a Dataset shows the numbers of its store.
     """

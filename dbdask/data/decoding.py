@@ -55,7 +55,7 @@ class Decoding:
     missing
         Values that mean "missing", of variables that stay integers, booleans or text.
     doubtful
-        Values that may mean "missing" or not, each with the error text for one that occurs: among
+        Values that may mean "missing" or not, each with the error text for its occurrence: among
         the stored values or, if there are steps, among those shown.
     problem
         Why the declared attributes cannot be applied; empty if they can.
@@ -161,7 +161,7 @@ class Decoding:
 
 
 def objects_dtype(values: np.ndarray) -> np.dtype:
-    """Return the dtype that `of_objects` gives an array of Python objects."""
+    """Return the dtype that `of_objects` gives an array, of any shape, of Python objects."""
     kind = _kind_of_objects(values)
     if kind in ("text", "bytes", "empty"):
         return TEXT
@@ -230,7 +230,7 @@ def _numbers(values: np.ndarray, absent: BoolArray | None) -> np.ndarray:
 
 
 def exact_array(values: list[Any]) -> np.ndarray:
-    """Return numbers, or text, as an array of the dtype that holds each of them exactly.
+    """Return numbers, or text, as an array (values,) of the dtype that holds each of them exactly.
 
     NumPy itself makes floats of integers if some are negative and some are beyond int64.
 
@@ -256,7 +256,7 @@ def exact_array(values: list[Any]) -> np.ndarray:
 
 
 def is_exact(integers: np.ndarray) -> bool:
-    """Return whether float64 holds every one of the integers."""
+    """Return whether float64 holds every one of the integers, of any shape."""
     return not integers.size or (int(integers.max()) <= EXACT and int(integers.min()) >= -EXACT)
 
 

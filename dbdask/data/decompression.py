@@ -1,8 +1,8 @@
 """Decompression that stops where a chunk is declared to end.
 
-A compressed chunk of a few kilobytes may inflate to gigabytes of zeros. If a format's header
-states the size, a chunk that is too large is refused by it; all others are inflated here, up to a
-limit.
+A compressed chunk of a few kilobytes may inflate to gigabytes of zeros. If a chunk's header states
+its size, the header shows whether the chunk is too large. Any other chunk is inflated here, and
+refused when it passes the limit.
 """
 
 from __future__ import annotations

@@ -59,11 +59,11 @@ def rebuild(description: JsonObject) -> Recipe:
     recipe = _open({**description, **given}, source, inputs)
     if recipe.targets is None:
         return recipe
-    targets = recipe.targets.ordered("targets", description["target_dims"])
+    scaled = recipe.targets.ordered("targets", description["target_dims"])
     return replace(
         recipe,
         classes=None if classes is None else Classes.from_json(classes),
-        targets=_with_scalings(targets, description["target_scalings"]),
+        targets=_with_scalings(scaled, description["target_scalings"]),
     )
 
 
@@ -99,8 +99,8 @@ def _found_on(
     """Return the name under which a source has a variable, or the DataArray that still fits it.
 
     A DataArray that was given beside the data fits those data. It also fits other data with the
-    same labels along its sample dimensions, if it lacks one sample dimension. One that has them
-    all was derived from the first data, and fits no other.
+    same labels along its sample dimensions, if it lacks one sample dimension. An array that has
+    them all was derived from the first data, and fits no other.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def prepared_like(recipe: Recipe, other: Recipe) -> Recipe:
 
 
 def _features_like(argument: str, features: FeatureSet, other: FeatureSet) -> FeatureSet:
-    """Return a feature set with the order and the scalings of the one that was trained on."""
+    """Return a feature set with the order and the scalings of that of the training."""
     if features.names != other.names and set(features.names) == set(other.names):
         raise ValueError(
             f"{argument} are {', '.join(features.names)}, the training examples' are "

@@ -76,15 +76,15 @@ class Examples:
     classes
         The labels in the order of the outputs; None takes `flag_values`, or whole numbers from 0.
     missing
-        ``"error"`` names the first missing value; ``"drop"`` leaves out the examples that need
-        a missing value. ``"mask"`` keeps them: a missing target element gets weight zero, and a
+        ``"error"`` names the first missing value; ``"drop"`` leaves out the examples that need a
+        missing value. ``"mask"`` keeps them: a missing target element gets weight zero, and a
         missing input element becomes its variable's mean over these examples, 0 after
         `standardize`. ``{"sst": "mask", "wind": "drop"}`` has a rule for each variable, "error" if
-        not named; one that is an input and a target has one rule.
+        not named; a variable that is an input and a target has one rule.
     categories
         ``{"job": "one-hot", "city": "codes"}``: inputs that are labels, as one-hot vectors, or as
         codes from 1 on for an embedding. `fit_categories` or `standardize` finds the labels. Inputs
-        of which one is one-hot are joined, whatever their shapes.
+        of which one is one-hot are joined, of any shapes.
 
     Raises
     ------
@@ -285,7 +285,7 @@ class Examples:
 
     @property
     def target_scaling(self) -> tuple[Float64Array, Float64Array] | None:
-        """Mean and deviation of the targets, float64 of `target_shape`; None if not scaled."""
+        """Mean and deviation of the targets, float64 (*target_shape); None if not scaled."""
         targets = self.recipe.targets
         return None if targets is None or self.has_labels else targets.flat_scaling
 
@@ -542,6 +542,15 @@ class Examples:
         model
             Prepares targets for its loss; None leaves them as declared, with integers as labels.
 
+        Returns
+        -------
+        inputs
+            Float32 (examples, *input_shape).
+        targets
+            Int64 (examples,) for labels, else float32 (examples, *target_shape).
+        weights
+            Float32 (examples,) or (examples, *target_shape); None if all are 1.
+
         Raises
         ------
         DataError
@@ -560,9 +569,10 @@ class Examples:
     def minibatches(
         self, batch_size: int, *, seed: int = 0, epoch: int = 0, model: Model | None = None
     ) -> Iterator[Arrays]:
-        """Iterate over an epoch in the order of a lone replica's training, at the feed's speed.
+        """Iterate over an epoch in the order in which one replica trains, at the feed's speed.
 
-        The iterator has a reader of its own, which ends with it.
+        Each item has the arrays of `batch`. The iterator has a reader of its own, which ends with
+        it.
 
         Parameters
         ----------
@@ -579,6 +589,8 @@ class Examples:
         ------
         DataError
             A value is wrong; found when its chunk is read.
+        TypeError, ValueError
+            An argument is no whole number, or too small.
         """
         return minibatches(self, batch_size, seed=seed, epoch=epoch, model=model)
 
@@ -595,9 +607,9 @@ class Examples:
     def rebind(self, data: Data) -> "Examples":
         """Return the same inputs on other data, to predict from; targets need not be there.
 
-        A DataArray that was given beside the data is found by its name in other data. One that
-        lacks a sample dimension, such as an orography, is kept if the labels along those that it
-        has are the same.
+        A DataArray that was given beside the data is found by its name in other data. A DataArray
+        that lacks a sample dimension, such as an orography, is kept if the labels along those that
+        it has are the same.
 
         Raises
         ------

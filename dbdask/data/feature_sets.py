@@ -160,7 +160,8 @@ class FeatureSet:
     def spread(self, values: np.ndarray, dims: Sequence[str]) -> np.ndarray:
         """Return values over some of the dimensions of all variables, as elements of examples.
 
-        `values` has the shape (examples, *lengths of dims), and the result (examples, *shape).
+        `values` has the shape (examples, *lengths of dims) and any dtype; the result has the shape
+        (examples, *shape) and that dtype.
         """
         parts = []
         for own, shape in zip(self.feature_dims, self.shapes, strict=True):

@@ -168,7 +168,10 @@ class BlockGroup:
         return index
 
     def take_all(self, located: Located) -> list[np.ndarray]:
-        """Return stored values of every variable for rows: (rows, window positions, features)."""
+        """Return the stored values of every variable for rows.
+
+        Each is (rows, window positions, features), of the variable's dtype.
+        """
         index: dict[int, Int64Array] = {}
         found = []
         for values, alike in zip(self._values, self._alike, strict=True):
@@ -178,5 +181,8 @@ class BlockGroup:
         return found
 
     def take(self, number: int, located: Located) -> np.ndarray:
-        """Return stored values of a variable for rows: (rows, window positions, features)."""
+        """Return the stored values of a variable for rows.
+
+        They are (rows, window positions, features), of the variable's dtype.
+        """
         return self._values[number].take(self.index(number, located), axis=0)

@@ -156,7 +156,7 @@ class GroupLedger:
     _lock: Lock = field(default_factory=Lock)
 
     def note(self, values: np.ndarray, begin: int) -> None:
-        """Record the groups, (positions,), at positions from `begin` on.
+        """Record the groups, (positions,) of their own dtype, at positions from `begin` on.
 
         Raises
         ------
@@ -196,6 +196,13 @@ class GroupLedger:
         return self._numbers(values)
 
     def _numbers(self, values: np.ndarray) -> Int64Array:
+        """Return int64 numbers (values,), equal for equal values, in the order of first appearance.
+
+        Raises
+        ------
+        DataError
+            The values cannot be hashed, so they cannot be compared.
+        """
         try:
             codes = [self._codes.setdefault(value, len(self._codes)) for value in list(values)]
         except TypeError as error:

@@ -41,7 +41,7 @@ def isel_selection(
 def sel_indexers(
     recipe: Recipe, indexers: Mapping[str, object], method: str | None, tolerance: object
 ) -> dict[str, Int64Array]:
-    """Return the positions of labels for each dimension, as xarray finds them.
+    """Return the positions of labels for each dimension, int64 (labels,), as xarray finds them.
 
     Raises
     ------

@@ -56,7 +56,7 @@ def with_categories(recipe: Recipe, client: "Client | None", *, unknown_only: bo
     if not chosen:
         return recipe
     limits = [MOST_LABELS[category.how] for n in chosen if (category := inputs.category(n))]
-    # Each position counts once, whatever windows see it.
+    # Each position counts once, however many windows contain it.
     bare = replace(recipe, inputs=replace(inputs, windows=()), groups=None)
     places: list[Place] = [("inputs", n) for n in chosen]
     found = _found(bare, places, limits, client)

@@ -70,7 +70,7 @@ class Mask:
 
     @classmethod
     def of(cls, dims: Sequence[str], values: BoolArray) -> "Mask":
-        """Return the mask of truth values: bool, with an axis for each of `dims`."""
+        """Return the mask of booleans of any shape, with an axis for each of `dims`."""
         return cls((_Tiles.of(dims, values),))
 
     @property
@@ -87,16 +87,17 @@ class Mask:
         return Mask(tuple(arrays.values()))
 
     def over(self, dims: Sequence[str], positions: Sequence[Int64Array]) -> BoolArray:
-        """Return truth values at the product of `positions`; length 1 along dims that it lacks.
+        """Return booleans at the product of `positions`; length 1 along dims that it lacks.
 
         Parameters
         ----------
         positions
-            Along each of `dims`, ascending int64; those of dims that the mask lacks are ignored.
+            Along each of `dims`, ascending int64 (n,); those of dims that the mask lacks are
+            ignored.
 
         Returns
         -------
-        bool, with an axis for each of `dims`
+        Booleans of shape (len(positions), ...), with an axis for each of `dims`.
         """
         known = dict(zip(dims, positions, strict=True))
         shape = [len(known[dim]) if dim in self.dims else 1 for dim in dims]

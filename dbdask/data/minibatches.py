@@ -72,6 +72,8 @@ def minibatches(
 ) -> Iterator[Arrays]:
     """Return the minibatches of one epoch; the arguments are those of `Examples.minibatches`.
 
+    Shapes and dtypes are those of `Examples.batch`.
+
     Parameters
     ----------
     part
@@ -97,7 +99,7 @@ def minibatches(
 
 
 def batch(examples: E, size: int, *, seed: int | None, model: Model | None) -> Arrays:
-    """Return some examples; the arguments are those of `Examples.batch`.
+    """Return some examples; arguments, shapes and dtypes are those of `Examples.batch`.
 
     Raises
     ------

@@ -45,12 +45,14 @@ class MissingValueCheck:
     recipe
         The recipe.
     block
-        The block; its `valid`, `cut`, `missing`, `gaps` and `bad_place` are set.
+        The block with all its parts; its `valid`, `cut`, `missing`, `gaps` and `bad_place` are set.
+    labels
+        The labels as stored, to be shown in a message; None if the examples have no classes.
     """
 
-    def __init__(self, recipe: Recipe, block: Block) -> None:
-        self.recipe, self.block = recipe, block
-        self.labels: np.ndarray | None = None  # as stored, to be shown in a message
+    def __init__(self, recipe: Recipe, block: Block, labels: np.ndarray | None) -> None:
+        self.recipe, self.block, self.labels = recipe, block, labels
+        self._alone = BlockGroup(recipe, [block])
 
     def apply(self) -> None:
         """Raise DataError, mark rows as left out, or note that the block has gaps.
@@ -61,7 +63,6 @@ class MissingValueCheck:
             A value that an example uses is infinite, is a label of no class, is a negative weight,
             or is missing where `missing="error"`: names variable and place.
         """
-        self._alone = BlockGroup(self.recipe, [self.block])
         self.block.cut = self._cut_windows()
         bad = np.zeros(self._alone.rows, bool)
         for number, (role, variable) in enumerate(self.recipe.roles):

@@ -56,7 +56,15 @@ class Origin(Protocol):
         """Make sure that this process can read; raise an error that says why it cannot."""
 
     def read(self, index: Index) -> np.ndarray:
-        """Return the stored values at the index, of the index's shape."""
+        """Return the stored values at the index, of the index's shape and the variable's dtype.
+
+        Raises
+        ------
+        DataError
+            A value cannot be read.
+        RuntimeError
+            This process cannot read: it was never given what it needs.
+        """
 
     def worker_side(self) -> Origin:
         """Return the origin that travels to a worker: small when pickled."""
@@ -321,9 +329,10 @@ Blocks = Mapping[str, Sequence[Piece]]
 
 
 def assemble(pieces: Iterable[Piece], index: Index) -> np.ndarray:
-    """Return the values at the index, put together from pieces: of the index's shape.
+    """Return the values at the index, put together from pieces.
 
-    One piece that holds them all gives a view, not a copy.
+    They have the index's shape and the pieces' dtype. One piece that holds them all gives a view,
+    not a copy.
 
     Raises
     ------

@@ -59,7 +59,7 @@ from dbdask.data.zarr_arrays import ZarrArray
 __all__ = ["Blocks", "Data", "Piece", "Source", "Variable", "open_source"]
 
 Data = str | os.PathLike[str] | Store | xr.Dataset | Frame
-"""What a user gives as data."""
+"""The data that a user may give."""
 
 Route = Literal["store", "lazy", "dask", "memory"]
 

@@ -97,16 +97,22 @@ class Spans:
         return self.starts[run] + self.steps[run] * (ranks - self.offsets[run])
 
     def positions(self, first: int = 0, last: int | None = None) -> Int64Array:
-        """Return the positions at the ranks from `first` to before `last`: int64."""
+        """Return the positions at the ranks from `first` to before `last`: int64 (ranks,)."""
         return self.at(np.arange(first, self.count if last is None else last))
 
     def pieces(self, size: int = PIECE) -> Iterator[tuple[int, Int64Array]]:
-        """Yield all positions in pieces, int64 of at most `size`, after the rank of the first."""
+        """Yield all positions in pieces, each after the rank of its first.
+
+        A piece is int64 (n,), with n at most `size`.
+        """
         for first in range(0, self.count, size):
             yield first, self.positions(first, min(first + size, self.count))
 
     def rank(self, positions: npt.ArrayLike) -> Int64Array:
-        """Return how many positions of the spans are before each of `positions`: int64."""
+        """Return how many positions of the spans are before each of `positions`.
+
+        Both are int64, of the same shape.
+        """
         given = np.asarray(positions, np.int64)
         if not len(self):
             return np.zeros(given.shape, np.int64)
@@ -148,7 +154,10 @@ class Spans:
         return Spans(starts, starts + (stops - starts - 1) // steps * steps + 1, steps)
 
     def cut_at(self, ranks: Int64Array) -> tuple["Spans", Int64Array]:
-        """Return the positions in runs cut at ranks, too, and the old run of each: int64."""
+        """Return the positions in runs cut at ranks, int64 (n,), and the old run of each.
+
+        The old runs are int64 (runs,).
+        """
         if not len(self):
             return self, np.zeros(0, np.int64)
         edges = distinct(np.sort(np.concatenate([self.offsets, ranks, self.ends[-1:]])))
@@ -186,6 +195,6 @@ def joined(several: Iterable[Spans]) -> Spans:
 
 
 def distinct(ascending: Int64Array) -> Int64Array:
-    """Return each of some ascending numbers, (n,), once: faster than NumPy's `unique`."""
+    """Return each of some ascending numbers, int64 (n,), once: faster than `numpy.unique`."""
     is_new: BoolArray = np.diff(ascending, prepend=ascending[:1] - 1) != 0
     return ascending[is_new]

@@ -54,9 +54,10 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray, per: str, lost: float = 0.0) -> "Moments":
-        """Return the moments of values (positions, features), without NaN.
+        """Return the moments of values (positions, features) of a number dtype, without NaN.
 
-        `per` is "variable", for moments of shape (), or "feature", for (features,).
+        They are float64. `per` is "variable", for moments of shape (), or "feature", for
+        (features,).
         """
         axis = 0 if per == "feature" else None
         wide = values.astype(np.float64)
@@ -83,7 +84,7 @@ class Moments:
 
     @property
     def lost_share(self) -> float:
-        """What rounding to float64 costs, as a share of the deviation; infinite if it costs all."""
+        """The loss by rounding to float64, as a share of the deviation; infinite if all is lost."""
         squares = float(self.squares.sum())
         if not self.lost:
             return 0.0
@@ -102,7 +103,9 @@ def _first(values: Float64Array, good: BoolArray, axis: int | None) -> Float64Ar
 
 
 def lost_in_float64(values: np.ndarray, missing: BoolArray | None) -> float:
-    """Return the summed square of what float64 rounds off values that are not missing.
+    """Return the summed square of the part of values, of any shape, that float64 rounds off.
+
+    Values that `missing`, boolean of that shape, marks do not count.
 
     Examples
     --------
@@ -179,7 +182,10 @@ class Scaling:
 
     @property
     def fill(self) -> Float32Array:
-        """The value of a missing element: the mean, or 0 if values are scaled; float32."""
+        """The value of a missing element: the mean, or 0 if values are scaled.
+
+        It is float32 (features,), or (1,) for one scaling of all features.
+        """
         return np.zeros(len(self.mean), np.float32) if self.applied else as_float32(self._exact[0])
 
     @cached_property
@@ -242,6 +248,6 @@ class Scaling:
 
 
 def as_float32(values: np.ndarray) -> Float32Array:
-    """Return numbers rounded to float32, of the same shape; one that is too large is infinite."""
+    """Return numbers rounded to float32, of the same shape; too large ones become infinite."""
     with np.errstate(over="ignore"):
         return values.astype(np.float32, copy=False)

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from zarr.abc.store import (
@@ -111,6 +111,17 @@ def _span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
     return max(0, size - byte_range.suffix), size
 
 
+class _Watched(NamedTuple):
+    """The array whose chunks are recorded."""
+
+    prefix: str
+    """Of the keys of its chunks."""
+    document: str
+    """Key of its metadata."""
+    grid: tuple[int, ...]
+    """Chunks along each axis."""
+
+
 class WatchedStore(WrapperStore[Store]):
     """A store of one array that records which chunks are in it, and which are not.
 
@@ -122,7 +133,7 @@ class WatchedStore(WrapperStore[Store]):
         super().__init__(store)
         self.fills: set[int] = set()
         """Numbers of the chunks that are not in the store, in row-major order."""
-        self._grid: tuple[int, ...] | None = None
+        self._watched: _Watched | None = None
         self._seen = np.zeros(0, np.uint8)
         self._last_seen = ""
 
@@ -133,11 +144,10 @@ class WatchedStore(WrapperStore[Store]):
         count = int(np.prod(grid, dtype=object)) if grid else 1
         if count > WATCHED_CHUNKS:
             return
-        self._prefix = f"{array.path}/" if array.path else ""
+        prefix = f"{array.path}/" if array.path else ""
         name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
-        self._document = f"{self._prefix}{name}"
         self._seen = np.zeros(-(-count // 8), np.uint8)
-        self._grid = grid
+        self._watched = _Watched(prefix, f"{prefix}{name}", grid)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -150,37 +160,39 @@ class WatchedStore(WrapperStore[Store]):
             The chunk, or the array, was there before and is gone.
         """
         found = await self._store.get(key, prototype, byte_range)
-        number = self._number(key)
-        if number is not None:
+        watched = self._watched
+        number = None if watched is None else _chunk_number(watched, key)
+        if watched is not None and number is not None:
             if found is None:
-                await self._check_absent(key, number)
+                await self._check_absent(watched, key, number)
             else:
                 self._seen[number >> 3] |= 1 << (number & 7)
                 self._last_seen = key
         return found
 
-    def _number(self, key: str) -> int | None:
-        """Return the number of the chunk that a key names; None for other keys."""
-        if self._grid is None or not key.startswith(self._prefix):
-            return None
-        rest = key[len(self._prefix) :]
-        if not re.fullmatch(r"c?[/.]?\d*([/.]\d+)*", rest):
-            return None
-        digits = re.findall(r"\d+", rest)
-        if self._grid and len(digits) != len(self._grid):
-            return None
-        number = 0
-        for at, size in zip(map(int, digits), self._grid, strict=False):  # a scalar has a "0"
-            number = number * size + at
-        return number
-
-    async def _check_absent(self, key: str, number: int) -> None:
-        name = key[len(self._prefix) :]
+    async def _check_absent(self, watched: _Watched, key: str, number: int) -> None:
+        name = key[len(watched.prefix) :]
         if self._seen[number >> 3] >> (number & 7) & 1:
             raise Vanished(f"chunk {name} was there when it was read before, and is gone")
-        if not await self._store.exists(self._document):
+        if not await self._store.exists(watched.document):
             raise Vanished(f"chunk {name} is not there, and the array is gone")
         if self._last_seen and not await self._store.exists(self._last_seen):
-            gone = self._last_seen[len(self._prefix) :]
+            gone = self._last_seen[len(watched.prefix) :]
             raise Vanished(f"chunk {name} is not there, and chunk {gone}, read before, is gone")
         self.fills.add(number)
+
+
+def _chunk_number(watched: _Watched, key: str) -> int | None:
+    """Return the number of the chunk that a key names; None for other keys."""
+    if not key.startswith(watched.prefix):
+        return None
+    rest = key[len(watched.prefix) :]
+    if not re.fullmatch(r"c?[/.]?\d*([/.]\d+)*", rest):
+        return None
+    digits = re.findall(r"\d+", rest)
+    if watched.grid and len(digits) != len(watched.grid):
+        return None
+    number = 0
+    for at, size in zip(map(int, digits), watched.grid, strict=False):  # a scalar has a "0"
+        number = number * size + at
+    return number

@@ -160,7 +160,7 @@ class Variable:
     def read(
         self, box: Mapping[str, slice] | None = None, blocks: Blocks | None = None
     ) -> np.ndarray:
-        """Return the stored values in the box, of the box's shape, dimensions in their order.
+        """Return the stored values in the box, of its shape and of the stored dtype.
 
         Parameters
         ----------
@@ -204,7 +204,7 @@ class Variable:
     def coordinate(
         self, box: Mapping[str, slice] | None = None, blocks: Blocks | None = None
     ) -> np.ndarray:
-        """Return the values as xarray shows them, of the box's shape: exact labels of positions.
+        """Return the values as xarray shows them, of the box's shape: exact labels, in their dtype.
 
         Raises
         ------

@@ -2,8 +2,8 @@
 
 A read that hangs holds its thread, and nothing can end a thread. So each read runs on a daemon
 thread, and the caller waits beside it. The wait can be given up, hears Ctrl-C, and ends at the
-deadline. The thread of the read goes on until its store answers, drops the answer if nobody waits,
-and does not keep the process from ending.
+deadline. The thread of the read goes on until its store answers, drops the answer if no caller
+waits, and does not keep the process from ending.
 """
 
 from __future__ import annotations

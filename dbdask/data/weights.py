@@ -31,7 +31,10 @@ def weights_of(recipe: Recipe, stored: np.ndarray) -> Float32Array:
 
 
 def masked(weights: Float32Array | None, gap: BoolArray | None) -> Float32Array | None:
-    """Return weights that are 0 for missing target elements; `gap` is of the targets' shape."""
+    """Return weights that are 0 for missing target elements: float32 (examples, *target_shape).
+
+    `gap` is boolean, of that shape; without gaps the weights stay as they are.
+    """
     if gap is None or not gap.any():
         return weights
     present = (~gap).astype(np.float32)

@@ -47,7 +47,7 @@ class Window:
         return next(((first, last) for name, first, last in self.spans if name == dim), (0, 0))
 
     def offsets(self, dim: str) -> Int64Array:
-        """Return the offset along `dim` of every position of the flattened window: (size,)."""
+        """Return the offset along `dim` of every position of the flat window: int64 (size,)."""
         axis = self.dims.index(dim)
         first, last = self.reach(dim)
         shape = [1] * len(self.spans)

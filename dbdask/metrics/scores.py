@@ -105,9 +105,9 @@ def means_classes(loss: str | None, outputs: int) -> bool:
 
 
 def class_probabilities(outputs: FloatArray, loss: str | None) -> FloatArray:
-    """Return the probabilities of classes: float, (examples, classes).
+    """Return the probabilities of classes: float (examples, classes).
 
-    They are the outputs, (examples, ...); one "logistic" output is that of the second class.
+    They are the outputs, float (examples, ...); one "logistic" output is that of the second class.
 
     Examples
     --------

@@ -11,7 +11,7 @@ from dbdask.models.exchange import Exchange, Exchanging
 
 @dataclass(frozen=True)
 class Boundary:
-    """What a part owns of a layer's input, what it needs, and what crosses for that.
+    """The rows of a layer's input that a part owns and needs, and the rows that it exchanges.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Boundary:
     incoming: tuple[Crossing, ...] = ()
 
     def forward(self, own: Float32Array) -> Exchanging[Float32Array]:
-        """Return the rows that are needed, (examples, rows, ...), from those that are owned.
+        """Return the rows that are needed, float32 (examples, rows, ...), from the rows owned.
 
         They are a view of `own` if no row comes from a peer.
         """
@@ -55,10 +55,11 @@ class Boundary:
         return given
 
     def backward(self, below: Float32Array) -> Exchanging[Float32Array]:
-        """Return the gradient at the rows that are owned, from that at the rows needed.
+        """Return the gradient at the rows owned, from `below`, the gradient at the rows needed.
 
-        Other parts send theirs at the rows that they needed; the sum is taken in the order of the
-        parts. The sum may be a view of `below`, which is overwritten.
+        Both are float32 (examples, rows, ...). Other parts send theirs at the rows that they
+        needed; the sum is taken in the order of the parts. The sum may be a view of `below`, which
+        is overwritten.
         """
         shares = {c.receiver: _of_rows(below, (c.first, c.last)) for c in self.outgoing}
         if self.outgoing or self.incoming:

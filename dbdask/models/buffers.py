@@ -58,16 +58,16 @@ class BufferUpdates:
         return next((n for n, v in self._changed.items() if not np.isfinite(v).all()), "")
 
     def write(self, vector: Float32Array) -> None:
-        """Write what was taken into its places of a flat vector."""
+        """Write the values that were taken into their places of a vector, float32 (n,)."""
         if self._changed:
             views = self._layout.views(vector)
             for name, values in self._changed.items():
                 views[name][...] = values
 
     def write_change(self, vector: Float32Array, point: Float32Array, weight: float) -> None:
-        """Set the buffers' elements of a flat vector to `weight` times their change since `point`.
+        """Set the buffers' elements of a vector to `weight` times their change since `point`.
 
-        A buffer that did not change has a change of exactly 0.
+        Both vectors are float32 (n,). A buffer that did not change has a change of exactly 0.
         """
         for part in self.ranges:
             vector[part] = point[part]
@@ -77,7 +77,7 @@ class BufferUpdates:
             vector[part] *= np.float32(weight)
 
     def copy(self, vector: Float32Array, source: Float32Array) -> None:
-        """Copy the buffers' elements of one flat vector into another."""
+        """Copy the buffers' elements of one vector into another: both float32 (n,)."""
         for part in self.ranges:
             vector[part] = source[part]
 

@@ -81,7 +81,10 @@ class LocalContrastNorm:
     def forward(
         self, parameters: Arrays, inputs: Float32Array
     ) -> tuple[Float32Array, tuple[Float32Array | None, ...]]:
-        """Return the normalised images, (examples, rows, columns, channels), and what is kept."""
+        """Return the normalised images, and the arrays to keep.
+
+        Inputs and outputs are float32 (examples, rows, columns, channels).
+        """
         return self._of_rows(inputs.shape[1]).forward(parameters, inputs)
 
     def backward(
@@ -92,7 +95,10 @@ class LocalContrastNorm:
         into: Arrays,
         is_first: bool,
     ) -> Float32Array | None:
-        """Return the gradient at the inputs, or None; `gradient` is overwritten."""
+        """Return the gradient at the inputs, or None; `gradient` is overwritten.
+
+        Both are float32 (examples, rows, columns, channels).
+        """
         rows = self._of_rows(gradient.shape[1])
         return rows.backward(parameters, kept, gradient, into, is_first)
 
@@ -168,7 +174,10 @@ class ContrastRows:
     def forward(
         self, parameters: Arrays, inputs: Float32Array
     ) -> tuple[Float32Array, tuple[Float32Array | None, ...]]:
-        """Return rows `first` to `last`, (examples, rows, columns, channels), and what is kept."""
+        """Return rows `first` to `last` of the normalised images, and the arrays to keep.
+
+        Inputs and outputs are float32 (examples, rows, columns, channels).
+        """
         images = examples_last(inputs)
         to_centred, to_outputs, along_columns = self._filters(images)
         means = _filtered(to_centred, along_columns, images.mean(axis=2))
@@ -189,7 +198,10 @@ class ContrastRows:
         into: Arrays,
         is_first: bool,
     ) -> Float32Array | None:
-        """Return the gradient at the inputs, or None; `gradient` is overwritten."""
+        """Return the gradient at the inputs, or None; `gradient` is overwritten.
+
+        Both are float32 (examples, rows, columns, channels).
+        """
         images, centred, deviations = kept
         assert images is not None and centred is not None and deviations is not None
         if is_first:

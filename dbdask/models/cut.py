@@ -21,8 +21,8 @@ class Cut:
     Rows are the first axis of a layer's output: units of `Dense`, rows of an image. Part k computes
     rows `edges[layer][k]` to `edges[layer][k + 1]`, which may be none.
 
-    Of a joined layer, part k computes all rows that it needs for the next layer, whatever the
-    edges. Rows that several parts need are computed by each of them, and none of them crosses.
+    Of a joined layer, part k computes all rows that it needs for the next layer, at any edges. Rows
+    that several parts need are computed by each of them, and none of them crosses.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ class Speed(NamedTuple):
     multiplication: float = 1e-10
     """One multiplication in the products of layers; see `part_work`."""
     message: float = 1e-4
-    """One message, whatever its size."""
+    """One message, of any size."""
     byte: float = 1e-9
     """One byte of a message."""
 

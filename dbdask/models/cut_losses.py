@@ -32,7 +32,7 @@ def cut_loss(
     loss
         "softmax", "logistic" or "squared".
     outputs
-        (examples, columns), overwritten.
+        Float (examples, columns), overwritten.
     columns, size
         Which of the network's `size` outputs these are.
     targets, weights
@@ -51,7 +51,7 @@ def cut_loss(
 
 
 def cut_softmax(outputs: FloatArray, peers: Sequence[int]) -> Exchanging[tuple[FloatArray, ...]]:
-    """Overwrite outputs, (examples, columns), with their probabilities among all columns.
+    """Overwrite outputs, float (examples, columns), with their probabilities among all columns.
 
     Each part sends the maximum of each row and the sum of the exponentials relative to it, in one
     message: that is enough to bring the sums to the maximum of all parts.
@@ -59,7 +59,8 @@ def cut_softmax(outputs: FloatArray, peers: Sequence[int]) -> Exchanging[tuple[F
     Returns
     -------
     maxima, sums
-        Of whole rows, (examples,): the largest output, and the sum of exponentials relative to it.
+        Of whole rows, float (examples,): the largest output, and the sum of exponentials relative
+        to it.
     """
     maxima = outputs.max(axis=1)
     outputs -= maxima[:, np.newaxis]

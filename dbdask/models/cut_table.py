@@ -102,14 +102,14 @@ class CutTable:
                 yield Segment(first, whole, last - first)
 
     def to_cut(self, whole: FloatArray) -> FloatArray:
-        """Return the cut vector, (size,), of a whole network's vector, (size,)."""
+        """Return the cut vector, float (size,), of a whole network's vector, float (size,)."""
         vector = np.empty_like(_of_size(whole, self.layout.size))
         for cut, at, length in self.segments():
             vector[cut : cut + length] = whole[at : at + length]
         return vector
 
     def to_whole(self, vector: FloatArray) -> FloatArray:
-        """Return the whole network's vector, (size,), of a cut vector, (size,)."""
+        """Return the whole network's vector, float (size,), of a cut vector, float (size,)."""
         whole = np.empty_like(_of_size(vector, self.layout.size))
         for cut, at, length in self.segments():
             whole[at : at + length] = vector[cut : cut + length]
@@ -168,7 +168,7 @@ def initial_of_cut(
 ) -> Float32Array:
     """Return elements `start` to `stop` of the initial cut vector, float32 of (stop - start,).
 
-    They are the numbers of the whole network, whatever the cut.
+    They are the numbers of the whole network, for every cut.
 
     Raises
     ------

@@ -11,7 +11,7 @@ from dbdask.optim.gradients import is_good
 
 
 class Decision(NamedTuple):
-    """What all parts know of a step before any of them pushes it; the same numbers in each."""
+    """The numbers of a step that all parts share before any of them pushes it."""
 
     loss: float
     """Of the whole network: the sum of the parts' shares."""

@@ -1,10 +1,10 @@
 """One minibatch through a model, and the check that the model fills its gradient.
 
 A model that rebinds `gradient` (`gradient = ...`) instead of filling it leaves the buffer as it
-was, and would train on old numbers without an error. So the first minibatch of every task gets a
-buffer of one certain NaN, which no arithmetic produces: elements that still hold it were not
-written. That costs two passes over one vector in each portion or bundle, which has at least sixteen
-minibatches.
+was, and the run would train on old numbers without an error. So the first minibatch of every task
+gets a buffer filled with a NaN of one fixed bit pattern, which no arithmetic produces: elements
+that still hold it were not written. That costs two passes over one vector in each portion or
+bundle, which has at least sixteen minibatches.
 """
 
 import math
@@ -35,7 +35,7 @@ class Batch(Protocol):
 
     @property
     def inputs(self) -> Float32Array:
-        """Shape (examples, *input_shape)."""
+        """Inputs, float32 (examples, *input_shape)."""
 
     @property
     def targets(self) -> np.ndarray | None:
@@ -43,7 +43,7 @@ class Batch(Protocol):
 
     @property
     def weights(self) -> Float32Array | None:
-        """float32, one an example or one a target element; None: all are 1."""
+        """Weights, float32 (examples,) or (examples, *target_shape); None: all are 1."""
 
 
 class Step(Batch, Protocol):
@@ -54,7 +54,7 @@ class Step(Batch, Protocol):
 
 
 class Evaluated(NamedTuple):
-    """What a minibatch's evaluation says, beside the gradient."""
+    """The result of a minibatch's evaluation, besides the gradient."""
 
     loss: float
     """Summed over the examples."""
@@ -98,12 +98,12 @@ class Evaluator:
         Parameters
         ----------
         parameters, gradient
-            Flat float32 vectors; `gradient` is overwritten.
+            Vectors, float32 (n,); `gradient` is overwritten.
         batch
             The minibatch.
         portion
-            Epoch and number of the portion: with the step and the run's seed they decide on what
-            is random in the model.
+            Epoch and number of the portion: with the step and the run's seed they decide on all
+            that is random in the model.
         as_mean
             Whether the summed gradient is divided by the weight.
 
@@ -135,7 +135,7 @@ class Evaluator:
         Parameters
         ----------
         parameters, gradient
-            Flat float32 vectors of the model's size. `gradient` is overwritten; its elements of
+            Vectors of the model's size, float32 (n,). `gradient` is overwritten; its elements of
             buffers are 0.
         batch
             The examples.
@@ -173,7 +173,8 @@ def loss_of_minibatch(
 ) -> float:
     """Return the summed loss of a minibatch, from `loss_only` if the model has it.
 
-    Else `loss_and_gradient` writes a gradient into `scratch`, a float32 vector of the model's size.
+    Otherwise `loss_and_gradient` writes a gradient into `scratch`. `parameters` and `scratch` are
+    vectors of the model's size, float32 (n,).
 
     Raises
     ------
@@ -195,12 +196,12 @@ def loss_of_minibatch(
 
 
 def mark_unwritten(gradient: Float32Array) -> None:
-    """Fill a float32 vector with the NaN that marks elements as not written."""
+    """Fill a vector, float32 (n,), with the NaN that marks elements as not written."""
     gradient.view(np.uint32).fill(UNWRITTEN)
 
 
 def unwritten_parameters(gradient: Float32Array, layout: Layout) -> list[str]:
-    """Return the names of trained parameters with an element of `gradient`, (n,), unwritten."""
+    """Return the trained parameters with an unwritten element in `gradient`, float32 (n,)."""
     return [
         parameter.name
         for parameter, offset in zip(layout.parameters, layout.offsets, strict=True)
@@ -209,7 +210,7 @@ def unwritten_parameters(gradient: Float32Array, layout: Layout) -> list[str]:
 
 
 def is_unwritten(gradient: Float32Array) -> bool:
-    """Whether an element of a float32 vector holds the mark; searched in blocks."""
+    """Return whether an element of a vector, float32 (n,), holds the mark; search in blocks."""
     bits = gradient.view(np.uint32)
     return any(
         bool((bits[start : start + BLOCK] == UNWRITTEN).any())
@@ -218,7 +219,13 @@ def is_unwritten(gradient: Float32Array) -> bool:
 
 
 def check_written(gradient: Float32Array, layout: Layout) -> None:
-    """Raise ModelError if part of a gradient was not overwritten, or its shape was changed."""
+    """Check that a gradient, float32 (n,), was overwritten and kept its shape.
+
+    Raises
+    ------
+    ModelError
+        Part of it was not overwritten, or its shape was changed.
+    """
     if gradient.shape != (layout.size,):
         raise ModelError(
             f"model.loss_and_gradient changed the shape of gradient from ({layout.size},) to "

@@ -1,7 +1,7 @@
-"""What the parts of a network exchange: messages that a part asks its caller to carry.
+"""Messages that the parts of a network exchange, and that a part asks its caller to carry.
 
-A part's work is a generator. Where it needs its peers it yields an `Exchange`, and whoever drives
-it carries the messages: a test in one process, a worker over a transport. The mathematics knows
+A part's work is a generator. If it needs its peers it yields an `Exchange`, and its
+driver carries the messages: a test in one process, a worker over a transport. The mathematics knows
 neither.
 """
 

@@ -22,7 +22,7 @@ class Message(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a cut exchanges a step."""
+    """The messages and bytes that a cut exchanges in a step."""
 
     messages: int
     size: int

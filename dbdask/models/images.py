@@ -47,9 +47,9 @@ class Windows(NamedTuple):
         return first * self.stride[0], (last - 1) * self.stride[0] + self.size[0]
 
     def view(self, images: Float32Array) -> Float32Array:
-        """Return the windows, (rows, columns, *size, channels, examples), without a copy.
+        """Return the windows, float32 (rows, columns, *size, channels, examples), without a copy.
 
-        `images` are (rows, columns, channels, examples); elements in several windows occur
+        `images` are float32 (rows, columns, channels, examples); elements in several windows occur
         several times in the view.
         """
         by_row, by_column, *others = images.strides
@@ -62,41 +62,47 @@ class Windows(NamedTuple):
     def add(self, values: Float32Array, windows: Float32Array) -> None:
         """Add values to windows, a view of images, in which windows may overlap.
 
-        Both are (rows, columns, *size, channels, examples). Windows that are `size / stride` apart
-        do not overlap, so the sum is taken over few large sets of them.
+        Both are float32 (rows, columns, *size, channels, examples). Windows that are `size /
+        stride` apart do not overlap, so the sum is taken over few large sets of them.
         """
-        below, beside = (
+        rows_apart, columns_apart = (
             -(-size // stride) for size, stride in zip(self.size, self.stride, strict=True)
         )
-        for row in range(min(below, len(windows))):
-            for column in range(min(beside, windows.shape[1])):
-                windows[row::below, column::beside] += values[row::below, column::beside]
+        for row in range(min(rows_apart, len(windows))):
+            for column in range(min(columns_apart, windows.shape[1])):
+                disjoint = slice(row, None, rows_apart), slice(column, None, columns_apart)
+                windows[disjoint] += values[disjoint]
 
 
 def blocks(positions: Pair, size: int) -> Iterator[tuple[slice, slice]]:
     """Return slices of rows and columns that cut positions into blocks of about BLOCK floats.
 
-    `size` is the floats of one position.
+    `size` is the number of floats at one position.
     """
     rows, columns = positions
     size = max(1, size)  # it is 0 if there are no examples
-    beside = min(columns, max(1, BLOCK // size))
-    below = max(1, BLOCK // (size * columns)) if beside == columns else 1
-    for row in range(0, rows, below):
-        for column in range(0, columns, beside):
-            yield slice(row, row + below), slice(column, column + beside)
+    columns_at_once = min(columns, max(1, BLOCK // size))
+    rows_at_once = max(1, BLOCK // (size * columns)) if columns_at_once == columns else 1
+    for row in range(0, rows, rows_at_once):
+        for column in range(0, columns, columns_at_once):
+            yield slice(row, row + rows_at_once), slice(column, column + columns_at_once)
 
 
 def examples_last(images: Float32Array) -> Float32Array:
-    """Return (examples, rows, columns, channels) as contiguous (rows, columns, channels, examples).
+    """Return images with the examples last, contiguous.
 
-    It is a view if the array comes from `examples_first`.
+    The shape changes from float32 (examples, rows, columns, channels) to (rows, columns, channels,
+    examples). It is a view if the array comes from `examples_first`.
     """
     return np.ascontiguousarray(images.transpose(1, 2, 3, 0))
 
 
 def examples_first(images: Float32Array) -> Float32Array:
-    """Return (rows, columns, channels, examples) as a view (examples, rows, columns, channels)."""
+    """Return a view with the examples first.
+
+    The shape changes from float32 (rows, columns, channels, examples) to (examples, rows, columns,
+    channels).
+    """
     return images.transpose(3, 0, 1, 2)
 
 

@@ -84,14 +84,14 @@ class Layer(Protocol):
         Parameters
         ----------
         parameters
-            Views of the flat vector by name, in their shapes; not to be written to.
+            Views of the flat vector by name, float32, in their shapes; not to be written to.
         inputs
-            (examples, *input_shape); not to be written to.
+            Float32 (examples, *input_shape); not to be written to.
 
         Returns
         -------
         outputs
-            A new array, (examples, *output_shape).
+            A new array, float32 (examples, *output_shape).
         kept
             Handed to `backward`. If it needs the outputs, they stand here themselves, no copy.
         """
@@ -113,16 +113,17 @@ class Layer(Protocol):
             As `forward` was given and returned them. The layer's own outputs may be overwritten,
             its inputs may not.
         gradient
-            The loss's gradient at the outputs, (examples, *output_shape); may be overwritten.
+            The loss's gradient at the outputs, float32 (examples, *output_shape); may be
+            overwritten.
         into
-            Takes the gradients of the parameters, summed over the examples: arrays with
+            Takes the gradients of the parameters, summed over the examples: float32 arrays with
             arbitrary content, which must be overwritten in place, `into["weights"][...] = ...`.
         is_first
             Whether this is the first layer: then None may be returned.
 
         Returns
         -------
-        A new array, (examples, *input_shape), or None.
+        A new array, float32 (examples, *input_shape), or None.
         """
         ...
 
@@ -190,7 +191,10 @@ class Dense:
     def forward(
         self, parameters: Arrays, inputs: Float32Array
     ) -> tuple[Float32Array, tuple[Float32Array | None, ...]]:
-        """Return the activations, (examples, units), and the arrays that `backward` needs."""
+        """Return the activations, float32 (examples, units), and the arrays that `backward` needs.
+
+        `inputs` is float32 (examples, *input_shape).
+        """
         outputs = as_rows(inputs) @ parameters["weights"].T
         outputs += parameters["bias"]
         if self.activation == "linear":
@@ -208,7 +212,7 @@ class Dense:
     ) -> Float32Array | None:
         """Fill the gradients of weights and bias; return the gradient at the inputs, or None.
 
-        The outputs and `gradient`, both (examples, units), are overwritten.
+        The outputs and `gradient`, both float32 (examples, units), are overwritten.
         """
         inputs, outputs = kept
         assert inputs is not None
@@ -264,14 +268,14 @@ def weight_limit(activation: str, fan_in: int, fan_out: int) -> float:
 
 
 def as_rows(values: Float32Array) -> Float32Array:
-    """Return an array as (examples, elements), a view if possible."""
+    """Return a float32 array as (examples, elements), as a view if possible."""
     if values.ndim == 2:
         return values
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def activate(activation: str, values: Float32Array) -> None:
-    """Overwrite values, of any shape, with their activation."""
+    """Overwrite float32 values, of any shape, with their activation."""
     if activation == "sigmoid":
         sigmoid(values)
     elif activation == "tanh":
@@ -283,7 +287,7 @@ def activate(activation: str, values: Float32Array) -> None:
 def multiply_by_slope(activation: str, activations: Float32Array, gradient: Float32Array) -> None:
     """Multiply a gradient, in place, by the activation's slope; overwrite the activations.
 
-    Both have the same shape.
+    Both are float32 and have the same shape.
     """
     if activation == "sigmoid":
         gradient *= activations

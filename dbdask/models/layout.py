@@ -101,7 +101,7 @@ class Layout:
         return tuple(ranges)
 
     def views(self, vector: FloatArray) -> dict[str, FloatArray]:
-        """Return each parameter, in its shape, as a view of a flat vector of shape (size,).
+        """Return each parameter, in its shape, as a view of a vector, float (size,).
 
         Raises
         ------

@@ -117,7 +117,10 @@ class LocallyConnected:
     def forward(
         self, parameters: Arrays, inputs: Float32Array
     ) -> tuple[Float32Array, tuple[Float32Array | None, ...]]:
-        """Return the activations, (examples, rows, columns, maps), and what `backward` needs."""
+        """Return the activations, float32 (examples, rows, columns, maps), and the arrays to keep.
+
+        `inputs` is float32 (examples, rows, columns, channels).
+        """
         images = examples_last(inputs)
         patches = self.windows.view(images)
         weights = _by_map(parameters["weights"])
@@ -139,7 +142,8 @@ class LocallyConnected:
     ) -> Float32Array | None:
         """Fill the gradients of weights and bias; return the gradient at the inputs, or None.
 
-        The outputs and `gradient`, (examples, rows, columns, maps), are overwritten.
+        The outputs and `gradient`, float32 (examples, rows, columns, maps), are overwritten. The
+        result is float32 (examples, rows, columns, channels).
         """
         images, outputs = kept
         assert images is not None

@@ -25,11 +25,11 @@ def softmax(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None
     Parameters
     ----------
     outputs
-        (examples, classes), overwritten with the gradient of the weighted sum.
+        Float (examples, classes), overwritten with the gradient of the weighted sum.
     targets
-        Labels, (examples,).
+        Labels, integers (examples,).
     weights
-        None or (examples,).
+        None or float (examples,).
 
     Examples
     --------
@@ -56,8 +56,9 @@ def softmax(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None
 def logistic(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None) -> float:
     """Return the one-vs-all cross entropy, in nats; `outputs` becomes its gradient.
 
-    `targets` are labels, (examples,), or numbers from 0 to 1 for every output, (examples, outputs).
-    For one output, (examples,) are such numbers, too.
+    `outputs` is float (examples, outputs). `targets` are labels, integers (examples,), or numbers
+    from 0 to 1 for every output, float (examples, outputs). For one output, float (examples,) are
+    such numbers, too. `weights` is None, float (examples,) or float (examples, outputs).
     """
     wanted = _wanted(outputs, targets, weights)
     losses = np.logaddexp(0, outputs, dtype=np.float64)
@@ -70,7 +71,8 @@ def logistic(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | Non
 def squared(outputs: FloatArray, targets: np.ndarray, weights: FloatArray | None) -> float:
     """Return half the squared error, summed over outputs; `outputs` becomes its gradient.
 
-    `targets` have one element for each element of `outputs`, (examples, outputs).
+    `outputs` is float (examples, outputs); `targets` have one element for each of its elements.
+    `weights` is None, float (examples,) or float (examples, outputs).
     """
     outputs -= shaped_targets(targets, outputs)
     losses = np.square(outputs, dtype=np.float64)
@@ -92,7 +94,13 @@ def _weigh(losses: Float64Array, gradient: FloatArray, weights: FloatArray | Non
 
 
 def shaped_weights(weights: FloatArray, shape: tuple[int, ...]) -> FloatArray:
-    """Return weights as (examples, 1) or (examples, outputs); raise ValueError if neither fits."""
+    """Return weights as float (examples, 1) or (examples, outputs).
+
+    Raises
+    ------
+    ValueError
+        Neither shape fits.
+    """
     weights = np.asarray(weights)
     per_example = weights.shape == shape[:1]
     if weights.shape[:1] != shape[:1] or not (per_example or weights.size == np.prod(shape)):
@@ -132,7 +140,7 @@ def shaped_targets(targets: np.ndarray, outputs: FloatArray) -> FloatArray:
 
 
 def checked_labels(targets: np.ndarray, outputs: FloatArray) -> np.ndarray:
-    """Return labels, (examples,), as they are.
+    """Return labels, integers (examples,), as they are.
 
     Raises
     ------
@@ -156,7 +164,7 @@ def checked_labels(targets: np.ndarray, outputs: FloatArray) -> np.ndarray:
 
 
 def sigmoid(values: FloatArray) -> None:
-    """Overwrite values, of any shape, with their logistic function, without overflow."""
+    """Overwrite float values, of any shape, with their logistic function, without overflow."""
     values *= 0.5
     np.tanh(values, out=values)
     values += 1
@@ -164,7 +172,7 @@ def sigmoid(values: FloatArray) -> None:
 
 
 def probabilities(loss: str, outputs: FloatArray) -> FloatArray:
-    """Overwrite a network's outputs, (examples, outputs), with its predictions, and return them.
+    """Overwrite outputs, float (examples, outputs), with the predictions, and return them.
 
     They are probabilities for "softmax" and "logistic", and the outputs themselves for "squared".
     """

@@ -9,7 +9,7 @@ from dbdask.arrays import Float32Array, FloatArray
 from dbdask.errors import ModelError
 
 MEMBERS = ("layout", "initial_parameters", "loss_and_gradient", "predict")
-"""What every model has."""
+"""The members of every model."""
 
 _CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "initial_parameters": (("seed", "start", "stop"), ()),
@@ -100,7 +100,7 @@ class Model(Protocol):
     def layout(self) -> object: ...
 
     def initial_parameters(self, seed: int, start: int, stop: int) -> Float32Array:
-        """Return elements `start` to `stop` of the initial vector, shape (stop - start,).
+        """Return elements `start` to `stop` of the initial vector, float32 (stop - start,).
 
         Each number depends only on the seed and its place in the vector, because every shard
         asks for its own slice, and the cut into shards must change nothing.
@@ -143,7 +143,7 @@ class Model(Protocol):
         ...
 
     def predict(self, parameters: Float32Array, inputs: Float32Array) -> FloatArray:
-        """Return the outputs of each example, shape (examples, outputs).
+        """Return the outputs of each example, float (examples, outputs).
 
         If targets are classes, these are the probabilities of the classes; of a "logistic" loss
         with one output, that of the second class. Else they are values, one for each target
@@ -153,7 +153,7 @@ class Model(Protocol):
 
 
 def check_members(model: object) -> None:
-    """Raise if a model lacks a member, or has one that cannot be called with its arguments.
+    """Check that a model has every member, and that each takes its arguments.
 
     Raises
     ------

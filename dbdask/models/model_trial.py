@@ -34,12 +34,15 @@ class ExampleBatch:
         return len(self.inputs)
 
     def take(self, rows: slice | Int64Array) -> "ExampleBatch":
-        """Return some of the examples, or all of them several times over."""
+        """Return the examples at `rows`, a slice or int64 (n,), in which a row may occur again."""
         weights = None if self.weights is None else self.weights[rows]
         return ExampleBatch(self.inputs[rows], self.targets[rows], weights)
 
     def weighted(self, weights: Float32Array | None) -> "ExampleBatch":
-        """Return the examples with other weights."""
+        """Return the examples with other weights.
+
+        They are float32, (examples,) or (examples, *target_shape), or None.
+        """
         return ExampleBatch(self.inputs, self.targets, weights)
 
 
@@ -120,7 +123,10 @@ class Trial:
         *,
         seed: int | None = None,
     ) -> tuple[float, Float32Array | None, dict[str, np.ndarray]]:
-        """Return loss and gradient as `evaluate`, and the arrays that the model was given."""
+        """Return loss and gradient as `evaluate`, and the arrays that the model was given, by name.
+
+        The gradient is float32 (n,).
+        """
         arrays = {"parameters": self.parameters.copy()}
         arrays |= self._arrays(self.batch if batch is None else batch)
         gradient = np.empty(self.layout.size, np.float32)
@@ -135,7 +141,14 @@ class Trial:
         return loss, known, arrays | {"gradient": gradient}
 
     def buffers(self) -> Float32Array:
-        """Return the parameters, (n,), with the buffers of the last call; raises Faulty."""
+        """Return the parameters, float32 (n,), with the buffers of the last call.
+
+        Raises
+        ------
+        Faulty
+            `updated_buffers` raises, returns buffers of other names or shapes, or a number that is
+            not finite.
+        """
         with _as_fault("updated_buffers", {}):
             updates = BufferUpdates(self.model, self.layout)
             bad = updates.take()
@@ -146,7 +159,7 @@ class Trial:
         return found
 
     def loss_at(self, point: Float32Array, gradient: Float32Array) -> float:
-        """Return the loss at another point, (n,); the model gets both vectors, uncopied."""
+        """Return the loss at `point`; it and `gradient`, float32 (n,), are given uncopied."""
         arrays = self._arrays(self.batch)
         with _as_fault("loss_and_gradient", arrays):
             value = self.model.loss_and_gradient(
@@ -190,7 +203,10 @@ class Trial:
             return as_loss(value, method)
 
     def predict(self, inputs: Float32Array) -> tuple[object, dict[str, np.ndarray]]:
-        """Return the outputs of `predict`, uncopied, and the arrays that it was given."""
+        """Return the outputs of `predict`, uncopied, and the arrays that it was given, by name.
+
+        `inputs` is float32 (examples, *input_shape).
+        """
         arrays = {"parameters": self.parameters.copy(), "inputs": inputs.copy()}
         before = {name: array.copy() for name, array in arrays.items()}
         with _as_fault("predict", arrays):

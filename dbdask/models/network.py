@@ -137,7 +137,10 @@ class Network:
         seed: int = 0,
         gradient: Float32Array,
     ) -> float:
-        """Return the weighted sum of losses, and overwrite `gradient` (see `dbdask.Model`)."""
+        """Return the weighted sum of losses, and overwrite `gradient`, float32 (n,).
+
+        Shapes and dtypes are those of `dbdask.Model`.
+        """
         views, into = self._views(parameters), self._views(gradient)
         outputs, kept = self._forward(views, self.checked_inputs(inputs, parameters.dtype))
         loss, upstream = self._loss(outputs, targets, weights)
@@ -159,13 +162,16 @@ class Network:
         weights: Float32Array | None = None,
         seed: int = 0,
     ) -> float:
-        """Return the weighted sum of losses, without a gradient; the arrays are as for that."""
+        """Return the weighted sum of losses, without a gradient.
+
+        Shapes and dtypes are those of `dbdask.Model`.
+        """
         views = self._views(parameters)
         outputs, _ = self._forward(views, self.checked_inputs(inputs, parameters.dtype))
         return self._loss(outputs, targets, weights)[0]
 
     def predict(self, parameters: Float32Array, inputs: Float32Array) -> FloatArray:
-        """Return (examples, outputs): probabilities for softmax and logistic, else values."""
+        """Return float (examples, outputs): probabilities for softmax and logistic, else values."""
         views = self._views(parameters)
         outputs, _ = self._forward(views, self.checked_inputs(inputs, parameters.dtype))
         return probabilities(self.loss, as_rows(outputs))

@@ -117,7 +117,7 @@ class Part:
         Parameters
         ----------
         parameters, gradient
-            The part's range of the cut vector, (size,).
+            The part's range of the cut vector, float32 (size,).
         inputs, targets, weights, seed
             As the whole network takes them (see `dbdask.Model`).
         """
@@ -153,12 +153,15 @@ class Part:
         weights: Float32Array | None = None,
         seed: int = 0,
     ) -> Exchanging[float]:
-        """Return the part's share of the loss, without a gradient; the arrays are as for that."""
+        """Return the part's share of the loss, without a gradient.
+
+        Shapes and dtypes are those of `loss_and_gradient`.
+        """
         outputs, _ = yield from self._forward(self._views(parameters), inputs, parameters.dtype)
         return (yield from self._loss(outputs, targets, weights))
 
     def predict(self, parameters: Float32Array, inputs: Float32Array) -> Exchanging[FloatArray]:
-        """Return the part's columns of what the network predicts, (examples, columns)."""
+        """Return the part's columns of the predictions, float (examples, columns)."""
         outputs, _ = yield from self._forward(self._views(parameters), inputs, parameters.dtype)
         if self.network.loss == "softmax" and outputs.shape[1]:
             yield from cut_softmax(outputs, self._peers)

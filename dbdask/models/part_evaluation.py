@@ -57,7 +57,7 @@ class PartEvaluator:
         Parameters
         ----------
         parameters, gradient
-            The part's range of the cut vector, float32; `gradient` is overwritten.
+            The part's range of the cut vector, float32 (n,); `gradient` is overwritten.
         batch, portion, as_mean
             As for `Evaluator.minibatch`.
 

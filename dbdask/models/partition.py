@@ -46,7 +46,7 @@ class Partition:
         return max(stop - start for start, stop in self.ranges)
 
     def to_whole(self, vector: FloatArray) -> FloatArray:
-        """Return a cut vector, (size,), in the order of the network's own layout."""
+        """Return a cut vector, float (size,), in the order of the network's own layout."""
         return self.table.to_whole(vector)
 
 

@@ -82,7 +82,10 @@ class L2Pool:
     def forward(
         self, parameters: Arrays, inputs: Float32Array
     ) -> tuple[Float32Array, tuple[Float32Array | None, ...]]:
-        """Return the pooled images, (examples, rows, columns, channels), and what is kept."""
+        """Return the pooled images, and the arrays to keep.
+
+        Inputs and outputs are float32 (examples, rows, columns, channels).
+        """
         images = examples_last(inputs)
         windows = self.windows.view(images)
         outputs = np.einsum("rcijke,rcijke->rcke", windows, windows)
@@ -98,7 +101,10 @@ class L2Pool:
         into: Arrays,
         is_first: bool,
     ) -> Float32Array | None:
-        """Return the gradient at the inputs, or None; `gradient` is overwritten."""
+        """Return the gradient at the inputs, or None; `gradient` is overwritten.
+
+        Both are float32 (examples, rows, columns, channels).
+        """
         images, outputs = kept
         assert images is not None and outputs is not None
         if is_first:

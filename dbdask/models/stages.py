@@ -69,7 +69,13 @@ def _check_initial(layer: Layer, input_shape: Shape, parameters: list[Parameter]
 def of_shape(
     array: Float32Array | None, examples: int, shape: Shape, name: str, method: str
 ) -> Float32Array:
-    """Return an array that a layer made; raise ModelError if it has not the shape declared."""
+    """Return a float32 array that a layer made.
+
+    Raises
+    ------
+    ModelError
+        It has not the declared shape, (examples, *shape).
+    """
     if array is None or array.shape != (examples, *shape):
         found = "None" if array is None else f"shape {array.shape}"
         what = "its outputs" if method == "forward" else "the gradient at its inputs"
@@ -80,7 +86,10 @@ def of_shape(
 
 
 def as_own(outputs: Float32Array, others: Iterable[Float32Array | None]) -> Float32Array:
-    """Return a network's outputs, or a copy if they are a view or one of the other arrays."""
+    """Return outputs, float32 (examples, outputs), in memory that the caller owns.
+
+    They are copied if they are a view or one of the other arrays.
+    """
     if outputs.flags.owndata and not any(outputs is array for array in others):
         return outputs
     return outputs.copy()

@@ -32,7 +32,7 @@ def is_good(loss: float, norm: float) -> bool:
 
 
 def clip(gradient: Float32Array, norm: float, clip_norm: float | None) -> None:
-    """Scale a gradient, (n,), in place so that its norm is at most `clip_norm`."""
+    """Scale a gradient, float32 (n,), in place so that its norm is at most `clip_norm`."""
     if clip_norm is not None and norm > clip_norm:
         np.multiply(gradient, np.float32(clip_norm / norm), out=gradient)
 
@@ -40,8 +40,9 @@ def clip(gradient: Float32Array, norm: float, clip_norm: float | None) -> None:
 def first_bad_parameter(gradient: Float32Array, names: list[str], offsets: list[int]) -> str:
     """Return the name of the parameter with the first component that is not finite.
 
-    If every component is finite, it is the parameter with the largest one: the squares overflow.
-    `gradient` is (n,); `offsets` holds the position of each parameter's first component in it.
+    If every component is finite, it is the parameter with the largest component, whose square
+    overflows. `gradient` is float32 (n,); `offsets` holds the position of each parameter's first
+    component in it.
     """
     bad = np.flatnonzero(~np.isfinite(gradient))
     worst = int(bad[0]) if bad.size else int(np.argmax(np.abs(gradient)))
@@ -56,8 +57,8 @@ def minibatch_seed(seed: int, epoch: int, portion: int, step: int) -> int:
 def weight_of(weights: Float32Array | None, examples: int) -> float:
     """Return the sum of the weights of a minibatch's examples.
 
-    `weights` is (examples,), or (examples, *target_shape), of which an example's weight is the
-    mean, or None, if all are 1.
+    `weights` is float32 (examples,), or float32 (examples, *target_shape), of which an example's
+    weight is the mean, or None if all weights are 1.
     """
     if weights is None:
         return float(examples)

@@ -52,7 +52,7 @@ class Accepted:
 Request = Round | Evaluate | Accepted
 
 Answer = Any
-"""What a request is answered with: answers of commands, a loss beside them, or a truth value."""
+"""The answer to a request: answers of commands, a loss beside them, or a truth value."""
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,10 @@ class UpdateRule:
     def update(
         self, parameters: Float32Array, gradient: Float32Array, slots: Slots, step: int
     ) -> None:
-        """Apply one update in place; see `Optimizer.update`."""
+        """Apply one update in place (see `Optimizer.update`).
+
+        `parameters`, `gradient` and each slot are float32 (n,).
+        """
         self.apply(parameters, gradient, slots, step, self.rate(step))
 
     def apply(
@@ -251,12 +254,12 @@ class Momentum(UpdateRule):
         spare: Float32Array,
     ) -> None:
         (velocity,) = slots
+        if self.nesterov:
+            _look_ahead(parameters, gradient, velocity, self.momentum, rate, spare)
+            return
         velocity *= self.momentum
         velocity += gradient
-        if self.nesterov:
-            _look_ahead(velocity, gradient, self.momentum, rate, spare)
-        else:
-            np.multiply(velocity, rate, out=spare)
+        np.multiply(velocity, rate, out=spare)
         parameters -= spare
 
 
@@ -289,23 +292,27 @@ class Nesterov(UpdateRule):
         spare: Float32Array,
     ) -> None:
         (velocity,) = slots
-        velocity *= self.momentum
-        velocity += gradient
-        _look_ahead(velocity, gradient, self.momentum, rate, spare)
-        parameters -= spare
+        _look_ahead(parameters, gradient, velocity, self.momentum, rate, spare)
 
 
 def _look_ahead(
-    velocity: Float32Array,
+    parameters: Float32Array,
     gradient: Float32Array,
+    velocity: Float32Array,
     momentum: float,
     rate: float,
     spare: Float32Array,
 ) -> None:
-    """Write `rate * (gradient + momentum * velocity)` into `spare`."""
+    """Apply Nesterov's update to `velocity` and `parameters`; `spare` is overwritten.
+
+    All vectors are float32 of one shape.
+    """
+    velocity *= momentum
+    velocity += gradient
     np.multiply(velocity, momentum, out=spare)
     spare += gradient
     spare *= rate
+    parameters -= spare
 
 
 @dataclass(frozen=True)

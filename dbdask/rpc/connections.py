@@ -63,7 +63,7 @@ async def _connect_anew(pool: ConnectionPool, address: str, seconds: float) -> C
     try:
         await asyncio.wait({connecting}, timeout=FIRST_TRY_SECONDS)
         if not connecting.done() and await _is_refused(address):
-            raise ConnectionRefusedError(f"nobody listens at {address}")
+            raise ConnectionRefusedError(f"no process listens at {address}")
         await asyncio.wait({connecting})
         return connecting.result()
     except BaseException:

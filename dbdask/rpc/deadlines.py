@@ -28,17 +28,19 @@ DEFAULTS = {
     "hand-on": "3s",
     "lease": "10s",
 }
-"""connect: reaching a worker. ping: a worker that answers none for so long is lost. answer: after
-so long (plus the bytes at `BYTES_PER_SECOND`) a pending call asks by ping. placement: a shard's
-constructor. preflight: a worker opening data and checkpoint, while it answers pings. store: writing
-and committing a snapshot (plus its bytes at `BYTES_PER_SECOND`), deleting old ones; each question
-to a checkpoint before the run begins. owner: a run that a checkpoint names as its owner, and that
-gives no sign of life for so long, is dead. silence: so
-often the worker of a portion is asked for a sign of life. portion-end: the portions in flight, once
-told to end. arrival: a worker, where none is left. hand-on: how long a closing worker waits for its
-shards to be fetched (a nanny ends it after some 4 s). lease: what idles on a worker looks so often
-whether its run still lives. How long a chunk of the data may take, `dbdask.read`, stands in
-`dbdask.data.waiting`."""
+"""Bounds of waits.
+
+connect: reaching a worker. ping: how long a ping may go unanswered before its worker is treated as
+lost. answer: how long (plus the bytes at `BYTES_PER_SECOND`) a call may take before its worker is
+pinged. placement: a shard's constructor. preflight: a worker opening data and checkpoint, while it
+answers pings. store: writing and committing a snapshot (plus its bytes at `BYTES_PER_SECOND`),
+deleting old ones; each question to a checkpoint before the run begins. owner: how long the owner of
+a checkpoint may leave its entry unrenewed before it counts as dead. silence: how often the worker
+of a portion is pinged. portion-end: the end of the portions in flight, after the run told them to
+end. arrival: the wait for a worker, if none is left. hand-on: how long a closing worker waits for
+its shards to be fetched (a nanny ends it after some 4 s). lease: how often an idle context checks
+whether its run still lives. `dbdask.data.waiting` has `dbdask.read`, for a chunk of the data.
+"""
 
 dask.config.update_defaults({"dbdask": DEFAULTS})
 
@@ -93,23 +95,28 @@ async def while_alive(
     *,
     nbytes: int = 0,
 ) -> T:
-    """Await work on a worker for as long as its worker gives a sign of life.
+    """Await work on a worker for as long as the worker answers pings.
 
-    A passed deadline is a reason to ask, and no verdict: a worker that answers is busy. A warning
-    says every `long_waits.WARN_SECONDS` what is waited for.
+    A passed deadline is a reason to ping, and no verdict: a worker that answers is busy. Every
+    `long_waits.WARN_SECONDS` a warning says what is waited for.
 
     Parameters
     ----------
     work
         Is cancelled if the caller is cancelled or the worker is silent.
     probe
-        Asks for a sign of life. It is called each time the deadline `answer` has passed.
+        Pings the worker. It is called each time the deadline `answer` has passed.
     silence
         The error that is raised if the probe gets no answer.
     what
         Names the work and its worker, in words that follow "waiting for".
     nbytes
         Bytes that travel with the work or its answer; they lengthen the deadline.
+
+    Raises
+    ------
+    Exception
+        `silence`, if the worker answers no ping; or the error of the work.
     """
     working = asyncio.ensure_future(work)
     working.add_done_callback(retrieve_error)

@@ -42,6 +42,11 @@ def local_actor(worker: Worker, key: str) -> Any:
     return worker.state.actors[key]
 
 
+def actor_keys(worker: Worker, prefix: str) -> list[str]:
+    """List the keys of a worker's actors that begin with a prefix."""
+    return [str(key) for key in worker.state.actors if str(key).startswith(prefix)]
+
+
 def is_registered(worker: Worker) -> bool:
     """Whether a worker is connected to its scheduler now."""
     return not worker.batched_stream.closed()

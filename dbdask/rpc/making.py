@@ -71,7 +71,7 @@ async def wait_until_made(
         No worker made it in time.
     """
     seconds = deadline("placement", nbytes)
-    silence = ShardLost(f"{name} was not made: worker {worker} gives no sign of life")
+    silence = ShardLost(f"{name} was not made: worker {worker} answers no ping")
     try:
         status = await while_alive(
             status_at_end(client, future, seconds),

@@ -1,8 +1,8 @@
 """Errors on their way out of a worker: each can be pickled, is small, and has an end.
 
-Dask pickles an error with its traceback, its causes and their causes. One that is its own cause
-never ends, one of a thousand frames takes minutes, and one whose pickling fails in an unusual way
-leaves its task without an end.
+Dask pickles an error with its traceback, its causes and their causes. An error that is its own
+cause never ends, an error of a thousand frames takes minutes, and an error whose pickling fails in
+an unusual way leaves its task without an end.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from distributed import Reschedule
 MOST_ERRORS = 16  # in a chain of causes
 MOST_FRAMES = 20  # at each end of a traceback
 MOST_BYTES = 2**20  # of an error without its traceback
-MOST_TEXT = 5000  # characters of one that cannot be sent
+MOST_TEXT = 5000  # characters of an error that cannot be sent
 
 MISREAD = (CancelledError, Reschedule, StopIteration, StopAsyncIteration)
 """Errors of a task that Dask, or a future, takes for something else than its failure."""
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def portable_errors(task: Callable[P, T]) -> Callable[P, T]:
-    """Let every error of a function that runs on a worker be one that can be sent."""
+    """Replace every error of a function that runs on a worker by an error that can be sent."""
 
     @wraps(task)
     def run(*arguments: P.args, **options: P.kwargs) -> T:
@@ -42,7 +42,7 @@ def portable_errors(task: Callable[P, T]) -> Callable[P, T]:
 
 
 def portable(error: BaseException) -> Exception:
-    """Return an error as it can be sent: itself, or one that names it."""
+    """Return an error that can be sent: the error itself, or an error that names it."""
     shorten(error)  # first: an error that was sent before is pickled with its traceback
     if isinstance(error, Exception) and not is_misread(error) and _travels(error):
         return error
@@ -60,7 +60,7 @@ def _travels(error: Exception) -> bool:
         written = _Written()
         cloudpickle.Pickler(written).dump(error)
         cloudpickle.loads(written.content)
-    except BaseException:  # whatever a user's own pickling raises
+    except BaseException:  # any error that a user's own pickling raises
         return False
     return True
 

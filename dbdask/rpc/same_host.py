@@ -59,7 +59,7 @@ class Slice(NamedTuple):
 
 
 def shared_slice(vector: Float32Array) -> Slice | None:
-    """Return where a vector lies in shared memory; None if it lies in other memory."""
+    """Return the place of a vector, float32 (n,), in shared memory; None if it is not there."""
     found = memory_of(vector)
     return None if found is None else Slice(found[0], found[1], found[1] + vector.size)
 
@@ -239,7 +239,10 @@ class SameHost:
     def start(
         self, request: Request, sent: Float32Array | None = None, into: Float32Array | None = None
     ) -> PendingCall:
-        """Send the request over a connection that carries no other request."""
+        """Send the request over a connection that carries no other request.
+
+        `sent` and `into` are float32 (n,), of the length of the shard.
+        """
         slices = [None if vector is None else shared_slice(vector) for vector in (sent, into)]
         is_shared = (sent is None) == (slices[0] is None) and (into is None) == (slices[1] is None)
         channel = self._take() if is_shared else None

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from dbdask.rpc import shared_memory
 from dbdask.rpc.transport import Request
 
-PACKET = 65_536  # bytes; a message is packets of this length, and one that is shorter
+PACKET = 65_536  # bytes; a message is packets of this length, the last of which is shorter
 DESCRIPTORS = 4  # that travel with a message, at most
 NAME = "socket"  # of the socket in its directory
 
 PROBE = Request("probe", None)
-"""Has the shard copy the vector that was sent into the one that is expected."""
+"""Let the shard copy the vector that was sent into the vector that is expected."""
 
 IS_SUPPORTED = shared_memory.IS_SUPPORTED and hasattr(socket, "SO_PEERCRED")
 

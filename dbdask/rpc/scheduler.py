@@ -1,4 +1,4 @@
-"""What a client knows of its scheduler: the connection, and the workers."""
+"""A client's view of its scheduler: the connection, and the workers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from dbdask.rpc.deadlines import deadline, within
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """What the scheduler says of a worker."""
+    """The facts of a worker that the scheduler knows."""
 
     address: str
     name: str

@@ -35,9 +35,9 @@ class Memory(mmap.mmap):
 
 
 def shared_vector(size: int) -> Float32Array:
-    """Return a float32 vector of `size` elements in memory that can be shared.
+    """Return a vector, float32 (size,), in memory that can be shared.
 
-    Its content is arbitrary. Where memory cannot be shared, the vector is an ordinary one.
+    Its content is arbitrary. If memory cannot be shared, the vector is an ordinary one.
     """
     try:
         descriptor = _sealed_memory(4 * size)
@@ -75,7 +75,8 @@ def _sealed_memory(nbytes: int) -> int:
 def memory_of(vector: Float32Array) -> tuple[Memory, int] | None:
     """Return the shared memory of a contiguous vector and its offset there, in elements.
 
-    None if the vector is an ordinary one. A slice of a shared vector is a shared vector.
+    The vector is float32 (n,). None if the vector is an ordinary one. A slice of a shared vector is
+    a shared vector.
     """
     whole = vector
     while isinstance(whole.base, np.ndarray):
@@ -91,7 +92,7 @@ def _address(vector: Float32Array) -> int:
 
 
 def map_vector(descriptor: int) -> Float32Array:
-    """Map memory that another process shares, as a float32 vector; the descriptor is closed.
+    """Map memory that another process shares, as float32 (n,); the descriptor is closed.
 
     Raises
     ------

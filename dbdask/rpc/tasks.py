@@ -36,7 +36,7 @@ class Whereabouts(NamedTuple):
 
     @property
     def is_lost(self) -> bool:
-        """Whether nothing comes of it: nobody is at work on it, or its end reaches nobody.
+        """Whether the task yields nothing: no worker runs it, or its end reaches no client.
 
         The scheduler waits for a worker that does not work on it; or it knows the end, has told
         the client, and the client still does not know.
@@ -53,7 +53,7 @@ class Whereabouts(NamedTuple):
 
 
 async def ended(future: "Future[T]") -> None:
-    """Wait, on the client's loop, until a future ends, in whatever way."""
+    """Wait, on the client's loop, until a future ends, with or without success."""
     assert future._state is not None
     await future._state.wait()
 
@@ -81,7 +81,7 @@ async def result_of(client: Client, future: "Future[T]") -> T:
 
     It comes straight from its worker. `client.gather` makes one question of all that are asked
     together, the user's own among them: all wait for the slowest worker, a cancel of one cancels
-    all, and one that comes before the question is sent leaves a client that never gathers again.
+    all, and a cancel before the question is sent leaves a client that never gathers again.
 
     Raises
     ------
@@ -106,7 +106,7 @@ async def result_of(client: Client, future: "Future[T]") -> T:
                 result: T = found[0]
                 return result
         await asyncio.sleep(LOOK_SECONDS)  # where it is lost, the scheduler has yet to notice
-    raise RuntimeError(f"nobody hands over the result of {future.key}")
+    raise RuntimeError(f"no worker hands over the result of {future.key}")
 
 
 async def _fetched(client: Client, key: str) -> list[Any]:
@@ -202,6 +202,11 @@ async def _whereabouts(
 
 def _pending(client: Client, keys: Collection[str]) -> list[str]:
     return [key for key in keys if key in client.futures and not client.futures[key].done()]
+
+
+def is_submitted(client: Client, key: str) -> bool:
+    """Whether a client has submitted a task that it still holds."""
+    return key in client.futures
 
 
 async def _at_scheduler(client: Client, key: str) -> str | None:

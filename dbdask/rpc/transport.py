@@ -92,26 +92,30 @@ class Transport(Protocol):
         Parameters
         ----------
         request
-            What to call.
+            The method to call, with its arguments.
         sent
-            A float32 vector that travels with the request. It must not change before the call has
-            ended, and never again after a call that was cancelled.
+            A vector, float32 (n,), that travels with the request. It must not change before the
+            call has ended, and never again after a call that was cancelled.
         into
-            A float32 vector that takes the vector of the answer. It has it when the call has ended,
-            and must not be used again after a call that was cancelled.
+            A vector, float32 (n,), that takes the vector of the answer. It is filled when the call
+            has ended, and must not be used again after a call that was cancelled.
         """
 
 
 class Answering(Protocol):
-    """What a transport calls in the shard's process."""
+    """The object in the shard's process that a transport calls."""
 
     lock: threading.RLock
-    """Held while a request is answered; whoever holds it may call `answer`."""
+    """Held while a request is answered; the thread that holds it may call `answer`."""
 
     def answer(
         self, request: Request, sent: Float32Array | None = None, into: Float32Array | None = None
     ) -> Any:
-        """Do what is requested, on the calling thread, and return the answer."""
+        """Carry out a request on the calling thread, and return the answer.
+
+        `sent`, which came with the request, and `into`, which takes the vector of the answer, are
+        float32 (n,), or None.
+        """
 
 
 class DirectCall:
@@ -175,7 +179,9 @@ class InProcess:
     def start(
         self, request: Request, sent: Float32Array | None = None, into: Float32Array | None = None
     ) -> PendingCall:
-        """Do the call at once if the shard is free, else when it is waited for.
+        """Make the call at once if the shard is free, else when its answer is awaited.
+
+        `sent` and `into` are float32 (n,), of the length of the shard.
 
         Raises
         ------
@@ -200,7 +206,13 @@ class DaskCall:
         return bool(concurrent.futures.wait([self._future], max(0.0, seconds)).done)
 
     def result(self) -> Any:
-        """Copy the vector that came to its place; return the rest of the answer."""
+        """Copy the vector that came to its place; return the rest of the answer.
+
+        Raises
+        ------
+        ConnectionAbortedError
+            The call was cancelled.
+        """
         try:
             answer, values = self._future.result(timeout=0)
         except (concurrent.futures.CancelledError, asyncio.CancelledError) as error:
@@ -227,7 +239,10 @@ class DaskConnection:
     def start(
         self, request: Request, sent: Float32Array | None = None, into: Float32Array | None = None
     ) -> PendingCall:
-        """Send the request from the event loop."""
+        """Send the request from the event loop.
+
+        `sent` and `into` are float32 (n,), of the length of the shard.
+        """
         work: Coroutine[Any, Any, Any] = ask_actor(
             self._pool, self._place, "serve", tuple(request), sent, into is not None
         )

@@ -11,6 +11,13 @@ from dask.utils import parse_timedelta
 def at_least(name: str, value: Any, least: int) -> int:
     """Return a whole number of at least `least`.
 
+    Raises
+    ------
+    TypeError
+        It is not a whole number.
+    ValueError
+        It is below `least`.
+
     Examples
     --------
     >>> at_least("n_push", 0, 1)
@@ -25,21 +32,45 @@ def at_least(name: str, value: Any, least: int) -> int:
 
 
 def positive(name: str, value: Any) -> float:
-    """Return a finite number above zero."""
+    """Return a finite number above zero.
+
+    Raises
+    ------
+    TypeError
+        It is not a number.
+    ValueError
+        It is not finite, or not above zero.
+    """
     if finite(name, value) <= 0:
         raise ValueError(f"{name} must be above 0, got {value}")
     return float(value)
 
 
 def not_negative(name: str, value: Any) -> float:
-    """Return a finite number of at least zero."""
+    """Return a finite number of at least zero.
+
+    Raises
+    ------
+    TypeError
+        It is not a number.
+    ValueError
+        It is not finite, or below zero.
+    """
     if finite(name, value) < 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
     return float(value)
 
 
 def finite(name: str, value: Any) -> float:
-    """Return a finite number."""
+    """Return a finite number.
+
+    Raises
+    ------
+    TypeError
+        It is not a number.
+    ValueError
+        It is not finite.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not math.isfinite(value):
@@ -48,7 +79,13 @@ def finite(name: str, value: Any) -> float:
 
 
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
-    """Return a value that is one of `allowed`."""
+    """Return the value.
+
+    Raises
+    ------
+    ValueError
+        It is not one of `allowed`.
+    """
     if not any(
         value is choice or (isinstance(value, str) and value == choice) for choice in allowed
     ):
@@ -58,7 +95,13 @@ def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
 
 
 def duration(name: str, value: Any) -> float:
-    """Return seconds from "30s", a timedelta or a number."""
+    """Return the seconds of "30s", a timedelta or a number.
+
+    Raises
+    ------
+    ValueError
+        It is no duration, or not above zero.
+    """
     try:
         seconds = float(parse_timedelta(value))
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Arrivals: ask a cluster without workers for one, and wait for it."""
+"""Wait for a first worker. A task that waits makes an adaptive cluster start one."""
 
 import asyncio
 import time
@@ -44,10 +44,11 @@ async def await_workers(client: Client) -> None:
 
 
 def ask_for_worker(client: Client) -> "Future[None]":
-    """Let a task wait for a worker, so that an adaptive cluster starts one; release it then.
+    """Submit a task that waits for a worker, so that an adaptive cluster starts one.
 
-    The task keeps its worker busy for `DEMAND_SECONDS`. It is no function of this library: the
-    event loop of a new worker would have to import it.
+    The caller releases it when a worker is there. The task keeps its worker busy for
+    `DEMAND_SECONDS`. It is no function of this library, because the event loop of a new worker
+    would have to import the library.
     """
     key = f"dbdask-arrival-{uuid.uuid4().hex}"
     return client.submit(time.sleep, DEMAND_SECONDS, key=key, pure=False)

@@ -40,7 +40,7 @@ class ScaleNotice:
 class Setting:
     """The settings of a run that decide on the advice to its user."""
 
-    verb: str
+    algorithm: str
     is_scaled: bool
     path: str | None
     keeps_best: bool
@@ -49,13 +49,13 @@ class Setting:
 
 
 def setting_of(
-    verb: str, model: Model, examples: Examples, tally: Tally, path: str | None, keep: str
+    algorithm: str, model: Model, examples: Examples, tally: Tally, path: str | None, keep: str
 ) -> Setting:
     """Return the settings that decide on the advice after a run."""
     inputs = examples.recipe.inputs
     is_scaled = any(inputs.is_scaled(number) for number in range(len(inputs.variables)))
     blind = blind_loss(model, examples, merged(list(tally.magnitudes.values())))
-    return Setting(verb, is_scaled, path, keep == "best", blind)
+    return Setting(algorithm, is_scaled, path, keep == "best", blind)
 
 
 def blind_loss(model: Model, examples: Examples, magnitudes: Sequence[Magnitude]) -> float:
@@ -165,7 +165,7 @@ def what_to_change(reason: str, setting: Setting) -> str:
             f"not be that of its loss; or begin with other parameters={scale}"
         )
     why = "they are not finite: " if reason == "bad_gradients" else ""
-    if setting.verb == "sandblaster":
+    if setting.algorithm == "sandblaster":
         where = "" if setting.path is None else ", in another checkpoint="
         return f"{why}begin with other parameters=, or another seed={where}{scale}"
     change = f"{why}lower the learning rate of optimizer=, or give clip_norm=1.0{scale}"

@@ -18,7 +18,7 @@ TRAIN, VALIDATION = "train", "validation"
 
 
 class Work(Protocol):
-    """What a task works through: a portion of either examples, or a bundle of portions."""
+    """The work of a task: a portion of either set of examples, or a bundle of portions."""
 
     @property
     def examples(self) -> str:

@@ -10,12 +10,26 @@ from dbdask.models.model import Model, check_members
 
 
 def check_contract(model: object) -> None:
-    """Raise if the model does not keep the contract."""
+    """Check that a model keeps the contract.
+
+    Raises
+    ------
+    TypeError
+        A member is missing, or cannot be called with its arguments.
+    """
     check_members(model)
 
 
 def check_fit(model: Model, examples: Examples, validation: Examples | None) -> None:
-    """Raise if the model does not fit the shapes of the examples or the validation examples."""
+    """Check that a model fits the shapes of the examples and of the validation examples.
+
+    Raises
+    ------
+    ValueError
+        The examples have no targets, or another shape than the model declares.
+    TypeError
+        The loss takes numbers, and the targets are text.
+    """
     for name, given in (("examples", examples), ("validation", validation)):
         if given is None:
             continue
@@ -29,7 +43,15 @@ def check_fit(model: Model, examples: Examples, validation: Examples | None) -> 
 
 
 def check_targets(loss: str | None, outputs: int, examples: Examples) -> None:
-    """Raise if the targets do not fit a loss over so many outputs."""
+    """Check that the targets fit a loss over so many outputs.
+
+    Raises
+    ------
+    ValueError
+        The shape of the targets, or the number of their classes, does not fit.
+    TypeError
+        The loss takes numbers, and the targets are text.
+    """
     shape, labels = examples.target_shape, examples.output_classes
     assert shape is not None
     if loss == "softmax" and shape != ():
@@ -66,7 +88,13 @@ def targets_for(model: Model, examples: Examples) -> Examples:
 
 
 def check_input_shape(model: Model, examples: Examples, name: str) -> None:
-    """Raise if the model declares another input shape than the examples have."""
+    """Check that the examples have the input shape that the model declares, if it declares one.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ.
+    """
     wanted = getattr(model, "input_shape", None)
     if wanted is not None and tuple(wanted) != tuple(examples.input_shape):
         raise ValueError(
@@ -76,6 +104,12 @@ def check_input_shape(model: Model, examples: Examples, name: str) -> None:
 
 
 def layout_size(vector: np.ndarray, layout: Layout) -> None:
-    """Raise if the length of a flat vector is not the model's number of parameters."""
+    """Check that a flat vector has one element for each parameter: (layout.size,), of any dtype.
+
+    Raises
+    ------
+    ValueError
+        It has another shape.
+    """
     if vector.shape != (layout.size,):
         raise ValueError(f"parameters has shape {vector.shape}, the model needs ({layout.size},)")

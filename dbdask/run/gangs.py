@@ -62,7 +62,7 @@ class Gangs:
 
     @property
     def lack(self) -> str:
-        """Why there is no gang, in words; '' if there is one, or nobody has failed to join."""
+        """Why there is no gang, for an error; '' if there is one, or no worker failed to join."""
         if self._gangs or not self._unjoined:
             return ""
         reasons = "; ".join(f"{worker}: {why}" for worker, why in sorted(self._unjoined.items()))
@@ -114,7 +114,7 @@ class Gangs:
         Parameters
         ----------
         busy
-            The places with work under way: their workers stay theirs.
+            The places with work under way, whose gangs keep their workers.
         """
         if not self.is_partitioned:
             return
@@ -123,7 +123,7 @@ class Gangs:
             self.end([name])
         room = None if self.most is None else self.most - len(self._gangs)
         taken = {worker for gang in self._gangs.values() for worker in gang.workers}
-        # Who has not joined is tried again, after those who have not been tried.
+        # Workers that failed to join are asked again, after those that were not asked yet.
         here = self.roster.workers
         self._unjoined = {w: why for w, why in self._unjoined.items() if w in here}
         workers = sorted(here, key=self._unjoined.__contains__)
@@ -132,7 +132,7 @@ class Gangs:
         await asyncio.gather(*(self._form(workers) for workers in new))
 
     async def _form(self, workers: tuple[str, ...]) -> None:
-        """Let workers join a new gang; it begins when all of them have."""
+        """Ask workers to join a new gang. The gang exists only if all of them join."""
         gang = Gang(self._numbers, workers)
         self._numbers += 1
         handle = self.handle()
@@ -144,7 +144,7 @@ class Gangs:
             logger.debug("gang %d is %s", gang.number, gang.name)
 
     async def _join(self, gang: Gang, worker: str, handle: ServerHandle) -> bool:
-        """Let one worker join; a worker that does not is left to the roster to judge."""
+        """Ask one worker to join; the roster then checks a worker that fails to."""
         arguments = self.run, self.job, handle, gang.number, gang.workers
         try:
             joined = await run_on(
@@ -163,7 +163,7 @@ class Gangs:
         return bool(joined)
 
     def end(self, places: Iterable[str]) -> None:
-        """End gangs: their workers hear of it, and may be in others afterwards."""
+        """End gangs: their workers are notified, and may join other gangs afterwards."""
         for place in places:
             gang = self._gangs.pop(place, None)
             if gang is not None:

@@ -9,7 +9,7 @@ from dbdask.run.roster import Roster
 
 
 def late_workers(held: Iterable[Outstanding[Any]], now: float, least: float) -> set[str]:
-    """Return the workers of work without a sign of life for more than `least` seconds."""
+    """Return the workers of work that have answered no ping for more than `least` seconds."""
     return {out.worker for out in held if now - out.since > least}
 
 
@@ -53,4 +53,4 @@ def why_unreachable(worker: str, roster: Roster) -> str:
         return f"worker {worker} was lost"
     if worker in roster.paused - roster.silent:
         return f"Dask has paused worker {worker}, because its memory is nearly full"
-    return f"worker {worker} gave no sign of life for {deadline('ping'):g} s (dbdask.ping)"
+    return f"worker {worker} answered no ping for {deadline('ping'):g} s (dbdask.ping)"

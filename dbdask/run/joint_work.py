@@ -15,7 +15,7 @@ class PartReport(Protocol):
     gang_ended: str
     """Why the gang cannot go on, if the task has learnt so."""
     ended_by: str
-    """Who has ended the gang: "another" task, a "peer" that cannot be reached, or "itself"."""
+    """The cause of the gang's end: "another" task, a "peer" that cannot be reached, or "itself"."""
 
 
 R = TypeVar("R", bound=PartReport)
@@ -47,8 +47,8 @@ class JointWork(Generic[R]):
     ----------
     has_failed
         Whether a task failed, met trouble, or ended the gang: then the gang ends, and what the
-        other tasks report counts for nothing. A task that has only learnt from another one that
-        the gang has ended is not the cause: the report of the other says what is.
+        other tasks report counts for nothing. A task that has only learnt from another task that
+        the gang has ended is not the cause: the report of the other task names the cause.
     is_finished
         Whether all tasks have done all of the work.
     """

@@ -54,7 +54,7 @@ class LostTaskDetector:
         """Ask where the tasks of a worker are; nothing is found if asking fails."""
         try:
             return await whereabouts(self.client, worker, keys)
-        except Exception as error:  # it judges nobody
+        except Exception as error:  # it judges no worker
             self._note_failure("where tasks are", worker, error)
             return {}
 

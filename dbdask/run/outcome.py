@@ -41,10 +41,10 @@ def resume_hint(path: str | None, last: Snapshot | None, *, copies_help: bool = 
 
 
 async def read_if_small(reference: VectorReference, size: int) -> np.ndarray | VectorReference:
-    """Return a small vector, so that the result outlives the checkpoint, or the reference.
+    """Read a vector of `size` elements if it is small, so that the result outlives the checkpoint.
 
-    A large vector stays in the checkpoint, and so does one whose store does not answer in time: the
-    result reads it when it is asked for.
+    Returns float32 (size,), or the reference. A large vector stays in the checkpoint, and so does a
+    vector whose store does not answer in time: the result reads it when it is asked for.
     """
     if 4 * size > LARGEST_READ:
         return reference

@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from dbdask.run.failures import Work
-from dbdask.run.joint_work import JointWork
 
 
 class Report(Protocol):
@@ -15,6 +14,18 @@ class Report(Protocol):
     finished: bool
     trouble: str
     """Why the task ended early, if a shard or the generation was lost."""
+
+
+class Joint(Protocol):
+    """Work that the members of a gang do together, as one of its tasks sees it."""
+
+    has_failed: bool
+    """Whether the gang must end."""
+    is_finished: bool
+    """Whether all tasks have done all of the work."""
+
+    def is_first_failure(self) -> bool:
+        """Note that a task failed; return whether it is the first."""
 
 
 R = TypeVar("R", bound=Report)
@@ -28,7 +39,7 @@ class Outstanding(Generic[R]):
     worker: str
     task: "asyncio.Task[R]"
     since: float
-    """When the work was given, or when its worker last gave a sign of life."""
+    """When the work was given, or when its worker last answered a ping."""
     take: Callable[[R | None], str]
     """Takes the report, or None if the task failed. Returns why the run must recover, or ''."""
     take_back: Callable[[], None]
@@ -39,7 +50,7 @@ class Outstanding(Generic[R]):
     """Where the replica works: the worker, or its gang."""
     gang: int | None = None
     """Number of the gang whose work this is a part of."""
-    joint: "JointWork[Any] | None" = None
+    joint: Joint | None = None
     """The tasks of the other members of the gang for the same work."""
     given: float = field(init=False)
     """When the work was given."""

@@ -1,10 +1,10 @@
-"""Whose a checkpoint is: one run writes to it at a time, and says so while it lives.
+"""The owner of a checkpoint: one run writes to it at a time, and says so while it lives.
 
 A run takes a checkpoint that has no owner, or whose owner is dead, and renews its name there six
 times in `dbdask.owner`. An owner is dead if its process was on this machine and has ended, or if
 its name has not changed for `dbdask.owner`. Before each commit, and before old snapshots are
 deleted, the run looks whether the checkpoint is still its own. So of two runs one goes on, and the
-other ends with an error: the later one, unless the first gave no sign of life for so long.
+other ends with an error: the later one, unless the first did not renew its name for so long.
 """
 
 import logging
@@ -71,7 +71,7 @@ class Ownership:
         self._renewing = threading.Thread(target=self._renew, name="dbdask-owner", daemon=True)
 
     def take(self) -> None:
-        """Become the owner, as soon as nobody else is.
+        """Become the owner, as soon as no other run is.
 
         Raises
         ------
@@ -114,7 +114,8 @@ class Ownership:
             return True
         patience = max(other.patience, self.me.patience)
         logger.warning(
-            "checkpoint=%r belongs to %s: waiting for a sign of life, %g s at most (dbdask.owner)",
+            "checkpoint=%r belongs to %s: waiting until it renews its name, %g s at most "
+            "(dbdask.owner)",
             self.path,
             other,
             patience,
@@ -152,7 +153,7 @@ class Ownership:
     def _renew(self) -> None:
         """Say again and again that the run lives, until it ends or the checkpoint is another's.
 
-        A store that hangs fails as one that raises does, and is asked again when it has answered.
+        A store that hangs counts as a store that raises, and is asked again when it has answered.
         """
         pause, failed = self.me.patience / BEATS, 0
         renewing: Future[bool] | None = None
@@ -179,12 +180,12 @@ class Ownership:
     def _say_failed(self, failed: int, error: Exception) -> None:
         """Say that the name was not renewed: as a warning when that happens twice in a row."""
         if failed != WARN_FAILED:
-            logger.info("checkpoint=%r takes no sign of life: %r", self.path, error)
+            logger.info("checkpoint=%r does not take the name of its owner: %r", self.path, error)
             return
         logger.warning(
-            "checkpoint=%r takes no sign of life of this run, %d times in a row (%r): if none "
-            "comes for %g s (dbdask.owner) another run may take the checkpoint, and this one ends "
-            "at its next snapshot; see that its store can be reached and written",
+            "checkpoint=%r does not take the name of its owner, this run, %d times in a row (%r): "
+            "if it takes none for %g s (dbdask.owner) another run may take the checkpoint, and "
+            "this one ends at its next snapshot; see that its store can be reached and written",
             self.path,
             failed,
             error,
@@ -212,9 +213,9 @@ class Ownership:
                 found = owner.read(self.path)
         if found is not None and found.token != self.me.token:
             raise CheckpointError(
-                f"checkpoint={self.path!r} was taken by {found}, because this one gave no sign of "
-                f"life for {self.me.patience:g} s (dbdask.owner), or because the checkpoint was "
-                "deleted: this run ends, and leaves it alone; give each run its own path"
+                f"checkpoint={self.path!r} was taken by {found}, because this one did not renew "
+                f"its name for {self.me.patience:g} s (dbdask.owner), or because the checkpoint "
+                "was deleted: this run ends, and leaves it alone; give each run its own path"
             )
         if checkpoint.is_begun(self.path):
             return False

@@ -16,7 +16,7 @@ from dbdask.schedule.portions import Cut
 from dbdask.storage.checkpoint import Snapshot
 
 SavedState = dict[str, Any]
-"""What a snapshot keeps besides vectors: anything that JSON can hold, by name."""
+"""The content of a snapshot besides vectors: anything that JSON can hold, by name."""
 
 
 def _unknown_loss(_magnitudes: Sequence[Magnitude]) -> float:
@@ -41,7 +41,7 @@ class Plan:
     """Ranges of the flat vector that updates may change; the rest are buffers."""
     buffers: tuple[tuple[int, int], ...] = ()
     """Ranges of buffers that training changes, as the model says."""
-    supply: BlockProvider
+    provider: BlockProvider
     """Brings workers the examples that they cannot read themselves."""
     seed: int
     settings: SavedState
@@ -50,7 +50,7 @@ class Plan:
     """Identity of the run, part of every key and every snapshot."""
     start: np.ndarray | None = None
     """First parameters, float32, (size,), in the shards' order; None asks the model."""
-    validation_supply: BlockProvider | None = None
+    validation_provider: BlockProvider | None = None
     validation_cut: Cut | None = None
     """Portions of the validation examples; None if there are none."""
     validate_steps: int | None = None
@@ -70,7 +70,7 @@ class Plan:
     last: Snapshot | None = None
     """The committed snapshot that the run goes on from."""
     ownership: Ownership | None = None
-    """The run's hold of the checkpoint; None if nobody else can want it."""
+    """The run's hold of the checkpoint; None if no other run can want it."""
     blind_loss: Callable[[Sequence[Magnitude]], float] = _unknown_loss
     """About the loss of a model that ignores its inputs, by the magnitudes of the data; infinite if
     no loss shows that the run has diverged."""
@@ -87,7 +87,7 @@ class Plan:
         return self.size if self.partition is None else self.partition.largest
 
     def in_order_of_model(self, vector: np.ndarray) -> np.ndarray:
-        """Return a vector of the shards, (size,), in the order of the model's own layout."""
+        """Return a vector of the shards, float32 (size,), in the order of the model's layout."""
         return vector if self.partition is None else self.partition.to_whole(vector)
 
     @property

@@ -32,7 +32,7 @@ from dbdask.run.shared_arguments import (
 
 @dataclass(frozen=True, kw_only=True)
 class SharedArguments:
-    """The arguments of both verbs, checked and converted. Nothing has touched the cluster."""
+    """The arguments of both algorithms, checked and converted. Nothing has touched the cluster."""
 
     model: Model
     layout: Layout
@@ -56,12 +56,12 @@ class SharedArguments:
 
 
 def shared_arguments(given: Mapping[str, Any]) -> SharedArguments:
-    """Check and convert the arguments that both verbs have.
+    """Check and convert the arguments that both algorithms have.
 
     Parameters
     ----------
     given
-        The arguments of a verb by name, as the user gave them.
+        The arguments of an algorithm by name, as the user gave them.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def plan_of(
     Parameters
     ----------
     shared
-        The arguments that both verbs have.
+        The arguments that both algorithms have.
     client
         The client of the cluster on which the run works.
     opened
@@ -143,8 +143,8 @@ def plan_of(
         trained=shared.layout.trained,
         buffers=updated_ranges(model, shared.layout),
         validation_cut=validation_cut(validation, shared.layout.size, batch_size),
-        supply=BlockProvider(examples, client),
-        validation_supply=BlockProvider(validation, client) if validation is not None else None,
+        provider=BlockProvider(examples, client),
+        validation_provider=BlockProvider(validation, client) if validation is not None else None,
         start=_in_order_of(partition, shared.start),
         target_loss=target_loss,
         partition=partition,

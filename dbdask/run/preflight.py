@@ -6,7 +6,6 @@ from typing import TypeVar
 
 from distributed.core import ConnectionPool
 
-from dbdask import __version__
 from dbdask.daemon_threads import beside_loop
 from dbdask.errors import CheckpointError, WorkerError
 from dbdask.rpc.calls import run_on, worker_answers
@@ -16,6 +15,7 @@ from dbdask.rpc.local_workers import import_here
 from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run.ownership import in_time
 from dbdask.storage import checkpoint
+from dbdask.version import __version__
 
 USED = (
     "dbdask.run.preflight",
@@ -54,7 +54,7 @@ async def check_worker(
     await while_alive(
         _check(pool, address, job, path, trains),
         lambda: worker_answers(pool, address),
-        WorkerSilent(f"worker {address} gives no sign of life"),
+        WorkerSilent(f"worker {address} answers no ping"),
         f"the check of worker {address}",
     )
 

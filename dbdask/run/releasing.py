@@ -43,9 +43,9 @@ async def _try_to_release(step: Callable[[], Awaitable[None]]) -> None:
 async def _leave_workers(run: Run) -> None:
     workers = await _answering(run)
     await run.server.notices.end_generation(workers, run.server.generation)
-    for supply in (run.plan.supply, run.plan.validation_supply):
-        if supply is not None:
-            await beside_loop(supply.close)
+    for provider in (run.plan.provider, run.plan.validation_provider):
+        if provider is not None:
+            await beside_loop(provider.close)
     await run.server.release(workers)
 
 

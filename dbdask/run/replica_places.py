@@ -67,7 +67,7 @@ class ReplicaPlaces:
 
     @property
     def lack(self) -> str:
-        """What is missing to train on, in words; '' if nothing is."""
+        """The workers that are missing to train on, for an error; '' if none are."""
         return self.roster.lack or ("" if self.gangs is None else self.gangs.lack)
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 from dbdask.data.examples import Examples
 from dbdask.errors import CheckpointError
 from dbdask.models.layout import as_layout
+from dbdask.models.model import Model
 from dbdask.run.ownership import Ownership, in_time
 from dbdask.schedule.portions import Cut
 from dbdask.storage import checkpoint as store
@@ -16,7 +17,7 @@ from dbdask.storage.checkpoint import Snapshot
 from dbdask.storage.sealed import as_json
 
 SAME = {
-    "verb": "another verb wrote it",
+    "verb": "another algorithm wrote it",
     "model": "the model is another",
     "examples": "the examples are others",
     "layout": "the model has other parameters",
@@ -30,7 +31,7 @@ SAME = {
 }
 
 
-def settings_of(verb: str, model: Any, examples: Examples) -> dict[str, Any]:
+def settings_of(algorithm: str, model: Model, examples: Examples) -> dict[str, Any]:
     """Return what a checkpoint says of the model and the examples that it is of.
 
     The numbers of a standardisation are left out: they are measured anew by each script, and may
@@ -41,7 +42,7 @@ def settings_of(verb: str, model: Any, examples: Examples) -> dict[str, Any]:
     scaled = {name: _scaled(described[name]) for name in ("input_scalings", "target_scalings")}
     del described["variables"]
     return {
-        "verb": verb,
+        "verb": algorithm,
         "model": describe() if callable(describe) else None,
         "layout": as_layout(model.layout).table(),
         "examples": described | scaled,
@@ -130,8 +131,9 @@ def _check_same(path: str, found: dict[str, Any], settings: dict[str, Any]) -> N
     for name, why in SAME.items():
         if name in settings and found.get(name) != as_json(settings)[name]:
             name, there, here = _difference(name, found.get(name), as_json(settings)[name])
+            shown = "algorithm" if name == "verb" else name
             raise CheckpointError(
-                f"checkpoint={path!r} cannot be resumed: {why} ({name} is "
+                f"checkpoint={path!r} cannot be resumed: {why} ({shown} is "
                 f"{_brief(there)} there and {_brief(here)} here); "
                 "use the same value, or another path"
             )

@@ -172,9 +172,9 @@ class Roster:
                 if error is None:
                     self._checked.add(address)
                 else:
-                    self._turn_away(address, error, at_start)
+                    self._note_failed_check(address, error, at_start)
 
-    def _turn_away(self, address: str, error: BaseException, at_start: bool) -> None:
+    def _note_failed_check(self, address: str, error: BaseException, at_start: bool) -> None:
         """Note a failed check. A worker is refused only if it is there and reports the failure."""
         if address not in self.facts or address in self.closing:
             logger.warning("worker %s left while it was checked", address)
@@ -195,7 +195,10 @@ class Roster:
         return self._lack_to_train(self.away)
 
     def _lack_to_train(self, away: Container[str]) -> str:
-        """Say which workers are missing to train on; '' if enough are not away."""
+        """Return which workers are missing to train on, for an error.
+
+        It is '' if there are enough workers besides those in `away`.
+        """
         here = sum(self._may_train(facts) for a, facts in self.facts.items() if a not in away)
         if here >= self.least:
             return ""
@@ -209,7 +212,7 @@ class Roster:
         return f"{who} is left to train on"
 
     def _lack_of_workers(self, away: Container[str]) -> str:
-        """Say which workers are missing to hold shards; '' if there is one that is not away."""
+        """Return which workers are missing to hold shards; '' if one is not in `away`."""
         if any(self._may_hold(facts) for a, facts in self.facts.items() if a not in away):
             return ""
         return f"no worker of shard_workers={list(self.holders or ())} is left to hold shards"
@@ -273,7 +276,7 @@ class Roster:
             None came within the deadline `arrival`.
         """
         if self.note_lack(lack) > deadline("arrival") and not self.is_hopeful:
-            reasons = [f"{a} gives no sign of life" for a in sorted(self.silent)]
+            reasons = [f"{a} answers no ping" for a in sorted(self.silent)]
             reasons += [f"{a} is paused: its memory is full" for a in sorted(self.paused)]
             reasons += [f"{a} left while it was checked" for a in sorted(self._left)]
             why = f" ({', '.join(reasons)})" if reasons else ""
@@ -282,7 +285,7 @@ class Roster:
                 "and can be reached, or set dbdask.arrival where new ones take longer to come"
             )
 
-    # Signs of life
+    # Pings
 
     def ask(self, workers: Container[str] = ()) -> set[str]:
         """Ping some workers, and the silent ones; return those that have answered.

@@ -80,7 +80,7 @@ class Method(Protocol):
     rolls_back_alone: bool
     """Whether one lost shard may go back to the last snapshot by itself; else all shards must."""
     progress_name: str
-    """What an error calls the progress that `Run.note_progress` counts: "step" or "pass"."""
+    """The name, for errors, of the progress that `Run.note_progress` counts: "step" or "pass"."""
     snapshots_await_validation: bool
     """Whether a snapshot is written only when the validation under way has ended."""
 
@@ -133,12 +133,18 @@ class Run:
         self.progress = 0
         self.has_room_for_copies = False
         self.tally = Tally(plan.last.state if plan.last else None, self.records.put)
-        roster = Roster(client, plan.job, plan.path, plan.workers, plan.shard_workers)
-        roster.least = plan.partitions
+        roster = Roster(
+            client,
+            plan.job,
+            plan.path,
+            plan.workers,
+            plan.shard_workers,
+            least=plan.partitions,
+        )
         self.roster = roster
-        providers = {TRAIN: plan.supply}
-        if plan.validation_supply is not None:
-            providers[VALIDATION] = plan.validation_supply
+        providers = {TRAIN: plan.provider}
+        if plan.validation_provider is not None:
+            providers[VALIDATION] = plan.validation_provider
         self.server = ParameterServer(
             client,
             plan.run,
@@ -205,7 +211,7 @@ class Run:
         self.progress += 1
 
     def initial(self) -> Initial:
-        """Return where shards start: the last committed snapshot, else the model's own numbers."""
+        """Return what shards are made from: the last snapshot, else the model's own numbers."""
         snapshot, partition = self.snapshots.committed, self.plan.partition
         table = None if partition is None else partition.table
         if snapshot is None:
@@ -274,7 +280,7 @@ class Run:
         self.workforce.give_up_all(TRAIN)
         self.gangs.end_all()
 
-    # What is due when the method allows it
+    # Work that is due when the method allows it
 
     async def attend(self, *, epoch_ended: bool) -> None:
         """Move shards, validate and write a snapshot, each if it is due.
@@ -381,7 +387,10 @@ class Run:
     # Conclusion
 
     async def conclude(self) -> "np.ndarray | VectorReference":
-        """Come to rest, validate for the last time, and return the parameters."""
+        """Come to rest, validate for the last time, and return the parameters.
+
+        They are float32 (parameters,), or a reference to them in the checkpoint.
+        """
         plan = self.plan
         await self.method.rest(self)
         await self._finish_validation()

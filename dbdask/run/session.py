@@ -48,7 +48,14 @@ class Watched(Protocol):
 def client_for(client: Client | None) -> Iterator[Client]:
     """Yield the given client, the current one, or one of a LocalCluster that ends with the run.
 
-    Inside a Dask task the current one is that of its worker.
+    Inside a Dask task the current client is that of its worker.
+
+    Raises
+    ------
+    TypeError
+        It is no client, or an asynchronous one.
+    ValueError
+        It is closed.
     """
     client = current_client() if client is None else client
     if client is None:
@@ -100,6 +107,13 @@ def watch(
     A callback that returns True stops the run. If a callback raises, the run stops, and the error
     is raised when the run has come to rest. Ctrl-C stops the run as a callback would; a second
     Ctrl-C abandons it.
+
+    Raises
+    ------
+    Exception
+        The error of the run, or of a callback.
+    KeyboardInterrupt
+        A second Ctrl-C came before the run had come to rest.
     """
     progress.begin()
     loop = client_loop(client)

@@ -136,7 +136,13 @@ class ShardCalls:
         )
 
     async def call(self, index: int, method: str, *arguments: object, nbytes: int = 0) -> Any:
-        """Call the first copy of one shard."""
+        """Call the first copy of one shard.
+
+        Raises
+        ------
+        ShardLost
+            The shard has no copy left, or the call shows that the copy is lost.
+        """
         copies = self._copies[index]
         if not copies:
             raise ShardLost(f"shard {index} has no copy left")
@@ -170,7 +176,13 @@ class ShardCalls:
         return [progress for copies in answers for progress in copies]
 
     async def assign(self, values: np.ndarray, only: Sequence[int] | None = None) -> None:
-        """Send each shard its slice of a vector that the client holds."""
+        """Send each shard its slice of a vector that the client holds, float32 (parameters,).
+
+        Raises
+        ------
+        ShardLost
+            A shard has no copy left.
+        """
         number = self.new_number()
         await asyncio.gather(
             *(
@@ -187,7 +199,13 @@ class ShardCalls:
         )
 
     async def read(self, name: str) -> np.ndarray:
-        """Collect one vector in the client."""
+        """Return one vector of the shards, float32 (parameters,), in the order of the shards.
+
+        Raises
+        ------
+        ShardLost
+            A shard has no copy left.
+        """
         vector = np.empty(self.size, np.float32)
 
         async def collect(index: int) -> None:

@@ -128,7 +128,7 @@ class ShardPlacement:
             refused = set(message.get("could-not-retire", ()))
             self._asked |= refused & set(self.server.workers)
 
-    # Who may hold shards
+    # Workers that may hold shards
 
     @property
     def draining(self) -> set[str]:

@@ -31,7 +31,15 @@ Parameters = Result | xr.Dataset | np.ndarray
 
 
 def check_shared(given: Mapping[str, Any]) -> None:
-    """Check the shared arguments."""
+    """Check the arguments that all algorithms share.
+
+    Raises
+    ------
+    TypeError
+        An argument is of a wrong type.
+    ValueError
+        An argument has a wrong value, or needs another argument that is not given.
+    """
     arguments.at_least("seed", given["seed"], 0)
     for name in ("replicas", "shards"):
         if given[name] is not None:
@@ -78,7 +86,13 @@ def _check_path(checkpoint: object) -> None:
 def validation_interval(
     value: int | str | None, validation: Examples | None
 ) -> tuple[int | None, float | None]:
-    """Return the minibatches, or seconds, between two validations; both None mean each epoch."""
+    """Return the minibatches, or seconds, between two validations; both None mean each epoch.
+
+    Raises
+    ------
+    ValueError
+        It is neither a number of at least 1 nor a duration, or there are no validation examples.
+    """
     if value is None:
         return None, None
     if validation is None:
@@ -118,13 +132,24 @@ def check_what_was_left_out(outcome: Outcome) -> None:
 
 
 def deviation_of(examples: Examples) -> np.ndarray | float:
-    """Return the size of one unit of each scaled target, in the target's own units."""
+    """Return one unit of each scaled target, in the target's own units: float64 (targets,).
+
+    It is 1.0 if targets are not scaled.
+    """
     scaling = examples.target_scaling
     return 1.0 if scaling is None else scaling[1].ravel()
 
 
 def worker_names(argument: str, given: Sequence[str] | str | None) -> tuple[str, ...] | None:
-    """Return the workers of `workers=` or `shard_workers=`, as names."""
+    """Return the workers of `workers=` or `shard_workers=`, as names.
+
+    Raises
+    ------
+    TypeError
+        They are neither a name nor a list of names.
+    ValueError
+        The list is empty.
+    """
     if given is None:
         return None
     names = (given,) if isinstance(given, (str, int)) else given
@@ -156,7 +181,9 @@ def check_named(argument: str, names: Sequence[str] | None, client: Client) -> N
 def starting_point(
     parameters: Parameters | None, model: Model, layout: Layout
 ) -> np.ndarray | None:
-    """Return the flat vector that training starts from; None: the shards ask the model for it.
+    """Return the vector that training starts from, float32 (parameters,).
+
+    None: the shards ask the model for their initial numbers.
 
     Raises
     ------
@@ -172,7 +199,7 @@ def starting_point(
 
 
 def flat_parameters(parameters: Parameters | None, layout: Layout) -> np.ndarray | None:
-    """Return a flat float32 vector from a Result, its Dataset, or a vector.
+    """Return a vector, float32 (parameters,), from a Result, its Dataset, or a vector.
 
     Raises
     ------

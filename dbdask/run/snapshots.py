@@ -2,8 +2,8 @@
 
 A snapshot is *good* if its parameters are finite, no replica refused a gradient since the one
 before, and the loss has not grown as that of a run that has diverged. A good one takes the place of
-all before it. One that is not good but finite is kept beside the last good one, for the case that
-the run is lost; if the run ends badly it goes, and the last good one is what is left.
+all before it. A finite snapshot that is not good is kept beside the last good one, for the case
+that the run is lost; if the run ends badly it goes, and the last good one is what is left.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ MOST_NAMED = 3  # shards, in an error
 
 
 class Deleted(CheckpointError):
-    """What was written of a snapshot is not there any more: someone has deleted the checkpoint."""
+    """The part of a snapshot that was written is gone: the checkpoint was deleted."""
 
 
 class Snapshots:
@@ -44,7 +44,7 @@ class Snapshots:
     last
         The committed snapshot that the run goes on from, if any.
     ownership
-        The run's hold of the checkpoint; None if nobody else can want it.
+        The run's hold of the checkpoint; None if no other run can want it.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Snapshots:
         names: list[str],
         state: dict[str, Any],
         method: str,
-        what: Any,
+        what: int | list[str],
         doubt: str,
         bad: str = "",
     ) -> str:
@@ -265,7 +265,7 @@ class _Writing:
 
     @property
     def step(self) -> str:
-        """What is under way, and by whom."""
+        """The writing that is under way, and the shards that write."""
         by = f" by {self._shards()}" if self._unwritten else ""
         return f"{self._step} snapshot {self.group}{by}"
 
@@ -275,7 +275,7 @@ class _Writing:
         named, others = shards[:MOST_NAMED], len(shards[MOST_NAMED:])
         return ", ".join(named) + (f" and {others} more" if others else "")
 
-    async def write(self, method: str, what: Any) -> bool:
+    async def write(self, method: str, what: int | list[str]) -> bool:
         """Make the vectors, and let every shard write its slice; returns whether all are finite.
 
         Raises
@@ -302,7 +302,7 @@ class _Writing:
         was_begun = self._step == "writing"
         return was_begun and not checkpoint.has_vectors(self.path, self.group, self.names)
 
-    async def _write_one(self, index: int, method: str, what: Any) -> bool:
+    async def _write_one(self, index: int, method: str, what: int | list[str]) -> bool:
         nbytes = 4 * self.server.chunk * len(self.names)
         is_finite = await self.server.call(
             index, method, self.path, self.group, what, nbytes=nbytes

@@ -72,7 +72,7 @@ class Tally:
         return Spent()
 
     def _first_recorded(self) -> float:
-        """What an older checkpoint tells of the loss at the beginning."""
+        """The loss at the beginning, as an older checkpoint has it."""
         losses = self.history.column("loss")
         known = losses[~np.isnan(losses)]
         return float(known[0]) if len(known) else math.nan

@@ -47,7 +47,7 @@ class ValidationPortion:
 
     @property
     def name(self) -> str:
-        """What an error calls it."""
+        """Its name in errors."""
         return f"portion {self.portion.number} of validation (blocks {self.portion.blocks[:4]})"
 
 
@@ -249,7 +249,7 @@ class Validator:
             self._waiting.clear()
 
     async def mend(self, *, lost: bool) -> None:
-        """After a recovery, give all shards the same best again, and drop copies nobody needs.
+        """After a recovery, give all shards the same best again, and drop unneeded copies.
 
         If a shard was lost this is the last snapshot's best: the others go back to it. Else a
         choice that was under way is made again; its copy is still there.

@@ -13,10 +13,11 @@ from dbdask.data.block_provider import BlockProvider
 from dbdask.errors import DataError, ModelError, RaisedInShard
 from dbdask.rpc.deadlines import deadline, retrieve_error
 from dbdask.rpc.scheduler import has_scheduler
+from dbdask.rpc.tasks import is_submitted
 from dbdask.run.failures import TRAIN, Failures, Work, how_it_failed
 from dbdask.run.gangs import Gangs
 from dbdask.run.giving_up import late_workers, suspects, unreachable, why_unreachable
-from dbdask.run.joint_work import ByParts, JointWork
+from dbdask.run.joint_work import ByParts, JointWork, PartReport
 from dbdask.run.lost_tasks import LostTaskDetector
 from dbdask.run.outstanding import Outstanding, Report
 from dbdask.run.replica_places import ReplicaPlaces
@@ -68,7 +69,7 @@ class Workforce(ReplicaPlaces):
     failures: Failures = field(default_factory=Failures)
 
     def __post_init__(self) -> None:
-        self.search = LostTaskDetector(self.client)
+        self.lost_tasks = LostTaskDetector(self.client)
         self._tasks = TaskSubmitter(self.client, self.job, self.providers)
 
     @property
@@ -92,7 +93,7 @@ class Workforce(ReplicaPlaces):
         self.outstanding = []
         for task in tasks:
             task.cancel()
-        closing = (self.roster.close(), self.search.close())
+        closing = (self.roster.close(), self.lost_tasks.close())
         await asyncio.gather(*closing, *tasks, return_exceptions=True)
 
     @property
@@ -132,31 +133,39 @@ class Workforce(ReplicaPlaces):
             How a gang does the work. Without it the place is a worker.
         """
         if self.gangs is None or not self.gangs.is_partitioned or by_parts is None:
-            self._submit(work, function, order, place, take, take_back)
+            task, key = self._start(work, function, order, place)
+            out = Outstanding(work, place, task, self.clock.seconds(), take, take_back, key)
+            self.outstanding.append(out)
             return
         members = self.gangs.next_attempt(place)
         joint = JointWork(len(members), by_parts.merge, take, take_back)
         for member in members:
             own, worker = by_parts.order_of(member), member.workers[member.index]
-            out = self._submit(work, function, own, worker, joint.take, joint.take_back)
-            out.place, out.gang, out.joint = place, member.gang, joint
+            task, key = self._start(work, function, own, worker)
+            self.outstanding.append(
+                Outstanding(
+                    work,
+                    worker,
+                    task,
+                    self.clock.seconds(),
+                    joint.take,
+                    joint.take_back,
+                    key,
+                    place,
+                    member.gang,
+                    joint,
+                )
+            )
 
-    def _submit(
-        self,
-        work: Work,
-        function: Callable[..., R],
-        order: object,
-        worker: str,
-        take: Callable[[R | None], str],
-        take_back: Callable[[], None],
-    ) -> Outstanding[R]:
+    def _start(
+        self, work: Work, function: Callable[..., R], order: object, worker: str
+    ) -> "tuple[asyncio.Task[R], str]":
+        """Start to submit a task, and to wait for its end; return that with the task's key."""
         kind, (pass_number, number) = function.__name__.split("_")[-1], work.identity
         key = f"dbdask-{kind}-{self.run}-{pass_number}-{number}-{uuid.uuid4().hex[:6]}"
         task = asyncio.ensure_future(self._tasks.do(work, function, order, worker, key))
         task.add_done_callback(retrieve_error)  # another's error may end the run first
-        out = Outstanding(work, worker, task, self.clock.seconds(), take, take_back, key)
-        self.outstanding.append(out)
-        return out
+        return task, key
 
     async def turn(self, seconds: float) -> str:
         """Take one look at the cluster: hand over every report, and what is given up.
@@ -250,12 +259,12 @@ class Workforce(ReplicaPlaces):
                 out.since = now
 
     async def watch_silence(self) -> list[Work]:
-        """Ask the workers of overdue work for a sign of life, and for the task.
+        """Ping the workers of overdue work, and ask them for the task.
 
         Returns the work that is given up, after its `take_back` was called. Work is given up if its
         worker is silent, has left, or closes (Dask ends the tasks of a closing worker without a
         word); if it is overdue on a worker that Dask has paused, where it may never begin; and if
-        scheduler and worker both say that nobody is at work on its task.
+        scheduler and worker both say that no worker runs its task.
 
         Raises
         ------
@@ -265,7 +274,7 @@ class Workforce(ReplicaPlaces):
         return self._give_up_unreachable(self.roster.ask(self._late))
 
     async def check_workers(self) -> list[Work]:
-        """Ask every worker for a sign of life, and wait; return the work that is given up."""
+        """Ping every worker and wait; return the work that is given up."""
         return self._give_up_unreachable(await self.roster.ask_everyone())
 
     def _give_up_unreachable(self, answered: set[str]) -> list[Work]:
@@ -285,21 +294,21 @@ class Workforce(ReplicaPlaces):
 
     @property
     def _late(self) -> set[str]:
-        """Workers with overdue work: they have given no sign of life for `dbdask.silence`."""
+        """Workers with overdue work: they have answered no ping for `dbdask.silence`."""
         return late_workers(self.outstanding, self.clock.seconds(), deadline("silence"))
 
     def _search_long_tasks(self) -> None:
-        """Look for the tasks that are long under way, whatever else their workers do meanwhile."""
+        """Look for the tasks that are long under way, also if their workers do other work."""
         now, least = self.clock.seconds(), deadline("silence")
         long = [out for out in self.outstanding if now - out.looked > least]
         for worker in {out.worker for out in long}:
-            self.search.look(worker, [out.key for out in long if out.worker == worker])
+            self.lost_tasks.look(worker, [out.key for out in long if out.worker == worker])
         for out in long:
             out.looked = now
 
     def _lost(self) -> list[Outstanding[Any]]:
         """Count, and return, the work whose task is nowhere."""
-        keys = self.search.take_lost()
+        keys = self.lost_tasks.take_lost()
         lost = [out for out in self.outstanding if out.key in keys and not out.task.done()]
         for out in lost:
             if out.joint is None or out.joint.is_first_failure():
@@ -314,14 +323,13 @@ class Workforce(ReplicaPlaces):
         """Give up every task of training, or of validation."""
         self._give_up([out for out in self.outstanding if out.work.examples == examples])
 
-    def _end_gang(self, out: Outstanding[Any], report: Any) -> None:
+    def _end_gang(self, out: Outstanding[Any], report: PartReport | None) -> None:
         """End the gang of some work that failed, and give up all other work of it."""
         assert self.gangs is not None and out.joint is not None
         # If all tasks name another one, none has a cause: then the work itself is suspected, unless
         # the run has ended the gang.
         causes = ("peer", "another") if self.gangs.number_of(out.place) == out.gang else ("peer",)
-        is_failure = report is not None and report.ended_by in causes
-        if is_failure and out.joint.is_first_failure():
+        if report is not None and report.ended_by in causes and out.joint.is_first_failure():
             self.failures.note(out.work, out.place, f"because {report.gang_ended}")
         self.gangs.end([out.place])
         self._give_up([other for other in self.outstanding if other.gang == out.gang])
@@ -348,7 +356,7 @@ class Workforce(ReplicaPlaces):
 
     async def give_up_unbegun(self) -> list[Work]:
         """Give up training whose task no worker has begun: the tasks before it may never end."""
-        found = await self.search.find_all(_keys(self.training))
+        found = await self.lost_tasks.find_all(_keys(self.training))
         waiting = {key for key, where in found.items() if where.has_not_begun}
         return self._give_up([out for out in self.training if out.key in waiting])
 
@@ -357,13 +365,13 @@ class Workforce(ReplicaPlaces):
         now = self.clock.seconds()
         held = [o for o in self.outstanding if o.work.examples == examples]
         long = [out for out in held if now - out.since > least]
-        found = await self.search.find_all(_keys(long))
+        found = await self.lost_tasks.find_all(_keys(long))
         waiting = {key for key, where in found.items() if where.at_scheduler == "waiting"}
         return [out.work for out in long if out.key in waiting]
 
     def give_up_unsubmitted(self) -> list[Work]:
         """Give up training that no worker has been given yet: its data are still on their way."""
-        return self._give_up([o for o in self.training if o.key not in self.client.futures])
+        return self._give_up([o for o in self.training if not is_submitted(self.client, o.key)])
 
 
 def _keys(held: Iterable[Outstanding[Any]]) -> list[tuple[str, str]]:

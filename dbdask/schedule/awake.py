@@ -11,12 +11,12 @@ LONGEST_GAP = 1.0
 
 
 class AwakeClock:
-    """Counts the seconds since it was made, without those in which nobody could look at it.
+    """Counts the seconds since it was made, without those in which no thread could look at it.
 
-    A process that was stopped (SIGSTOP, Ctrl-Z, a suspended laptop, a swapped node), or whose
-    event loop was blocked, has heard no answer meanwhile. Whoever judges others by a deadline
-    looks here again and again; a gap between two looks counts as one look, so that those who are
-    judged get what is left of the deadline to answer in.
+    A process that was stopped (SIGSTOP, Ctrl-Z, a suspended laptop, a swapped node), or whose event
+    loop was blocked, has heard no answer meanwhile. A process that judges others by a deadline
+    looks here again and again; a gap between two looks counts as one look, so that the others keep
+    the rest of the deadline to answer in.
 
     Parameters
     ----------

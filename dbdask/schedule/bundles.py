@@ -29,7 +29,7 @@ class Bundle:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """What makes a second copy of it harmless."""
+        """The identity that makes a second copy of it harmless."""
         return self.evaluation, self.number
 
     @property
@@ -39,7 +39,7 @@ class Bundle:
 
     @property
     def name(self) -> str:
-        """What an error calls it."""
+        """Its name in errors."""
         first, last = self.portions[0].number, self.portions[-1].number
         return f"bundle {self.number} (portions {first} to {last})"
 

@@ -22,7 +22,7 @@ class Gang:
 
     @property
     def name(self) -> str:
-        """What the rest of a run calls the place of the replica; the same for the same workers."""
+        """The name of the replica's place; the same for the same workers."""
         return ", ".join(self.workers)
 
 

@@ -115,7 +115,7 @@ class Portion:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """What makes a second run of it harmless, together with the step."""
+        """The identity that, with the step, makes a second run of it harmless."""
         return self.epoch, self.number
 
     @property
@@ -130,7 +130,7 @@ class Portion:
 
     @property
     def name(self) -> str:
-        """What an error calls it."""
+        """Its name in errors."""
         return f"portion {self.number} of epoch {self.epoch} (blocks {self.blocks[:4]})"
 
     @property

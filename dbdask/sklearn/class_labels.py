@@ -5,6 +5,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from distributed import Client
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
@@ -12,8 +13,8 @@ from dbdask.arrays import Float64Array
 from dbdask.sklearn.containers import DuckArray, in_memory
 
 
-def classes_of(y: DuckArray, client: Any) -> np.ndarray:
-    """Return the labels that occur in y, sorted: (classes,).
+def classes_of(y: DuckArray, client: Client | None) -> np.ndarray:
+    """Return the labels that occur in y, sorted: (classes,), of the dtype of y.
 
     Raises
     ------
@@ -51,7 +52,7 @@ def encode(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def encoded(y: DuckArray, classes: np.ndarray) -> DuckArray:
-    """Return the class indices of y, lazily if it is lazy."""
+    """Return the class indices of y, int64 (samples,), lazily if y is lazy."""
     if isinstance(y, da.Array):
         indices: da.Array = da.map_blocks(encode, y, classes, dtype=np.int64)
         return indices
@@ -59,7 +60,7 @@ def encoded(y: DuckArray, classes: np.ndarray) -> DuckArray:
 
 
 def decoded(indices: DuckArray, classes: np.ndarray) -> DuckArray:
-    """Return the labels of class indices, lazily if these are lazy."""
+    """Return the labels of class indices, int64 (samples,), lazily if these are lazy."""
     if isinstance(indices, da.Array):
         labels: da.Array = da.map_blocks(_take, indices, classes, dtype=classes.dtype)
         return labels
@@ -71,18 +72,18 @@ def weighted(
     class_weight: Mapping[Any, float] | str | None,
     indices: DuckArray,
     classes: np.ndarray,
-    client: Any,
+    client: Client | None,
 ) -> DuckArray | None:
-    """Return the weights of the examples times those of their classes.
+    """Return the weights of the examples times those of their classes: float (samples,), or None.
 
     Parameters
     ----------
     weights
-        (samples,), or None.
+        Float (samples,), or None.
     class_weight
         A weight for each label, "balanced" (samples / (classes * samples of the class)), or None.
     indices
-        Class indices, (samples,).
+        Class indices, int64 (samples,).
     """
     if class_weight is None:
         return weights
@@ -98,7 +99,7 @@ def _class_weights(
     class_weight: Mapping[Any, float] | str,
     indices: DuckArray,
     classes: np.ndarray,
-    client: Any,
+    client: Client | None,
 ) -> Float64Array:
     """Return the weight of each class: (classes,)."""
     if not isinstance(class_weight, str):

@@ -24,7 +24,7 @@ DuckArray = np.ndarray | da.Array
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an estimator was given as X, as a Dataset along `sample`.
+    """The X that an estimator was given, as a Dataset along `sample`.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def is_plain(X: Any) -> bool:
 
 
 def inputs_of_array(X: np.ndarray) -> Inputs:
-    """Return the inputs that an array in memory, (samples, features), holds."""
+    """Return the inputs of an array in memory, (samples, features), of a number or bool dtype."""
     return Inputs(_table(X), None, lambda values, coords: np.asarray(values))
 
 
@@ -95,6 +95,7 @@ def inputs_of(X: Any) -> Inputs:
 
 
 def _of_data_array(X: xr.DataArray) -> Inputs:
+    """Return the inputs of a DataArray, whose first dimension counts the examples."""
     _check_dims(X.ndim >= 2, "X", X)
     labels = X.indexes.get(X.dims[1]) if X.ndim == 2 else None
     names = None if labels is None else _texts(labels)
@@ -105,6 +106,15 @@ def _of_data_array(X: xr.DataArray) -> Inputs:
 
 
 def _of_dataset(X: xr.Dataset) -> Inputs:
+    """Return the inputs of a Dataset, whose variables all lie along the first dimension of one.
+
+    That one is the first variable of the Dataset.
+
+    Raises
+    ------
+    ValueError
+        The Dataset is empty, or a variable does not lie along that dimension.
+    """
     if not X.data_vars:
         raise ValueError("X must have at least one variable, got an empty Dataset")
     first = next(iter(X.data_vars.values()))
@@ -124,7 +134,7 @@ def _of_dataset(X: xr.Dataset) -> Inputs:
 
 @dataclass(frozen=True)
 class _As:
-    """Makes a DataArray of values, with the sample dimension and the coordinates of the data."""
+    """Makes a DataArray of predictions, with the sample dimension and coordinates of the data."""
 
     along: Any
     coords: xr.Dataset
@@ -160,6 +170,8 @@ def _texts(labels: Any) -> list[str] | None:
 
 def duck_array(name: str, values: Any) -> DuckArray:
     """Return a container's values: a dask array if they are lazy, else a NumPy array.
+
+    Shape and dtype are those of the container.
 
     Raises
     ------
@@ -217,7 +229,10 @@ def check_same_samples(X: Any, name: str, values: Any) -> None:
 
 
 def in_memory(values: Any, client: Client | None) -> np.ndarray:
-    """Return a container's values as a NumPy array, computed by the client if they are lazy."""
+    """Return a container's values as a NumPy array, of their shape and dtype.
+
+    The client computes them if they are lazy.
+    """
     if not is_plain(values):
         (values,) = compute(values) if client is None else compute(values, scheduler=client)
     return np.asarray(values)

@@ -130,7 +130,12 @@ class DownpourEstimator(NetworkEstimator):
 
 
 def batch_size_for(batch_size: int | str, samples: int) -> int:
-    """Return the batch size: of "auto" 128, but less where an epoch has few minibatches.
+    """Return the batch size: of "auto" 128, but less if an epoch has few minibatches.
+
+    Raises
+    ------
+    ValueError
+        It is neither "auto" nor a number.
 
     Examples
     --------
@@ -178,7 +183,7 @@ class DownpourClassifier(NetworkClassifier, DownpourEstimator):
         returns one.
     standardize
         Whether each feature is scaled to mean 0 and deviation 1, measured on the data of `fit` (of
-        the first `partial_fit`) and applied to whatever is predicted.
+        the first `partial_fit`) and applied to all data that are predicted.
     batch_size
         Examples of a minibatch; "auto" is 128, but less where an epoch would have fewer than 32.
     optimizer

@@ -1,4 +1,4 @@
-"""What the estimators share: parameters that clones share, checks of X, training, predictions."""
+"""Common parts of the estimators: shared parameters, checks of X, training, predictions."""
 
 import copy
 import numbers

@@ -31,7 +31,7 @@ class SandblasterClassifier(NetworkClassifier):
         returns one.
     standardize
         Whether each feature is scaled to mean 0 and deviation 1, measured on the data of `fit` and
-        applied to whatever is predicted.
+        applied to all data that are predicted.
     iterations, history_length, tolerance, l2, portion_size
         As for `dbdask.sandblaster`: how it trains, and how long.
     class_weight

@@ -7,7 +7,7 @@
     run.zarr/<snapshot>/commit   sealed: the state of the run; the last key
 
 Nothing is renamed: a reader takes the committed snapshot of the highest number and looks at
-nothing else, so a writer that is late or died half way disturbs nobody. A run's numbers are above
+nothing else, so a writer that is late or died half way harms no reader. A run's numbers are above
 all that were there when it began, and what is below a committed one is deleted after it. A commit
 that comes later still, into a snapshot that was deleted, does not count. The state of a snapshot
 names the last good one, which may be another, below it, and is kept (`dbdask.run.snapshots`).
@@ -72,6 +72,13 @@ def _reading(path: Place) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Place) -> Iterator[None]:
+    """Turn any error of a write into an error that names the checkpoint and the remedy.
+
+    Raises
+    ------
+    CheckpointError
+        The write has failed.
+    """
     try:
         yield
     except Exception as error:
@@ -82,7 +89,13 @@ def writing(path: Place) -> Iterator[None]:
 
 
 def exists(path: Place) -> bool:
-    """Whether anything lies at `path` but an owner, and keys that are being written."""
+    """Return whether anything is at `path` besides an owner and keys that are being written.
+
+    Raises
+    ------
+    CheckpointError
+        The store cannot be reached.
+    """
     try:
         names = sealed.children(path)
         others = [name for name in names if name != owner.GROUP and not sealed.is_partial(name)]
@@ -112,7 +125,7 @@ def is_begun(path: Place) -> bool:
 
 
 def begin_anew(path: Place, attributes: dict[str, Any]) -> None:
-    """Begin a checkpoint that was deleted, whatever was written into it since."""
+    """Begin a checkpoint that was deleted; replace all that was written into it since."""
     with writing(path):
         sealed.replace_root(path, KIND, attributes)
 
@@ -188,7 +201,13 @@ def _make_vectors(
 def write_slice(
     path: Place, group: str, start: int, stop: int, vectors: dict[str, np.ndarray]
 ) -> None:
-    """Write one shard's slice of every vector: exactly one chunk each."""
+    """Write one shard's slice of every vector, float32 (stop - start,): exactly one chunk each.
+
+    Raises
+    ------
+    CheckpointError
+        The slice cannot be written.
+    """
     with writing(path):
         for name, vector in vectors.items():
             sealed.write_slice(path, f"{group}/{name}", start, stop, vector)
@@ -270,14 +289,28 @@ def number_of(group: str) -> int:
 
 
 def read_slice(path: Place, group: str, name: str, start: int, stop: int) -> np.ndarray:
-    """Read a slice of one vector of a snapshot, whatever cut it was written in."""
+    """Read a slice of one vector of a snapshot: float32 (stop - start,), in the model's order.
+
+    Any cut may have written the snapshot.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint is damaged, or cannot be reached.
+    """
     return VectorReference(path, group, name).read(start, stop)
 
 
 def read_segments(path: Place, group: str, name: str, segments: Segments) -> np.ndarray:
-    """Read ranges of one vector of a snapshot, one after the other, whatever cut wrote it.
+    """Read ranges of one vector of a snapshot, one after the other: float32 (sum of lengths,).
 
-    Of each segment, the second number is where it begins in the model's vector.
+    Any cut may have written the snapshot. The second number of a segment is where it begins in the
+    model's vector, the third is its length.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint is damaged, or cannot be reached.
     """
     return np.concatenate(
         [read_slice(path, group, name, whole, whole + length) for _, whole, length in segments]
@@ -316,8 +349,8 @@ def is_older(group: str, number: int) -> bool:
 def delete_all(path: Place, groups: list[str]) -> None:
     """Delete snapshots that are listed from the lowest number on.
 
-    So a reader that listed them before finds the highest that is left. One that cannot be deleted
-    is logged: it costs space, and goes with the next commit.
+    So a reader that listed them before finds the highest that is left. A snapshot that cannot be
+    deleted is logged: it costs space, and goes with the next commit.
     """
     for group in groups:
         try:
@@ -330,7 +363,7 @@ def delete_all(path: Place, groups: list[str]) -> None:
 class VectorReference:
     """A vector of a committed snapshot, or of a saved result: read when it is wanted.
 
-    Its elements are in the order of the model, whatever cut wrote it.
+    Its elements are in the order of the model; any cut may have written it.
     """
 
     path: Place
@@ -338,7 +371,13 @@ class VectorReference:
     name: str = "parameters"
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Read a slice, or the whole vector, float32."""
+        """Read a slice, or the whole vector: float32 (stop - start,).
+
+        Raises
+        ------
+        CheckpointError
+            The checkpoint is damaged, or cannot be reached.
+        """
         with _reading(self.path):
             return self._read(start, stop)
 

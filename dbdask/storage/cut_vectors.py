@@ -67,7 +67,7 @@ class CutSlice:
     stored: tuple[int, int]
 
     def padded(self, values: Float32Array) -> Float32Array:
-        """Return the values with zeros to the length of the chunk."""
+        """Return values, float32 (n,), with zeros to the length of a chunk: float32 (chunk,)."""
         start, stop = self.stored
         chunk = np.zeros(stop - start, np.float32)
         chunk[: len(values)] = values

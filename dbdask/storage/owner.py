@@ -1,7 +1,7 @@
 """The owner of a checkpoint: the run that writes to it, as an empty Zarr group in it says.
 
-The group's one key is rewritten with a higher count again and again while the run lives. Clocks of
-different machines are not compared: who wants the checkpoint watches whether the key changes.
+While its run lives, the owner rewrites the group's only key with a higher count. A run that wants
+the checkpoint watches whether the key changes, so no clocks of two machines are compared.
 """
 
 import json
@@ -36,7 +36,7 @@ class Owner:
     host: str = field(default_factory=socket.gethostname)
     process: int = field(default_factory=os.getpid)
     machine: str = ""
-    """The boot and the process namespace in which `process` is unique; "" where none is known."""
+    """The boot and the process namespace in which `process` is unique; "" if none is known."""
     started: str = ""
     """When the process started, in the machine's own count."""
     since: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
@@ -111,8 +111,8 @@ def _started(process: int) -> str:
 def read(place: Place) -> Owner | None:
     """Return the owner that a store names; None where it names none.
 
-    What cannot be read, because it was changed or is being written, counts as one that nobody knows
-    and that may change.
+    An owner that cannot be read, because it was changed or is being written, counts as an unknown
+    owner that may change.
     """
     try:
         found = sync(sealed.open_store(place).get(KEY, prototype=default_buffer_prototype()))
@@ -130,7 +130,7 @@ def _owner_of(content: bytes) -> Owner:
 
 
 def write(place: Place, owner: Owner) -> None:
-    """Name the owner, whoever was named before."""
+    """Name the owner, in place of any that was named before."""
     sync(sealed.open_store(place).set(KEY, _buffer(owner)))
 
 

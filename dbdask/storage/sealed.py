@@ -218,7 +218,7 @@ def _plain(value: object) -> object:
 
 
 def make_vector(place: Place, path: str, size: int, chunk: int) -> "zarr.Array[Any]":
-    """Make a float32 vector of `size` elements, in chunks of `chunk` elements with checksums."""
+    """Make a vector, float32 (size,), in chunks of `chunk` elements with checksums."""
     return zarr.create_array(
         open_store(place),
         name=path,

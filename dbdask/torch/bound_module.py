@@ -71,14 +71,14 @@ class BoundModule:
     def bound(
         self, parameters: Float32Array, gradient: Float32Array | None = None
     ) -> Iterator[torch.nn.Module]:
-        """Give the module its values for the time of a call.
+        """Bind the module to its values for the time of a call.
 
         Parameters
         ----------
         parameters
-            The flat vector, which is only read.
+            The flat vector, float32 (n,), which is only read.
         gradient
-            The flat vector that `backward` fills; None: no gradient is wanted.
+            The flat vector, float32 (n,), that `backward` fills; None: no gradient is wanted.
         """
         self._set_mode(gradient is not None)
         given = as_tensor(parameters)
@@ -178,7 +178,10 @@ class BoundModule:
         return outputs.float()
 
     def updated_buffers(self) -> Mapping[str, Float32Array]:
-        """Return the buffers as the last call in training mode left them, as new arrays."""
+        """Return the buffers as the last call in training mode left them, as new arrays.
+
+        They are float32, of the buffers' shapes.
+        """
         return {
             self._slots[place].name: _as_array(owned[self._slots[place].attribute])
             for place, owned, _ in self._buffers

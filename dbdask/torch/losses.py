@@ -126,6 +126,9 @@ def _on(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """Return a tensor over an array's memory; over a copy if torch would warn about it."""
+    """Return a tensor over an array's memory, of its shape and dtype.
+
+    It is over a copy if torch would warn about the memory.
+    """
     usable = array.flags.writeable and array.flags.c_contiguous
     return torch.from_numpy(array if usable else np.array(array))

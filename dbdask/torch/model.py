@@ -111,11 +111,7 @@ class TorchModel:
         self._precision = precision
         self.loss: str | None = loss if isinstance(loss, str) else None
         self._description = _describe(module, loss)
-        self._prepare()
-
-    def _prepare(self) -> None:
         self._layout = self._skeleton.layout
-        self._has_buffers = any(slot.role == "buffer" for slot in self._skeleton.slots)
         self._threads = threading.local()
 
     def __getstate__(self) -> dict[str, object]:
@@ -129,7 +125,8 @@ class TorchModel:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._prepare()
+        self._layout = self._skeleton.layout
+        self._threads = threading.local()
 
     def __repr__(self) -> str:
         return f"<TorchModel of {self._description['module']}, {self.parameter_count:,} parameters>"
@@ -160,7 +157,7 @@ class TorchModel:
         return self._values.copy()
 
     def initial_parameters(self, seed: int, start: int, stop: int) -> Float32Array:
-        """Return a slice of the module's values, float32 of (stop - start,), whatever the seed."""
+        """Return a slice of the module's values, float32 (stop - start,), for any seed."""
         return self.starting_parameters()[start:stop]
 
     def loss_and_gradient(
@@ -173,7 +170,10 @@ class TorchModel:
         seed: int = 0,
         gradient: Float32Array,
     ) -> float:
-        """Return the weighted sum of losses, and overwrite `gradient` (see `dbdask.Model`)."""
+        """Return the weighted sum of losses, and overwrite `gradient`, float32 (n,).
+
+        Shapes and dtypes are those of `dbdask.Model`.
+        """
         bound = self._bound()
         with replicas_threads(), bound.bound(parameters, gradient):
             total = self._total(bound, parameters, inputs, targets, weights, seed)
@@ -189,13 +189,19 @@ class TorchModel:
         weights: Float32Array | None = None,
         seed: int = 0,
     ) -> float:
-        """Return the weighted sum of losses in eval mode; the arrays are as for the gradient."""
+        """Return the weighted sum of losses in eval mode.
+
+        Shapes and dtypes are those of `dbdask.Model`.
+        """
         bound = self._bound()
         with torch.no_grad(), replicas_threads(), bound.bound(parameters):
             return float(self._total(bound, parameters, inputs, targets, weights, seed))
 
     def predict(self, parameters: Float32Array, inputs: Float32Array) -> Float32Array:
-        """Return (examples, outputs): probabilities for softmax and logistic, else values."""
+        """Return float32 (examples, outputs).
+
+        They are probabilities for softmax and logistic, else values.
+        """
         bound = self._bound()
         with torch.no_grad(), replicas_threads(), bound.bound(parameters):
             outputs = self._outputs(bound, parameters, inputs, 0).cpu().numpy()
@@ -203,8 +209,12 @@ class TorchModel:
         return rows if self.loss is None else probabilities(self.loss, rows)
 
     def updated_buffers(self) -> Mapping[str, Float32Array]:
-        """Return the buffers as this thread's last `loss_and_gradient` left them, by name."""
-        return self._bound().updated_buffers() if self._has_buffers else {}
+        """Return the buffers as this thread's last `loss_and_gradient` left them, by name.
+
+        They are float32, of the buffers' shapes.
+        """
+        has_buffers = any(slot.role == "buffer" for slot in self._skeleton.slots)
+        return self._bound().updated_buffers() if has_buffers else {}
 
     def _total(
         self,
@@ -240,7 +250,7 @@ class TorchModel:
         Parameters
         ----------
         result
-            A `Result`, its `.parameters`, or a flat vector.
+            A `Result`, its `.parameters`, or a flat vector, float32 (n,).
 
         Raises
         ------

@@ -70,26 +70,28 @@ class Skeleton:
 
     def build(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.nn.Module, Any]:
         """Return a new module that has these tensors, and the loss that travels with it."""
-        reader = _Reader(io.BytesIO(self.pickled))
-        reader.tensors = tensors
-        module, loss = reader.load()
+        module, loss = _Reader(io.BytesIO(self.pickled), tensors).load()
         return module, loss
 
 
 class _Writer(cloudpickle.Pickler):
     """Pickles a module, and leaves out the tensors that have a slot."""
 
-    places: dict[int, int]
+    def __init__(self, file: io.BytesIO, places: dict[int, int]) -> None:
+        super().__init__(file)
+        self._places = places
 
     def persistent_id(self, thing: object) -> int | None:
-        return self.places.get(id(thing)) if isinstance(thing, torch.Tensor) else None
+        return self._places.get(id(thing)) if isinstance(thing, torch.Tensor) else None
 
 
 class _Reader(pickle.Unpickler):
-    tensors: Sequence[torch.Tensor]
+    def __init__(self, file: io.BytesIO, tensors: Sequence[torch.Tensor]) -> None:
+        super().__init__(file)
+        self._tensors = tensors
 
     def persistent_load(self, place: int) -> torch.Tensor:
-        return self.tensors[place]
+        return self._tensors[place]
 
 
 def skeleton_of(module: torch.nn.Module, loss: object) -> Skeleton:
@@ -182,9 +184,7 @@ def _as_float32(slot: Slot, tensor: torch.Tensor) -> Float32Array:
 
 def _pickle(thing: object, places: dict[int, int]) -> bytes:
     file = io.BytesIO()
-    writer = _Writer(file)
-    writer.places = places
-    writer.dump(thing)
+    _Writer(file, places).dump(thing)
     return file.getvalue()
 
 
@@ -229,14 +229,14 @@ def _guilty(
 
 
 def copied(values: Float32Array, slot: Slot, offset: int) -> torch.Tensor:
-    """Return one tensor with its values from a flat vector, in its own dtype and memory."""
+    """Return one tensor, in its own shape and dtype, with its values from float32 (n,)."""
     size = int(np.prod(slot.shape))
     flat = torch.tensor(values[offset : offset + size]).reshape(slot.shape)
     return flat.to(slot.dtype)
 
 
 def with_values(skeleton: Skeleton, values: Float32Array) -> torch.nn.Module:
-    """Return a new module that has the values of a flat float32 vector, in eval mode.
+    """Return a new module with the values of a vector, float32 (n,), in eval mode.
 
     Raises
     ------

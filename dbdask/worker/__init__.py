@@ -1,1 +1,1 @@
-"""What runs on workers: shards of the parameter server, replicas, and what they share there."""
+"""The parts that run on workers: shards of the parameter server, replicas, their context."""

@@ -1,4 +1,4 @@
-"""What a replica pushes: accrued gradients, or how far its own steps have led.
+"""Vectors that a replica pushes: accrued gradients, or the displacement of its own steps.
 
 Both follow the same order: `add` after each minibatch, `take` for a push, `leaving` and `arrived`
 around each installation of fetched parameters.
@@ -18,13 +18,15 @@ from dbdask.optim.optimizers import Optimizer
 class Buffers(Protocol):
     """A pool of float32 vectors."""
 
-    def buffer(self, size: int) -> Float32Array: ...
+    def buffer(self, size: int) -> Float32Array:
+        """Take a vector, float32 (size,), out of the pool; its content is arbitrary."""
 
-    def give_back(self, *vectors: Float32Array) -> None: ...
+    def give_back(self, *vectors: Float32Array) -> None:
+        """Return vectors, float32 (size,), to the pool."""
 
 
 class Accrual(Protocol):
-    """What has accrued since the last push.
+    """Adds up, since the last push, the vector that a replica pushes next.
 
     Attributes
     ----------
@@ -35,19 +37,25 @@ class Accrual(Protocol):
     steps: int
 
     def add(self, local: Float32Array, gradient: Float32Array) -> None:
-        """Count a minibatch's mean gradient, and step the replica's own copy."""
+        """Count a minibatch's mean gradient, and step the replica's own copy.
+
+        Both are float32 (parameters,); `local` is changed in place.
+        """
 
     def take(self, local: Float32Array) -> Float32Array:
-        """Return the vector to push, and begin anew; it is `give_back`'s after the push."""
+        """Return the vector to push, float32 (parameters,), and begin again from zero.
+
+        The vector goes back by `pushed` when the push has ended.
+        """
 
     def leaving(self, local: Float32Array) -> None:
-        """Note that fetched parameters are about to overwrite the replica's own copy."""
+        """Note that fetched parameters are about to overwrite `local`, float32 (parameters,)."""
 
     def arrived(self, local: Float32Array) -> None:
-        """Note that the replica's own copy holds fetched parameters."""
+        """Note that `local`, float32 (parameters,), holds fetched parameters."""
 
     def pushed(self, vector: Float32Array) -> None:
-        """Take a pushed vector back into the pool, where it is not needed any more."""
+        """Return a pushed vector, float32 (parameters,), to the pool if it is free again."""
 
     def release(self) -> None:
         """Return the vectors to the pool."""
@@ -77,7 +85,7 @@ class AccruedGradients:
         self.steps = 0
 
     def add(self, local: Float32Array, gradient: Float32Array) -> None:
-        """Add the gradient to the sum, and step the local copy."""
+        """Add a gradient to the sum, and step the local copy: both float32 (parameters,)."""
         if self._rate:
             local -= self._rate * gradient
         if self._sum is not gradient:
@@ -88,20 +96,23 @@ class AccruedGradients:
         self.steps += 1
 
     def take(self, local: Float32Array) -> Float32Array:
-        """Return the sum; the next one gets another vector, because the push is still under way."""
+        """Return the sum of the gradients, float32 (parameters,), and begin another one.
+
+        The next sum is another vector, because the push of this one is still under way.
+        """
         taken, self.steps = self._sum, 0
         if taken is not self._gradient:
             self._sum = self._buffers.buffer(taken.size)
         return taken
 
     def leaving(self, local: Float32Array) -> None:
-        """Nothing is lost with the local copy: gradients are kept apart from it."""
+        """Do nothing: the gradients are not in `local`, float32 (parameters,), so none is lost."""
 
     def arrived(self, local: Float32Array) -> None:
-        """Fetched parameters are stepped like any others."""
+        """Do nothing: `local`, float32 (parameters,), is stepped like any other parameters."""
 
     def pushed(self, vector: Float32Array) -> None:
-        """Return a pushed sum to the pool; the gradient is used again."""
+        """Return a pushed sum, float32 (parameters,), to the pool, unless it is the gradient."""
         if vector is not self._gradient:
             self._buffers.give_back(vector)
 
@@ -162,7 +173,7 @@ class Displacement:
         self.steps = 0
 
     def add(self, local: Float32Array, gradient: Float32Array) -> None:
-        """Step the local copy."""
+        """Step the local copy by a gradient: both float32 (parameters,)."""
         self._rule.update(local, gradient)
         self.steps += 1
 
@@ -175,7 +186,7 @@ class Displacement:
         return taken
 
     def leaving(self, local: Float32Array) -> None:
-        """Keep what the steps since the last fetch have done."""
+        """Add up the change of `local`, float32 (parameters,), since the last fetch."""
         if self.steps == 0:
             return
         if self._carried is None:
@@ -186,11 +197,11 @@ class Displacement:
             self._carried -= local
 
     def arrived(self, local: Float32Array) -> None:
-        """Count displacement from these parameters."""
+        """Count the displacement from `local`, float32 (parameters,), from now on."""
         np.copyto(self._anchor, local)
 
     def pushed(self, vector: Float32Array) -> None:
-        """Return a pushed displacement to the pool."""
+        """Return a pushed displacement, float32 (parameters,), to the pool."""
         self._buffers.give_back(vector)
 
     def release(self) -> None:

@@ -31,7 +31,7 @@ from dbdask.worker.share import Share, share_of
 
 @dataclass(frozen=True)
 class SandblasterJob:
-    """What every replica of a run needs; it travels pickled and is opened once a worker."""
+    """The description of a run for its replicas; it travels pickled and is opened once a worker."""
 
     model: Model
     train: Examples
@@ -56,7 +56,7 @@ class BundleOrder:
 
 @dataclass
 class BundleReport:
-    """What a bundle's task tells the verb: scalars, and what it left out as missing."""
+    """The report of a bundle's task: scalars, and the examples left out as missing."""
 
     worker: str
     loss: float = 0.0
@@ -74,7 +74,7 @@ class BundleReport:
     magnitudes: tuple[Magnitude, ...] = ()
     part: int = 0  # of a partitioned replica
     gang_ended: str = ""  # why the gang cannot go on, if this task has learnt so
-    ended_by: str = ""  # who has ended the gang (see `GangEnded`)
+    ended_by: str = ""  # the cause of the gang's end (see `GangEnded`)
     exchanging: float = 0.0  # seconds of `working` in exchanges with other parts
 
 

@@ -27,11 +27,20 @@ class BatchShard(ParameterShard):
         return self.state.contributions
 
     def fetch_vector(self, name: str, into: np.ndarray) -> None:
-        """Copy one vector."""
+        """Copy one vector of this shard into `into`, float32 (stop - start,).
+
+        Raises
+        ------
+        Stale
+            The shard was made anew without the vector.
+        """
         np.copyto(into, self._vector(name))
 
     def contribute(self, evaluation: int, bundle: int, gradient: np.ndarray) -> bool:
-        """Add a bundle's gradient once; False for a repeat, and for a pass that is not open."""
+        """Add a bundle's gradient, float32 (stop - start,), once to the float64 sum of the pass.
+
+        Returns False for a repeat, and for a pass that is not open.
+        """
         held = self._pass
         if evaluation != held.evaluation or bundle in held.admitted:
             return False

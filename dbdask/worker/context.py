@@ -1,7 +1,7 @@
-"""What a run keeps on one worker: the opened examples, the model, buffers, and calls under way.
+"""The state of a run on one worker: the opened examples, the model, buffers, and calls under way.
 
 A context belongs to a (worker, run) pair, never to a module, because in-process workers share
-modules. It is closed by the verb; when the client dies instead, the context notices that the shards
+modules. It is closed by the run; when the client dies instead, the context notices that the shards
 are gone and closes itself.
 """
 
@@ -54,7 +54,7 @@ REMEMBERED_RUNS = 256  # ended runs whose late tasks a worker refuses
 
 @dataclass
 class ReplicaSlot:
-    """What a worker keeps of a replica from one portion to the next."""
+    """The state of a replica that its worker keeps from one portion to the next."""
 
     rule: LocalRule | None = None  # of its own steps, with their state
     part: int = 0  # of which part the rule is
@@ -83,17 +83,18 @@ class WorkerContext:
         self.mailbox = Mailbox()
         self._peers: tuple[ActorPlace, ...] = ()  # mailboxes of the other members of the gang
         self._parts: dict[int, Part] = {}
-        self._left: tuple[Place, np.ndarray, list[int]] | None = None
+        self._stashed: tuple[Place, np.ndarray, list[int]] | None = None
         self._running = 0
         self._slots: list[ReplicaSlot] = []  # of replicas that are between two portions
-        self._turn = threading.Condition()
+        self._condition = threading.Condition()
+        self._lease: asyncio.Task[None] | None = None  # begun on the worker's loop
         self._until_closed = ExitStack()
         self._until_closed.enter_context(kept_heap.kept())  # between two portions, too
         worker_loop(worker).call_soon_threadsafe(self._begin_lease)
 
     @property
     def job(self) -> Job:
-        """What the run's replicas need, opened once, on the thread of the first task.
+        """The job of the run's replicas, opened once, on the thread of the first task.
 
         Opening may take long (it imports the model's library): no lock that the event loop takes
         is held meanwhile.
@@ -108,7 +109,8 @@ class WorkerContext:
         self._lease = asyncio.ensure_future(self._watch())
 
     def _end_lease(self) -> None:
-        self._lease.cancel()
+        if self._lease is not None:
+            self._lease.cancel()
 
     async def _watch(self) -> None:
         """Close the context when it idles and no shard of its run answers (the client died)."""
@@ -153,19 +155,19 @@ class WorkerContext:
     @contextmanager
     def replica_slot(self, replicas: int) -> Iterator[ReplicaSlot]:
         """Hold one of the worker's `replicas` places, with its share of the worker's threads."""
-        with self._turn:
-            self._turn.wait_for(lambda: self._running < replicas or self.closed)
+        with self._condition:
+            self._condition.wait_for(lambda: self._running < replicas or self.closed)
             self._running += 1
             slot = self._slots.pop() if self._slots else ReplicaSlot()
         try:
             with blas_limit.at_most(self._blas_threads(replicas)):
                 yield slot
         finally:
-            with self._turn:
+            with self._condition:
                 self._running -= 1
                 if not self.closed:
                     self._slots.append(slot)
-                self._turn.notify()
+                self._condition.notify()
 
     def _blas_threads(self, replicas: int) -> int:
         share = max(1, self.worker.state.nthreads // replicas)
@@ -175,28 +177,37 @@ class WorkerContext:
         return blas_threads(share, flops)
 
     def buffer(self, size: int) -> np.ndarray:
-        """Take a float32 vector out of the pool (its content is arbitrary)."""
+        """Take a vector, float32 (size,), out of the pool; its content is arbitrary."""
         return self._pool.take(size)
 
     def give_back(self, *vectors: np.ndarray) -> None:
-        """Return buffers that no call reads any more; an abandoned buffer is never given back."""
+        """Return buffers, float32 (size,), that no call reads any more.
+
+        The buffer of a call that was given up is never returned.
+        """
         self._pool.give_back(*vectors)
 
     def stash(self, place: Place, local: np.ndarray, fetched: list[int]) -> None:
-        """Keep the parameters that a replica stopped with; those of one replica are kept."""
+        """Keep the parameters, float32 (parameters,), with which a replica stopped.
+
+        The context keeps one such vector, the newest.
+        """
         self.resume(None)
-        with self._turn:
-            self._left = place, local, fetched
+        with self._condition:
+            self._stashed = place, local, fetched
 
     def resume(self, place: Place | None) -> tuple[np.ndarray, list[int]] | None:
-        """Return what a replica stopped with just here, and the versions of its last fetch."""
-        with self._turn:
-            left, self._left = self._left, None
-            if left is None:
+        """Return the parameters with which a replica stopped at this place, if they are kept.
+
+        They are float32 (parameters,), with the version of each shard at the replica's last fetch.
+        """
+        with self._condition:
+            stashed, self._stashed = self._stashed, None
+            if stashed is None:
                 return None
-            if left[0] == place:
-                return left[1], left[2]
-        self._pool.give_back(left[1])
+            if stashed[0] == place:
+                return stashed[1], stashed[2]
+        self._pool.give_back(stashed[1])
         return None
 
     def reader(self, name: str) -> Reader:
@@ -208,7 +219,7 @@ class WorkerContext:
             The context is closed.
         """
         examples = getattr(self.job, name)
-        with self._turn:
+        with self._condition:
             if self.closed:
                 raise Stale(f"run {self.run} has ended")
             if name not in self.readers:
@@ -224,7 +235,7 @@ class WorkerContext:
                 reader.give_up_reads(least)
 
     def copy_of(self, handle: ServerHandle, number: int) -> np.ndarray:
-        """Return the parameters of a snapshot copy, fetched once for all tasks of the worker."""
+        """Return a snapshot copy's parameters, float32 (parameters,), fetched once a worker."""
         with self._copies_lock:
             if number not in self.copies:
                 link, vector = self.link(handle), self.buffer(handle.size)
@@ -246,9 +257,9 @@ class WorkerContext:
     def point(
         self, handle: ServerHandle, evaluation: int, name: str, part: int = 0
     ) -> Iterator[np.ndarray]:
-        """Hold the vector at which a pass evaluates, fetched once for all tasks of the worker.
+        """Hold the vector at which a pass evaluates, float32 (n,), fetched once a worker.
 
-        `handle` is that of the shards of the part, whose vector this is.
+        `handle` names the shards of the part, whose vector this is.
         """
         link = self.link(handle)
         with self._points.hold(
@@ -264,13 +275,13 @@ class WorkerContext:
 
     def close(self) -> None:
         """End the calls, let waiting tasks go, and drop what the run held here; never waits."""
-        with self._turn:
+        with self._condition:
             self.closed = True
             readers, self.readers = self.readers, {}
         worker_loop(self.worker).call_soon_threadsafe(self._end_lease)
         self.end_generation(1 << 62)
-        with self._turn:
-            self._turn.notify_all()
+        with self._condition:
+            self._condition.notify_all()
         for reader in readers.values():
             reader.close()
         self.mailbox.close()
@@ -278,7 +289,7 @@ class WorkerContext:
         self._pool.clear()
         self._points.clear()
         self.copies, self._slots = {}, []
-        self._left = None
+        self._stashed = None
         self._until_closed.close()
 
 
@@ -294,7 +305,13 @@ def open_context(run: str, job: bytes) -> WorkerContext:
 
 
 def context_on(worker: Worker, run: str, job: bytes) -> WorkerContext:
-    """Return the context of a run on a worker, as `open_context` does."""
+    """Return the context of a run on a worker, as `open_context` does.
+
+    Raises
+    ------
+    Stale
+        The run has ended on this worker.
+    """
     with _contexts_lock:
         if run in _ended.get(worker, ()):
             raise Stale(f"run {run} has ended")

@@ -8,7 +8,7 @@ from typing import Any
 from distributed import Status, Worker, WorkerPlugin
 
 from dbdask.rpc.deadlines import deadline
-from dbdask.rpc.local_workers import is_registered
+from dbdask.rpc.local_workers import actor_keys, drop_local_actor, is_registered
 from dbdask.schedule.awake import AwakeClock
 
 LOOK_SECONDS = 0.02
@@ -24,7 +24,8 @@ class DrainOnClose(WorkerPlugin):
     def __init__(self, run: str) -> None:
         self.run = run
         self.name = plugin_name(run)
-        self.is_dismissed = False  # the run has ended: whatever is here may go
+        self._lease: asyncio.Task[None] | None = None  # begun on the worker's loop
+        self.is_dismissed = False  # the run has ended: all that is here may go
 
     def setup(self, worker: Worker) -> None:
         """Watch from now on whether the run still has shards here."""
@@ -32,8 +33,7 @@ class DrainOnClose(WorkerPlugin):
         close_on_signals(worker)
 
     def _shards(self, worker: Worker) -> list[str]:
-        keys = [str(key) for key in worker.state.actors]
-        return [key for key in keys if key.startswith(shard_prefix(self.run))]
+        return actor_keys(worker, shard_prefix(self.run))
 
     async def _watch(self, worker: Worker) -> None:
         """Take the plugin away when the shards are gone without a word (the client died)."""
@@ -50,9 +50,10 @@ class DrainOnClose(WorkerPlugin):
             if worker.status is not Status.closing:
                 worker.status = Status.closing
             await asyncio.sleep(LOOK_SECONDS)
-        self._lease.cancel()
+        if self._lease is not None:
+            self._lease.cancel()
         for key in self._shards(worker):  # a closed worker keeps its actors, and they their threads
-            worker.state.actors.pop(key, None)
+            drop_local_actor(worker, key)
         if not any(isinstance(plugin, DrainOnClose) for plugin in worker.plugins.values()):
             leave_signals()
 
@@ -104,7 +105,7 @@ def close_on_signals(worker: Worker) -> None:
         leave_signals()
         loop.call_soon_threadsafe(_begin_to_close, worker)
 
-    handlers = {signal.SIGTERM: close, signal.SIGINT: _leave_it if worker.nanny else close}
+    handlers = {signal.SIGTERM: close, signal.SIGINT: _ignore_signal if worker.nanny else close}
     for number, handler in handlers.items():
         before = signal.getsignal(number)
         if number not in _replaced and _ends_at_once(before, bool(worker.nanny)):
@@ -122,7 +123,7 @@ def _ends_at_once(handler: Any, has_nanny: bool) -> bool:
     return module == "distributed._signals"
 
 
-def _leave_it(*_: object) -> None:
+def _ignore_signal(*_: object) -> None:
     """Ctrl-C is for the nanny or for the client: they end the worker in their own way."""
 
 

@@ -1,4 +1,4 @@
-"""What a run tells the workers of a gang, outside every task."""
+"""Notices of a run to the workers of a gang, outside every task."""
 
 from collections.abc import Sequence
 

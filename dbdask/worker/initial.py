@@ -54,14 +54,16 @@ class FromModel:
 
 @dataclass(frozen=True)
 class FromSnapshot:
-    """A slice of a committed snapshot, whatever number of shards wrote it."""
+    """A slice of a committed snapshot, which any number of shards may have written."""
 
     path: str
     group: str
     applied: int
     rows: tuple[Row, ...]
     first_open_epoch: int
-    table: CutTable | None = None  # of a model that is cut now, whatever cut wrote the snapshot
+    table: CutTable | None = (
+        None  # of a model that is cut now; another cut may have written the snapshot
+    )
 
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
         nbytes = 4 * (stop - start) * (2 + len(optimizer.slots))

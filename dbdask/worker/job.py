@@ -1,4 +1,4 @@
-"""What the tasks of a run need, whatever the method."""
+"""The parts of a run that its tasks need, for every method."""
 
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from dbdask.models.model import Model
 
 
 class Job(Protocol):
-    """What every task of a run needs."""
+    """The parts of a run that every task needs."""
 
     @property
     def model(self) -> Model: ...
@@ -23,7 +23,7 @@ class Job(Protocol):
 
     @property
     def deviation(self) -> np.ndarray | float:
-        """One unit of a scaled target, in its own units."""
+        """One unit of each scaled target, in its own units: float64 (targets,); else 1.0."""
 
     @property
     def batch_size(self) -> int: ...

@@ -17,7 +17,7 @@ from typing import Any
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 KEPT = 2**28  # bytes: free memory beyond this is given back at once
 LARGE = 2**25  # bytes: arrays of this size are mapped by themselves, as before
-GROWN = 2 * LARGE, LARGE  # what glibc's own thresholds grow to, if nobody has set them
+GROWN = 2 * LARGE, LARGE  # glibc's own thresholds grow to this, if they are not set
 
 
 class KeptHeap:
@@ -71,8 +71,8 @@ def _glibc() -> Any:
 def _before() -> tuple[int, int]:
     """Return the two thresholds of before, as far as a process can know them.
 
-    glibc tells nobody its thresholds. Those in the environment hold from the start, and one that is
-    set keeps glibc from changing the other, whose value then is 128 KiB.
+    glibc does not tell its thresholds. Those in the environment hold from the start, and a set
+    threshold keeps glibc from changing the other, whose value then is 128 KiB.
     """
     names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
     if not any(name in os.environ for name in names):

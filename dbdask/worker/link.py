@@ -110,7 +110,7 @@ class ServerLink:
     handle
         Where the shards are.
     routes
-        Gives the transport to each copy, and asks copies for signs of life.
+        Gives the transport to each copy, and pings copies.
     calls
         Ends calls whose generation has ended.
     """
@@ -127,7 +127,10 @@ class ServerLink:
         return self.wait(self.start([Message(copy, request) for copy in copies], list))
 
     def start_fetch(self, into: Float32Array) -> Exchange[list[int]]:
-        """Start to fetch the parameters into a vector; the answer is the version of each shard."""
+        """Start to fetch the parameters into a vector, float32 (parameters,).
+
+        The answer is the version of each shard.
+        """
         return self.start(self._reads(self._request("fetch"), into), list)
 
     def start_push(
@@ -139,7 +142,8 @@ class ServerLink:
     ) -> Exchange[list[Acknowledgement]]:
         """Start to push a gradient to every shard under its identity (epoch, portion, step).
 
-        With `into` the answers bring the parameters along, which saves a fetch.
+        `gradient` is float32 (parameters,). If `into`, float32 (parameters,), is given, the answers
+        bring the parameters, which saves a fetch.
         """
         messages = []
         for shard, version in zip(self.handle.shards, fetched, strict=True):
@@ -155,18 +159,19 @@ class ServerLink:
         return [together([next(left) for _ in shard.copies]) for shard in self.handle.shards]
 
     def fetch_vector(self, name: str, into: Float32Array) -> None:
-        """Fetch one named vector of batch shards."""
+        """Fetch one named vector of batch shards into `into`, float32 (parameters,)."""
         self.wait(self.start(self._reads(self._request("fetch_vector", name), into), list))
 
     def fetch_copy(self, number: int, into: Float32Array) -> None:
-        """Fetch the parameters of a snapshot copy into a vector."""
+        """Fetch the parameters of a snapshot copy into `into`, float32 (parameters,)."""
         request = Request("fetch_copy", None, (number,))  # a copy outlasts its generation
         self.wait(self.start(self._reads(request, into), list))
 
     def contribute(self, identity: tuple[int, int], gradient: Float32Array) -> bool:
         """Add a gradient, under its identity (evaluation, bundle), to every batch shard.
 
-        Returns False if it was a repeat for any copy of any shard.
+        `gradient` is float32 (parameters,). Returns False if it was a repeat for any copy of any
+        shard.
         """
         request = self._request("contribute", *identity)
         messages = [

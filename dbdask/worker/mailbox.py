@@ -31,7 +31,7 @@ class GangEnded(Exception):
     Attributes
     ----------
     by
-        Who has ended the gang: "another" task of it, whose own report says why; a "peer" that
+        The cause of its end: "another" task of it, whose own report says why; a "peer" that
         cannot be reached; or this task "itself".
     """
 
@@ -75,7 +75,7 @@ class Note(NamedTuple):
 
     values: np.ndarray
     mark: bool
-    """What the sender added to the message (see `Peers`)."""
+    """The sender's mark of the message (see `Peers`)."""
 
 
 class Mailbox:
@@ -98,7 +98,7 @@ class Mailbox:
         self._marks: dict[Address, bool] = {}
         self._channels = ChannelServer(self)
 
-    # What comes from other workers
+    # Messages of other workers
 
     def answer(
         self, request: Request, sent: np.ndarray | None = None, into: np.ndarray | None = None
@@ -110,9 +110,15 @@ class Mailbox:
         request
             "deliver", with the address, the mark, the shape, and the values if they are few.
         sent
-            The values, if they are many. They are copied.
+            The values, float32 (n,), if they are many. They are copied, in the shape of the
+            message.
         into
             Unused: the answer brings no vector.
+
+        Raises
+        ------
+        AttributeError
+            The request is not "deliver".
         """
         if request.method != "deliver":
             raise AttributeError(f"a mailbox answers no request {request.method!r}")
@@ -123,7 +129,7 @@ class Mailbox:
     async def serve(
         self, request: tuple[str, int | None, tuple[Any, ...]], sent: np.ndarray | None, wants: bool
     ) -> tuple[bool, None]:
-        """Take a message that came over Dask's connections."""
+        """Take a message that came over Dask's connections; `sent` is as for `answer`."""
         return self.answer(Request(*request), sent), None
 
     async def ping(self) -> int:
@@ -157,10 +163,10 @@ class Mailbox:
                 self._kept[address] = Note(values.copy(), mark)
             return True
 
-    # What tasks of this worker do
+    # Calls of the tasks of this worker
 
     def expect(self, wanted: Mapping[Address, np.ndarray]) -> None:
-        """Have the values of messages copied into arrays of their shapes, as soon as they come.
+        """Copy the values of messages into arrays of their shapes and dtypes, as soon as they come.
 
         Raises
         ------
@@ -185,7 +191,7 @@ class Mailbox:
         Parameters
         ----------
         wanted
-            As given to `expect`.
+            Arrays of the messages' shapes and dtypes, as given to `expect`.
         ask
             Is called each time `seconds` have passed; it raises if a message will not come.
 
@@ -287,7 +293,7 @@ class Mailbox:
                 del messages[address]
         self._changed.notify_all()
 
-    # What the run decides
+    # Calls of the run
 
     def join(self, gang: int, generation: int) -> None:
         """Belong to a gang from now on; earlier ones end, and this one with its generation."""

@@ -37,16 +37,16 @@ class PassPoints:
     def hold(
         self, evaluation: int, part: int, size: int, fetch: Callable[[np.ndarray], None]
     ) -> Iterator[np.ndarray]:
-        """Hold a vector; the first that asks for it has it fetched.
+        """Hold a vector, float32 (size,); the first task that asks for it fetches it.
 
         Parameters
         ----------
         evaluation, part
-            Of which pass, and of which part of the model: points of earlier passes are dropped.
+            The pass and the part of the model: points of earlier passes are dropped.
         size
             Elements of the vector.
         fetch
-            Fills a vector.
+            Fills a vector, float32 (size,).
         """
         with self._lock:
             for key in [k for k, p in self._points.items() if k[0] < evaluation and not p.users]:

@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -133,13 +133,13 @@ class Peers:
         self,
         boundary: int,
         direction: str,
-        outgoing: dict[int, Any],
-        incoming: dict[int, Any],
+        outgoing: dict[int, np.ndarray],
+        incoming: dict[int, np.ndarray],
     ) -> list[bool]:
         """Send, then wait for what comes; return its marks.
 
-        Every message is acknowledged before any is waited for: a mailbox takes messages whatever
-        its own part does, so parts never wait for each other in a circle.
+        Every message is acknowledged before any is waited for: a mailbox takes messages at any
+        time, so parts never wait for each other in a circle.
         """
         with self._spent.on("exchanging"):
             wanted = {self._address(boundary, direction, s): into for s, into in incoming.items()}

@@ -1,4 +1,4 @@
-"""What a task of Downpour is given, and what it answers."""
+"""The order for a task of Downpour, and its report."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from dbdask.worker.link import ServerHandle
 
 @dataclass(frozen=True)
 class DownpourJob:
-    """What every replica of a run needs; it travels pickled and is opened once a worker."""
+    """The description of a run for its replicas; it travels pickled and is opened once a worker."""
 
     model: Model
     train: Examples
@@ -56,7 +56,7 @@ class PortionOrder:
 
 @dataclass
 class PortionReport:
-    """What a portion's task tells the verb: scalars only."""
+    """The report of a portion's task: scalars only."""
 
     epoch: int
     number: int
@@ -75,7 +75,7 @@ class PortionReport:
     good: int = 0
     staleness: list[int] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)  # step, parameter
-    examples_in_all: int = 0  # of a portion that is finished, whoever trained on them
+    examples_in_all: int = 0  # of a portion that is finished, by all tasks that trained on it
     dropped: int = 0
     left_out: LeftOut = field(default_factory=LeftOut)
     repeated: int = 0
@@ -84,7 +84,7 @@ class PortionReport:
     spent: Spent = field(default_factory=Spent)
     part: int = 0  # of a partitioned replica
     gang_ended: str = ""  # why the gang cannot go on, if this task has learnt so
-    ended_by: str = ""  # who has ended the gang (see `GangEnded`)
+    ended_by: str = ""  # the cause of the gang's end (see `GangEnded`)
 
     @property
     def ends_refused(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from time import perf_counter
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,10 +14,11 @@ from dbdask.optim.gradients import clip
 from dbdask.rpc.portable import portable_errors
 from dbdask.worker.accrual import Accrual, AccruedGradients, Displacement, LocalRule
 from dbdask.worker.context import Place, ReplicaSlot, WorkerContext, open_context
-from dbdask.worker.link import ServerLink
+from dbdask.worker.link import Exchange, ServerLink
 from dbdask.worker.portion_order import DownpourJob, PortionOrder, PortionReport
 from dbdask.worker.reporting import reported, turn_of
-from dbdask.worker.share import Share, share_of
+from dbdask.worker.shard import Acknowledgement
+from dbdask.worker.share import Beginning, Share, share_of
 
 
 @portable_errors
@@ -51,13 +52,37 @@ def _train(
     portion = order.portion.identity
     share = share_of(context, order.handle, order.member, portion, report.spent)
     report.part = share.index
-    replica = _Replica(context, slot, order, report, share)
+    try:
+        beginning = share.begin(portion)
+        report.first_step = report.next_step = beginning.first
+        report.examples_before = beginning.first * context.job.batch_size
+        if order.complete_only or not beginning.paused:
+            _work(_Replica(context, slot, order, report, share, beginning), blocks)
+    finally:
+        report.spent.wait_since(began if slot.ended is None else slot.ended)
+        slot.ended = perf_counter()
+
+
+def _work(replica: "_Replica", blocks: Blocks) -> None:
     try:
         replica.work(blocks)
     finally:
         replica.give_up()
-        report.spent.wait_since(began if slot.ended is None else slot.ended)
-        slot.ended = perf_counter()
+
+
+class _Fetch(NamedTuple):
+    """A fetch under way, and the vector into which it goes."""
+
+    exchange: Exchange[list[int]]
+    vector: Float32Array
+
+
+class _Push(NamedTuple):
+    """A push under way: the last step that has accrued in it, and its vector."""
+
+    exchange: Exchange[list[Acknowledgement]]
+    step: int
+    vector: Float32Array
 
 
 class _Replica:
@@ -70,45 +95,42 @@ class _Replica:
         order: PortionOrder,
         report: PortionReport,
         share: Share,
+        beginning: Beginning,
     ) -> None:
         self.context, self.slot, self.order, self.report = context, slot, order, report
         self.share = share
         assert isinstance(context.job, DownpourJob)
         self.job = context.job
         self.link: ServerLink = share.link
-        self.fetched: list[int] = []
-        self.fetching: Any = None  # (exchange, vector) of a fetch beside the computation
-        self.pushing: Any = None  # (exchange, step, vector) of a push beside the computation
-        self.paused = False
+        self.fetching: _Fetch | None = None  # beside the computation
+        self.pushing: _Push | None = None  # beside the computation
+        self.first, self.paused = beginning.first, beginning.paused
+        self.last = beginning.last if order.complete_only else 1 << 62  # step to do, at most
         self.is_fresh = False  # the last push brought the parameters along
         self.step = -1  # the last one done
         self.last_step = order.portion.steps(self.job.batch_size) - 1
+        self.local, self.fetched = self._resumed(self.first)
+        self.gradient = context.buffer(share.size)
+        self.accrual = self._accrual(share.size)
 
     def work(self, blocks: Blocks) -> None:
         portion, job = self.order.portion, self.job
-        first, last = self._resume_steps()
-        if self.paused and not self.order.complete_only:
-            return
-        size = self.share.size
-        self._resume(first)
-        self.gradient = self.context.buffer(size)
-        self.accrual = self._accrual(size)
         reader = self.context.reader("train")
         batches = reader.minibatches(
             portion,
             job.batch_size,
-            first_step=first,
+            first_step=self.first,
             blocks=blocks,
             following=self.order.following,
         )
-        self.report.finished = self._train(batches, last)
+        self.report.finished = self._train(batches, self.last)
         self._settle()
         self.report.left_out = reader.left_out(portion)
         self.report.magnitudes = reader.magnitudes
         if self.report.finished:
-            in_all = self.report.examples if first == 0 else reader.kept(portion, blocks)
+            in_all = self.report.examples if self.first == 0 else reader.kept(portion, blocks)
             self.report.examples_in_all, self.report.dropped = in_all, portion.rows - in_all
-        kept = [] if self._leave() else [self.local]
+        kept = [] if self._stash() else [self.local]
         self.accrual.release()
         self.context.give_back(*kept, self.gradient)
 
@@ -128,17 +150,21 @@ class _Replica:
             self.slot.part = self.share.index
         return Displacement(self.context, size, self.slot.rule)
 
-    def _resume(self, step: int) -> None:
-        """Go on with the parameters that were stopped with here: they are not yet those of shards.
+    def _resumed(self, step: int) -> tuple[Float32Array, list[int]]:
+        """Return the local parameters, and the versions of their fetch; none if a fetch is due.
 
-        So one replica makes the same steps, whether snapshots stop it or not.
+        A replica that stopped before this step has kept its parameters, which the shards do not
+        have. So one replica makes the same steps, whether snapshots stop it or not.
         """
-        left = self.context.resume(self._place(step))
-        self.local = self.context.buffer(self.share.size) if left is None else left[0]
-        self.fetched = [] if left is None else left[1]
+        kept = self.context.resume(self._place(step))
+        return (self.context.buffer(self.share.size), []) if kept is None else kept
 
-    def _leave(self) -> bool:
-        """Keep the parameters where this replica stops, and fetches only now and then."""
+    def _stash(self) -> bool:
+        """Keep the local parameters for the task that resumes at the next step.
+
+        Return whether they were kept. A replica that fetches before each step, or has finished,
+        keeps none.
+        """
         at_rest = self.report.next_step == self.step + 1 and not self.order.complete_only
         fetches_next = self.job.n_fetch == 1 or self.job.local_optimizer is not None
         if fetches_next or self.report.finished or not at_rest:
@@ -150,14 +176,6 @@ class _Replica:
         portion = self.order.portion
         generation = self.order.handle.generation
         return generation, portion.epoch, portion.number, step, self.share.index
-
-    def _resume_steps(self) -> tuple[int, int]:
-        """The step to start with, and the last one to do (beyond any, unless completing)."""
-        portion = self.order.portion
-        first, furthest, self.paused = self.share.begin(portion.identity)
-        self.report.first_step = self.report.next_step = first
-        self.report.examples_before = first * self.job.batch_size
-        return first, furthest if self.order.complete_only else 1 << 62
 
     def _train(self, batches: Iterable[Minibatch], last: int) -> bool:
         """Work through the minibatches; True when the portion is finished."""
@@ -187,7 +205,7 @@ class _Replica:
             yield batch
 
     def _must_stop(self, step: int, last: int) -> bool:
-        """Whether the portion goes back to the verb here: at a boundary of fetches and pushes."""
+        """Whether the portion goes back to the run here: at a boundary of fetches and pushes."""
         if len(self.report.refused) >= self.job.max_refused:
             self._flush(step)
             return True
@@ -252,7 +270,7 @@ class _Replica:
                 self._fetch()
             else:
                 vector = self.context.buffer(self.local.size)
-                self.fetching = self.link.start_fetch(vector), vector
+                self.fetching = _Fetch(self.link.start_fetch(vector), vector)
 
     def _fetch(self) -> None:
         """Fetch the parameters and wait for them."""
@@ -276,7 +294,7 @@ class _Replica:
         """
         self._await_push()
         if self.fetching is not None:
-            self.link.wait(self.fetching[0])
+            self.link.wait(self.fetching.exchange)
         identity = (self.order.portion.epoch, self.order.portion.number, step)
         vector = self.accrual.take(self.local)
         if self.job.local_optimizer is not None and not self._is_finite(vector):
@@ -287,7 +305,7 @@ class _Replica:
         into = self.local if self.is_fresh else None
         with self.report.spent.on("pushing"):
             exchange = self.link.start_push(identity, vector, self.fetched, into)
-        self.pushing = exchange, step, vector
+        self.pushing = _Push(exchange, step, vector)
         if self.job.n_push == 1 or self.is_fresh:
             self._await_push()
 
@@ -336,9 +354,10 @@ class _Replica:
 
     def give_up(self) -> None:
         """End the calls that an error has left under way; their buffers are never used again."""
-        for started in (self.fetching, self.pushing):
-            if started is not None:
-                self.link.give_up(started[0])
+        if self.fetching is not None:
+            self.link.give_up(self.fetching.exchange)
+        if self.pushing is not None:
+            self.link.give_up(self.pushing.exchange)
 
     def _settle(self) -> None:
         """Leave no call under way."""

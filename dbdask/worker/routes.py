@@ -1,4 +1,4 @@
-"""The calls that a run has under way on one worker, and the transport to each copy of a shard."""
+"""The open calls of a run on one worker, and the transport to each copy of a shard."""
 
 import asyncio
 import concurrent.futures
@@ -22,10 +22,10 @@ logger = logging.getLogger("dbdask")
 
 
 class Cancellable(Protocol):
-    """What is under way: a call of a transport, or a future."""
+    """A call of a transport, or a future, which can be cancelled."""
 
     def cancel(self) -> Any:
-        """End it; its waiting thread wakes."""
+        """Cancel the call, and wake the thread that waits for it."""
 
 
 class Calls:
@@ -46,7 +46,7 @@ class Calls:
             raise Stale(f"generation {generation} has ended")
 
     def add(self, call: Cancellable, generation: int) -> None:
-        """Note a call that was started; one of an ended generation is cancelled, and `Stale`."""
+        """Note an open call. If its generation has ended, cancel it and raise `Stale`."""
         with self._lock:
             if not self.has_ended(generation):
                 self._open[id(call)] = call, generation
@@ -81,7 +81,7 @@ class Routes(Protocol):
         """
 
     def answers(self, place: ActorPlace, generation: int) -> bool:
-        """Whether the worker of a copy gives a sign of life for it.
+        """Return whether the worker of a copy answers a ping for it.
 
         Raises
         ------
@@ -162,13 +162,13 @@ class WorkerRoutes:
         )
 
     def answers(self, place: ActorPlace, generation: int) -> bool:
-        """Ask the worker by a ping over Dask's connections, whatever the transport."""
+        """Ask the worker by a ping over Dask's connections, for every transport."""
         return bool(self._on_loop(answers_ping(self._worker.rpc, place), generation))
 
     def asks(
         self, place: ActorPlace, generation: int, method: str, *arguments: object
     ) -> bool | None:
-        """Ask over Dask's connections, whatever the transport."""
+        """Ask over Dask's connections, for every transport."""
         asked = answers_yes(self._worker.rpc, place, method, *arguments)
         answer: bool | None = self._on_loop(asked, generation)
         return answer

@@ -70,10 +70,10 @@ class ServedActor:
         request
             Names one of `requests`.
         sent
-            The vector that came with the request, float32 of the shard's length. It is only read,
+            The vector that came with the request, float32 (length of the shard,). It is only read,
             and only before the answer.
         into
-            Takes the vector of the answer, if there is one: float32 of the shard's length.
+            Takes the vector of the answer, if there is one: float32 (length of the shard,).
 
         Raises
         ------
@@ -104,7 +104,8 @@ class ServedActor:
     ) -> tuple[Any, np.ndarray | None]:
         """Answer a request that came over Dask's connections.
 
-        Returns the answer and, if the caller wants one, its vector.
+        Returns the answer and, if the caller wants one, its vector. Both vectors are float32 (n,),
+        of the length of the shard.
         """
         into = np.empty(self.length, np.float32) if wants else None
         return await self._serve(self.answer, Request(*request), sent, into), into

@@ -17,7 +17,7 @@ from dbdask.worker.shard_state import ShardState
 
 
 class Acknowledgement(NamedTuple):
-    """What a shard answers to a push."""
+    """A shard's answer to a push."""
 
     version: int  # updates applied so far
     staleness: int  # updates applied between the push's fetch and the push; -1 for a repeat
@@ -25,7 +25,7 @@ class Acknowledgement(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a shard knows of a portion."""
+    """A shard's knowledge of a portion."""
 
     last_step: int
     pause: bool
@@ -75,14 +75,14 @@ class ParameterShard(ServedActor):
         self.buffers = _within(buffers, start, stop)
         self.pausing = False
 
-    # What replicas request
+    # Requests of replicas
 
     def progress(self, epoch: int, portion: int) -> Progress:
         """Return the last step applied of a portion, and whether the run is pausing."""
         return Progress(self.state.ledger.last(epoch, portion), self.pausing)
 
     def fetch(self, into: np.ndarray) -> int:
-        """Copy the parameters; return the number of updates in them."""
+        """Copy the parameters into `into`, float32 (stop - start,); return the updates in them."""
         np.copyto(into, self.state.vectors["parameters"])
         return self.state.applied
 
@@ -103,10 +103,17 @@ class ParameterShard(ServedActor):
             Number of updates in the parameters that the replica fetched last; the staleness is
             counted from it.
         gradient
-            The accrued gradient of this shard's slice.
+            The accrued gradient of this shard's slice, float32 (stop - start,).
         into
-            If given, the current parameters are copied into it after the update. A replica that
-            fetches before every minibatch then needs no message for the fetch.
+            If given, float32 (stop - start,): the current parameters are copied into it after the
+            update. A replica that fetches before every minibatch then needs no message for the
+            fetch.
+
+        Raises
+        ------
+        Exception
+            The error of the optimiser, with a note that says in which update. The gradient was not
+            applied.
         """
         acknowledgement = self._push(identity, fetched, gradient)
         if into is not None:
@@ -126,7 +133,13 @@ class ParameterShard(ServedActor):
         return Acknowledgement(self.state.applied, staleness, self.pausing)
 
     def fetch_copy(self, number: int, into: np.ndarray) -> None:
-        """Copy the parameters of a snapshot copy."""
+        """Copy the parameters of a snapshot copy into `into`, float32 (stop - start,).
+
+        Raises
+        ------
+        Stale
+            The copy is not in this shard.
+        """
         np.copyto(into, self._kept(number).vectors["parameters"])
 
     def _update(self, gradient: np.ndarray) -> None:
@@ -179,10 +192,10 @@ class ParameterShard(ServedActor):
             raise Stale(f"vector {name!r} is not in this shard")
         return self.state.vectors[name]
 
-    # What the client commands by name; each command has a running number and is carried out once
+    # Commands of the client, by name: each has a running number and is carried out once
 
     async def _advance(self, generation: int) -> ShardProgress:
-        """Enter a new generation: messages of the old one that are on their way are refused."""
+        """Enter a new generation: late messages of the old generation are refused."""
         self.generation = max(self.generation, generation)
         return await self._serve(self._shard_progress)
 
@@ -256,7 +269,7 @@ class ParameterShard(ServedActor):
         self.state.ledger, self.state.applied = ledger, applied
         return lost
 
-    # What has no number: it changes nothing here, and a repeat writes the same bytes again
+    # Calls without a number: they change nothing here, and a repeat writes the same bytes
 
     async def write(self, path: str, group: str, number: int) -> bool:
         """Write a copy into its own chunk of a snapshot, on a thread that serves no calls.
@@ -285,7 +298,15 @@ class ParameterShard(ServedActor):
         return all(is_finite(vectors["parameters"][part]) for part in self.trained)
 
     async def read(self, name: str) -> np.ndarray:
-        """Return a copy of one vector: `parameters`, `best`, or an optimiser slot."""
+        """Return a copy of one vector: `parameters`, `best`, or an optimiser slot.
+
+        It is float32 (stop - start,).
+
+        Raises
+        ------
+        Stale
+            The shard was made anew without the vector.
+        """
         return await self._serve(lambda: self._vector(name).copy())
 
     async def whole_state(self) -> ShardState:
@@ -299,7 +320,10 @@ class ParameterShard(ServedActor):
 
 
 def is_finite(values: np.ndarray) -> bool:
-    """Whether all of a vector is finite. Minimum and maximum pass NaN on, and need no memory."""
+    """Return whether all of a vector, float32 (n,), is finite.
+
+    Minimum and maximum pass NaN on, and need no memory.
+    """
     return bool(np.isfinite(values.min(initial=0.0)) and np.isfinite(values.max(initial=0.0)))
 
 

@@ -1,4 +1,4 @@
-"""What a task holds of its replica: the whole model, or one part of it beside its peers."""
+"""A task's share of its replica: the whole model, or one part of it beside its peers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -21,7 +21,7 @@ class Beginning(NamedTuple):
     """Where a task begins in its portion."""
 
     first: int
-    """The step after the last one that every shard has applied."""
+    """The step after the last step that every shard has applied."""
     last: int
     """The last step that any shard has applied."""
     paused: bool
@@ -93,13 +93,16 @@ class Share(Protocol):
         """Return whether all parts say that something is fine."""
 
     def write_buffers(self, vector: Float32Array) -> None:
-        """Write the buffers that the model has changed into their places of a vector."""
+        """Write the model's changed buffers into their places of a vector, float32 (n,)."""
 
     def copy_buffers(self, vector: Float32Array, source: Float32Array) -> None:
-        """Copy the buffers of one vector into another."""
+        """Copy the buffers of one vector into another, both float32 (n,)."""
 
     def write_change(self, vector: Float32Array, point: Float32Array, weight: float) -> None:
-        """Set the buffers of a vector to their weighted change since a point."""
+        """Set the buffers of a vector to `weight` times their change since a point.
+
+        Both are float32 (n,).
+        """
 
 
 class Whole:
@@ -134,7 +137,7 @@ class Whole:
         gradient: Float32Array,
         as_mean: bool,
     ) -> Evaluated:
-        """Evaluate a minibatch with the model."""
+        """Evaluate a minibatch with the model; arguments and shapes as `Share.minibatch`."""
         return self._evaluator.minibatch(
             parameters, batch, portion, gradient=gradient, as_mean=as_mean
         )
@@ -223,7 +226,7 @@ class PartOfGang:
         gradient: Float32Array,
         as_mean: bool,
     ) -> Evaluated:
-        """Evaluate a minibatch together with the peers."""
+        """Evaluate a minibatch with the peers; arguments and shapes as `Share.minibatch`."""
         self.peers.begin_step()
         work = self._evaluator.minibatch(
             parameters, batch, portion, gradient=gradient, as_mean=as_mean

@@ -23,7 +23,7 @@ class VectorPool:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> np.ndarray:
-        """Take a vector of `size` elements; its content is arbitrary."""
+        """Take a vector, float32 (size,); its content is arbitrary."""
         with self._lock:
             for position, vector in enumerate(self._free):
                 if vector.size == size and self._serves(vector):
@@ -34,7 +34,10 @@ class VectorPool:
         return not self.shares_memory or memory_of(vector) is not None
 
     def give_back(self, *vectors: np.ndarray) -> None:
-        """Return vectors that no call reads any more; one of a call given up never comes back."""
+        """Return vectors, float32 (size,), that no call reads any more.
+
+        The vector of a call that was given up never comes back.
+        """
         with self._lock:
             self._free.extend(vectors)
 

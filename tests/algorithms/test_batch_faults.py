@@ -27,7 +27,7 @@ SHORT = {
     "dbdask.answer": "1s",
     "dbdask.lease": "2s",
 }
-SOONER = ("answers lost; twins",)  # in the short suite
+SOONER = ("answers lost; copies",)  # in the short suite
 
 
 def for_passes(fault):
@@ -119,14 +119,17 @@ def cluster(request):
 
 @pytest.fixture
 def accepted(monkeypatch):
-    """Every accepted step: its loss, and the parameters and the gradient that shards hold."""
+    """Every accepted step: its loss, and the parameters and the gradient that shards hold.
+
+    A step has its loss alone if a fault falls on the reading: the history has it by then.
+    """
     accept, seen = Sandblaster._accept, []
 
     async def note(self, run):
-        read = [await run.server.read(name) for name in ("parameters", "gradient")]
-        loss, answer = self.point.loss, await accept(self, run)
-        seen.append((loss, *read))
-        return answer
+        step = [self.point.loss, None, None]
+        seen.append(step)
+        step[1:] = [await run.server.read(name) for name in ("parameters", "gradient")]
+        return await accept(self, run)
 
     monkeypatch.setattr(Sandblaster, "_accept", note)
     return seen
@@ -145,7 +148,9 @@ def assert_right(result, accepted, bowl):
     np.testing.assert_allclose(result.parameters["height"].values, bowl.optimum, atol=1e-3)
     losses = result.history["loss"].values
     assert set(losses) <= {loss for loss, _, _ in accepted}
-    for loss, x, gradient in accepted:
+    read = [step for step in accepted if step[1] is not None]
+    assert len(read) > 0.8 * len(accepted)
+    for loss, x, gradient in read:
         assert loss == pytest.approx(bowl.objective(x), rel=1e-6)
         np.testing.assert_allclose(gradient, bowl.gradient(x), rtol=1e-5, atol=1e-8)
 

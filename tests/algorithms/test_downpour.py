@@ -150,19 +150,18 @@ def test_one_replica_is_the_same_to_the_bit_with_snapshots_and_without(
 def test_stops_within_a_portion_change_nothing(threads_client, store, monkeypatch, n_fetch, n_push):
     options = {"replicas": 1, "n_fetch": n_fetch, "n_push": n_push, "epochs": 2}
     unbroken = train(threads_client, store, **options)
-    await_push, resume_steps, began = _Replica._await_push, _Replica._resume_steps, []
+    await_push, work, began = _Replica._await_push, _Replica.work, []
 
     def await_and_stop(replica):
         await_push(replica)
         replica.paused = True  # as where a snapshot is due
 
-    def note(replica):
-        first, last = resume_steps(replica)
-        began.append(first)
-        return first, last
+    def note(replica, blocks):
+        began.append(replica.first)
+        work(replica, blocks)
 
     monkeypatch.setattr(_Replica, "_await_push", await_and_stop)
-    monkeypatch.setattr(_Replica, "_resume_steps", note)
+    monkeypatch.setattr(_Replica, "work", note)
     broken = train(threads_client, store, **options)
     assert sum(step > 0 for step in began) > 8
     np.testing.assert_array_equal(flat(unbroken), flat(broken))

@@ -373,13 +373,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("verb", [dbdask.downpour, dbdask.sandblaster])
+@pytest.mark.parametrize("algorithm", [dbdask.downpour, dbdask.sandblaster])
 @pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_cut_is_refused_before_work_begins(
-    threads_client, store, verb, options, message
+    threads_client, store, algorithm, options, message
 ):
     settings = {"model": network(), "progress": False} | options
     model = settings.pop("model")
     with pytest.raises(ValueError, match=message):
-        verb(model, labelled(store), client=threads_client, **settings)
+        algorithm(model, labelled(store), client=threads_client, **settings)
     assert_nothing_left(threads_client)

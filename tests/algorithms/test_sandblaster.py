@@ -400,7 +400,7 @@ def test_a_resumed_run_goes_on_with_the_history_of_lbfgs(threads_client, store, 
     assert again.history["evaluations"].values[-1] == whole.history["evaluations"].values[-1]
     with pytest.raises(dbdask.CheckpointError, match="l2 is 0.001 there and 0.5 here"):
         train(threads_client, store, checkpoint=path, resume=True, l2=0.5)
-    with pytest.raises(dbdask.CheckpointError, match="another verb wrote it"):
+    with pytest.raises(dbdask.CheckpointError, match="another algorithm wrote it"):
         dbdask.downpour(
             network(), labelled(store), client=threads_client, checkpoint=path, resume=True
         )

@@ -20,7 +20,7 @@ import dbdask
 from dbdask.errors import DataError, ShardLost, WorkerError
 
 ROWS = 200
-VERBS = {
+ALGORITHMS = {
     "downpour": {"optimizer": dbdask.sgd(20.0), "batch_size": 20},
     "sandblaster": {"l2": 1 / ROWS, "portion_size": 50, "tolerance": 0.0, "iterations": 50},
 }
@@ -47,7 +47,7 @@ def trained(store, client=None, model=None):
         counted(store),
         client=client,
         progress=False,
-        **VERBS["downpour"],
+        **ALGORITHMS["downpour"],
     )
     return result.parameters["count"].values
 
@@ -126,7 +126,7 @@ def test_no_error_is_its_own_cause(threads_client, store, tmp_path, checkpoint):
                 client=threads_client,
                 progress=False,
                 checkpoint=path and f"{path}-{kind.__name__}",
-                **VERBS["downpour"],
+                **ALGORITHMS["downpour"],
             )
         chain, error = [], caught.value
         while error is not None:
@@ -147,13 +147,15 @@ def test_a_closed_client_is_refused(store):
     with LocalCluster(processes=False, n_workers=1, dashboard_address=":0") as cluster:
         with Client(cluster, set_as_default=False) as client:
             pass
-        for verb, options in VERBS.items():
+        for algorithm, options in ALGORITHMS.items():
             with pytest.raises(ValueError, match="client must be open, got a closed one"):
-                getattr(dbdask, verb)(CountingModel(ROWS), counted(store), client=client, **options)
+                getattr(dbdask, algorithm)(
+                    CountingModel(ROWS), counted(store), client=client, **options
+                )
 
 
 @pytest.mark.parametrize(
-    ("close", "verb"),
+    ("close", "algorithm"),
     [
         ("client", "downpour"),
         ("cluster", "sandblaster"),
@@ -161,7 +163,7 @@ def test_a_closed_client_is_refused(store):
         pytest.param("cluster", "downpour", marks=pytest.mark.slow),
     ],
 )
-def test_a_client_that_is_closed_meanwhile_ends_the_run(store, tmp_path, verb, close, caplog):
+def test_a_client_that_is_closed_meanwhile_ends_the_run(store, tmp_path, algorithm, close, caplog):
     cluster = LocalCluster(
         processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0"
     )
@@ -174,15 +176,15 @@ def test_a_client_that_is_closed_meanwhile_ends_the_run(store, tmp_path, verb, c
         touch(over)
 
     closing = threading.Thread(target=act)
-    options = VERBS[verb] | ({"epochs": 50} if verb == "downpour" else {})
-    model = CountingModel if verb == "downpour" else LinearCounting
+    options = ALGORITHMS[algorithm] | ({"epochs": 50} if algorithm == "downpour" else {})
+    model = CountingModel if algorithm == "downpour" else LinearCounting
 
     def callback(record):
         if not closing.ident:
             closing.start()
 
     with pytest.raises(ShardLost, match="(closed|closed its connection).*resume=True"):
-        getattr(dbdask, verb)(
+        getattr(dbdask, algorithm)(
             SlowUntil(model(ROWS), over, 5),
             counted(store),
             client=client,

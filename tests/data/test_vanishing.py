@@ -176,9 +176,12 @@ def test_a_run_says_it_once(kept, threads_client):
     examples = kept.examples(targets="y").standardize(client=threads_client)
     model = dbdask.Network(input_shape=3, layers=[dbdask.Dense(1)], loss="squared")
     options = {"client": threads_client, "progress": False}
-    for verb, more in ((dbdask.downpour, {"epochs": 2}), (dbdask.sandblaster, {"iterations": 2})):
+    for algorithm, more in (
+        (dbdask.downpour, {"epochs": 2}),
+        (dbdask.sandblaster, {"iterations": 2}),
+    ):
         with pytest.warns(UserWarning, match="3 of 10 chunks") as told:
-            verb(model, examples, **options, **more)
+            algorithm(model, examples, **options, **more)
         assert sum("chunks" in str(warning.message) for warning in told) == 1
 
 

@@ -89,7 +89,7 @@ class NoLoss(Inner):
 
 
 @pytest.fixture(params=[dbdask.downpour, dbdask.sandblaster])
-def verb(request):
+def algorithm(request):
     return request.param
 
 
@@ -105,9 +105,15 @@ def verb(request):
         (NoLoss(), "loss_and_gradient must return the sum of the losses as one number, got None"),
     ],
 )
-def test_a_run_ends_at_once_and_says_what_to_change(verb, threads_client, store, model, message):  # noqa: F811
+def test_a_run_ends_at_once_and_says_what_to_change(
+    algorithm,
+    threads_client,
+    store,  # noqa: F811
+    model,
+    message,
+):
     with pytest.raises(dbdask.ModelError, match=message):
-        verb(model, labelled(store), client=threads_client, progress=False)
+        algorithm(model, labelled(store), client=threads_client, progress=False)
 
 
 def test_a_gradient_of_nan_is_written(threads_client, store):  # noqa: F811
@@ -256,9 +262,9 @@ class Decorated(Inner):
         (object(), "model has no 'layout'"),
     ],
 )
-def test_how_members_are_called_is_checked_before_training(verb, store, model, message):  # noqa: F811
+def test_how_members_are_called_is_checked_before_training(algorithm, store, model, message):  # noqa: F811
     with pytest.raises(TypeError, match=message):
-        verb(model, labelled(store))
+        algorithm(model, labelled(store))
 
 
 def test_a_model_that_passes_its_arguments_on_is_one():

@@ -44,7 +44,7 @@ def shards_by_worker(dask_scheduler):
 
 def test_no_idle_worker_steals_a_shard_that_waits_to_be_made(client, tmp_path):
     """Dask keeps a stolen actor in the books of its first worker, which could never retire."""
-    home, *_ = everyone(client)
+    holder, *_ = everyone(client)
     seen = []
     look = After(1, lambda: seen.append(client.run_on_scheduler(shards_by_worker)))
     dbdask.downpour(
@@ -52,16 +52,16 @@ def test_no_idle_worker_steals_a_shard_that_waits_to_be_made(client, tmp_path):
         counted(write_store(tmp_path / "store.zarr", ROWS)),
         client=client,
         shards=SHARDS,
-        shard_workers=home,
+        shard_workers=holder,
         epochs=4,
         callbacks=[look],
         progress=False,
     )
     look.done()
-    assert [{a: n for a, n in shards.items() if n} for shards in seen] == [{home: SHARDS}]
+    assert [{a: n for a, n in shards.items() if n} for shards in seen] == [{holder: SHARDS}]
     assert_nothing_left(client)
-    client.retire_workers([home])
-    wait_until(lambda: home not in everyone(client))
+    client.retire_workers([holder])
+    wait_until(lambda: holder not in everyone(client))
 
 
 class Endless:

@@ -18,15 +18,15 @@ def client():
         yield client
 
 
-def train(verb, client):
+def train(algorithm, client):
     inputs = np.arange(60, dtype="f4").reshape(20, 3) / 60
     data = xr.Dataset({"x": (("t", "f"), inputs), "y": ("t", inputs.sum(axis=1))})
     examples = Examples(data, inputs="x", targets="y", along="t")
     model = Network(input_shape=3, layers=[Dense(1)], loss="squared")
-    return getattr(dbdask, verb)(model, examples, client=client, progress=False)
+    return getattr(dbdask, algorithm)(model, examples, client=client, progress=False)
 
 
-@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
+@pytest.mark.parametrize("algorithm", ["downpour", "sandblaster"])
 @pytest.mark.parametrize(
     "ask",
     [
@@ -36,16 +36,16 @@ def train(verb, client):
     ],
     ids=["scale", "adapt"],
 )
-def test_the_first_workers_are_waited_for(client, verb, ask):
+def test_the_first_workers_are_waited_for(client, algorithm, ask):
     ask(client.cluster)
-    assert train(verb, client).status.ok
+    assert train(algorithm, client).status.ok
 
 
-@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
-def test_where_none_comes_the_error_says_what_to_do(client, verb):
+@pytest.mark.parametrize("algorithm", ["downpour", "sandblaster"])
+def test_where_none_comes_the_error_says_what_to_do(client, algorithm):
     with (
         dask.config.set({"dbdask.arrival": "0.3s"}),
         pytest.raises(dbdask.WorkerError, match="has no worker: start one .* none came in 0.3 s"),
     ):
-        train(verb, client)
+        train(algorithm, client)
     assert not client.futures

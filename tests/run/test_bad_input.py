@@ -529,7 +529,7 @@ MODELS = [
     ),
 ]
 
-# What both verbs refuse; each case is an option's name, its value, the error and the message
+# What both algorithms refuse; each case is an option's name, its value, the error and the message
 
 OPTIONS = [
     ("client", "tcp://127.0.0.1:9", TypeError, r"client must be .*Client, got 'tcp://127"),
@@ -608,8 +608,8 @@ SANDBLASTER_OPTIONS = [
 ]
 
 
-def with_option(verb, name, value):
-    return lambda g: getattr(g, verb)(**{name: value})
+def with_option(algorithm, name, value):
+    return lambda g: getattr(g, algorithm)(**{name: value})
 
 
 def spelt(value):
@@ -617,9 +617,9 @@ def spelt(value):
     return re.sub(" at 0x[0-9a-f]+", "", repr(value))[:30]
 
 
-VERBS = [
-    (f"{verb} {name}={spelt(value)}", with_option(verb, name, value), error, message)
-    for verb, table in (
+ALGORITHMS = [
+    (f"{algorithm} {name}={spelt(value)}", with_option(algorithm, name, value), error, message)
+    for algorithm, table in (
         ("downpour", OPTIONS + DOWNPOUR_OPTIONS),
         ("sandblaster", OPTIONS + SANDBLASTER_OPTIONS),
     )
@@ -871,9 +871,9 @@ CHECKPOINTS = [
     ("a folder", lambda g: g.downpour(checkpoint=g.path("folder")), r"folder' holds something"),
     ("below a file", lambda g: g.downpour(checkpoint=g.path("file/a")), r"cannot be written.*give"),
     (
-        "another verb's",
+        "another algorithm's",
         lambda g: g.sandblaster(checkpoint=g.checkpoint, resume=True),
-        r"another verb wrote it \(verb is 'downpour' there and 'sandblaster' here\)",
+        r"another algorithm wrote it \(algorithm is 'downpour' there and 'sandblaster' here\)",
     ),
     ("another model", resumed(model=network(4)), r"the model is another \(model 'layers' is"),
     (
@@ -1025,7 +1025,7 @@ RESULTS = [
 CASES = [
     *EXAMPLES,
     *MODELS,
-    *VERBS,
+    *ALGORITHMS,
     *FITTING,
     *((name, act, dbdask.CheckpointError, message) for name, act, message in CHECKPOINTS),
     *RESULTS,

@@ -24,16 +24,16 @@ def examples_of(values, targets):
     return dbdask.Examples(data, inputs="x", targets="y", along="row")
 
 
-def train(client, examples, verb=dbdask.downpour, loss="squared", outputs=1, **options):
+def train(client, examples, algorithm=dbdask.downpour, loss="squared", outputs=1, **options):
     """A run of one replica, and what it warned of."""
     model = dbdask.Network(
         input_shape=examples.input_shape, layers=[dbdask.Dense(outputs)], loss=loss
     )
-    if verb is dbdask.downpour:
+    if algorithm is dbdask.downpour:
         options = {"batch_size": 20} | options
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = verb(model, examples, client=client, replicas=1, progress=False, **options)
+        result = algorithm(model, examples, client=client, replicas=1, progress=False, **options)
     assert all(one.category is dbdask.TrainingWarning for one in caught)
     assert all(one.filename == __file__ for one in caught)
     return result, [str(one.message) for one in caught]
@@ -43,19 +43,19 @@ FAR = [(1, 0, False), (0.25, 0.5, False), (3, 10, False), (70, 128, True), (5, 2
 
 
 @pytest.mark.parametrize(
-    ("verb", "factor", "offset", "warns"),
+    ("algorithm", "factor", "offset", "warns"),
     [
         *((dbdask.downpour, *case) for case in FAR),
         (dbdask.sandblaster, *FAR[-1]),
         *(pytest.param(dbdask.sandblaster, *case, marks=pytest.mark.slow) for case in FAR[:-1]),
     ],
 )
-def test_inputs_far_from_1_are_warned_of_once(threads_client, verb, factor, offset, warns):
+def test_inputs_far_from_1_are_warned_of_once(threads_client, algorithm, factor, offset, warns):
     many = {"iterations": 2, "portion_size": 300}
-    length = {"epochs": 3} if verb is dbdask.downpour else many
+    length = {"epochs": 3} if algorithm is dbdask.downpour else many
     labels = RNG.integers(0, 3, 600)
     examples = examples_of(factor * NORMAL + offset, labels)
-    options = {"verb": verb, "loss": "softmax", "outputs": 3} | length
+    options = {"algorithm": algorithm, "loss": "softmax", "outputs": 3} | length
     result, said = train(threads_client, examples, **options)
     assert result.status.ok and len(said) == warns
     assert all("inputs: the values of 'x' are far from 1" in text for text in said)
@@ -143,11 +143,11 @@ def test_who_stops_a_run_is_not_contradicted(reason):
     assert conclude(outcome_of([1e15], reason), SETTING).status.reason == reason
 
 
-@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
+@pytest.mark.parametrize("algorithm", ["downpour", "sandblaster"])
 @pytest.mark.parametrize("path", [None, "run.zarr"])
 @pytest.mark.parametrize("reason", ["search_failed", "interrupted", "bad_gradients"])
-def test_every_bad_end_is_warned_of_with_a_remedy(verb, path, reason):
-    setting = Setting(verb, False, path, False, 0.5)
+def test_every_bad_end_is_warned_of_with_a_remedy(algorithm, path, reason):
+    setting = Setting(algorithm, False, path, False, 0.5)
     with pytest.warns(dbdask.TrainingWarning) as caught:
         found = conclude(outcome_of([1.0], reason), setting)
     (text,) = (str(one.message) for one in caught)

@@ -130,17 +130,17 @@ def sandblaster(client, store, model=None, **options):
     )
 
 
-VERBS = {"downpour": downpour, "sandblaster": sandblaster}
+ALGORITHMS = {"downpour": downpour, "sandblaster": sandblaster}
 
 mostly_downpour = pytest.mark.parametrize(
-    "verb", ["downpour", pytest.param("sandblaster", marks=pytest.mark.slow)]
+    "algorithm", ["downpour", pytest.param("sandblaster", marks=pytest.mark.slow)]
 )
 
 
 @pytest.fixture(scope="module")
 def whole(threads_client, store):
-    """What an unbroken run of each verb ends with."""
-    return {name: flat(verb(threads_client, store)) for name, verb in VERBS.items()}
+    """What an unbroken run of each algorithm ends with."""
+    return {name: flat(algorithm(threads_client, store)) for name, algorithm in ALGORITHMS.items()}
 
 
 def the_snapshot(path, *, alone=True):
@@ -157,11 +157,11 @@ def the_snapshot(path, *, alone=True):
     return last
 
 
-def goes_on(client, store, verb, path, whole, **options):
+def goes_on(client, store, algorithm, path, whole, **options):
     Spoiled.mended = True
-    result = VERBS[verb](client, store, checkpoint=path, resume=True, **options)
+    result = ALGORITHMS[algorithm](client, store, checkpoint=path, resume=True, **options)
     assert result.status.ok, result.status
-    np.testing.assert_array_equal(flat(result), whole[verb])
+    np.testing.assert_array_equal(flat(result), whole[algorithm])
     the_snapshot(path)
     return result
 
@@ -245,26 +245,26 @@ def test_a_downpour_that_ended_in_an_error_goes_on_as_if_it_had_not(
 
 @mostly_downpour
 def test_a_run_whose_shards_are_lost_for_good_goes_on(
-    threads_client, store, tmp_path, whole, verb, monkeypatch
+    threads_client, store, tmp_path, whole, algorithm, monkeypatch
 ):
     path = str(tmp_path / "run.zarr")
     with monkeypatch.context() as patched, pytest.raises(ShardLost, match="resume=True"):
         patched.setattr(Run, "conclude", lose)
-        VERBS[verb](threads_client, store, checkpoint=path, snapshot_every="1ms")
-    goes_on(threads_client, store, verb, path, whole)
+        ALGORITHMS[algorithm](threads_client, store, checkpoint=path, snapshot_every="1ms")
+    goes_on(threads_client, store, algorithm, path, whole)
 
 
 @mostly_downpour
 def test_a_run_whose_checkpoint_was_taken_leaves_it_alone_and_the_next_goes_on(
-    threads_client, store, tmp_path, whole, verb
+    threads_client, store, tmp_path, whole, algorithm
 ):
     path = str(tmp_path / "run.zarr")
     options = {"checkpoint": path, "snapshot_every": "1ms", "callbacks": [take_over(path)]}
     with pytest.raises(CheckpointError, match=r"was taken by .*resume=True"):
-        VERBS[verb](threads_client, store, **options)
+        ALGORITHMS[algorithm](threads_client, store, **options)
     assert owner.read(path).token == "other"
-    with dask.config.set({"dbdask.owner": "0.2s"}):  # the other run gives no sign of life
-        goes_on(threads_client, store, verb, path, whole)
+    with dask.config.set({"dbdask.owner": "0.2s"}):  # the other run does not renew its name
+        goes_on(threads_client, store, algorithm, path, whole)
 
 
 # Sandblaster
@@ -318,18 +318,18 @@ def test_a_search_that_bad_gradients_end_leaves_the_point_before_it(
     assert again.history["loss"].values[-1] < result.history["loss"].values[-1]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_run_that_ended_before_its_first_snapshot_was_trained_on_goes_on(
-    threads_client, store, tmp_path, whole, verb
+    threads_client, store, tmp_path, whole, algorithm
 ):
     path = str(tmp_path / "run.zarr")
     with pytest.raises(WorkerError, match="ZeroDivisionError"):
-        VERBS[verb](threads_client, store, Spoiled(raising, 0), checkpoint=path)
-    goes_on(threads_client, store, verb, path, whole)
+        ALGORITHMS[algorithm](threads_client, store, Spoiled(raising, 0), checkpoint=path)
+    goes_on(threads_client, store, algorithm, path, whole)
 
 
 @pytest.mark.parametrize(
-    ("verb", "options", "reason"),
+    ("algorithm", "options", "reason"),
     [
         ("downpour", {"target_loss": 100.0}, "target"),
         ("downpour", {}, "epochs"),
@@ -338,16 +338,18 @@ def test_a_run_that_ended_before_its_first_snapshot_was_trained_on_goes_on(
     ],
 )
 def test_a_run_that_reached_its_end_leaves_it(
-    threads_client, store, tmp_path, verb, options, reason
+    threads_client, store, tmp_path, algorithm, options, reason
 ):
     path = str(tmp_path / "run.zarr")
-    result = VERBS[verb](threads_client, store, checkpoint=path, **options)
+    result = ALGORITHMS[algorithm](threads_client, store, checkpoint=path, **options)
     assert result.status.reason == reason
     last = the_snapshot(path)
     reference = checkpoint.VectorReference(path, last.group)
     np.testing.assert_array_equal(reference.read(), result.vector())
     if reason != "target":  # which its snapshot does not know of
-        again = VERBS[verb](threads_client, store, checkpoint=path, resume=True, **options)
+        again = ALGORITHMS[algorithm](
+            threads_client, store, checkpoint=path, resume=True, **options
+        )
         np.testing.assert_array_equal(again.vector(), result.vector())
         assert the_snapshot(path) == last and again.status == result.status
 

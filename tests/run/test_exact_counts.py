@@ -49,7 +49,7 @@ def store(tmp_path_factory):
 
 
 class Losses:
-    """Shards are really let go when the verb comes to look what is lost.
+    """Shards are really let go when the algorithm comes to look what is lost.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ def test_a_loss_before_a_snapshot_and_one_after_it_are_both_told(
 
 
 @pytest.mark.parametrize("survivor", ["lives", "dies too"])
-def test_shards_made_anew_are_no_survivors_before_they_have_a_standing(
+def test_shards_made_anew_are_no_survivors_before_they_have_a_ledger(
     threads_client, store, tmp_path, monkeypatch, survivor
 ):
     losses, make, failed = Losses(monkeypatch, {3: [0, 1]}), ParameterServer._make, []
@@ -274,9 +274,9 @@ def dbdask_model():
 # Setting up
 
 
-@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
+@pytest.mark.parametrize("algorithm", ["downpour", "sandblaster"])
 def test_a_worker_that_leaves_while_shards_are_made_costs_nothing(
-    threads_client, store, tmp_path, monkeypatch, verb
+    threads_client, store, tmp_path, monkeypatch, algorithm
 ):
     place, times = ParameterServer.place, []
 
@@ -287,7 +287,7 @@ def test_a_worker_that_leaves_while_shards_are_made_costs_nothing(
             raise ShardLost("as if a worker left")
 
     monkeypatch.setattr(ParameterServer, "place", fail_once)
-    if verb == "downpour":
+    if algorithm == "downpour":
         assert_exact(train(threads_client, store, tmp_path), threads_client, 2, rolled_back=False)
     else:
         result = dbdask.sandblaster(

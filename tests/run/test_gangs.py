@@ -417,11 +417,11 @@ def train(client, store, model=None, **options):
     return dbdask.downpour(model or network(), labelled(store), client=client, **settings)
 
 
-@pytest.mark.parametrize("verb", [dbdask.downpour, dbdask.sandblaster])
-def test_too_few_workers_are_waited_for_and_then_named(threads_client, store, verb):
+@pytest.mark.parametrize("algorithm", [dbdask.downpour, dbdask.sandblaster])
+def test_too_few_workers_are_waited_for_and_then_named(threads_client, store, algorithm):
     message = r"partitions=3 needs 3 workers to train on, and 2 can train now, and none came in 2 s"
     with dask.config.set({"dbdask.arrival": "2s"}), pytest.raises(WorkerError, match=message):
-        verb(network(), labelled(store), client=threads_client, partitions=3, progress=False)
+        algorithm(network(), labelled(store), client=threads_client, partitions=3, progress=False)
     assert_nothing_left(threads_client)
 
 

@@ -140,7 +140,7 @@ def test_only_workers_that_will_not_finish_their_work_are_unreachable():
         assert unreachable(held, roster, set()) == {"well", "gone"}
         reasons = [why_unreachable(worker, roster) for worker in ("gone", "paused", "well")]
         for reason, words in zip(
-            reasons, ("was lost", "has paused", "no sign of life"), strict=True
+            reasons, ("was lost", "has paused", "answered no ping"), strict=True
         ):
             assert words in reason
 
@@ -223,12 +223,12 @@ def store(tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("giving-up") / "store.zarr", ROWS)
 
 
-def train(verb, client, store, model, **options):
+def train(algorithm, client, store, model, **options):
     settings = {
         "downpour": {"optimizer": dbdask.sgd(20.0), "batch_size": 20, "epochs": 4},
         "sandblaster": {"l2": 1 / ROWS, "portion_size": 50, "tolerance": 0.0, "iterations": 30},
-    }[verb]
-    return getattr(dbdask, verb)(
+    }[algorithm]
+    return getattr(dbdask, algorithm)(
         model, counted(store), client=client, progress=False, **(settings | options)
     )
 
@@ -239,18 +239,18 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("verb", NAMED)
-def test_a_portion_that_fails_wherever_it_is_tried_is_named(threads_client, store, verb):
-    match = NAMED[verb] + r".*with ArithmeticError\('poison'\)"
+@pytest.mark.parametrize("algorithm", NAMED)
+def test_a_portion_that_fails_wherever_it_is_tried_is_named(threads_client, store, algorithm):
+    match = NAMED[algorithm] + r".*with ArithmeticError\('poison'\)"
     with pytest.raises(WorkerError, match=match):
-        train(verb, threads_client, store, Poisonous())
+        train(algorithm, threads_client, store, Poisonous())
     assert_nothing_left(threads_client)
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("verb", NAMED)
+@pytest.mark.parametrize("algorithm", NAMED)
 @pytest.mark.parametrize("copies", [1, 2])
-def test_a_portion_that_kills_its_workers_is_named(store, tmp_path, verb, copies):
+def test_a_portion_that_kills_its_workers_is_named(store, tmp_path, algorithm, copies):
     with (
         dask.config.set({"dbdask.lease": "2s"}),
         LocalCluster(n_workers=4, threads_per_worker=1, dashboard_address=":0") as cluster,
@@ -262,7 +262,7 @@ def test_a_portion_that_kills_its_workers_is_named(store, tmp_path, verb, copies
         if copies == 1:  # and the shards are out of its way
             options |= {"shard_workers": "0", "workers": ["1", "2", "3"]}
         with pytest.raises((WorkerError, ShardLost), match=r"portion.*failed \d times.*was lost"):
-            train(verb, client, store, Poisonous(deaths), **options)
+            train(algorithm, client, store, Poisonous(deaths), **options)
         assert MOST_RECOVERIES < len(list(deaths.iterdir())) < ENDLESS
         wait_until(lambda: len(addresses(client)) == 4)
         assert_nothing_left(client)
@@ -270,15 +270,15 @@ def test_a_portion_that_kills_its_workers_is_named(store, tmp_path, verb, copies
 
 
 @pytest.mark.filterwarnings("ignore:the run did not end:dbdask.TrainingWarning")
-@pytest.mark.parametrize("verb", NAMED)
+@pytest.mark.parametrize("algorithm", NAMED)
 def test_a_loss_before_the_first_snapshot_says_that_the_same_call_starts_anew(
-    threads_client, store, tmp_path, verb
+    threads_client, store, tmp_path, algorithm
 ):
     async def lose(self, *arguments):
         raise ShardLost("as if a worker had left")
 
     def again():
-        return train(verb, threads_client, store, CountingModel(ROWS), checkpoint=path)
+        return train(algorithm, threads_client, store, CountingModel(ROWS), checkpoint=path)
 
     path = str(tmp_path / "run.zarr")
     match = (
@@ -330,8 +330,8 @@ def test_a_question_to_a_dying_scheduler_that_breaks_first_is_its_loss(error):
 TAKEN = {"downpour": "start_push", "sandblaster": "contribute"}
 
 
-@pytest.mark.parametrize("verb", TAKEN)
-def test_a_run_whose_pushes_are_never_taken_ends(threads_client, store, monkeypatch, verb):
+@pytest.mark.parametrize("algorithm", TAKEN)
+def test_a_run_whose_pushes_are_never_taken_ends(threads_client, store, monkeypatch, algorithm):
     times = []
 
     def lost(self, *arguments):
@@ -339,10 +339,10 @@ def test_a_run_whose_pushes_are_never_taken_ends(threads_client, store, monkeypa
         assert len(times) < 100  # the run would have no end
         raise ShardLost("as if a shard were gone")
 
-    monkeypatch.setattr(ServerLink, TAKEN[verb], lost)
+    monkeypatch.setattr(ServerLink, TAKEN[algorithm], lost)
     match = r"3 recoveries in a row without a \w+: .*as if a shard were gone"
     with pytest.raises(ShardLost, match=match):
-        train(verb, threads_client, store, CountingModel(ROWS))
+        train(algorithm, threads_client, store, CountingModel(ROWS))
     assert_nothing_left(threads_client)
 
 

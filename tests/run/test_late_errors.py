@@ -11,7 +11,7 @@ from dbdask.models.layout import Layout, Parameter
 from dbdask.models.member_checks import checked_initial
 
 ROWS = 100
-VERBS = {
+ALGORITHMS = {
     "downpour": {"optimizer": dbdask.sgd(20.0), "batch_size": 20},
     "sandblaster": {"iterations": 2},
 }
@@ -58,12 +58,14 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("message", WRONG)
-def test_initial_parameters_are_looked_at_before_work_begins(threads_client, store, verb, message):
-    options = {"client": threads_client, "shards": 2, "progress": False} | VERBS[verb]
+def test_initial_parameters_are_looked_at_before_work_begins(
+    threads_client, store, algorithm, message
+):
+    options = {"client": threads_client, "shards": 2, "progress": False} | ALGORITHMS[algorithm]
     with pytest.raises(ModelError, match=message):
-        getattr(dbdask, verb)(Starting(WRONG[message]), counted(store), **options)
+        getattr(dbdask, algorithm)(Starting(WRONG[message]), counted(store), **options)
     assert_nothing_left(threads_client)
 
 
@@ -86,14 +88,16 @@ def test_a_buffer_may_begin_with_infinity():
         checked_initial(values[::-1], Layout(parameters), 0, 3)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_dimension_of_two_lengths_is_refused_before_work_begins(threads_client, store, verb):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_dimension_of_two_lengths_is_refused_before_work_begins(threads_client, store, algorithm):
     model = Starting(lambda zeros, start: zeros)
     model.layout = Layout(
         (Parameter("count", (ROWS,), ("example",)), Parameter("more", (3,), ("example",)))
     )
     message = f"dimension 'example' the length {ROWS} in 'count' and 3 in 'more'"
     with pytest.raises(ValueError, match=message):
-        getattr(dbdask, verb)(model, counted(store), client=threads_client, **VERBS[verb])
+        getattr(dbdask, algorithm)(
+            model, counted(store), client=threads_client, **ALGORITHMS[algorithm]
+        )
     with pytest.raises(ModelError, match=message):
         dbdask.check_model(model, counted(store))

@@ -81,17 +81,17 @@ def looks(client):
     return [held(), *client.run(held).values()]
 
 
-def train(client, verb, folder, *, endless=True, rows=ROWS, **options):
+def train(client, algorithm, folder, *, endless=True, rows=ROWS, **options):
     """A run with everything that could be left: shards and copies, checkpoint, validation."""
     store = str(folder / "store.zarr")
     settings = {"client": client, "shards": 2, "shard_copies": 2, "progress": False}
     settings |= {"checkpoint": tempfile.mkdtemp(dir=folder) + "/run.zarr", "snapshot_every": "50ms"}
     settings["validation"] = counted(store).isel(row=slice(0, 100))
     examples = counted(store).isel(row=slice(0, rows))
-    if verb == "downpour":
+    if algorithm == "downpour":
         settings["epochs"] = 10_000 if endless else 2
         return dbdask.downpour(SlowCounting(ROWS), examples, **settings, **options)
-    if verb == "partitions":
+    if algorithm == "partitions":
         settings |= {"epochs": 10_000 if endless else 2, "partitions": 2}
         settings["validation"] = counted_pairs(store).isel(row=slice(0, 100))
         examples = counted_pairs(store).isel(row=slice(0, rows))
@@ -105,8 +105,8 @@ def train(client, verb, folder, *, endless=True, rows=ROWS, **options):
 # How a run ends
 
 
-def by_itself(client, verb, folder):
-    train(client, verb, folder, endless=False)
+def by_itself(client, algorithm, folder):
+    train(client, algorithm, folder, endless=False)
 
 
 def pressing(times):
@@ -120,31 +120,31 @@ def pressing(times):
     return press
 
 
-def by_ctrl_c(client, verb, folder):
+def by_ctrl_c(client, algorithm, folder):
     with pytest.warns(dbdask.TrainingWarning, match="interrupted.*resume=True"):
-        result = train(client, verb, folder, callbacks=[pressing(1)])
+        result = train(client, algorithm, folder, callbacks=[pressing(1)])
     assert result.status.reason == "interrupted"
 
 
-def by_ctrl_c_twice(client, verb, folder):
+def by_ctrl_c_twice(client, algorithm, folder):
     with pytest.raises(KeyboardInterrupt):
-        train(client, verb, folder, callbacks=[pressing(2)])
+        train(client, algorithm, folder, callbacks=[pressing(2)])
 
 
-def by_a_callback_that_raises(client, verb, folder):
+def by_a_callback_that_raises(client, algorithm, folder):
     def fail(record):
         raise RuntimeError("no disk to log to")
 
     with pytest.raises(RuntimeError, match="no disk to log to"):
-        train(client, verb, folder, callbacks=[fail])
+        train(client, algorithm, folder, callbacks=[fail])
 
 
-def by_bad_data(client, verb, folder):
+def by_bad_data(client, algorithm, folder):
     with pytest.raises(dbdask.DataError, match="row"):
-        train(client, verb, folder, rows=ROWS + 1)
+        train(client, algorithm, folder, rows=ROWS + 1)
 
 
-def by_sigkill_of_its_client(client, verb, folder):
+def by_sigkill_of_its_client(client, algorithm, folder):
     process = fork_script(
         f"""
         from pathlib import Path
@@ -152,7 +152,7 @@ def by_sigkill_of_its_client(client, verb, folder):
         from test_leaks import train
         client = Client({client.scheduler.address!r})
         say = lambda record: print("going", flush=True)
-        train(client, {verb!r}, Path({str(folder)!r}), callbacks=[say])
+        train(client, {algorithm!r}, Path({str(folder)!r}), callbacks=[say])
         """
     )
     said = iter(process.stdout.readline, "")  # warnings are said, too
@@ -206,16 +206,16 @@ PARTITIONS = pytest.param("partitions", marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", params=["downpour", "sandblaster", PARTITIONS])
-def verb(request, client, folder):
-    """A verb that has run once, so that modules are imported and pools are there."""
+def algorithm(request, client, folder):
+    """An algorithm that has run once, so that modules are imported and pools are there."""
     by_itself(client, request.param, folder)
     return request.param
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_run_leaves_nothing_in_any_process(client, folder, verb, end):
+def test_a_run_leaves_nothing_in_any_process(client, folder, algorithm, end):
     before = looks(client)
-    end(client, verb, folder)
+    end(client, algorithm, folder)
     if end is not by_sigkill_of_its_client:
         assert_nothing_left(client)
     until = time.monotonic() + 15

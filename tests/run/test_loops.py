@@ -60,7 +60,7 @@ def interrupt_where_one_reads(client):
 
 
 @pytest.mark.parametrize(
-    ("cluster", "verb"),
+    ("cluster", "algorithm"),
     [
         ("threads_client", "downpour"),
         ("process_client", "sandblaster"),
@@ -69,13 +69,15 @@ def interrupt_where_one_reads(client):
     ],
 )
 @pytest.mark.filterwarnings("ignore:the run did not end:dbdask.TrainingWarning")
-def test_a_run_that_ends_while_workers_read_keeps_no_loop_waiting(request, hanging, cluster, verb):
+def test_a_run_that_ends_while_workers_read_keeps_no_loop_waiting(
+    request, hanging, cluster, algorithm
+):
     client = request.getfixturevalue(cluster)
     model = dbdask.Network(input_shape=3, layers=[dbdask.Dense(2)], loss="softmax")
     interrupting = threading.Thread(target=interrupt_where_one_reads, args=(client,))
     with watched(client) as lags:
         interrupting.start()
-        result = getattr(dbdask, verb)(model, hanging, client=client, progress=False)
+        result = getattr(dbdask, algorithm)(model, hanging, client=client, progress=False)
     interrupting.join()
     assert result.status.reason == "interrupted"
     assert len(lags) == 4
@@ -91,7 +93,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize(
-    ("verb", "stop"),
+    ("algorithm", "stop"),
     [
         ("downpour", "Ctrl-C"),
         ("sandblaster", "callback"),
@@ -101,7 +103,7 @@ STOPS = {
 )
 @pytest.mark.filterwarnings("ignore:the run did not end:dbdask.TrainingWarning")
 def test_a_run_that_is_stopped_waits_for_no_validation_that_hangs(
-    threads_client, hanging, readable, verb, stop, monkeypatch, caplog
+    threads_client, hanging, readable, algorithm, stop, monkeypatch, caplog
 ):
     """The validation holds the thread of a worker, and training waits behind it."""
     model = dbdask.Network(input_shape=3, layers=[dbdask.Dense(2)], loss="softmax")
@@ -121,9 +123,11 @@ def test_a_run_that_is_stopped_waits_for_no_validation_that_hangs(
     monkeypatch.setattr(training, "release", released)
     acting = threading.Thread(target=act)
     acting.start()
-    amount = {"epochs": 10_000} if verb == "downpour" else {"iterations": 10_000, "tolerance": 0.0}
+    amount = (
+        {"epochs": 10_000} if algorithm == "downpour" else {"iterations": 10_000, "tolerance": 0.0}
+    )
     with caplog.at_level("WARNING", "dbdask"):
-        result = getattr(dbdask, verb)(
+        result = getattr(dbdask, algorithm)(
             model, readable, client=threads_client, validation=hanging, progress=False, **amount
         )
     acting.join()

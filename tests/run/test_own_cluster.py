@@ -1,4 +1,4 @@
-"""Without a client a verb makes a cluster of its own, which ends with it."""
+"""Without a client an algorithm makes a cluster of its own, which ends with it."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def children():
     return [line for line in found if "resource_tracker" not in line]
 
 if __name__ == "__main__":
-    verb, store, how = sys.argv[1:]
+    algorithm, store, how = sys.argv[1:]
     examples = dbdask.Examples(store, inputs="x", targets="label", along="row")
     layers = [dbdask.Dense(4, "tanh"), dbdask.Dense(3)]
     model = dbdask.Network(input_shape=examples.input_shape, layers=layers, loss="softmax")
@@ -27,7 +27,7 @@ if __name__ == "__main__":
         if how == "raises":
             raise RuntimeError("mine")
     try:
-        result = getattr(dbdask, verb)(model, examples, progress=False, callbacks=[act])
+        result = getattr(dbdask, algorithm)(model, examples, progress=False, callbacks=[act])
         print("trained", result.predict(store).sizes)
     except RuntimeError as error:
         print("raised", error)
@@ -41,14 +41,14 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("verb", "how"),
+    ("algorithm", "how"),
     [("downpour", "ends"), pytest.param("sandblaster", "raises", marks=pytest.mark.slow)],
 )
-def test_the_own_cluster_ends_with_the_verb(tmp_path, verb, how):
+def test_the_own_cluster_ends_with_the_algorithm(tmp_path, algorithm, how):
     store = write_store(tmp_path / "store.zarr")
     (tmp_path / "train.py").write_text(PROGRAM)
     done = subprocess.run(
-        [sys.executable, "train.py", verb, store, how],
+        [sys.executable, "train.py", algorithm, store, how],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -26,7 +26,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def taken(path):
-    """A checkpoint that a run of this process owns; others wait 1 s for a sign of life."""
+    """A checkpoint that a run of this process owns; others wait 1 s for its name to change."""
     with dask.config.set({"dbdask.owner": "1s"}):
         ownership = Ownership(path, {"seed": 3})
         ownership.take()
@@ -117,7 +117,7 @@ def test_a_run_renews_its_name_while_it_lives(taken, path):
 def test_the_first_of_two_runs_ends_where_the_later_has_taken_over(taken, path):
     write(path, 1, taken)
     owner.write(path, elsewhere(taken))
-    with pytest.raises(CheckpointError, match=r"was taken by .*no sign of life for 1 s"):
+    with pytest.raises(CheckpointError, match=r"was taken by .*not renew its name for 1 s"):
         write(path, 2, taken)
     assert checkpoint.latest(path).number == 1
     taken._renewing.join(20)  # it leaves the other's name alone
@@ -204,10 +204,13 @@ def test_an_error_before_the_run_leaves_no_owner(path):
         checkpoint.begin(path, group, ["parameters"], 2, 2)
         checkpoint.commit(path, group, {})
         assert opened.last is None
-    for verb, resume, why in (("other", "auto", "another verb"), ("one", False, "exists already")):
+    for algorithm, resume, why in (
+        ("other", "auto", "another algorithm"),
+        ("one", False, "exists already"),
+    ):
         with (
             pytest.raises(CheckpointError, match=why),
-            open_checkpoint(path, resume, {"verb": verb}),
+            open_checkpoint(path, resume, {"verb": algorithm}),
         ):
             pass
     assert sealed.children(path) == [group, "zarr.json"]
@@ -242,14 +245,14 @@ def refusing(monkeypatch):
 
 
 class Heard(logging.Handler):
-    """What is logged of signs of life that a checkpoint does not take, up to the warning."""
+    """The log of names that a checkpoint does not take, up to the warning."""
 
     def __init__(self):
         super().__init__(logging.INFO)
         self.levels, self.text, self.warned = [], "", threading.Event()
 
     def emit(self, record):
-        if "takes no sign of life" in record.getMessage() and not self.warned.is_set():
+        if "does not take the name" in record.getMessage() and not self.warned.is_set():
             self.levels.append(record.levelname)
             self.text += record.getMessage()
             if record.levelno == logging.WARNING:
@@ -258,7 +261,7 @@ class Heard(logging.Handler):
 
 @pytest.fixture
 def heard():
-    """What a run says that can give no sign of life."""
+    """The log of a run that cannot renew its name."""
     handler = Heard()
     logging.getLogger("dbdask").addHandler(handler)
     yield handler

@@ -84,7 +84,7 @@ def test_each_example_counts_in_every_part_as_often_as_the_history_says(
 
 # Sandblaster: every accepted step is one of a single process
 
-PASSES = ("kill two at once; twins",)
+PASSES = ("kill two at once; copies",)
 PASS_CASES = [
     pytest.param(fault, marks=pytest.mark.slow if fault.name in PASSES else pytest.mark.chaos)
     for fault in map(for_passes, TABLE)

@@ -155,9 +155,9 @@ PAUSE_SECONDS = 7.0  # longer than any of them, and than two pings
 
 SCRIPT = """
     from distributed import Client
-    from test_real_cluster import VERBS
+    from test_real_cluster import ALGORITHMS
     client = Client(scheduler_file={file!r})
-    train, _ = VERBS[{verb!r}]
+    train, _ = ALGORITHMS[{algorithm!r}]
     result = train(client, {store!r}, callbacks=[lambda r: print("going", flush=True)], **{options})
     history = result.history
     print("ended", result.status.reason, int(history["lost"][-1]), flush=True)
@@ -165,16 +165,20 @@ SCRIPT = """
 OPTIONS = {"downpour": {"epochs": 5}, "sandblaster": {"seconds": 0.1}}
 
 
-@pytest.mark.parametrize("verb", ["downpour", pytest.param("sandblaster", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "algorithm", ["downpour", pytest.param("sandblaster", marks=pytest.mark.chaos)]
+)
 @pytest.mark.parametrize("who", ["client", pytest.param("all", marks=pytest.mark.chaos)])
-def test_nobody_is_lost_where_processes_were_stopped_and_go_on(tmp_path, who, verb):
+def test_nobody_is_lost_where_processes_were_stopped_and_go_on(tmp_path, who, algorithm):
     store = write_store(tmp_path / "store.zarr")
     environment = {f"DASK_DBDASK__{name.upper()}": value for name, value in SHORT.items()}
     with RealCluster(tmp_path, environment=environment) as cluster:
         cluster.start_scheduler()
         cluster.start_workers(2)
         file = str(cluster.address_file)
-        script = SCRIPT.format(file=file, store=store, verb=verb, options=OPTIONS[verb])
+        script = SCRIPT.format(
+            file=file, store=store, algorithm=algorithm, options=OPTIONS[algorithm]
+        )
         process = fork_script(script, environment)
         lines = []
         while not lines or lines[-1] != "going\n":

@@ -13,7 +13,7 @@ from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run.preflight import check_memory
 from dbdask.run.validating import Validator
 
-both_verbs = pytest.mark.parametrize("verb", [train, minimise])
+both_algorithms = pytest.mark.parametrize("algorithm", [train, minimise])
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +48,16 @@ def test_minibatches_between_validations_count_though_an_epoch_is_one_portion(
     assert np.diff(steps).max() < 16 * 6  # the one before may still be under way
 
 
-@pytest.mark.parametrize(("verb", "length"), [(train, "epochs"), (minimise, "iterations")])
+@pytest.mark.parametrize(("algorithm", "length"), [(train, "epochs"), (minimise, "iterations")])
 @pytest.mark.parametrize(
     ("replicas", "told"), [(None, 2), pytest.param(1, 1, marks=pytest.mark.slow), (5, 5)]
 )
 def test_every_record_tells_how_many_replicas_trained(
-    threads_client, store, verb, length, replicas, told
+    threads_client, store, algorithm, length, replicas, told
 ):
     held_out = labelled(store).isel(row=slice(1000, 1200))
     options = {"replicas": replicas, "validation": held_out, length: 2}
-    result = verb(threads_client, store, **options)
+    result = algorithm(threads_client, store, **options)
     assert result.history["validation_loss"].notnull().any()
     assert set(result.history["replicas"].values) == {told}
 
@@ -67,9 +67,14 @@ def test_an_error_of_the_data_names_the_last_snapshot(threads_client, store, tmp
     data["x"][700, 2] = np.nan
     path = str(tmp_path / "run.zarr")
     examples = dbdask.Examples(data, inputs="x", targets="label", along="row")
-    for verb in (dbdask.downpour, dbdask.sandblaster):
+    for algorithm in (dbdask.downpour, dbdask.sandblaster):
         with pytest.raises(dbdask.DataError, match=r"row=700.*last snapshot is in .*resume=True"):
-            verb(network(), examples, client=threads_client, checkpoint=f"{path}-{verb.__name__}")
+            algorithm(
+                network(),
+                examples,
+                client=threads_client,
+                checkpoint=f"{path}-{algorithm.__name__}",
+            )
     wait_until(
         lambda: not threads_client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks)
     )
@@ -115,11 +120,11 @@ def test_a_checkpoint_of_other_data_or_of_another_model_is_not_gone_on_from(
             )
 
 
-@both_verbs
-def test_files_may_be_named_by_urls(threads_client, store, tmp_path, verb):
+@both_algorithms
+def test_files_may_be_named_by_urls(threads_client, store, tmp_path, algorithm):
     url = f"file://{tmp_path}/kept"
-    first = verb(threads_client, store, checkpoint=f"{url}/run.zarr")
-    again = verb(threads_client, store, checkpoint=f"{url}/run.zarr", resume=True)
+    first = algorithm(threads_client, store, checkpoint=f"{url}/run.zarr")
+    again = algorithm(threads_client, store, checkpoint=f"{url}/run.zarr", resume=True)
     np.testing.assert_array_equal(flat(again), flat(first))
     again.save(f"{url}/model.zarr")
     for place in (f"{url}/model.zarr", tmp_path / "kept" / "model.zarr"):
@@ -156,26 +161,26 @@ def test_a_worker_that_cannot_see_the_data_is_named_with_the_remedy(process_clie
     assert_nothing_left(process_client)
 
 
-@both_verbs
+@both_algorithms
 def test_a_worker_that_cannot_see_the_checkpoint_is_named_with_the_remedy(
-    process_client, store, verb
+    process_client, store, algorithm
 ):
     path = "memory://promises/run.zarr"
     said = rf"worker tcp://\S+ cannot take part: nothing is at checkpoint='{path}'.*every worker"
     with pytest.raises(dbdask.WorkerError, match=said) as raised:
-        verb(process_client, store, checkpoint=path)
+        algorithm(process_client, store, checkpoint=path)
     assert "last snapshot" not in str(raised.value)
     assert_nothing_left(process_client)
 
 
-@both_verbs
+@both_algorithms
 def test_a_worker_with_another_dbdask_is_named_with_the_remedy(
-    process_client, store, monkeypatch, verb
+    process_client, store, monkeypatch, algorithm
 ):
     monkeypatch.setattr("dbdask.run.preflight.__version__", "99.0")
     said = rf"worker tcp://\S+ has dbdask {dbdask.__version__}, the client 99\.0: install the same"
     with pytest.raises(dbdask.WorkerError, match=said):
-        verb(process_client, store)
+        algorithm(process_client, store)
     assert_nothing_left(process_client)
 
 

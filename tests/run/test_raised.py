@@ -260,13 +260,13 @@ class Raising(CountingModel):
             raise self.make()
 
 
-def train(verb, client, store, model, **options):
+def train(algorithm, client, store, model, **options):
     settings = {
         "downpour": {"optimizer": dbdask.sgd(20.0), "batch_size": 20},
         "sandblaster": {"portion_size": 50, "iterations": 2},
-    }[verb]
+    }[algorithm]
     examples = counted(store)
-    return getattr(dbdask, verb)(
+    return getattr(dbdask, algorithm)(
         model, examples, client=client, progress=False, **(settings | options)
     )
 
@@ -287,20 +287,22 @@ PORTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("verb", "make"), PORTIONS)
-def test_whatever_a_model_raises_is_counted_and_named(process_client, store, verb, make, caplog):
+@pytest.mark.parametrize(("algorithm", "make"), PORTIONS)
+def test_whatever_a_model_raises_is_counted_and_named(
+    process_client, store, algorithm, make, caplog
+):
     with pytest.raises(WorkerError, match="failed 5 times, the last time") as caught:
-        train(verb, process_client, store, Raising(make, "loss_and_gradient"))
+        train(algorithm, process_client, store, Raising(make, "loss_and_gradient"))
     assert type(make()).__name__ in str(caught.value)
     assert "recovering" not in caplog.text and "never retrieved" not in caplog.text
     assert_nothing_left(process_client)
 
 
 @pytest.mark.parametrize("make", [SIGNALS["exit"], SIGNALS["lost"], ORDINARY["system"]])
-@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
-def test_what_initial_parameters_raise_ends_the_run(threads_client, store, verb, make, caplog):
+@pytest.mark.parametrize("algorithm", ["downpour", "sandblaster"])
+def test_what_initial_parameters_raise_ends_the_run(threads_client, store, algorithm, make, caplog):
     with pytest.raises((RuntimeError, OSError), match="mine|raised SystemExit") as caught:
-        train(verb, threads_client, store, Raising(make, "initial_parameters"))
+        train(algorithm, threads_client, store, Raising(make, "initial_parameters"))
     assert not isinstance(caught.value, (ShardLost, WorkerError))
     assert "setting up again" not in caplog.text
     assert_nothing_left(threads_client)
@@ -318,14 +320,14 @@ def test_what_a_model_raises_in_validation_is_counted_and_named(
     assert_nothing_left(threads_client)
 
 
-VERBS = {
+ALGORITHMS = {
     "downpour": {"batch_size": 20, "epochs": 500, "checkpoint": None},
     "sandblaster": {"iterations": 500, "tolerance": 0.0},
 }
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_data_that_are_lost_for_good_are_named(threads_client, verb):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_data_that_are_lost_for_good_are_named(threads_client, algorithm):
     rng = np.random.default_rng(0)
     parts = [rng.normal(size=(50, 6)).astype(np.float32) for _ in range(4)]
     held = threads_client.scatter(parts, hash=False)
@@ -342,9 +344,11 @@ def test_data_that_are_lost_for_good_are_named(threads_client, verb):
         threads_client.run_on_scheduler(forget, keys=keys, client=threads_client.id)
 
     words = "failed 5 times, .* persisted or scattered data .* are lost.*give the path of a store"
-    options = {"client": threads_client, "callbacks": [lose], "progress": False} | VERBS[verb]
+    options = {"client": threads_client, "callbacks": [lose], "progress": False} | ALGORITHMS[
+        algorithm
+    ]
     with pytest.raises(WorkerError, match=words):
-        getattr(dbdask, verb)(network(), examples, **options)
+        getattr(dbdask, algorithm)(network(), examples, **options)
     with pytest.raises(WorkerError, match="a pass over the data failed.* data .* are lost"):
         examples.check(client=threads_client)
     assert_nothing_left(threads_client)

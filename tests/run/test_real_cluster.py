@@ -1,4 +1,4 @@
-"""Both verbs on clusters of separate processes: how they leave, die and come, seen from outside."""
+"""Both algorithms on clusters of separate processes that leave, die and come, seen from outside."""
 
 import asyncio
 import inspect
@@ -54,18 +54,21 @@ def sandblaster(client, store, *, seconds=0.05, **options):
     return result
 
 
-VERBS = {"downpour": (downpour, 4), "sandblaster": (sandblaster, 1)}  # records before it is hit
+ALGORITHMS = {
+    "downpour": (downpour, 4),
+    "sandblaster": (sandblaster, 1),
+}  # records before it is hit
 
 
-@pytest.fixture(params=VERBS)
-def verb(request):
-    """A verb, and what does something to it in mid-training."""
-    train, records = VERBS[request.param]
+@pytest.fixture(params=ALGORITHMS)
+def algorithm(request):
+    """An algorithm, and what does something to it in mid-training."""
+    train, records = ALGORITHMS[request.param]
     return train, lambda action: After(records, action)
 
 
 mostly_downpour = pytest.mark.parametrize(
-    "verb", ["downpour", pytest.param("sandblaster", marks=pytest.mark.chaos)], indirect=True
+    "algorithm", ["downpour", pytest.param("sandblaster", marks=pytest.mark.chaos)], indirect=True
 )
 
 
@@ -73,7 +76,7 @@ def kept(tmp_path):
     return {"checkpoint": str(tmp_path / "run.zarr"), "snapshot_every": "200ms"}
 
 
-def test_both_verbs_count_exactly(tmp_path, store):
+def test_both_algorithms_count_exactly(tmp_path, store):
     with RealCluster(tmp_path, interpreters=True) as cluster:
         cluster.start_scheduler()
         client, _ = cluster.start_workers(2)
@@ -168,8 +171,12 @@ def test_a_certificate_that_another_refuses_is_named(tmp_path, store, authority,
     ],
 )
 def test_a_worker_whose_lifetime_ends_hands_its_shard_on(cluster, store, nanny, flags):
-    short = cluster.start_worker("--lifetime", "5s", *flags, nanny=nanny)
+    began = time.monotonic()
     client, _ = cluster.start_workers(2)
+    downpour(client, store, epochs=1, shards=2)
+    lifetime = 5 + 3 * (time.monotonic() - began)  # long enough to hold a shard on a busy machine
+    short = cluster.start_worker("--lifetime", f"{lifetime:.0f}s", *flags, nanny=nanny)
+    client.wait_for_workers(3, timeout=60)
     (worker,) = addresses_of(client, short)
     ended = []
 
@@ -207,8 +214,8 @@ def assert_no_update_lost(result):
 
 @mostly_downpour
 @pytest.mark.parametrize("nanny", [False, True], ids=["no nanny", "nanny"])
-def test_sigterm_hands_a_shard_on(cluster, store, verb, nanny, quick_turns):
-    train, when_under_way = verb
+def test_sigterm_hands_a_shard_on(cluster, store, algorithm, nanny, quick_turns):
+    train, when_under_way = algorithm
     client, _ = cluster.start_workers(2 if nanny else 3, nanny=nanny)
     seconds = []
 
@@ -312,8 +319,10 @@ def failing(train, *arguments, match, **options):
 
 
 @mostly_downpour
-def test_a_killed_scheduler_is_named_and_the_run_can_be_resumed(cluster, store, verb, tmp_path):
-    train, when_under_way = verb
+def test_a_killed_scheduler_is_named_and_the_run_can_be_resumed(
+    cluster, store, algorithm, tmp_path
+):
+    train, when_under_way = algorithm
     client, _ = cluster.start_workers(2)
     seconds = failing(
         train,
@@ -334,8 +343,8 @@ def test_a_killed_scheduler_is_named_and_the_run_can_be_resumed(cluster, store, 
 
 
 @mostly_downpour
-def test_a_killed_scheduler_without_a_checkpoint_is_an_error_too(cluster, store, verb, caplog):
-    train, when_under_way = verb
+def test_a_killed_scheduler_without_a_checkpoint_is_an_error_too(cluster, store, algorithm, caplog):
+    train, when_under_way = algorithm
     client, _ = cluster.start_workers(2)
     seconds = failing(
         train,
@@ -350,8 +359,8 @@ def test_a_killed_scheduler_without_a_checkpoint_is_an_error_too(cluster, store,
 
 
 @pytest.mark.chaos
-def test_a_scheduler_that_pauses_is_waited_for(cluster, store, verb):
-    train, when_under_way = verb
+def test_a_scheduler_that_pauses_is_waited_for(cluster, store, algorithm):
+    train, when_under_way = algorithm
     client, _ = cluster.start_workers(2)
 
     def pause():
@@ -366,8 +375,8 @@ def test_a_scheduler_that_pauses_is_waited_for(cluster, store, verb):
 
 
 @pytest.mark.chaos
-def test_a_scheduler_that_stays_silent_ends_the_run(cluster, store, verb, tmp_path):
-    train, when_under_way = verb
+def test_a_scheduler_that_stays_silent_ends_the_run(cluster, store, algorithm, tmp_path):
+    train, when_under_way = algorithm
     client, _ = cluster.start_workers(2)
     with dask.config.set({"dbdask.ping": "2s"}):
         seconds = failing(
@@ -405,9 +414,9 @@ def farewells(dask_worker):
 def test_a_killed_client_leaves_nothing_on_workers_with_shards(tmp_path, store, name):
     script = """
         from distributed import Client
-        from test_real_cluster import VERBS
+        from test_real_cluster import ALGORITHMS
         client = Client(scheduler_file={file!r})
-        train, _ = VERBS[{name!r}]
+        train, _ = ALGORITHMS[{name!r}]
         options = {options}
         train(client, {store!r}, callbacks=[lambda r: print("going", flush=True)], **options)
     """
@@ -431,8 +440,8 @@ def test_a_killed_client_leaves_nothing_on_workers_with_shards(tmp_path, store, 
 
 
 @mostly_downpour
-def test_an_error_when_every_worker_is_killed(cluster, store, verb):
-    train, when_under_way = verb
+def test_an_error_when_every_worker_is_killed(cluster, store, algorithm):
+    train, when_under_way = algorithm
     client, names = cluster.start_workers(2)
     seconds = failing(
         train,
@@ -446,8 +455,8 @@ def test_an_error_when_every_worker_is_killed(cluster, store, verb):
 
 
 @pytest.mark.chaos
-def test_an_error_when_every_worker_is_killed_and_none_comes(cluster, store, verb, tmp_path):
-    train, when_under_way = verb
+def test_an_error_when_every_worker_is_killed_and_none_comes(cluster, store, algorithm, tmp_path):
+    train, when_under_way = algorithm
     client, names = cluster.start_workers(2)
     seconds = failing(
         train,
@@ -462,8 +471,8 @@ def test_an_error_when_every_worker_is_killed_and_none_comes(cluster, store, ver
 
 
 @pytest.mark.chaos
-def test_a_worker_that_joins_after_all_were_killed_goes_on(cluster, store, verb, tmp_path):
-    train, when_under_way = verb
+def test_a_worker_that_joins_after_all_were_killed_goes_on(cluster, store, algorithm, tmp_path):
+    train, when_under_way = algorithm
     client, names = cluster.start_workers(2)
 
     def replace():

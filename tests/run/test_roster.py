@@ -246,7 +246,7 @@ def test_an_error_names_the_silent_where_nobody_else_is_there(monkeypatch):
     cluster = Cluster(monkeypatch, "a", "b")
     cluster.stopped = {"a", "b"}
     cluster.outcomes = {name: [asyncio.Event()] for name in "ab"}
-    match = r"no worker is left .* 15 s \(a gives no sign of life, b gives no.*dbdask\.arrival"
+    match = r"no worker is left .* 15 s \(a answers no ping, b answers no.*dbdask\.arrival"
     with pytest.raises(WorkerError, match=match):
         live(cluster.roster().refresh(first=True))
 
@@ -297,7 +297,7 @@ def test_an_error_names_the_shard_workers_where_all_are_silent(monkeypatch):
     cluster = Cluster(monkeypatch, "trains", "holds")
     cluster.stopped = {"holds"}
     cluster.outcomes["holds"] = [asyncio.Event()]
-    match = r"no worker of shard_workers=\['holds'\] is left .*\(holds gives no sign of life\)"
+    match = r"no worker of shard_workers=\['holds'\] is left .*\(holds answers no ping\)"
     with pytest.raises(WorkerError, match=match):
         live(cluster.roster(["trains"], ["holds"]).refresh(first=True))
 
@@ -373,7 +373,7 @@ def test_who_was_asked_to_leave_waits_for_the_check_of_a_successor(monkeypatch):
     live(story())
 
 
-# Signs of life
+# Pings
 
 
 def test_who_is_known_to_be_silent_is_not_waited_for_again(monkeypatch):

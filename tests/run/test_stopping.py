@@ -77,16 +77,16 @@ def stopped(monkeypatch):
 ENDLESS = {"downpour": {"epochs": 10_000}, "sandblaster": {"iterations": 10_000, "tolerance": 0.0}}
 
 
-@pytest.mark.parametrize("verb", ENDLESS)
+@pytest.mark.parametrize("algorithm", ENDLESS)
 @pytest.mark.parametrize("role", ["examples", "validation"])
 @pytest.mark.filterwarnings("ignore:the run did not end:dbdask.TrainingWarning")
 def test_a_block_that_dask_never_computes_holds_up_no_end(
-    threads_client, hanging, readable, stopped, role, verb
+    threads_client, hanging, readable, stopped, role, algorithm
 ):
     model = dbdask.Network(input_shape=3, layers=[dbdask.Dense(2)], loss="softmax")
     given = {"examples": readable} | {role: hanging}
-    result = getattr(dbdask, verb)(
-        model, **given, client=threads_client, progress=False, **ENDLESS[verb]
+    result = getattr(dbdask, algorithm)(
+        model, **given, client=threads_client, progress=False, **ENDLESS[algorithm]
     )
     assert result.status.reason in ("interrupted", "precision")
     assert stopped[1] - stopped[0] < LONGEST

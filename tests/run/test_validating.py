@@ -186,7 +186,7 @@ def test_a_lost_worker_counts_against_its_oldest_training_and_its_oldest_validat
         blamed = {name: len(words) for name, words in told.force.failures._by_portion.items()}
         assert blamed == {(TRAIN, (0, 7)): 4, (VALIDATION, (0, 0)): 4}
         told.force.failures.forget(portion(7))
-        words = "portion 0 of validation .* failed 5 times.* worker a gave no sign of life"
+        words = "portion 0 of validation .* failed 5 times.* worker a answered no ping"
         with pytest.raises(WorkerError, match=words):
             told.force._blame({"a"})
 
@@ -306,14 +306,14 @@ class Failing(LinearCounting):
         return super().predict(parameters, inputs)
 
 
-@pytest.mark.parametrize("verb", ["downpour", "sandblaster"])
-def test_an_error_that_passes_is_tried_again(threads_client, store, verb, monkeypatch, caplog):
+@pytest.mark.parametrize("algorithm", ["downpour", "sandblaster"])
+def test_an_error_that_passes_is_tried_again(threads_client, store, algorithm, monkeypatch, caplog):
     monkeypatch.setattr(Failing, "left", 3)
     settings = {
         "downpour": {"batch_size": BATCH},
         "sandblaster": {"iterations": 2, "l2": 1 / ROWS},
-    }[verb]
-    result = getattr(dbdask, verb)(
+    }[algorithm]
+    result = getattr(dbdask, algorithm)(
         Failing(ROWS),
         counted(store),
         client=threads_client,

@@ -150,7 +150,7 @@ def test_one_replica_repeats_to_the_bit(table):
     assert (drawn.result_.vector() != vectors[0]).any()
 
 
-def test_the_estimator_is_the_verb(table):
+def test_the_estimator_is_the_algorithm(table):
     X, y = table
     model = DownpourClassifier(4, **QUICK).fit(X, y)
     data = xr.Dataset({"x": (("n", "f"), X), "y": ("n", np.searchsorted(["dry", "wet"], y))})

@@ -34,12 +34,12 @@ def data():
     return xr.Dataset({"x": (("row", "feature"), inputs), "label": ("row", labels)})
 
 
-def train(verb, data, client, **options):
+def train(algorithm, data, client, **options):
     examples = dbdask.Examples(data, inputs="x", targets="label", along="row").standardize()
     model = dbdask.Network(
         input_shape=(6,), layers=[dbdask.Dense(8, "relu"), dbdask.Dense(3)], loss="softmax"
     )
-    return verb(model, examples, client=client, shards=2, progress=False, **options)
+    return algorithm(model, examples, client=client, shards=2, progress=False, **options)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ class Fate:
 
 
 class Failing(WrapperStore):
-    """A store of which one change fails; how often an owner gives a sign of life is its own."""
+    """A store of which one change fails; how often an owner renews its name is its own."""
 
     def __init__(self, store, fate):
         super().__init__(store)
@@ -459,7 +459,7 @@ class Withholding(Hanging):
         await self._store.set(key, value)
 
 
-@pytest.mark.parametrize("verb", [train, pytest.param(minimise, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algorithm", [train, pytest.param(minimise, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("pattern", "match"),
     [
@@ -469,7 +469,7 @@ class Withholding(Hanging):
     ids=["a shard", "the first commit"],
 )
 def test_a_run_whose_store_hangs_ends_and_can_be_called_again(
-    threads_client, data, tmp_path, monkeypatch, verb, pattern, match
+    threads_client, data, tmp_path, monkeypatch, algorithm, pattern, match
 ):
     released, options = Future(), {"checkpoint": str(tmp_path / "run.zarr")}
     monkeypatch.setattr(
@@ -486,13 +486,13 @@ def test_a_run_whose_store_hangs_ends_and_can_be_called_again(
             dask.config.set({"dbdask.store": "2s"}),
             pytest.raises(CheckpointError, match=rf"run\.zarr' gave no answer in 2 s.*{match}"),
         ):
-            verb(data, threads_client, snapshot_every="1us", **options)
+            algorithm(data, threads_client, snapshot_every="1us", **options)
         assert_nothing_left(threads_client)
     finally:
         released.set_result(None)
     wait_until(lambda: "dbdask-call" not in {thread.name for thread in threading.enumerate()})
-    again = verb(data, threads_client, resume="auto", **options)
-    np.testing.assert_array_equal(flat(again), flat(verb(data, threads_client)))
+    again = algorithm(data, threads_client, resume="auto", **options)
+    np.testing.assert_array_equal(flat(again), flat(algorithm(data, threads_client)))
     last = checkpoint.latest(options["checkpoint"])
     assert [name for name in sealed.children(options["checkpoint"]) if name != "zarr.json"] == [
         last.group
@@ -512,7 +512,7 @@ WHERE = {
 
 
 @pytest.mark.parametrize(
-    ("verb", "where"),
+    ("algorithm", "where"),
     [
         *((train, where) for where in WHERE),
         *(
@@ -522,11 +522,11 @@ WHERE = {
     ],
 )
 def test_a_store_that_hangs_at_the_start_is_an_error_that_says_where(
-    threads_client, data, tmp_path, monkeypatch, verb, where
+    threads_client, data, tmp_path, monkeypatch, algorithm, where
 ):
     pattern, doing = WHERE[where]
     released, path = Future(), str(tmp_path / "run.zarr")
-    verb(data, threads_client, checkpoint=path)
+    algorithm(data, threads_client, checkpoint=path)
 
     def open_store(place):
         if isinstance(place, MemoryStore):
@@ -541,12 +541,12 @@ def test_a_store_that_hangs_at_the_start_is_an_error_that_says_where(
             pytest.raises(CheckpointError, match=message),
         ):
             patched.setattr(sealed, "open_store", open_store)
-            verb(data, threads_client, checkpoint=path, resume=True)
+            algorithm(data, threads_client, checkpoint=path, resume=True)
     finally:
         released.set_result(None)
     assert_nothing_left(threads_client)
     wait_until(lambda: "dbdask-call" not in {thread.name for thread in threading.enumerate()})
-    verb(data, threads_client, checkpoint=path, resume=True)
+    algorithm(data, threads_client, checkpoint=path, resume=True)
     assert len(sealed.children(path)) == 2
 
 
@@ -589,7 +589,7 @@ def delete_for_good(path, name):
 
 
 @pytest.mark.parametrize(
-    ("verb", "what"),
+    ("algorithm", "what"),
     [
         (train, "all"),
         (train, "root"),
@@ -600,7 +600,7 @@ def delete_for_good(path, name):
     ],
 )
 def test_a_checkpoint_that_is_deleted_while_the_run_trains_is_whole_at_its_end(
-    threads_client, data, tmp_path, verb, what, caplog
+    threads_client, data, tmp_path, algorithm, what, caplog
 ):
     path, deleted = str(tmp_path / "run.zarr"), []
 
@@ -612,12 +612,12 @@ def test_a_checkpoint_that_is_deleted_while_the_run_trains_is_whole_at_its_end(
             if what == "all" or (name == "zarr.json") == (what == "root"):
                 delete_for_good(path, name)
 
-    whole = flat(verb(data, threads_client))
+    whole = flat(algorithm(data, threads_client))
     options = {"checkpoint": path, "snapshot_every": "1us"}
-    result = verb(data, threads_client, callbacks=[delete], **options)
+    result = algorithm(data, threads_client, callbacks=[delete], **options)
     assert deleted and result.status.ok
     np.testing.assert_array_equal(flat(result), whole)
     assert sealed.children(path) == [checkpoint.latest(path).group, "zarr.json"]
     assert what == "snapshots" or "begun anew" in caplog.text
-    again = verb(data, threads_client, resume=True, **options)
+    again = algorithm(data, threads_client, resume=True, **options)
     np.testing.assert_array_equal(flat(again), whole)

@@ -31,7 +31,7 @@ ROWS = 1200
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return write_store(tmp_path_factory.mktemp("twins") / "store.zarr")
+    return write_store(tmp_path_factory.mktemp("copies") / "store.zarr")
 
 
 @pytest.fixture
@@ -47,48 +47,48 @@ def from_model():
     return FromModel(pickle.dumps(CountingModel(6)), 0)
 
 
-def twin_of(shard):
+def copy_of(shard):
     """A shard made from another one's whole state, as it is over a wire."""
     state = pickle.loads(pickle.dumps(asyncio.run(shard.whole_state())))
     return type(shard)(shard.start, shard.stop, shard.optimizer, 1, lambda *_: state)
 
 
-def test_a_twin_has_applied_what_its_shard_has_and_knows_a_repeat():
+def test_a_copy_has_applied_what_its_shard_has_and_knows_a_repeat():
     shard = ParameterShard(0, 6, adagrad(0.1), 0, from_model())
 
     shard.push((0, 0, 0), 0, np.ones(6, np.float32))
     asyncio.run(shard.order(1, 0, "copy", 3, True))
     shard.push((0, 0, 1), 1, np.ones(6, np.float32))
-    twin = twin_of(shard)
+    copied = copy_of(shard)
     for name, vector in shard.state.vectors.items():
-        np.testing.assert_array_equal(twin.state.vectors[name], vector)
-        assert twin.state.vectors[name].flags.writeable
-    assert twin.state.copies[3].applied == 1
-    repeat = twin.push((0, 0, 1), 1, np.ones(6, np.float32))
+        np.testing.assert_array_equal(copied.state.vectors[name], vector)
+        assert copied.state.vectors[name].flags.writeable
+    assert copied.state.copies[3].applied == 1
+    repeat = copied.push((0, 0, 1), 1, np.ones(6, np.float32))
     assert repeat.staleness == -1 and repeat.version == 2
 
 
-def test_a_twin_does_not_do_again_what_its_shard_was_commanded():
+def test_a_copy_does_not_do_again_what_its_shard_was_commanded():
     shard = BatchShard(0, 6, adagrad(0.1), 0, from_model())
     asyncio.run(shard.command(1, "carry_out", [Fill("x", 3.0)]))
     asyncio.run(shard.command(2, "carry_out", [Scale("x", 2.0)]))
-    twin = twin_of(shard)
-    asyncio.run(twin.command(2, "carry_out", [Scale("x", 2.0)]))
-    np.testing.assert_array_equal(twin.state.vectors["x"], 6.0)
-    asyncio.run(twin.command(3, "carry_out", [Scale("x", 2.0)]))
-    np.testing.assert_array_equal(twin.state.vectors["x"], 12.0)
+    copied = copy_of(shard)
+    asyncio.run(copied.command(2, "carry_out", [Scale("x", 2.0)]))
+    np.testing.assert_array_equal(copied.state.vectors["x"], 6.0)
+    asyncio.run(copied.command(3, "carry_out", [Scale("x", 2.0)]))
+    np.testing.assert_array_equal(copied.state.vectors["x"], 12.0)
 
 
-def test_a_twin_goes_on_with_the_pass_that_is_open():
+def test_a_copy_goes_on_with_the_pass_that_is_open():
     shard = BatchShard(0, 6, adagrad(0.1), 1, from_model())
     ones = np.ones(6, np.float32)
     asyncio.run(shard.order(1, 1, "open_pass", 4, []))
     assert shard.contribute(4, 0, ones)
-    twin = twin_of(shard)
-    assert not twin.contribute(4, 0, ones)
-    assert twin.contribute(4, 1, ones)
-    asyncio.run(twin.command(2, "close_pass", 4, 2, 2.0, "gradient", []))
-    np.testing.assert_array_equal(twin.state.vectors["gradient"], 1.0)
+    copied = copy_of(shard)
+    assert not copied.contribute(4, 0, ones)
+    assert copied.contribute(4, 1, ones)
+    asyncio.run(copied.command(2, "close_pass", 4, 2, 2.0, "gradient", []))
+    np.testing.assert_array_equal(copied.state.vectors["gradient"], 1.0)
 
 
 def test_a_command_under_way_ends_before_the_state_is_copied():
@@ -114,7 +114,7 @@ def test_what_copies_acknowledge_is_one_answer():
     assert together([first, repeat]).staleness == together([repeat, first]).staleness == -1
 
 
-def test_with_twins_the_numbers_are_those_of_one_copy(cluster, store):
+def test_with_copies_the_numbers_are_those_of_one_copy(cluster, store):
     _, client = cluster
     results = [
         dbdask.downpour(
@@ -137,7 +137,9 @@ def test_with_twins_the_numbers_are_those_of_one_copy(cluster, store):
 
 
 @pytest.mark.chaos
-def test_with_one_worker_the_run_goes_on_without_twins_and_makes_them_when_one_comes(store, caplog):
+def test_with_one_worker_the_run_goes_on_without_copies_and_makes_them_when_one_comes(
+    store, caplog
+):
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
