@@ -191,9 +191,9 @@ def cut_into(network: dbdask.Network, parts: int, batch: int) -> Cut:
 
 
 def computed(
-    network: dbdask.Network, batch: int, step: float, wire: Wire, most: int
-) -> dict[int, float]:
-    """Return the computed speed-up by number of parts, up to `most`.
+    network: dbdask.Network, batch: int, step: float, most: int
+) -> dict[str, dict[int, float]]:
+    """Return the computed speed-ups by network between machines, and by number of parts.
 
     Parameters
     ----------
@@ -201,19 +201,17 @@ def computed(
         The net, and the examples of a minibatch.
     step
         Measured seconds of a step of one part.
-    wire
-        The network that carries the messages.
     most
         Parts.
     """
     whole = busiest(network, even_cut(network, 1))
-    found: dict[int, float] = {}
-    for parts in COMPUTED_PARTS:
-        if parts > most:
-            break
+    found: dict[str, dict[int, float]] = {wire.name: {} for wire in WIRES}
+    for parts in (number for number in COMPUTED_PARTS if number <= most):
         cut = cut_into(network, parts, batch)
         share = step * busiest(network, cut) / whole
-        found[parts] = step / (share + exchange_seconds(network, cut, batch, wire))
+        for wire in WIRES:
+            seconds = share + exchange_seconds(network, cut, batch, wire)
+            found[wire.name][parts] = step / seconds
     return found
 
 
@@ -318,9 +316,7 @@ def main() -> None:
             )
             speedups[net][parts] = speedup
         step = 1 / medians(rounds[net])[1][0]
-        modelled[net] = {
-            wire.name: computed(network, batch, step, wire, options.most) for wire in WIRES
-        }
+        modelled[net] = computed(network, batch, step, options.most)
         for name, by_parts in modelled[net].items():
             shown = "  ".join(f"{parts}: {speedup:.2f}" for parts, speedup in by_parts.items())
             print(f"  computed, {name}\n    {shown}")
