@@ -260,7 +260,7 @@ def draw(
         panel.set(xlabel="parts, each on a worker", ylabel="speed-up of a step")
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small", loc="upper left")
-    right.margins(y=0.15)
+    right.set_ylim(0, 1.45 * right.get_ylim()[1])  # room for the legend
     figure.savefig(path, dpi=120)
 
 
