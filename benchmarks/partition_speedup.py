@@ -150,12 +150,12 @@ def measure(net: str, small: bool, path: str, parts: int, seconds: float) -> Mea
             progress=False,
         )
     history = result.history
-    began, ended, steps = history["seconds"].values, history["seconds"].values, history["step"]
-    rate = float(steps[-1] - steps[1]) / float(ended[-1] - began[1])
+    seconds_since, steps = history["seconds"].values, history["step"].values
+    rate = float(steps[-1] - steps[1]) / float(seconds_since[-1] - seconds_since[1])
     exchanging = 0.0
     if "seconds_exchanging" in history:
         exchanging = float(history["seconds_exchanging"].values[-1])
-    return Measured(rate, exchanging / (parts * float(ended[-1])))
+    return Measured(rate, exchanging / (parts * float(seconds_since[-1])))
 
 
 def busiest(network: dbdask.Network, cut: Cut) -> int:
@@ -190,6 +190,11 @@ def cut_into(network: dbdask.Network, parts: int, batch: int) -> Cut:
     return even_cut(network, 1) if partition is None else partition.cut
 
 
+def most_parts(network: dbdask.Network) -> int:
+    """Return into how many parts a network can be cut: the rows of its largest layer."""
+    return max(stage.output_shape[0] for stage in network.stages if stage.pieces)
+
+
 def computed(
     network: dbdask.Network, batch: int, step: float, most: int
 ) -> dict[str, dict[int, float]]:
@@ -202,11 +207,11 @@ def computed(
     step
         Measured seconds of a step of one part.
     most
-        Parts.
+        Parts, or fewer where the network has fewer rows.
     """
     whole = busiest(network, even_cut(network, 1))
     found: dict[str, dict[int, float]] = {wire.name: {} for wire in WIRES}
-    for parts in (number for number in COMPUTED_PARTS if number <= most):
+    for parts in (number for number in COMPUTED_PARTS if number <= min(most, most_parts(network))):
         cut = cut_into(network, parts, batch)
         share = step * busiest(network, cut) / whole
         for wire in WIRES:
@@ -321,7 +326,11 @@ def main() -> None:
             shown = "  ".join(f"{parts}: {speedup:.2f}" for parts, speedup in by_parts.items())
             print(f"  computed, {name}\n    {shown}")
     draw(options.picture, speedups, modelled, cores)
-    options.json.write_text(json.dumps({"measured": rounds, "computed": modelled}, indent=1))
+    measured = {
+        net: {parts: [one._asdict() for one in found] for parts, found in by_parts.items()}
+        for net, by_parts in rounds.items()
+    }
+    options.json.write_text(json.dumps({"measured": measured, "computed": modelled}, indent=1))
     print(f"picture: {options.picture}, numbers: {options.json}")
 
 
