@@ -24,7 +24,7 @@ check: $(VENV)/.check
 	$(PY) -m ruff check .
 	$(PY) -m mypy dbdask $(wildcard pipelines/*.py)
 
-bench: $(VENV)/.test $(VENV)/.demo $(VENV)/.torch
+bench: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
 	for program in $(filter-out chaos mixed_chaos,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
 	  $(PY) -m benchmarks.$$program || exit 1; done
 
@@ -57,6 +57,10 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.torch: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[torch]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) -e '.[bench]'
 	@touch $@
 
 $(VENV)/.tabular: $(VENV)/.made pyproject.toml constraints.txt

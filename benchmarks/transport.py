@@ -1,6 +1,6 @@
 """Bytes a second between a replica and a shard, by transport and size, against a memory copy.
 
-    python -m benchmarks.transport [--sizes 1e4 1e6 4e7] [--rounds 5]
+    python -m benchmarks.transport [--sizes 1e4 2e5 2e6 2e7] [--rounds 5]
 
 A shard of `size` float32 numbers lives on one worker, the caller on another. A round fetches the
 parameters and pushes a gradient, which the shard takes for its parameters, some times over; every
@@ -8,17 +8,16 @@ transport has its turn in every round, and medians over rounds are shown. A memo
 writes as many bytes within one process.
 """
 
-import argparse
-import json
-import os
-import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import dask
 import numpy as np
-from distributed import Client, LocalCluster, get_worker
+from distributed import get_worker
 
+from benchmarks._clusters import cluster_of
+from benchmarks._side_by_side import Report, Results, parser
 from dbdask.rpc.calls import ActorPlace
 from dbdask.rpc.shared_memory import shared_vector
 from dbdask.schedule.ledger import Ledger
@@ -94,12 +93,7 @@ def measure(worker: str, key: str, size: int, ways: list[str], rounds: int) -> d
 
 def measured(size: int, processes: bool, ways: list[str], rounds: int) -> dict[str, list[float]]:
     """Measure on a cluster of two workers."""
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=":0"
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with cluster_of(2, processes=processes) as client:
         shard, caller = sorted(client.scheduler_info(n_workers=-1)["workers"])
         actor = client.submit(
             ParameterShard, 0, size, Take(), 0, zeros, actor=True, workers=[shard], key="shard"
@@ -112,30 +106,26 @@ def measured(size: int, processes: bool, ways: list[str], rounds: int) -> dict[s
         return rates
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sizes", type=float, nargs="+", default=[1e4, 2e5, 2e6, 2e7])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", help="write the medians there")
-    options = parser.parse_args()
-    print(f"GB/s, medians of {options.rounds} rounds; load {os.getloadavg()[0]:.1f}")
-    kept = []
+def results_of(size: int, rounds: int) -> Results:
+    """Return GB/s of a memory copy and of each transport, by what is measured."""
+    near = measured(size, False, ["in-process"], rounds)
+    far = measured(size, True, ["same-host", "dask"], rounds)
+    found = {"memory copy": far["copy"]}
+    for rates, way in ((near, "in-process"), (far, "same-host"), (far, "dask")):
+        for letter, act in (("f", "fetch"), ("p", "push")):
+            found[f"{way}, {act}"] = rates[f"{way} {letter}"]
+    return {name: [{"GB/s": rate / 1e9} for rate in rates] for name, rates in found.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table for each size."""
+    found = parser(__doc__, chooses=False)
+    found.add_argument("--sizes", type=float, nargs="+", default=[1e4, 2e5, 2e6, 2e7])
+    options = found.parse_args(arguments)
+    report = Report("transport", options)
     for size in map(int, options.sizes):
-        near = measured(size, False, ["in-process"], options.rounds)
-        far = measured(size, True, ["same-host", "dask"], options.rounds)
-        copy = statistics.median(far["copy"])
-        print(f"{4 * size / 1e6:10.2f} MB  memory copy {copy / 1e9:6.2f}", flush=True)
-        for rates, way in ((near, "in-process"), (far, "same-host"), (far, "dask")):
-            fetch, push = (statistics.median(rates[f"{way} {d}"]) for d in "fp")
-            print(
-                f"    {way:10} fetch {fetch / 1e9:6.2f} ({fetch / copy:5.2f} of the copy)"
-                f"   push {push / 1e9:6.2f} ({push / copy:5.2f})",
-                flush=True,
-            )
-            kept.append({"bytes": 4 * size, "way": way, "fetch": fetch, "push": push, "copy": copy})
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(kept, file, indent=1)
+        title = f"{size:,} float32, {4 * size / 1e6:.2f} MB"
+        report.add(title, results_of(size, options.rounds), "memory copy")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ stopped: a call that is no longer waited for goes on to its end.
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import TypeVar
@@ -19,6 +20,10 @@ logger = logging.getLogger("dbdask")
 
 NAME = "dbdask-call"
 WARN_SECONDS = 20.0
+
+
+class DeadlinePassed(TimeoutError):
+    """A call has not returned in time. A `TimeoutError` of the call itself is another error."""
 
 
 def start_call(
@@ -78,7 +83,7 @@ def call_within(
 
     Raises
     ------
-    TimeoutError
+    DeadlinePassed
         The function has not returned.
 
     Examples
@@ -91,7 +96,7 @@ def call_within(
     while not wait((done,), min(LOOK_SECONDS, seconds)).done:
         passed = clock.seconds()
         if passed >= seconds:
-            raise TimeoutError
+            raise DeadlinePassed
         if passed - said >= WARN_SECONDS:
             said = passed
             logger.warning("waiting for %s for %.0f s, %g s at most", what, passed, seconds)
@@ -121,7 +126,18 @@ class DaemonThreadRunner:
     def __init__(self) -> None:
         self._last: threading.Thread | None = None
 
-    async def do(self, function: Callable[..., T], *arguments: object) -> T:
-        """Call a function beside the event loop, and return its result."""
+    async def do(self, function: Callable[..., T], *arguments: object, what: str = "") -> T:
+        """Call a function beside the event loop, and return its result.
+
+        The caller bounds the wait. If `what` names what is awaited, in words that follow "waiting
+        for", a warning says it every `WARN_SECONDS`.
+        """
         self._last, done = start_call(function, *arguments, after=self._last)
-        return await asyncio.wrap_future(done)
+        awaited, began = asyncio.wrap_future(done), time.monotonic()
+        try:
+            while not (await asyncio.wait({awaited}, timeout=WARN_SECONDS))[0]:
+                if what:
+                    logger.warning("waiting for %s for %.0f s", what, time.monotonic() - began)
+            return await awaited
+        finally:
+            awaited.cancel()

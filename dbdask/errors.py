@@ -27,6 +27,10 @@ class DataError(ValueError):
     """Values are wrong, or cannot be read; found when their chunk was read."""
 
 
+class StoreFailed(DataError):
+    """A store failed each time that values were read from it; another try may succeed."""
+
+
 class ModelError(ValueError):
     """A model does not keep the `dbdask.Model` contract; another worker would find the same."""
 

@@ -22,8 +22,11 @@ from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Index, Piece
 from dbdask.data.sources import Source, Variable
 from dbdask.meanings import Meaning
+from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
+from dbdask.rpc.portable import portable_errors
 from dbdask.storage.checkpoint import VectorReference
+from dbdask.stored_parameters import read_parameters
 
 ROWS = 1024  # examples that go through the model at once
 
@@ -37,20 +40,27 @@ class Predictor:
     parameters: Float32Array | VectorReference
     _lock: Lock = field(default_factory=Lock, repr=False)
     _open: tuple[Reader, Float32Array] | None = field(default=None, repr=False)
+    _error: Exception | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in ("model", "examples", "parameters")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _open=None, _lock=Lock())
+        self.__dict__.update(state, _open=None, _error=None, _lock=Lock())
 
     def opened(self) -> tuple[Reader, Float32Array]:
         """Return a reader and the flat vector, float32 of (parameters,), opened once a process."""
+        before = self._error
         with self._lock:
             if self._open is None:
-                vector = self.parameters
-                if isinstance(vector, VectorReference):
-                    vector = vector.read()
+                if self._error is not None and self._error is not before:
+                    raise self._error  # found while this thread waited: it need not wait twice
+                size = as_layout(self.model.layout).size
+                try:
+                    vector = read_parameters(self.parameters, size)
+                except Exception as error:
+                    self._error = error
+                    raise
                 self._open = self.examples.reader(prefetch=False), vector
             return self._open
 
@@ -110,6 +120,7 @@ def predict_array(
     return _as_the_data(wanted, recipe, source, meaning)
 
 
+@portable_errors
 def _predict_block(
     predictor: Predictor, meaning: Meaning, number: int, *pieces: Piece
 ) -> np.ndarray:
@@ -187,6 +198,7 @@ def _overlapping(
         yield place, tuple(start for _, start, _, _ in spanned), within
 
 
+@portable_errors
 def _cut_piece(key: str, starts: tuple[int, ...], chunk: object, within: Index) -> Piece:
     values = np.asarray(chunk)
     part = values[within]

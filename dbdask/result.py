@@ -32,6 +32,7 @@ from dbdask.saving import load as load_parts
 from dbdask.schedule.portions import Portion
 from dbdask.status import Status
 from dbdask.storage.checkpoint import VectorReference
+from dbdask.stored_parameters import read_parameters, read_part
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +106,7 @@ class Result:
         layout = as_layout(self.model.layout)
         vector = self._vector
         if isinstance(vector, VectorReference) and 4 * layout.size <= EAGER_BYTES:
-            vector = vector.read()
+            vector = read_part(vector, 0, layout.size)
         variables = {}
         for parameter, offset in zip(layout.parameters, layout.offsets, strict=True):
             if isinstance(vector, VectorReference):
@@ -117,7 +118,7 @@ class Result:
 
     def vector(self) -> Float32Array:
         """Return the flat vector of all parameters: float32, (parameters,)."""
-        return self._vector.read() if isinstance(self._vector, VectorReference) else self._vector
+        return read_parameters(self._vector, as_layout(self.model.layout).size)
 
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """Score the model on examples, in this process.
@@ -251,6 +252,8 @@ class Result:
         ------
         FileExistsError
             Something lies at `path` and `overwrite` is False; or it is no saved result.
+        OSError
+            `path` cannot be written, or its store hangs (then it is a `TimeoutError`).
         """
         parts = Parts(self.model, self.examples, self._vector, self._history, self.status)
         save(parts, path, overwrite=overwrite)
@@ -286,7 +289,7 @@ def _lazy(reference: VectorReference, offset: int, shape: tuple[int, ...]) -> da
     cuts = [*range(0, rows, step), rows]
     pieces = [
         da.from_delayed(
-            delayed(reference.read)(offset + first * width, offset + last * width),
+            delayed(read_part)(reference, offset + first * width, offset + last * width),
             ((last - first) * width,),
             np.float32,
         ).reshape((last - first, *shape[1:]) if shape else ())

@@ -13,26 +13,30 @@ other at every moment.
 import logging
 import os
 import re
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import zarr
 
 from dbdask.arrays import Float32Array
-from dbdask.daemon_threads import call_within
+from dbdask.daemon_threads import start_call
 from dbdask.data.examples import Examples
 from dbdask.errors import ResultError
 from dbdask.metrics.history import History
 from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
 from dbdask.models.network import Network, what_is_own
-from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.store_calls import call_store
 from dbdask.status import Status
 from dbdask.storage import sealed
 from dbdask.storage.checkpoint import VECTORS, VectorReference, write_vectors
+from dbdask.stored_parameters import read_parameters
+
+T = TypeVar("T")
 
 logger = logging.getLogger("dbdask")
 
@@ -45,6 +49,9 @@ CHUNK = 2**22  # floats
 @dataclass(frozen=True)
 class SavedVector(VectorReference):
     """The parameters of a saved result."""
+
+    argument: ClassVar[str] = "path"
+    error: ClassVar[type[Exception]] = ResultError
 
     def read(self, start: int = 0, stop: int | None = None) -> Float32Array:
         """Read a slice, or the whole vector: float32 (stop - start,).
@@ -103,43 +110,87 @@ def save(parts: Parts, path: Any, *, overwrite: bool) -> None:
     ------
     FileExistsError
         Something lies at `path` and `overwrite` is False; or it is no saved result.
+    OSError
+        `path` cannot be written, or its store hangs (then it is a `TimeoutError`).
     """
     path = _as_path(path)
-    given = parts.parameters
-    vector = given.read() if isinstance(given, VectorReference) else given
+    vector = read_parameters(parts.parameters, as_layout(parts.model.layout).size)
     description = sealed.as_json(_describe(parts))
-    try:
-        if _is_free(path, overwrite):
-            _write(path, "", vector, description)
-        else:
-            _replace(path, vector, description)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise OSError(
-            f"path={path!r} cannot be written: {error}; give a path or URL that this process can "
-            "write"
-        ) from error
+    saving = _Saving(path)
+    if saving.ask("it was looked at", _is_free, path, overwrite):
+        saving.write("", vector, description)
+    else:
+        saving.replace(vector, description)
 
 
-def _write(path: str, group: str, vector: Float32Array, description: dict[str, Any]) -> None:
-    chunk = min(CHUNK, max(1, vector.size))
-    write_vectors(path, group, {**KIND, **VECTORS}, [PARAMETERS], vector.size, chunk)
-    sealed.write_slice(path, f"{group}/{PARAMETERS}".lstrip("/"), 0, vector.size, vector)
-    sealed.write(path, f"{group}/{DESCRIPTION}".lstrip("/"), KIND, description)
+class _Saving:
+    """One result on its way to its path; each question to the store ends within `dbdask.store`."""
 
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._asking = threading.Lock()  # held as long as the store has not answered
 
-def _replace(path: str, vector: Float32Array, description: dict[str, Any]) -> None:
-    """Write a result beside another one, and then delete all that is not its."""
-    before = {name for name in sealed.children(path) if name != ROOT}
-    number = 1 + max((_number(name) for name in before if LATER.fullmatch(name)), default=0)
-    group = f"{number:08d}-{uuid.uuid4().hex[:12]}"
-    try:
-        _write(path, group, vector, description)
-    except BaseException:
-        _delete(path, {group})
-        raise
-    _delete(path, before)
+    def write(self, group: str, vector: Float32Array, description: dict[str, Any]) -> None:
+        """Write a result into a group."""
+        path, size, chunk = self.path, vector.size, min(CHUNK, max(1, vector.size))
+        cut = {**KIND, **VECTORS}, [PARAMETERS], size, chunk
+        self.ask("its vector was made", write_vectors, path, group, *cut)
+        array = f"{group}/{PARAMETERS}".lstrip("/")
+        values = 0, size, vector
+        doing = "the parameters were written"
+        self.ask(doing, sealed.write_slice, path, array, *values, nbytes=vector.nbytes)
+        name = f"{group}/{DESCRIPTION}".lstrip("/")
+        self.ask("the description was written", sealed.write, path, name, KIND, description)
+
+    def replace(self, vector: Float32Array, description: dict[str, Any]) -> None:
+        """Write a result beside another one, and then delete all that is not its."""
+        before = set(self.ask("it was listed", sealed.children, self.path)) - {ROOT}
+        number = 1 + max((_number(name) for name in before if LATER.fullmatch(name)), default=0)
+        group = f"{number:08d}-{uuid.uuid4().hex[:12]}"
+        try:
+            self.write(group, vector, description)
+        except BaseException:
+            self._delete({group})
+            raise
+        self._delete(before)
+
+    def _delete(self, names: set[str]) -> None:
+        """Delete what no result needs: at once, or when the store that hangs has answered."""
+        if self._asking.locked():
+            start_call(self._ask, _delete, self.path, names)
+            return
+        try:
+            self.ask("what no result needs was deleted", _delete, self.path, names)
+        except TimeoutError as error:
+            logger.warning("%s", error)
+
+    def ask(self, doing: str, function: Callable[..., T], *arguments: Any, nbytes: int = 0) -> T:
+        """Call a function of the store.
+
+        Raises
+        ------
+        TimeoutError
+            The store hangs.
+        OSError
+            The store cannot be written.
+        """
+        place = f"path={self.path!r}"
+        answer: T = call_store(
+            place, doing, self._ask, function, *arguments, error=TimeoutError, nbytes=nbytes
+        )
+        return answer
+
+    def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
+        with self._asking:
+            try:
+                return function(*arguments)
+            except FileExistsError:
+                raise
+            except OSError as error:
+                raise OSError(
+                    f"path={self.path!r} cannot be written: {error}; give a path or URL that this "
+                    "process can write"
+                ) from error
 
 
 def _number(group: str) -> int:
@@ -201,7 +252,9 @@ def load(path: Any, *, model: Model | None = None) -> Parts:
     if model is not None and not hasattr(model, "layout"):
         raise TypeError(f"model must keep the dbdask.Model contract, got {model!r}")
     with _reading(path):
-        group, size, found = _read_in_time(path)
+        group, size, found = call_store(
+            f"path={path!r}", "it was read", _read, path, error=ResultError
+        )
         model = _model_of(path, found, model)
         examples = Examples.from_description(found["examples"])
         history = History.from_json(found["history"])
@@ -214,17 +267,6 @@ def load(path: Any, *, model: Model | None = None) -> Parts:
 
 Found = tuple[str, int, dict[str, Any]]
 """The group of a result, how long its vector is, and its description."""
-
-
-def _read_in_time(path: str) -> Found:
-    seconds = deadline("store")
-    try:
-        return call_within(seconds, _read, path, what=f"an answer of path={path!r}")
-    except TimeoutError as error:
-        raise ResultError(
-            f"path={path!r} gave no answer in {seconds:g} s (dbdask.store): its store hangs, or "
-            "needs a longer dbdask.store"
-        ) from error
 
 
 def _read(path: str) -> Found:

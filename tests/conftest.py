@@ -55,6 +55,8 @@ LONGEST = (
     "test_silence",
     "test_mutations",
     "test_downpour",
+    "test_differential",
+    "test_differential_more",
     "test_minibatches",
     "test_readme",
     "test_lost_tasks",
@@ -69,7 +71,6 @@ LONGEST = (
     "test_gridded",
     "test_pass_gradient",
     "test_batch_faults",
-    "test_differential",
 )
 
 
@@ -106,13 +107,20 @@ def pytest_runtest_makereport(item, call):
 def pytest_terminal_summary(terminalreporter):
     """Print what the differential tests drew and met, on whichever worker they ran."""
     total: dict = {}
+    seeds: dict = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
             for name, counts in getattr(report, "user_properties", ()):
                 if name == "differential" and report.when == "call":
                     counting.add(total, counts)
+                if name == "drawn seeds" and report.when == "call":
+                    what, *span = counts
+                    seeds.setdefault(what, []).append(tuple(span))
+    if seeds:
+        terminalreporter.section("drawn at random")
+        ranges = (f"{what} {counting.spans(spans)}" for what, spans in sorted(seeds.items()))
+        terminalreporter.write_line(f"seeds: {'; '.join(ranges)}")
     if total:
-        terminalreporter.section("drawn datasets")
         terminalreporter.write_line(counting.report(total))
 
 

@@ -3,7 +3,9 @@
 Victims are drawn by a seed. Only processes of the cluster that the test made are signalled.
 """
 
+import asyncio
 import contextlib
+import ctypes
 import os
 import random
 import shutil
@@ -13,10 +15,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from acting import touch
 from asking import workers_of
 from distributed import Client, WorkerPlugin
 from routing import disturb, finish
+from zarr.storage import LocalStore
 
+from dbdask.data.stores import RegularStore
 from dbdask.errors import CheckpointError
 from dbdask.storage import checkpoint
 
@@ -207,6 +212,154 @@ def _has_snapshot(path: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Cancel:
+    """Dask cancels every portion and bundle that is out: their work goes on, and nobody hears."""
+
+    def __call__(self, client: Client, rng: random.Random) -> None:
+        until = time.monotonic() + 30
+        while not client.run_on_scheduler(_cancel_work, client_id=client.id):
+            assert time.monotonic() < until, "no work was given out"
+
+
+def _cancel_work(dask_scheduler, client_id: str) -> int:
+    keys = [k for k in dask_scheduler.tasks if str(k).startswith(WORK)]
+    dask_scheduler.client_releases_keys(keys, client_id, "test")
+    return len(keys)
+
+
+WORK = ("dbdask-portion-", "dbdask-bundle-")
+
+
+@dataclass(frozen=True)
+class PauseClient:
+    """Every thread of the client's process stands still, as after SIGSTOP: one holds the GIL.
+
+    The scheduler and the nannies of a `LocalCluster` are in that process too.
+    """
+
+    seconds: int
+
+    def __call__(self, client: Client, rng: random.Random) -> None:
+        ctypes.PyDLL(None).sleep(self.seconds)
+
+
+class Holding(WorkerPlugin):
+    """Folders under a path answer no question about keys as long as there is a file."""
+
+    name = "tests-holding"
+
+    def __init__(self, root: str, flag: str, kept: str = "") -> None:
+        self.root, self.flag, self.kept = root, flag, kept
+
+    def setup(self, worker=None) -> None:
+        self.before = [(c, n, getattr(c, n)) for c, n in HELD]
+        for kind, name, function in self.before:
+            setattr(kind, name, self.held(function))
+
+    def teardown(self, worker=None) -> None:
+        for kind, name, function in self.before:
+            setattr(kind, name, function)
+
+    def held(self, function):
+        async def wait_and_call(store, key, *arguments, **options):
+            while self.kept in key and self.is_held(store):
+                await asyncio.sleep(0.02)
+            return await function(store, key, *arguments, **options)
+
+        return wait_and_call
+
+    def is_held(self, store) -> bool:
+        if not str(store.root).startswith(self.root) or not os.path.exists(self.flag):
+            return False
+        touch(self.flag + "-felt")
+        return True
+
+
+HELD = ((LocalStore, "get"), (LocalStore, "set"), (RegularStore, "get"))
+
+
+@dataclass(frozen=True)
+class Hang:
+    """A store hangs for some seconds from when a process first waits for it.
+
+    Parameters
+    ----------
+    seconds
+        How long.
+    kept
+        Is in the keys that hang: all, or those of chunks.
+    kills
+        Whether a worker is killed: the one that takes its place has read nothing yet.
+    """
+
+    seconds: float
+    kept: str = ""
+    kills: bool = False
+
+    def __call__(self, client: Client, rng: random.Random, path: str) -> None:
+        flag = f"{path}-hangs"
+        plugin = Holding(path, flag, self.kept)
+        touch(flag)
+        client.register_plugin(plugin)
+        plugin.setup()
+        try:
+            if self.kills:
+                Kill(no_shard_holder)(client, rng)
+            wait_for_file(flag + "-felt")
+            time.sleep(self.seconds)
+        finally:
+            os.remove(flag)
+            plugin.teardown()
+
+
+@dataclass(frozen=True)
+class Raised:
+    """What raises once has done so: `RaisesOnce` brings it about."""
+
+    def __call__(self, client: Client, rng: random.Random, path: str) -> None:
+        wait_for_file(f"{path}-raised")
+
+
+class RaisesOnce:
+    """An optimiser or a model one method of which raises once, in whichever process is first."""
+
+    def __init__(self, inner, method: str, path: str) -> None:
+        self.inner, self.method, self.path = inner, method, f"{path}-raised"
+
+    def __getattr__(self, name):
+        if name.startswith("__") or name in ("inner", "method", "path"):
+            raise AttributeError(name)
+        found = getattr(self.inner, name)
+        return self._once(found) if name == self.method else found
+
+    def update(self, parameters, gradient, slots, step):
+        update = self.inner.update
+        if self.method == "update" and step >= LATE:
+            update = self._once(update)
+        return update(parameters, gradient, slots, step)
+
+    def _once(self, function):
+        def once(*arguments, **options):
+            try:
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return function(*arguments, **options)
+            raise ArithmeticError("raised once")
+
+        return once
+
+
+LATE = 90  # updates: after a first snapshot
+
+
+def wait_for_file(path: str) -> None:
+    until = time.monotonic() + 30
+    while not os.path.exists(path):
+        assert time.monotonic() < until, f"nothing has made {path}"
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True)
 class Fault:
     """One row of the table: what happens, when, how often, and what a run is given against it."""
 
@@ -218,7 +371,9 @@ class Fault:
     loses: bool = False  # whether acknowledged updates may be rolled back
     chaos: bool = False  # only in the long suite
     shards: int = 2
-    of: str = ""  # "checkpoint": what happens is given its path
+    of: str = ""  # "checkpoint", "data": what happens is given its path
+    raises: str = ""  # "update" of the optimiser, "predict" of the model in validation: once
+    ends: type[Exception] | None = None  # what the run ends with; then it is resumed
 
 
 def assert_felt(result, act):
@@ -286,4 +441,36 @@ TABLE = [
         of="checkpoint",
     ),
     Fault("answers lost; copies", Disturb(0.1, 0.1, 0.01), copies=2, checkpoint=False),
+]
+
+# What replicas of one worker meet: for gangs it is the same.
+MORE = [
+    Fault("cancel what is out", Cancel(), checkpoint=False, times=3, chaos=True),
+    Fault("pause the client", PauseClient(6), checkpoint=False, chaos=True),
+    Fault("the checkpoint hangs", Hang(3.0), chaos=True, of="checkpoint"),
+    Fault(
+        "a chunk of the data hangs",
+        Hang(3.0, kept="c/", kills=True),
+        checkpoint=False,
+        chaos=True,
+        of="data",
+    ),
+    Fault(
+        "a validation raises once",
+        Raised(),
+        checkpoint=False,
+        chaos=True,
+        of="checkpoint",
+        raises="predict",
+    ),
+    # Its update was not applied in that shard, and was in others: the run ends with the error, and
+    # goes back as a whole to the last snapshot. Nothing of a user's runs in shards of Sandblaster.
+    Fault(
+        "an optimiser raises once",
+        Raised(),
+        chaos=True,
+        of="checkpoint",
+        raises="update",
+        ends=ArithmeticError,
+    ),
 ]

@@ -33,6 +33,7 @@ LEVELS = {
     "progress": 6,
     "plotting": 6,
     "status": 6,
+    "stored_parameters": 6,
     "meanings": 6,
     "run": 7,
     "algorithms": 8,
@@ -41,7 +42,7 @@ LEVELS = {
 }
 ROOT_LEVEL = 10  # `dbdask` itself, which names the whole public API
 ADAPTERS = {"torch", "sklearn"}
-KNOWS_DASK = {"dbdask.data.block_provider"}
+KNOWS_DASK = {"dbdask.data.block_provider", "dbdask.data.cluster_sweeps"}
 
 
 def modules_of(package):

@@ -33,6 +33,7 @@ from distributed import Client, Future, rejoin, secede
 from dbdask.data.dask_blocks import BlockCheck
 from dbdask.data.routes import Blocked, Held, Piece
 from dbdask.data.variables import Variable
+from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.portions import Portion
 
 SCATTER_SECONDS = 5.0
@@ -193,8 +194,12 @@ class BlockProvider:
     def _note_failures(self, group: _Group) -> None:
         """Give tasks new names after an error: under its old name a held task stays failed."""
         if group.has("error"):
-            self._graphs.clear()
-            self._renamed = True
+            self.rename()
+
+    def rename(self) -> None:
+        """Let the blocks that Dask computes from now on have new names."""
+        self._graphs.clear()
+        self._renamed = True
 
     def _scatter(self, pieces: list[Piece], workers: Sequence[str] | None) -> list[Future[Piece]]:
         if not pieces:
@@ -322,6 +327,7 @@ def _piece(variable: Variable, box: Mapping[str, slice]) -> Piece:
     return Piece(variable.key, tuple(cut.start for cut in index), values)
 
 
+@portable_errors
 def _as_piece(key: str, box: tuple[slice, ...], check: BlockCheck, block: object) -> Piece:
     """Return a block that was computed, as a piece; raise DataError if it cannot be right."""
     return Piece(key, tuple(cut.start for cut in box), check.apply(np.asarray(block), box))

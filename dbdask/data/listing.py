@@ -10,6 +10,7 @@ from zarr.core.sync import sync
 
 from dbdask.data.bounded_codecs import unsafe_codec
 from dbdask.data.locations import Location, unsafe_error
+from dbdask.data.retrying import tried_again
 from dbdask.data.zarr_arrays import ZarrArray
 
 LONGEST = 2**63 - 1
@@ -28,7 +29,9 @@ def list_arrays(
     """
     refused: dict[str, str] = {}
     try:
-        found = dict(group.arrays())
+        found = tried_again(
+            lambda: dict(group.arrays()), "the metadata of its arrays", str(location)
+        )
     except OSError:
         raise
     except Exception:

@@ -16,6 +16,7 @@ from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from dbdask.data.bounded_codecs import bound, most_stored_bytes, unsafe_codec
+from dbdask.data.retrying import tried_again
 from dbdask.data.stores import RegularStore, WatchedStore
 from dbdask.data.zarr_arrays import ZarrArray
 from dbdask.errors import DataError
@@ -88,7 +89,7 @@ class Location:
         """
         store = self.open_store()
         try:
-            return zarr.open_group(store, mode="r")
+            return tried_again(lambda: zarr.open_group(store, mode="r"), "the metadata", str(self))
         except (GroupNotFoundError, ContainsArrayError) as error:
             raise ValueError(self._no_group(store)) from error
         except OSError as error:

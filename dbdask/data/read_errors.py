@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dbdask.data.chunk_reading import NoRoom
 from dbdask.data.decompression import Oversized
+from dbdask.data.retrying import ReadFailed, is_refused
 from dbdask.data.stores import Vanished
-from dbdask.errors import DataError
+from dbdask.errors import DataError, StoreFailed
 
 
 def read_error(
@@ -39,7 +40,20 @@ def read_error(
             f"variable {name!r} at [{where}] of {store} cannot be read: {error}; write it again in "
             "smaller chunks, or give the process more memory"
         )
-    return DataError(
-        f"variable {name!r} at [{where}] of {store} cannot be read: {type(error).__name__}: "
-        f"{error}; its chunk is damaged or out of reach: write it again, or leave it out with .isel"
+    what = f"variable {name!r} at [{where}] of {store}"
+    if isinstance(error, ReadFailed):
+        return store_failed(what, error)
+    remedy = (
+        "give every process that reads it the right to do so"
+        if is_refused(error)
+        else "its chunk is damaged or not there: write it again, or leave it out with .isel"
+    )
+    return DataError(f"{what} cannot be read: {type(error).__name__}: {error}; {remedy}")
+
+
+def store_failed(what: str, error: ReadFailed) -> StoreFailed:
+    """Return the error to raise after a store has failed each time that `what` was read."""
+    return StoreFailed(
+        f"{what} cannot be read: {error}; its store is out of reach, or gets more requests than it "
+        "serves: start again when it answers; a run with checkpoint= goes on with resume=True"
     )

@@ -31,7 +31,8 @@ from dbdask.data.lazy_chains import is_behind_wrappers
 from dbdask.data.lazy_guard import ReopenedArray, guarded
 from dbdask.data.locations import Location
 from dbdask.data.pandas_arrays import OBJECT, numpy_dtype, to_numpy
-from dbdask.data.read_errors import read_error
+from dbdask.data.read_errors import read_error, store_failed
+from dbdask.data.retrying import ReadFailed, tried_again
 from dbdask.data.stores import Vanished, WatchedStore
 from dbdask.data.waiting import ReadGivenUp, waited_for
 from dbdask.data.zarr_arrays import ZarrArray
@@ -91,7 +92,11 @@ class Stored:
     def array(self) -> ZarrArray:
         # Two threads that come at once open it twice, which harms nothing.
         if not self._opened:
-            self._opened.append(waited_for(self._open, lambda: f"the metadata of {self._name}"))
+            what = f"the metadata of {self._name}"
+            try:
+                self._opened.append(waited_for(self._open, lambda: what))
+            except ReadFailed as error:
+                raise store_failed(what, error) from error
         return self._opened[0]
 
     def _open(self) -> ZarrArray:
@@ -174,6 +179,8 @@ class Lazy:
     def read(self, index: Index) -> np.ndarray:
         try:
             return waited_for(lambda: self._values(index), lambda: self._what(index))
+        except ReadFailed as error:
+            raise store_failed(self._what(index), error) from error
         except (Vanished, Oversized) as error:
             assert self.array is not None
             raise read_error(error, self.array.name, index, self.array.place) from error
@@ -185,6 +192,12 @@ class Lazy:
             ) from error
 
     def _values(self, index: Index) -> np.ndarray:
+        """Return the values; if their array is of Zarr, its store tries again by itself."""
+        if self.array is not None:
+            return self._shown_values(index)
+        return tried_again(lambda: self._shown_values(index), "it", self._what(index))
+
+    def _shown_values(self, index: Index) -> np.ndarray:
         # Indexing makes a new variable: what it caches is gone with it.
         return self.variable[index].to_numpy()
 
@@ -264,9 +277,13 @@ class Blocked:
 
     def read(self, index: Index) -> np.ndarray:
         try:
-            values = np.asarray(self.array[index].compute())
+            values = tried_again(
+                lambda: np.asarray(self.array[index].compute()), "it", f"variable {self.name!r}"
+            )
         except (MemoryError, DataError):
             raise
+        except ReadFailed as error:
+            raise store_failed(f"variable {self.name!r} at {_shown(index)}", error) from error
         except Exception as error:
             raise self.check.failed(error, index) from error
         return self.check.apply(values, index)

@@ -18,8 +18,9 @@ from zarr.abc.store import (
     SuffixByteRequest,
 )
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import LocalStore
 
+from dbdask.data.retrying import RetryingStore
 from dbdask.data.zarr_arrays import ZarrArray
 
 METADATA_BYTES = 128 * 2**20
@@ -122,7 +123,7 @@ class _Watched(NamedTuple):
     """Chunks along each axis."""
 
 
-class WatchedStore(WrapperStore[Store]):
+class WatchedStore(RetryingStore):
     """A store of one array that records which chunks are in it, and which are not.
 
     By the format, a chunk that is not in the store holds the fill value. This is believed only
@@ -158,8 +159,10 @@ class WatchedStore(WrapperStore[Store]):
         ------
         Vanished
             The chunk, or the array, was there before and is gone.
+        ReadFailed
+            The store failed at each of several tries.
         """
-        found = await self._store.get(key, prototype, byte_range)
+        found = await super().get(key, prototype, byte_range)
         watched = self._watched
         number = None if watched is None else _chunk_number(watched, key)
         if watched is not None and number is not None:
@@ -174,9 +177,9 @@ class WatchedStore(WrapperStore[Store]):
         name = key[len(watched.prefix) :]
         if self._seen[number >> 3] >> (number & 7) & 1:
             raise Vanished(f"chunk {name} was there when it was read before, and is gone")
-        if not await self._store.exists(watched.document):
+        if not await self.exists(watched.document):
             raise Vanished(f"chunk {name} is not there, and the array is gone")
-        if self._last_seen and not await self._store.exists(self._last_seen):
+        if self._last_seen and not await self.exists(self._last_seen):
             gone = self._last_seen[len(watched.prefix) :]
             raise Vanished(f"chunk {name} is not there, and chunk {gone}, read before, is gone")
         self.fills.add(number)

@@ -29,6 +29,14 @@ def local_worker(address: str) -> Worker | None:
     return None
 
 
+def name_of_here() -> str:
+    """Name the worker that this code runs on, or say that it runs on none."""
+    try:
+        return f"worker {this_worker().address}"
+    except ValueError:
+        return "this process"
+
+
 def local_actor(worker: Worker, key: str) -> Any:
     """Return an actor that a worker of this process holds.
 

@@ -1,6 +1,6 @@
 """The beginning of a run: it waits for workers, checks their memory, and makes the shards."""
 
-from dbdask.run.arrivals import await_workers
+from dbdask.rpc.arrivals import await_workers
 from dbdask.run.preflight import check_collectable, check_memory
 from dbdask.run.run import Run
 from dbdask.run.shard_placement import most_elements

@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError
 from typing import Protocol
 
 from dbdask.data.block_provider import why_cancelled
-from dbdask.errors import WorkerError
+from dbdask.errors import StoreFailed, WorkerError
 from dbdask.schedule.portions import Portion
 
 logger = logging.getLogger("dbdask")
@@ -51,6 +51,12 @@ class Failures:
 
     def __init__(self) -> None:
         self._by_portion: dict[tuple[str, tuple[int, int]], list[str]] = {}
+        self._unread: dict[tuple[str, tuple[int, int]], str] = {}  # where a store failed last
+
+    @property
+    def cut_off(self) -> set[str]:
+        """The workers for which a store failed with work that is unfinished since."""
+        return set(self._unread.values())
 
     @property
     def suspicion(self) -> str:
@@ -76,6 +82,8 @@ class Failures:
         ------
         WorkerError
             It was the `MOST_ATTEMPTS`th failure of one of the portions.
+        StoreFailed
+            So it was, because values could not be read.
         """
         failures = [self._by_portion.setdefault(name, []) for name in _names(work)]
         count = 1 + max(len(before) for before in failures)
@@ -83,6 +91,10 @@ class Failures:
         words = f"{work.name} failed {count} times, the last time {how}{where}"
         for before in failures:
             before.append(words)
+        if isinstance(error, StoreFailed):
+            self._unread.update(dict.fromkeys(_names(work), worker))
+        if count >= MOST_ATTEMPTS and isinstance(error, StoreFailed):
+            raise StoreFailed(words) from error  # whose own words name the remedy
         if count >= MOST_ATTEMPTS:
             raise WorkerError(words + _remedy(work, error)) from error
         logger.warning("%s failed on %s %s; it is tried again", work.name, worker, how)
@@ -91,6 +103,7 @@ class Failures:
         """Forget the failures of work that is finished."""
         for name in _names(work):
             self._by_portion.pop(name, None)
+            self._unread.pop(name, None)
 
 
 def _names(work: Work) -> list[tuple[str, tuple[int, int]]]:

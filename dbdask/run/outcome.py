@@ -2,12 +2,13 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from dbdask.daemon_threads import beside_loop
+from dbdask.daemon_threads import DeadlinePassed, beside_loop, call_within
 from dbdask.metrics.history import History
-from dbdask.rpc.deadlines import deadline, within
+from dbdask.rpc.deadlines import deadline
 from dbdask.status import Status
 from dbdask.storage.checkpoint import Snapshot, VectorReference
 
@@ -48,9 +49,9 @@ async def read_if_small(reference: VectorReference, size: int) -> np.ndarray | V
     """
     if 4 * size > LARGEST_READ:
         return reference
+    seconds, what = deadline("store", 4 * size), f"the parameters in checkpoint={reference.path!r}"
     try:
-        async with within(deadline("store", 4 * size)):
-            return await beside_loop(reference.read)
-    except TimeoutError:
+        return await beside_loop(partial(call_within, seconds, reference.read, what=what))
+    except DeadlinePassed:
         logger.warning("the parameters stay in %r, which does not hand them over", reference.path)
         return reference

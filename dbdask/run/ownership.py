@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from dbdask.daemon_threads import call_within, start_call
 from dbdask.errors import CheckpointError
 from dbdask.rpc.deadlines import deadline
+from dbdask.rpc.store_calls import call_store
 from dbdask.schedule.awake import AwakeClock
 from dbdask.storage import checkpoint, owner
 from dbdask.storage.owner import Owner
@@ -40,16 +41,8 @@ def in_time(path: str, doing: str, function: Callable[..., T], *arguments: objec
     CheckpointError
         The store gave no answer: it says while what was done.
     """
-    seconds = deadline("store")
-    try:
-        return call_within(
-            seconds, function, *arguments, what=f"an answer of checkpoint={path!r} while {doing}"
-        )
-    except TimeoutError as error:
-        raise CheckpointError(
-            f"checkpoint={path!r} gave no answer in {seconds:g} s (dbdask.store) while {doing}: "
-            "its store hangs, or needs a longer dbdask.store"
-        ) from error
+    place = f"checkpoint={path!r}"
+    return call_store(place, doing, function, *arguments, error=CheckpointError)
 
 
 class Ownership:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dbdask.run.failures import TRAIN, VALIDATION
+from dbdask.run.failures import TRAIN, VALIDATION, Failures
 from dbdask.run.gangs import Gangs
 from dbdask.run.outstanding import Outstanding
 from dbdask.run.roster import Roster
@@ -25,16 +25,20 @@ class ReplicaPlaces:
         Their gangs; None if every worker is a place.
     outstanding
         The work under way.
+    failures
+        The failures of work so far.
     """
 
     roster: Roster
     gangs: Gangs | None
     outstanding: list[Outstanding[Any]]
+    failures: Failures
 
     def idle_places(self, replicas: int | None) -> list[str]:
         """List places without training work, once for each replica that could begin there."""
         places, busy = self._places_for(replicas), self._busy(TRAIN)
-        return [worker for worker, n in places.items() for _ in range(n - busy[worker])]
+        wanted = [worker for worker, n in places.items() for _ in range(n - busy[worker])]
+        return self._that_read(wanted, places)
 
     def free_places(self, replicas: int | None) -> list[str]:
         """List places that want a portion, the emptiest first, once for each portion wanted."""
@@ -55,7 +59,18 @@ class ReplicaPlaces:
         """List each worker once for each task that it lacks of `most`, the emptiest first."""
         busy = self._busy(examples)
         wanted = [(n, w) for w, count in most.items() for n in range(busy[w], count)]
-        return [worker for _, worker in sorted(wanted)]
+        return self._that_read([worker for _, worker in sorted(wanted)], most)
+
+    def _that_read(self, wanted: list[str], places: Iterable[str]) -> list[str]:
+        """Leave out workers for which a store fails, until others have done their work.
+
+        A worker that fails is idle before the others are: the work would come back to it. If a
+        store fails for all workers at `places`, none is left out.
+        """
+        cut_off = self.failures.cut_off
+        if cut_off.issuperset(places):
+            return wanted
+        return [place for place in wanted if place not in cut_off]
 
     def places(self, place: str, replicas: int | None) -> int:
         """Return how many replicas run at once at a place."""

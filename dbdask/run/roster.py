@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from distributed import Client, Future
 
 from dbdask.errors import WorkerError
+from dbdask.rpc.arrivals import DEMAND_SECONDS, ask_for_worker
 from dbdask.rpc.calls import worker_answers
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.scheduler import WorkerFacts, workers_now
-from dbdask.run.arrivals import DEMAND_SECONDS, ask_for_worker
 from dbdask.run.preflight import WorkerSilent, check_worker
 from dbdask.schedule.awake import AwakeClock
 

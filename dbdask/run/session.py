@@ -17,11 +17,11 @@ from distributed import Client, LocalCluster, default_client, get_client
 from dbdask.data.block_provider import beside_task
 from dbdask.metrics.history import Record
 from dbdask.progress import Progress
+from dbdask.rpc.clients import check_client
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.local_workers import this_worker
 from dbdask.rpc.loops import client_loop, start_on
 from dbdask.rpc.portable import end_causes
-from dbdask.rpc.scheduler import is_closed
 from dbdask.run.guard import client_closed, guarded
 from dbdask.run.slow_callbacks import Callback, CallbackWatch
 from dbdask.run.snapshots import Snapshots
@@ -62,12 +62,7 @@ def client_for(client: Client | None) -> Iterator[Client]:
         with _own_cluster() as own:
             yield own
         return
-    if not hasattr(client, "asynchronous"):
-        raise TypeError(f"client must be a dask.distributed.Client, got {client!r}")
-    if client.asynchronous:
-        raise TypeError("client must be synchronous, got an asynchronous one: Client(address)")
-    if is_closed(client):
-        raise ValueError(f"client must be open, got a closed one, {client!r}: Client(address)")
+    check_client(client)
     with beside_task():
         yield client
 

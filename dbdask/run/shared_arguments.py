@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 from distributed import Client
 
-from dbdask.daemon_threads import call_within
+from dbdask.daemon_threads import DeadlinePassed, call_within
 from dbdask.data.checks import drop_warning
 from dbdask.data.examples import Examples
 from dbdask.data.fills import fill_warnings
-from dbdask.errors import CheckpointError, DataError, WorkerError
+from dbdask.errors import CheckpointError, DataError, ResultError, WorkerError
 from dbdask.metrics.scores import NOTHING
 from dbdask.models.layout import Layout, as_layout, check_dims
 from dbdask.models.model import Model
@@ -212,8 +212,14 @@ def flat_parameters(parameters: Parameters | None, layout: Layout) -> np.ndarray
         return _flat_parameters(parameters, layout)
     seconds = round(deadline("store", 4 * layout.size), 1)
     try:
+        if isinstance(parameters, Result):
+            parameters = parameters.parameters  # read under a deadline that names the path
         return call_within(seconds, _flat_parameters, parameters, layout, what="parameters=")
-    except TimeoutError as error:
+    except ResultError as error:
+        if not isinstance(error.__cause__, DeadlinePassed):
+            raise
+        raise CheckpointError(f"parameters= were not read: {error}") from error
+    except DeadlinePassed as error:
         raise CheckpointError(
             f"parameters= were not read in {seconds:g} s (dbdask.store): the store that holds them "
             "hangs, or needs a longer dbdask.store"

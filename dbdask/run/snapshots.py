@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from dbdask.daemon_threads import DaemonThreadRunner
 from dbdask.errors import CheckpointError
@@ -20,6 +20,8 @@ from dbdask.run.ownership import Ownership
 from dbdask.run.parameter_server import ParameterServer
 from dbdask.storage import checkpoint
 from dbdask.storage.checkpoint import Snapshot
+
+T = TypeVar("T")
 
 logger = logging.getLogger("dbdask")
 
@@ -210,7 +212,8 @@ class Snapshots:
 
         try:
             async with within(deadline("store")):
-                await self._store.do(delete)
+                what = f"checkpoint={self.path!r} to delete {which} snapshots"
+                await self._store.do(delete, what=what)
         except Exception as error:
             logger.warning("%s snapshots could not be deleted: %r", which, error)
             self._store = DaemonThreadRunner()  # nothing waits for a deletion that hangs
@@ -285,13 +288,13 @@ class _Writing:
         """
         cut = self.server.size, self.server.chunk, self.server.vector_order
         try:
-            await self.store.do(checkpoint.begin, self.path, self.group, self.names, *cut)
+            await self._do(checkpoint.begin, self.path, self.group, self.names, *cut)
             self._step, self._unwritten = "writing", set(range(len(self.server.slices)))
             finite = await asyncio.gather(
                 *(self._write_one(i, method, what) for i in sorted(self._unwritten))
             )
         except CheckpointError as error:
-            if await self.store.do(self._is_deleted):
+            if await self._do(self._is_deleted):
                 raise self._deleted() from error
             raise
         return all(finite)
@@ -321,7 +324,11 @@ class _Writing:
             Another run has taken the checkpoint.
         """
         self._step = "committing"
-        await self.store.do(self._commit, state)
+        await self._do(self._commit, state)
+
+    async def _do(self, function: Callable[..., T], *arguments: Any) -> T:
+        what = f"an answer of checkpoint={self.path!r} while {self.step}"
+        return await self.store.do(function, *arguments, what=what)
 
     def _commit(self, state: dict[str, Any]) -> None:
         chunks = len(self.server.slices)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from distributed import Client
 
 from dbdask.data.block_provider import BlockProvider
-from dbdask.errors import DataError, ModelError, RaisedInShard
+from dbdask.errors import DataError, ModelError, RaisedInShard, StoreFailed
 from dbdask.rpc.deadlines import deadline, retrieve_error
 from dbdask.rpc.scheduler import has_scheduler
 from dbdask.rpc.tasks import is_submitted
@@ -204,7 +204,8 @@ class Workforce(ReplicaPlaces):
         Raises
         ------
         DataError
-            The data are wrong: no other worker would find them right.
+            The data are wrong: no other worker would find them right. Or their store has failed
+            some work `MOST_ATTEMPTS` times.
         ModelError
             The model does not keep its contract.
         WorkerError
@@ -237,7 +238,7 @@ class Workforce(ReplicaPlaces):
             return report
         if isinstance(error, RaisedInShard):
             raise error.error
-        if isinstance(error, (DataError, ModelError)):
+        if isinstance(error, (DataError, ModelError)) and not isinstance(error, StoreFailed):
             raise error
         is_counted = out.joint is None or out.joint.is_first_failure()
         if is_counted and has_scheduler(self.client):  # without one the client loses every future

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from zarr.core.sync import sync
@@ -369,6 +369,12 @@ class VectorReference:
     path: Place
     group: str
     name: str = "parameters"
+
+    argument: ClassVar[str] = "checkpoint"
+    """Names the path in errors."""
+
+    error: ClassVar[type[Exception]] = CheckpointError
+    """The type of the error if the vector cannot be read."""
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read a slice, or the whole vector: float32 (stop - start,).

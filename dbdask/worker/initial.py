@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from dbdask.arrays import Float32Array
-from dbdask.daemon_threads import call_within
 from dbdask.errors import CheckpointError
 from dbdask.models.cut_table import CutTable, initial_of_cut
 from dbdask.models.layout import as_layout
@@ -14,10 +13,10 @@ from dbdask.models.member_checks import checked_initial
 from dbdask.optim.optimizer_checks import initial_slots
 from dbdask.optim.optimizers import Optimizer
 from dbdask.rpc.calls import ActorPlace, call_actor
-from dbdask.rpc.deadlines import deadline
-from dbdask.rpc.local_workers import this_worker
+from dbdask.rpc.local_workers import name_of_here, this_worker
 from dbdask.rpc.loops import start_on, worker_loop
 from dbdask.rpc.portable import portable_errors
+from dbdask.rpc.store_calls import call_store
 from dbdask.schedule.ledger import Ledger, Row
 from dbdask.storage import checkpoint
 from dbdask.users_code import UsersCode
@@ -67,16 +66,11 @@ class FromSnapshot:
 
     def __call__(self, start: int, stop: int, optimizer: Optimizer) -> ShardState:
         nbytes = 4 * (stop - start) * (2 + len(optimizer.slots))
-        seconds = round(deadline("store", nbytes), 1)
-        try:
-            what = f"parameters {start} to {stop} of checkpoint={self.path!r}"
-            vectors = call_within(seconds, self._read, start, stop, what=what)
-        except TimeoutError as error:
-            raise CheckpointError(
-                f"checkpoint={self.path!r} gave no answer in {seconds:g} s (dbdask.store) while "
-                f"worker {this_worker().address} read parameters {start} to {stop} of snapshot "
-                f"{self.group}: its store hangs, or needs a longer dbdask.store"
-            ) from error
+        place = f"checkpoint={self.path!r}"
+        doing = f"{name_of_here()} read parameters {start} to {stop} of snapshot {self.group}"
+        vectors = call_store(
+            place, doing, self._read, start, stop, error=CheckpointError, nbytes=nbytes
+        )
         ledger = Ledger.from_rows(self.rows, self.first_open_epoch)
         return ShardState(vectors, self.applied, ledger)
 

@@ -347,7 +347,8 @@ def one_thread():
         yield
 
 
-def test_examples_of_grids_are_those_of_a_loop():
+def test_examples_of_grids_are_those_of_a_loop(record_property):
+    record_property("drawn seeds", ["grids", QUICK.start, QUICK.stop])
     counts = [check(seed) for seed in QUICK]
     assert sum(counts) > 800 and sum(map(bool, counts)) > 35
 
@@ -358,6 +359,7 @@ def test_examples_of_stores_are_those_of_a_loop(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", LONG)
-def test_examples_of_many_grids_are_those_of_a_loop(first, tmp_path):
+def test_examples_of_many_grids_are_those_of_a_loop(first, tmp_path, record_property):
     seeds = range(first, first + LONG.step)
+    record_property("drawn seeds", ["grids", seeds.start, seeds.stop])
     assert sum(check(seed, tmp_path if seed % 5 == 0 else None) for seed in seeds) > 5_000

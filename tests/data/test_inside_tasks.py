@@ -70,16 +70,47 @@ def standardized(store):
     return examples.standardize(client=get_client()).input_shape
 
 
+def minimized(store, client=None):
+    result = dbdask.sandblaster(
+        LinearCounting(ROWS),
+        counted(store),
+        client=client,
+        progress=False,
+        **ALGORITHMS["sandblaster"],
+    )
+    return result.parameters["count"].values
+
+
+def minimized_with_worker_client(store):
+    with worker_client() as client:
+        return minimized(store, client)
+
+
+@pytest.mark.parametrize("how", [minimized, minimized_with_worker_client])
+def test_a_task_can_train_with_sandblaster(lone_client, store, how):
+    future = lone_client.submit(how, store, pure=False)
+    np.testing.assert_allclose(future.result(60), 1, atol=1e-4)
+    assert lone_client.submit(threads_of_pool).result() == 1
+    future.release()
+    wait_until_forgotten(lone_client)
+    assert_nothing_left(lone_client)
+
+
 @pytest.mark.parametrize("how", [with_current_client, with_get_client, with_worker_client])
 def test_a_task_can_train_on_the_cluster_that_runs_it(lone_client, store, how):
     future = lone_client.submit(how, store, pure=False)
     np.testing.assert_array_equal(future.result(60), 1)
     assert lone_client.submit(threads_of_pool).result() == 1
     future.release()
-    wait_until(
-        lambda: not lone_client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
-    )
+    wait_until_forgotten(lone_client)
     assert_nothing_left(lone_client)
+
+
+def wait_until_forgotten(client):
+    """Wait until the scheduler has forgotten the test's own tasks, which it does in a moment."""
+    wait_until(
+        lambda: not client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+    )
 
 
 def threads_of_pool():

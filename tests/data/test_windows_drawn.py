@@ -18,7 +18,7 @@ QUICK, LONG = range(40), range(40, 3000, 370)
 def drawn_chunks(rng, size):
     if rng.integers(0, 2):
         return int(rng.integers(1, size + 2))
-    edges = np.unique([0, size, *rng.integers(0, size + 1, 4)])
+    edges = np.sort([0, size, *rng.integers(0, size + 1, 4)])  # equal ones: an empty block
     return tuple(np.diff(edges).tolist())
 
 
@@ -146,14 +146,16 @@ def one_thread():
         yield
 
 
-def test_windows_see_what_a_loop_sees():
+def test_windows_see_what_a_loop_sees(record_property):
+    record_property("drawn seeds", ["windows", QUICK.start, QUICK.stop])
     counts = [check(seed) for seed in QUICK]
     assert sum(counts) > 600 and sum(map(bool, counts)) > 25
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", LONG)
-def test_windows_see_what_a_loop_sees_in_many_datasets(first):
+def test_windows_see_what_a_loop_sees_in_many_datasets(first, record_property):
+    record_property("drawn seeds", ["windows", first, first + LONG.step])
     assert sum(check(seed) for seed in range(first, first + LONG.step)) > 6_000
 
 
@@ -166,3 +168,17 @@ def test_the_present_bounds_a_window_that_leaves_it_out():
         examples = dbdask.Examples(data, window={"t": window}, **arguments).for_loss("squared", 1)
         found = fed(examples, 4)
         assert found[7 if window[0] > 0 else 4].tolist() == wanted
+
+
+@pytest.mark.parametrize("blocks", [(0, 5, 7), (5, 0, 0, 7), (5, 7, 0), (0, 4, 0, 8, 0)])
+@pytest.mark.parametrize("edges", ["repeat", "drop"])
+def test_blocks_of_length_0_change_nothing(blocks, edges):
+    data = xr.Dataset({"x": ("t", np.arange(12.0)), "g": ("t", np.repeat([7, 8, 9], 4))})
+    found = []
+    for given in (data, data.chunk(t=blocks)):
+        examples = dbdask.Examples(
+            given, inputs="x", targets="x", along="t", window={"t": 3}, groups="g", edges=edges
+        )
+        found.append(fed(examples.for_loss("squared", 1), 4))
+    assert data.chunk(t=blocks).chunks["t"] == blocks and found[0]
+    np.testing.assert_equal(found[1], found[0])

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from .trial import Trial, run
 
 Counts = dict[str, Counter[str]]
+COUNTED = ("verdicts", "given", "operations", "errors", "written")
 
 
 def count(trials: Iterable[Trial]) -> Counts:
     """Count verdicts, ways of giving the data, operations and errors."""
-    found: Counts = {name: Counter() for name in ("verdicts", "given", "operations", "errors")}
+    found: Counts = {name: Counter() for name in COUNTED}
     for trial in trials:
         found["verdicts"][trial.verdict] += 1
         if trial.predicted:
@@ -20,6 +21,7 @@ def count(trials: Iterable[Trial]) -> Counts:
         found["operations"].update(operation.name for operation in trial.operations)
         if trial.error:
             found["errors"][trial.error] += 1
+        found["written"].update(trial.written)
     return found
 
 
@@ -38,12 +40,26 @@ def report(counts: Counts) -> str:
     return "\n".join(lines)
 
 
-def run_all(seeds: Iterable[int]) -> tuple[list[Trial], Counts]:
-    """Run seeds; return the trials that went wrong, and the counts of all."""
+def spans(ranges: Iterable[tuple[int, int]]) -> str:
+    """Return ranges of seeds, each its first and the one after its last, as few as possible."""
+    joined: list[list[int]] = []
+    for first, stop in sorted(ranges):
+        if joined and first <= joined[-1][1]:
+            joined[-1][1] = max(stop, joined[-1][1])
+        else:
+            joined.append([first, stop])
+    return ", ".join(f"{first}-{stop - 1}" for first, stop in joined)
+
+
+def run_all(seeds: Iterable[int], predict_every: int = 1) -> tuple[list[Trial], Counts]:
+    """Run seeds; return the trials that went wrong, and the counts of all.
+
+    Of `predict_every` seeds one predicts.
+    """
     wrong: list[Trial] = []
     counts: Counts = {}
     for seed in seeds:
-        trial = run(seed)
+        trial = run(seed, predict=seed % predict_every == 0)
         add(counts, count([trial]))
         if trial.wrong:
             wrong.append(trial)

@@ -130,12 +130,16 @@ def draw_giver(rng: np.random.Generator, plan: Plan, storage: str, folder: Path)
 
 
 def _blocks(rng: np.random.Generator, plan: Plan) -> dict[str, Any]:
-    """Draw blocks of Dask: regular or ragged."""
+    """Draw blocks of Dask: regular or ragged, some of length 0.
+
+    A dimension of one element has none of length 0: broadcast against them, Dask computes values
+    of another shape than it promises.
+    """
     found: dict[str, Any] = {}
     for dim, size in plan.sizes.items():
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 or size == 1:
             found[dim] = int(rng.integers(1, size + 1))
         else:
-            cuts = np.unique(rng.integers(0, size + 1, 3))
-            found[dim] = tuple(n for n in np.diff([0, *cuts, size]).tolist() if n)
+            cuts = np.sort(rng.integers(0, size + 1, 3))
+            found[dim] = tuple(np.diff([0, *cuts, size]).tolist())
     return found

@@ -82,9 +82,10 @@ def _observe(data: Any, asked: Asked, found: Observed) -> None:
     found.stage = "read"
     if asked.missing == "mask":
         examples = examples.prepared_like(examples)
-    found.read = read_blocks(examples)
-    found.stage = "minibatches"
-    found.epochs = _epochs(examples, asked.batch, found.read)
+    with examples.reader(prefetch=False) as reader:  # one: what it has read feeds epochs, too
+        found.read = _read_blocks(examples, reader)
+        found.stage = "minibatches"
+        found.epochs = _epochs(examples, asked.batch, found.read, reader)
 
 
 def _keywords(data: Any, asked: Asked) -> dict[str, Any]:
@@ -118,10 +119,14 @@ def _cut(examples: Examples, cut: Cut, found: Observed) -> Examples:
 
 def read_blocks(examples: Examples) -> Read:
     """Read every block that holds an example."""
+    with examples.reader(prefetch=False) as reader:
+        return _read_blocks(examples, reader)
+
+
+def _read_blocks(examples: Examples, reader: Any) -> Read:
     portions = examples.cut(64, 64).contiguous()
     numbers = sorted({block for portion in portions for block in portion.blocks})
-    with examples.reader(prefetch=False) as reader:
-        blocks = [reader.block(number) for number in numbers]
+    blocks = [reader.block(number) for number in numbers]
     positions = [np.stack(block.positions, axis=-1) for block in blocks]
     batches = [block.minibatch for block in blocks]
     return Read(
@@ -148,23 +153,22 @@ def full_weights(batch: Any) -> np.ndarray:
     return np.broadcast_to(weights, shape).astype(np.float32)
 
 
-def _epochs(examples: Examples, batch_size: int, read: Read) -> list[str]:
+def _epochs(examples: Examples, batch_size: int, read: Read, reader: Any) -> list[str]:
     """Say what is wrong with an epoch, drawn or not: it must hold each row of the blocks once."""
     wrong = []
     wanted = _rows(read.inputs, read.targets, _full(read))
     cut = examples.cut(2 * batch_size, batch_size)
     orders = {"store order": cut.contiguous(), "epoch 3": cut.portions(1, 3)}
-    with examples.reader(prefetch=False) as reader:
-        for name, portions in orders.items():
-            rows: Counter[bytes] = Counter()
-            for portion in portions:
-                for batch in reader.minibatches(portion, batch_size):
-                    if len(batch.inputs) > batch_size:
-                        wrong.append(f"{name}: a minibatch of {len(batch.inputs)} rows")
-                    rows += _rows(batch.inputs, batch.targets, full_weights(batch))
-            if rows != wanted:
-                more, less = rows - wanted, wanted - rows
-                wrong.append(f"{name}: {more.total()} rows too many, {less.total()} too few")
+    for name, portions in orders.items():
+        rows: Counter[bytes] = Counter()
+        for portion in portions:
+            for batch in reader.minibatches(portion, batch_size):
+                if len(batch.inputs) > batch_size:
+                    wrong.append(f"{name}: a minibatch of {len(batch.inputs)} rows")
+                rows += _rows(batch.inputs, batch.targets, full_weights(batch))
+        if rows != wanted:
+            more, less = rows - wanted, wanted - rows
+            wrong.append(f"{name}: {more.total()} rows too many, {less.total()} too few")
     return wrong
 
 

@@ -28,12 +28,15 @@ class Outputs:
     magnitudes: np.ndarray
 
 
-def check_prediction(data: Any, observed: Observed, table: Table, folder: Any) -> str:
+def check_prediction(
+    data: Any, observed: Observed, table: Table, folder: Any
+) -> tuple[str, list[str]]:
     """Predict on the data; raise Wrong where it is not what the model gives.
 
     Returns
     -------
-    "predicted", or "refused" where an error had to come or could.
+    "predicted", or "refused" where an error had to come or could; and the formats that the
+    prediction was written to and read back from.
     """
     examples = observed.examples
     assert examples is not None
@@ -49,14 +52,14 @@ def check_prediction(data: Any, observed: Observed, table: Table, folder: Any) -
             named = isinstance(error, NAMED) and (seen.required or seen.allowed)
             if not named:
                 raise Wrong(f"predict: {type(error).__name__}: {error}") from error
-            return "refused"
+            return "refused", []
     raw = [w for w in caught if not issubclass(w.category, UserWarning)]
     if raw:
         raise Wrong(f"predict: a raw warning: {raw[0].category.__name__}: {raw[0].message}")
     if seen.required:
         raise Wrong(f"predict: no error came, though {'; '.join(seen.required)}")
     if seen.doubtful_values or seen.inputs is None:
-        return "not compared"
+        return "not compared", []
     inputs = np.ascontiguousarray(seen.inputs[seen.kept])
     outputs = Outputs(
         linear.predict(vector, inputs).astype(np.float64),
@@ -66,9 +69,7 @@ def check_prediction(data: Any, observed: Observed, table: Table, folder: Any) -
     for number, array in enumerate(arrays):
         check_place(array, data, table, table.asked.targets[number])
         check_values(array, seen, table, outputs, number)
-    lazy = [found] if isinstance(found, xr.DataArray) else list(found.values())
-    check_written(lazy[0], arrays[0], folder)
-    return "predicted"
+    return "predicted", check_written(found, computed, folder)
 
 
 def over_everything(table: Table) -> Table:
@@ -152,10 +153,11 @@ def check_values(
 def is_missing(array: xr.DataArray, labels: list[Any]) -> xr.DataArray:
     """Say where an array shows nothing: NaN, or no text or a number where that is no label."""
     missing = array.isnull()
-    declared = [array.encoding.get("_FillValue"), array.attrs.get("missing_label")]
-    if array.dtype.kind in "UO":
-        declared.append("")
-    for gap in declared:
+    declared = array.encoding.get("_FillValue")  # a class of this number has no example
+    if declared is not None and declared == declared:
+        missing = missing | (array == declared)
+    named = [array.attrs.get("missing_label"), *([""] if array.dtype.kind in "UO" else [])]
+    for gap in named:
         if gap is not None and gap == gap and plain(gap) not in labels:
             missing = missing | (array == gap)
     return missing

@@ -16,6 +16,8 @@ from .plan import Column, Plan
 
 RAW = ("raw v2", "raw v3", "sharded v3", "kerchunk")
 THROUGH_XARRAY = ("xarray v2", "xarray v3", "netCDF 3", "netCDF 4")
+COMPRESSED = 0.2
+"""The share of Zarr stores whose chunks are compressed."""
 
 
 def as_dataset(plan: Plan) -> xr.Dataset:
@@ -29,12 +31,15 @@ def write(plan: Plan, storage: str, folder: Path, rng: np.random.Generator) -> b
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if storage in RAW:
-            write_arrays(plan, folder / "data.zarr", storage)
+            write_arrays(plan, folder / "data.zarr", storage, bool(rng.random() < COMPRESSED))
             if storage == "kerchunk":
                 write_references(folder / "data.zarr", folder / "references.json")
             return True
         dataset = as_dataset(plan)
         encoding = {c.name: _encoding(rng, c, storage) for c in plan.columns}
+        if storage in ("xarray v2", "xarray v3") and rng.random() >= COMPRESSED:
+            for name in (*encoding, *plan.coords):
+                encoding.setdefault(name, {})["compressors"] = None
         try:
             if storage.startswith("netCDF"):
                 engine = "scipy" if storage == "netCDF 3" else "h5netcdf"
@@ -91,16 +96,22 @@ def left_over_encoding(rng: np.random.Generator, column: Column) -> dict[str, An
     return choose(rng, drawn) | choose(rng, ({}, choose(rng, drawn)))
 
 
-def write_arrays(plan: Plan, path: Path, storage: str) -> None:
-    """Write every column as an array of Zarr, attributes and all; some chunks are not written."""
+def write_arrays(plan: Plan, path: Path, storage: str, compressed: bool) -> None:
+    """Write every column as an array of Zarr, attributes and all; some chunks are not written.
+
+    Zarr compresses each chunk in a thread of its own, which costs more than all else of a chunk of
+    a few numbers: only some stores are compressed.
+    """
     zarr_format = 2 if storage in ("raw v2", "kerchunk") else 3
     group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
     coords = [Column(dim, (dim,), v, fill=None, chunks=v.shape) for dim, v in plan.coords.items()]
     for column in (*plan.columns, *coords):
-        _write_array(group, column, zarr_format, storage == "sharded v3")
+        _write_array(group, column, zarr_format, storage == "sharded v3", compressed)
 
 
-def _write_array(group: zarr.Group, column: Column, zarr_format: int, sharded: bool) -> None:
+def _write_array(
+    group: zarr.Group, column: Column, zarr_format: int, sharded: bool, compressed: bool
+) -> None:
     values = column.values
     kind = values.dtype.kind
     options: dict[str, Any] = {
@@ -111,8 +122,18 @@ def _write_array(group: zarr.Group, column: Column, zarr_format: int, sharded: b
         options["shards"] = tuple(2 * chunk for chunk in column.chunks)
     if zarr_format == 3:
         options["dimension_names"] = column.dims
+    attrs = dict(column.attrs)
+    if zarr_format == 2:
+        attrs["_ARRAY_DIMENSIONS"] = list(column.dims)
+    if not compressed:
+        options["compressors"] = None
     dtype: Any = str if kind == "T" else values.dtype
-    array = group.create_array(column.name, shape=values.shape, dtype=dtype, **options)
+    array = group.create_array(
+        column.name, shape=values.shape, dtype=dtype, attributes=attrs, **options
+    )
+    if not column.holes:
+        array[...] = values
+        return
     step = array.shards or array.chunks
     starts = itertools.product(
         *(range(0, size, chunk) for size, chunk in zip(values.shape, step, strict=True))
@@ -121,10 +142,6 @@ def _write_array(group: zarr.Group, column: Column, zarr_format: int, sharded: b
         if number not in column.holes:
             box = tuple(slice(s, s + chunk) for s, chunk in zip(start, step, strict=True))
             array[box] = values[box]
-    attrs = dict(column.attrs)
-    if zarr_format == 2:
-        attrs["_ARRAY_DIMENSIONS"] = list(column.dims)
-    array.attrs.update(attrs)
 
 
 def array_fill(column: Column, zarr_format: int) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from acting import SlowUntil, touch
 from counting import CountingModel, missing_updates
 from distributed import Client, LocalCluster
-from faults import TABLE, Stop, assert_felt, everyone
+from faults import MORE, TABLE, RaisesOnce, Stop, assert_felt, everyone
 from lag import no_loop_waits
 from test_downpour import assert_nothing_left, counted, write_store
 from test_leaving import wait_until
@@ -21,7 +21,7 @@ EPOCHS, LONG_EPOCHS = 6, 12
 SHORT = {"dbdask.silence": "500ms", "dbdask.ping": "2s", "dbdask.answer": "1s"}
 CASES = [
     pytest.param(fault, marks=pytest.mark.chaos if fault.chaos else (), id=fault.name)
-    for fault in TABLE
+    for fault in TABLE + MORE
 ]
 
 
@@ -48,10 +48,10 @@ class Trouble:
     When all has happened it makes the file at `until`: the run is slow so long.
     """
 
-    def __init__(self, client, fault, seed, until, apart=8, path=None):
+    def __init__(self, client, fault, seed, until, apart=8, path=None, data=None):
         self.client, self.fault, self.rng = client, fault, random.Random(seed)
         self.until, self.left = until, fault.times
-        self.of = [str(path)] if fault.of == "checkpoint" else []
+        self.of = [str({"checkpoint": path, "data": data}[fault.of])] if fault.of else []
         self.apart, self.records, self.happened = apart, 0, 0
         self.threads, self.errors = [], []
 
@@ -85,21 +85,34 @@ class Trouble:
 
 def run_through(client, store, fault, seed, path, epochs):
     """Train the counting model while a fault happens; returns the result."""
-    trouble = Trouble(client, fault, seed, path + "-happened", path=path)
-    result = dbdask.downpour(
-        SlowUntil(CountingModel(ROWS, fault.shards, seconds=0.005), trouble.until, 30),
-        counted(store),
-        client=client,
-        optimizer=dbdask.sgd(float(BATCH)),
-        batch_size=BATCH,
-        epochs=epochs,
-        shards=fault.shards,
-        shard_copies=fault.copies,
-        checkpoint=path if fault.checkpoint else None,
-        snapshot_every="300ms",
-        callbacks=[trouble],
-        progress=False,
-    )
+    trouble = Trouble(client, fault, seed, path + "-happened", path=path, data=store)
+    model = SlowUntil(CountingModel(ROWS, fault.shards, seconds=0.005), trouble.until, 30)
+    optimizer = dbdask.sgd(float(BATCH))
+
+    def train(**options):
+        return dbdask.downpour(
+            RaisesOnce(model, "predict", path) if fault.raises == "predict" else model,
+            counted(store),
+            client=client,
+            optimizer=RaisesOnce(optimizer, "update", path)
+            if fault.raises == "update"
+            else optimizer,
+            batch_size=BATCH,
+            epochs=epochs,
+            shards=fault.shards,
+            shard_copies=fault.copies,
+            checkpoint=path if fault.checkpoint else None,
+            snapshot_every="300ms",
+            validation=counted(store) if fault.raises == "predict" else None,
+            callbacks=[trouble],
+            progress=False,
+            **options,
+        )
+
+    if fault.ends is not None:
+        with pytest.raises(fault.ends):
+            train()
+    result = train(resume=fault.ends is not None)
     was_in_time = trouble.is_over or isinstance(fault.act, Stop)  # which goes on to the SIGCONT
     trouble.settle()
     assert was_in_time, "the run was over before"

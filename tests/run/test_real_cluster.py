@@ -1,6 +1,7 @@
 """Both algorithms on clusters of separate processes that leave, die and come, seen from outside."""
 
 import asyncio
+import gc
 import inspect
 import os
 import signal
@@ -483,6 +484,48 @@ def test_a_worker_that_joins_after_all_were_killed_goes_on(cluster, store, algor
     result = train(client, store, callbacks=[when_under_way(replace)], **kept(tmp_path))
     assert result.history["lost"].values[-1] >= 2
     assert_nothing_left(client)
+
+
+# Logs
+
+
+async def leave_an_error(dask_worker):
+    """Let a task of a worker's loop fail, and retrieve its error nowhere."""
+
+    async def fail():
+        raise ArithmeticError("nobody looks")
+
+    failing = asyncio.ensure_future(fail())
+    await asyncio.wait({failing})
+    del failing
+    gc.collect()
+
+
+def unretrieved(cluster, client):
+    """Names of the processes whose logs speak of an error that was never retrieved."""
+    client.run(gc.collect)
+    client.run_on_scheduler(gc.collect)
+    return [name for name in cluster.processes if "never retrieved" in cluster.log(name)]
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["downpour", pytest.param("sandblaster", marks=pytest.mark.slow)], indirect=True
+)
+def test_no_process_logs_an_error_that_was_never_retrieved(
+    cluster, store, algorithm, quick_turns, caplog
+):
+    train, when_under_way = algorithm
+    client, _ = cluster.start_workers(3)
+    beside = when_under_way(lambda: cluster.kill(name_of(client, shard_workers(client)[0])))
+    train(client, store, callbacks=[beside], shard_copies=2)
+    beside.done()
+    assert "recovering" in caplog.text
+    assert unretrieved(cluster, client) == []
+    assert "never retrieved" not in caplog.text
+    chosen = min(addresses(client))
+    client.run(leave_an_error, workers=[chosen])
+    name = name_of(client, chosen)
+    wait_until(lambda: unretrieved(cluster, client) == [name])  # the logs would show it
 
 
 # Every worker is replaced

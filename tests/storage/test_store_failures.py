@@ -3,8 +3,9 @@
 import asyncio
 import errno
 import re
+import signal
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 import dask
 import numpy as np
@@ -16,8 +17,10 @@ from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 import dbdask
 from dbdask import saving
+from dbdask.daemon_threads import DeadlinePassed, call_within, start_call
 from dbdask.errors import CheckpointError
 from dbdask.models.layout import cut
+from dbdask.rpc import store_calls
 from dbdask.storage import checkpoint, owner, sealed
 
 SIZE, SHARDS = 10, 3
@@ -432,12 +435,13 @@ def test_whichever_operation_of_a_snapshot_of_sandblaster_fails_one_is_of_one_po
 class Hanging(WrapperStore):
     """A store that takes a key of some pattern in only when it is released."""
 
-    def __init__(self, store, pattern, released):
+    def __init__(self, store, pattern, released, asked=None):
         super().__init__(store)
         self.pattern, self.released = pattern, released
+        self.asked = asked or threading.Event()  # is set when a key is waited for
 
     def _with_store(self, store):
-        return type(self)(store, self.pattern, self.released)
+        return type(self)(store, self.pattern, self.released, self.asked)
 
     async def set(self, key, value):
         await self._wait(key)
@@ -445,6 +449,7 @@ class Hanging(WrapperStore):
 
     async def _wait(self, key):
         if re.fullmatch(self.pattern, key):
+            self.asked.set()
             await asyncio.wrap_future(self.released)
 
 
@@ -457,6 +462,17 @@ class Withholding(Hanging):
 
     async def set(self, key, value):
         await self._store.set(key, value)
+
+
+class Undeletable(Hanging):
+    """A store that deletes a group of some pattern only when it is released."""
+
+    async def set(self, key, value):
+        await self._store.set(key, value)
+
+    async def delete_dir(self, prefix):
+        await self._wait(prefix)
+        await self._store.delete_dir(prefix)
 
 
 @pytest.mark.parametrize("algorithm", [train, pytest.param(minimise, marks=pytest.mark.slow)])
@@ -550,28 +566,242 @@ def test_a_store_that_hangs_at_the_start_is_an_error_that_says_where(
     assert len(sealed.children(path)) == 2
 
 
-def test_what_a_store_that_hangs_holds_is_an_error_where_it_is_wanted(
-    threads_client, data, tmp_path, monkeypatch
-):
-    released, path = Future(), str(tmp_path / "model.zarr")
-    result = train(data, threads_client)
-    result.save(path)
-    loaded = dbdask.load(path)
+class Stores:
+    """Stores of folders, of which those that are opened next may hang at keys of some pattern.
 
-    def open_store(place):
+    The deadline of a call passes when such a key is asked for, and never before.
+    """
+
+    def __init__(self, monkeypatch):
+        self.kind, self.pattern, self.released = Hanging, "no key", Future()
+        self.asked = threading.Event()
+        monkeypatch.setattr(sealed, "open_store", self.open)
+        monkeypatch.setattr(store_calls, "call_within", self.call_within)
+
+    def call_within(self, seconds, function, *arguments, what):
+        _, done = start_call(function, *arguments)
+        while not wait((done,), 0.02).done:
+            if self.asked.is_set():
+                raise DeadlinePassed
+        return done.result()
+
+    def open(self, place):
         if isinstance(place, MemoryStore):
             return place
-        return Withholding(LocalStore(place), "zarr.json", released)
+        return self.kind(LocalStore(place), self.pattern, self.released, self.asked)
 
-    monkeypatch.setattr(sealed, "open_store", open_store)
+    def hang(self, kind, pattern):
+        self.kind, self.pattern = kind, pattern
+        self.asked.clear()
+
+    def release(self):
+        self.pattern = "no key"
+        self.asked.clear()
+        if not self.released.done():
+            self.released.set_result(None)
+        wait_until(lambda: "dbdask-call" not in {thread.name for thread in threading.enumerate()})
+
+
+@pytest.fixture
+def stores(monkeypatch):
+    found = Stores(monkeypatch)
+    yield found
+    found.release()
+
+
+def no_answer(path, doing):
+    return rf"'{re.escape(path)}' gave no answer in 60 s \(dbdask.store\) while {doing}: its store"
+
+
+READS = {
+    "load": lambda result, examples: dbdask.load(result._vector.path),
+    "vector": lambda result, examples: result.vector(),
+    "parameters": lambda result, examples: result.parameters,
+    "evaluate": lambda result, examples: result.evaluate(examples),
+    "predict": lambda result, examples: result.predict(DATA).compute(),
+    "save": lambda result, examples: result.save(result._vector.path + "-other"),
+}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A loaded result, and examples of its data."""
+    path = str(tmp_path / "model.zarr")
+    result = result_of([2.0, 0.0])
+    result.save(path)
+    return dbdask.load(path), result.examples
+
+
+DATA = xr.Dataset({"x": ("row", np.arange(4.0)), "y": ("row", np.arange(4.0))})
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_reads_a_saved_result_ends_if_its_store_hangs(saved, stores, name):
+    result, examples = saved
+    path = result._vector.path
+    stores.hang(Withholding, "zarr.json")
+    doing = "it was read" if name == "load" else "parameters 0 to 2 were read"
+    with pytest.raises(dbdask.ResultError, match="path=" + no_answer(path, doing)):
+        READS[name](result, examples)
+    stores.release()
+    READS[name](result, examples)
+
+
+def test_a_store_that_hangs_ends_a_prediction_on_workers_and_a_lazy_parameter(
+    threads_client, saved, stores, monkeypatch
+):
+    monkeypatch.setattr("dbdask.result.EAGER_BYTES", 4)
+    result, _ = saved
+    words = "path=" + no_answer(result._vector.path, r"parameters 0 to \d were read")
+
+    def lazy():
+        yield result.predict(DATA.chunk(row=1)).data
+        yield result.parameters["dense_0_weights"].data
+
+    stores.hang(Withholding, "parameters/c/0")
+    for array in lazy():
+        error = error_of(threads_client, array)
+        assert isinstance(error, dbdask.ResultError) and re.search(words, str(error))
+    stores.release()
+    for array in lazy():
+        assert np.isfinite(threads_client.compute(array).result()).all()
+    wait_until(lambda: not threads_client.run_on_scheduler(keys_of))
+
+
+def error_of(client, array):
+    """The error that an array's computation ends with; nothing of it stays on the cluster."""
+    future = client.compute(array)
     try:
-        with dask.config.set({"dbdask.store": "500ms"}):
-            with pytest.raises(dbdask.ResultError, match=r"gave no answer in 0.5 s"):
-                dbdask.load(path)
-            with pytest.raises(CheckpointError, match=r"parameters= were not read in 0.5 s"):
-                train(data, threads_client, parameters=loaded)
+        return future.exception()
     finally:
-        released.set_result(None)
+        future.release()
+
+
+def keys_of(dask_scheduler):
+    return list(dask_scheduler.tasks)
+
+
+def test_threads_that_predict_wait_once_for_a_store_that_hangs(saved, stores, monkeypatch):
+    result, _ = saved
+    predictor = result._on(DATA)[2]
+    reads, together = [], threading.Barrier(3)
+    hang = type(result._vector).read
+
+    def read(*arguments):
+        reads.append(arguments)
+        return hang(*arguments)
+
+    monkeypatch.setattr(type(result._vector), "read", read)
+    stores.hang(Withholding, "parameters/c/0")
+    errors = []
+
+    def open_it():
+        together.wait(30)
+        with pytest.raises(dbdask.ResultError) as caught:
+            predictor.opened()
+        errors.append(caught.value)
+
+    threads = [threading.Thread(target=open_it) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(errors) == 3 and len(reads) == 1
+    stores.release()
+    assert predictor.opened()[1].tolist() == [2.0, 0.0]
+
+
+SAVES = {
+    "a first root": ("zarr.json", "its vector was made", False),
+    "a first chunk": (r"parameters/c/0", "the parameters were written", False),
+    "a root": (r"0.*-\w+/zarr.json", "its vector was made", True),
+    "a chunk": (r"0.*/parameters/c/0", "the parameters were written", True),
+    "a description": (r"0.*/description/zarr.json", "the description was written", True),
+}
+
+
+@pytest.mark.parametrize("what", SAVES)
+def test_a_save_ends_if_its_store_hangs_and_the_result_of_before_stays(
+    tmp_path, stores, what, caplog
+):
+    pattern, doing, overwrite = SAVES[what]
+    path = str(tmp_path / "model.zarr")
+    first, second = result_of([2.0, 0.0]), result_of([3.0, 1.0])
+    if overwrite:
+        first.save(path)
+    stores.hang(Hanging, pattern)
+    with pytest.raises(TimeoutError, match="path=" + no_answer(path, doing)):
+        second.save(path, overwrite=overwrite)
+    if overwrite:
+        stores.asked.clear()
+        assert dbdask.load(path).vector().tolist() == [2.0, 0.0]
+    stores.release()
+    if overwrite:  # what was begun is deleted as soon as the store answers
+        assert sealed.children(path) == ["description", "parameters", "zarr.json"]
+        assert dbdask.load(path).vector().tolist() == [2.0, 0.0]
+    second.save(path, overwrite=True)
+    assert dbdask.load(path).vector().tolist() == [3.0, 1.0]
+
+
+def test_a_result_is_saved_though_what_it_replaces_cannot_be_deleted(tmp_path, stores, caplog):
+    path = str(tmp_path / "model.zarr")
+    result_of([2.0, 0.0]).save(path)
+    stores.hang(Undeletable, "description")
+    result_of([3.0, 1.0]).save(path, overwrite=True)
+    assert "(dbdask.store) while what no result needs was deleted" in caplog.text
+    stores.asked.clear()
+    assert dbdask.load(path).vector().tolist() == [3.0, 1.0]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_ctrl_c_ends_a_save_at_once(tmp_path, stores, monkeypatch, overwrite):
+    path = str(tmp_path / "model.zarr")
+    first, second = result_of([2.0, 0.0]), result_of([3.0, 1.0])
+    if overwrite:
+        first.save(path)
+    stores.hang(Hanging, r"(0.*/)?parameters/c/0")
+    monkeypatch.setattr(store_calls, "call_within", call_within)
+
+    def interrupt():
+        stores.asked.wait(30)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with dask.config.set({"dbdask.store": "1h"}):
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            second.save(path, overwrite=overwrite)
+    if overwrite:
+        assert dbdask.load(path).vector().tolist() == [2.0, 0.0]
+
+
+def test_a_save_that_waits_is_named_in_the_log(tmp_path, stores, monkeypatch, caplog):
+    monkeypatch.setattr("dbdask.daemon_threads.WARN_SECONDS", 0.05)
+    monkeypatch.setattr(store_calls, "call_within", call_within)
+    stores.hang(Hanging, "parameters/c/0")
+    words = r"model.zarr' gave no answer in 1.5 s .* while the parameters were written"
+    with dask.config.set({"dbdask.store": "1500ms"}), pytest.raises(TimeoutError, match=words):
+        result_of([2.0, 0.0]).save(tmp_path / "model.zarr")
+    assert re.search("model.zarr' while the parameters .* for . s, 1.5 s at most", caplog.text)
+
+
+def test_an_error_of_the_store_is_no_passed_deadline(tmp_path, stores, monkeypatch):
+    stores.released.set_exception(TimeoutError(errno.ETIMEDOUT, "timed out"))
+    monkeypatch.setattr(store_calls, "call_within", call_within)
+    stores.hang(Hanging, "parameters/c/0")
+    with pytest.raises(OSError, match="model.zarr' cannot be written: .*timed out"):
+        result_of([2.0, 0.0]).save(tmp_path / "model.zarr")
+
+
+def test_parameters_of_a_result_whose_store_hangs_are_an_error_that_names_it(
+    threads_client, data, tmp_path, stores
+):
+    result, path = train(data, threads_client), str(tmp_path / "model.zarr")
+    result.save(path)
+    loaded = dbdask.load(path)
+    stores.hang(Withholding, "zarr.json")
+    words = r"parameters= were not read: path=" + no_answer(path, r"parameters 0 to \d+ were read")
+    with pytest.raises(CheckpointError, match=words):
+        train(data, threads_client, parameters=loaded)
 
 
 # A checkpoint that is deleted

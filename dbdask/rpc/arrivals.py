@@ -1,6 +1,7 @@
 """Wait for a first worker. A task that waits makes an adaptive cluster start one."""
 
 import asyncio
+import logging
 import time
 import uuid
 
@@ -10,6 +11,8 @@ from dbdask.errors import WorkerError
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.scheduler import workers_now
 from dbdask.schedule.awake import AwakeClock
+
+logger = logging.getLogger("dbdask")
 
 LOOK_SECONDS = 0.25
 DEMAND_SECONDS = 1.0
@@ -28,6 +31,10 @@ async def await_workers(client: Client) -> None:
     """
     if await workers_now(client):
         return
+    logger.warning(
+        "the cluster has no worker: one is waited for, up to %g s (dbdask.arrival)",
+        deadline("arrival"),
+    )
     clock = AwakeClock()
     waiting = ask_for_worker(client)
     try:

@@ -1,0 +1,163 @@
+"""What the comparisons with other tools share: order, medians, ratios, tables, files."""
+
+import argparse
+import json
+import math
+
+import pytest
+
+from benchmarks._side_by_side import (
+    Contestant,
+    Report,
+    chosen,
+    interleaved,
+    median_ratio,
+    parser,
+    shown,
+    table,
+)
+
+
+def contestant(name, turns, needs=()):
+    """A contestant that notes its turns, and whose figure is their number so far."""
+
+    def measure():
+        turns.append(name)
+        return {"rate": float(len(turns))}
+
+    return Contestant(name, measure, needs)
+
+
+def figures(*values):
+    return [{"rate": value} for value in values]
+
+
+def test_every_round_begins_with_another_contestant():
+    turns = []
+    interleaved([contestant(name, turns) for name in "abc"], 4)
+    assert "".join(turns) == "abc" + "bca" + "cab" + "abc"
+
+
+def test_results_are_in_the_order_of_the_contestants():
+    turns = []
+    results, failed = interleaved([contestant(name, turns) for name in "ab"], 2)
+    assert not failed
+    assert results == {"a": figures(1.0, 4.0), "b": figures(2.0, 3.0)}
+    assert list(results) == ["a", "b"]
+
+
+def test_who_fails_takes_no_further_part(capsys):
+    turns = []
+
+    def fail():
+        turns.append("broken")
+        raise OSError("no space")
+
+    results, failed = interleaved([Contestant("broken", fail), contestant("whole", turns)], 3)
+    assert turns == ["broken", "whole", "whole", "whole"]
+    assert list(results) == ["whole"] and failed == {"broken": "OSError: no space"}
+    assert "broken: failed, OSError: no space" in capsys.readouterr().out
+
+
+def test_the_median_of_ratios_is_not_the_ratio_of_medians():
+    assert median_ratio([1.0, 10.0, 100.0], [1.0, 20.0, 50.0]) == 1.0
+    assert median_ratio([10.0, 1.0], [20.0, 4.0]) == pytest.approx(0.375)
+
+
+def test_a_ratio_to_what_never_came_is_not_known():
+    assert math.isnan(median_ratio([1.0, 2.0], [1.0, math.inf]))
+    assert median_ratio([math.inf, 2.0, 3.0], [1.0, 1.0, 1.0]) == 3.0
+
+
+def test_a_ratio_needs_as_many_rounds_of_both():
+    with pytest.raises(ValueError):
+        median_ratio([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (math.nan, "-"),
+        (math.inf, "never"),
+        (1234567.0, "1,234,567"),
+        (100.0, "100"),
+        (99.94, "99.9"),
+        (0.5, "0.500"),
+        (0.0, "0.000"),
+    ],
+)
+def test_figures_are_shown_with_three_digits(value, text):
+    assert shown(value) == text
+
+
+def test_a_table_has_median_spread_and_ratio():
+    results = {"limit": figures(100.0, 300.0, 200.0), "ours": figures(50.0, 270.0, 100.0)}
+    assert table(results, "limit").splitlines() == [
+        "       rate  least  most  ratio",
+        "limit   200    100   300   1.00",
+        "ours    100   50.0   270   0.50",
+    ]
+
+
+def test_a_table_shows_the_other_figures_by_their_median():
+    results = {
+        "ours": [{"seconds": 1.0, "accuracy": 0.8}, {"seconds": 3.0, "accuracy": 0.9}],
+    }
+    assert table(results).splitlines() == [
+        "      seconds  least   most  accuracy",
+        "ours    2.000  1.000  3.000     0.850",
+    ]
+
+
+def test_a_table_has_a_column_for_every_figure_of_any_contestant():
+    results = {"a": [{"seconds": 1.0}], "b": [{"seconds": 2.0, "first call": 5.0}]}
+    assert table(results, "a").splitlines() == [
+        "   seconds  least   most  ratio  first call",
+        "a    1.000  1.000  1.000   1.00           -",
+        "b    2.000  2.000  2.000   2.00       5.000",
+    ]
+
+
+def test_a_table_leaves_the_ratio_out_without_its_base():
+    assert "ratio" not in table({"ours": figures(1.0)}, "limit")
+
+
+def test_what_never_came_is_the_largest():
+    rows = table({"ours": figures(1.0, math.inf, 2.0)}).splitlines()
+    assert rows[1].split() == ["ours", "2.000", "1.000", "never"]
+
+
+def test_who_is_not_installed_is_named(capsys):
+    there = contestant("here", [])
+    absent = contestant("away", [], ("no_such_package",))
+    assert chosen([there, absent], None) == [there]
+    assert capsys.readouterr().out == "away: skipped, no_such_package is not installed\n"
+
+
+def test_contestants_are_chosen_by_parts_of_their_names():
+    found = [contestant(name, []) for name in ("ray, 1 server", "ray, 2 servers", "torch")]
+    assert chosen(found, ["2 s", "tor"]) == found[1:]
+
+
+def test_a_report_keeps_every_figure_and_what_it_ran_on(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    options = parser("Compare.\n\nMore.").parse_args(["--rounds", "2", "--json", str(path)])
+    report = Report("compare", options, ("numpy", "no_such_package"))
+    report.add("a table", {"ours": figures(1.0, math.inf)}, "ours")
+    report.compare("another", [contestant("theirs", [])])
+    kept = json.loads(path.read_text())
+    assert kept["settings"] == {"rounds": 2, "only": None}
+    assert [made["title"] for made in kept["tables"]] == ["a table", "another"]
+    assert kept["tables"][0]["rounds"] == {"ours": [{"rate": 1.0}, {"rate": None}]}
+    assert "numpy" in kept["versions"] and "no_such_package" not in kept["versions"]
+    assert kept["machine"]["cores"] >= 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("a table; medians, load ")
+    report.end()
+
+
+def test_a_report_with_a_failure_ends_with_an_error(capsys):
+    report = Report("compare", argparse.Namespace(json=None, rounds=1, only=None))
+    report.compare("a table", [Contestant("broken", lambda: {"rate": 1 / 0})])
+    with pytest.raises(SystemExit, match="failed: broken"):
+        report.end()
