@@ -71,6 +71,10 @@ $(VENV)/.tabular: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[tabular]'
 	@touch $@
 
+$(VENV)/.images: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) -e '.[images]'
+	@touch $@
+
 $(VENV)/.check: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	@touch $@
