@@ -21,7 +21,7 @@ NAMED = (ValueError, TypeError)
 
 SAID = {
     "missing": r"missing",
-    "wrong value": r"infinite|too large|negative|whole number|not one of|is not|which xarray shows where",
+    "wrong value": r"infinite|too large|negative|whole number|not one of|is not|xarray shows where",
     "no numbers": r"dtype|numbers",
     "groups": r"groups",
     "nothing left": r"no examples|nothing|gets none|no position|of length 0|must hold something",
