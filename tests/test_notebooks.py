@@ -43,13 +43,14 @@ NEEDS = {"your_torch_module": "torch"}
         for path in NOTEBOOKS
     ],
 )
+@pytest.mark.timeout(480)  # no cell has a limit of its own: what is slow is the machine
 def test_notebook_runs(path, tmp_path):
     if path.stem in NEEDS:
         pytest.importorskip(NEEDS[path.stem], reason=f"needs dbdask[{NEEDS[path.stem]}]")
     notebook = read(path)
     client = nbclient.NotebookClient(
         notebook,
-        timeout=120,
+        timeout=None,
         kernel_manager_class=ThisPython,
         resources={"metadata": {"path": str(tmp_path)}},
     )
