@@ -253,7 +253,7 @@ def test_validation_and_the_best_parameters(threads_client, store):
 def test_target_loss_stops_the_run(threads_client, store):
     result = train(threads_client, store, epochs=500, target_loss=0.5)
     assert result.status.reason == "target"
-    assert result.history["loss"].values[-1] < 0.6
+    assert result.history["loss"].min() <= 0.5  # portions that were out then may end above it
 
 
 def test_a_callback_that_raises_stops_the_run_and_its_error_comes_out(threads_client, store):
