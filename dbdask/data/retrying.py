@@ -82,7 +82,7 @@ def _is_of_http(error: BaseException) -> bool:
     return any(kind.__name__ in HTTP_FAILURES for kind in kinds)
 
 
-def tried_again(read: Callable[[], T], what: str, store: str) -> T:
+def tried_again(read: Callable[[], T], what: str, store: object) -> T:
     """Return what a read returns; try it again, with pauses, while its error may pass.
 
     It sleeps between two tries, so it belongs on no event loop.
@@ -111,7 +111,7 @@ def tried_again(read: Callable[[], T], what: str, store: str) -> T:
         time.sleep(pause)
 
 
-async def tried_again_on_loop(read: Callable[[], Awaitable[T]], what: str, store: str) -> T:
+async def tried_again_on_loop(read: Callable[[], Awaitable[T]], what: str, store: object) -> T:
     """As `tried_again`, on Zarr's event loop, which serves other reads during a pause."""
     failures = 0
     while True:
@@ -125,14 +125,14 @@ async def tried_again_on_loop(read: Callable[[], Awaitable[T]], what: str, store
         await asyncio.sleep(pause)
 
 
-def _pause(error: Exception, failures: int, what: str, store: str) -> float:
+def _pause(error: Exception, failures: int, what: str, store: object) -> float:
     """Return how long to wait before the next try; raise ReadFailed if there is none."""
     pause = pause_after(failures)
     if pause is None:
         raise ReadFailed(
             f"{what} was tried {failures} times, the last time with {type(error).__name__}: {error}"
         ) from error
-    _say(error, store)
+    _say(error, str(store))  # only now: a read that succeeds needs no name
     return pause
 
 
@@ -166,7 +166,7 @@ class RetryingStore(WrapperStore[Store]):
             Each try failed with an error that may pass.
         """
         return await tried_again_on_loop(
-            lambda: self._store.get(key, prototype, byte_range), f"key {key}", str(self._store)
+            lambda: self._store.get(key, prototype, byte_range), f"key {key}", self._store
         )
 
     async def exists(self, key: str) -> bool:
@@ -177,6 +177,4 @@ class RetryingStore(WrapperStore[Store]):
         ReadFailed
             Each try failed with an error that may pass.
         """
-        return await tried_again_on_loop(
-            lambda: self._store.exists(key), f"key {key}", str(self._store)
-        )
+        return await tried_again_on_loop(lambda: self._store.exists(key), f"key {key}", self._store)
