@@ -84,8 +84,8 @@ def read_square(path: Path, side: int, channels: int) -> np.ndarray:
     Raises
     ------
     Exception
-        The file is no picture, is cut short, or is too large to be unpacked: of whatever kind
-        Pillow's decoder of the format raises.
+        The file is no picture, is cut short, or is too large to be unpacked. Pillow's decoder of
+        the format decides the type.
     """
     from PIL import Image, ImageOps
 
