@@ -93,6 +93,14 @@ def fork_script(script, environment=None):
     return Forked(_execute, textwrap.dedent(script), environment=environment)
 
 
+def read_until(process, line):
+    """Read what a process prints up to a line; the run may have said something before it."""
+    said = []
+    while not said or said[-1] != f"{line}\n":
+        said.append(process.stdout.readline())
+        assert said[-1], "".join(said)
+
+
 def _execute(script):
     warnings.simplefilter("ignore")
     exec(script, {"__name__": "__main__"})

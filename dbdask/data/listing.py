@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import zarr
 from zarr.abc.store import Store
@@ -10,8 +11,8 @@ from zarr.core.sync import sync
 
 from dbdask.data.bounded_codecs import unsafe_codec
 from dbdask.data.locations import Location, unsafe_error
-from dbdask.data.retrying import tried_again
 from dbdask.data.zarr_arrays import ZarrArray
+from dbdask.errors import DataError
 
 LONGEST = 2**63 - 1
 """The most positions that an index of a dimension can count."""
@@ -26,13 +27,15 @@ def list_arrays(
     ------
     ValueError
         If the store cannot be listed, and has no consolidated metadata.
+    OSError
+        The store failed each time.
+    DataError
+        It gave no answer within `dbdask.read`.
     """
     refused: dict[str, str] = {}
     try:
-        found = tried_again(
-            lambda: dict(group.arrays()), "the metadata of its arrays", str(location)
-        )
-    except OSError:
+        found = location.ask(lambda: dict(group.arrays()), "the metadata of the arrays")
+    except (OSError, DataError):
         raise
     except Exception:
         found, refused = _one_by_one(location, group)
@@ -64,11 +67,13 @@ def _one_by_one(
     """Open each member by itself, so that one with wrong metadata is known by its name."""
     found: dict[str, ZarrArray] = {}
     refused: dict[str, str] = {}
-    for name in sync(_names(group.store, group.path)):
+    for name in _names(location, group):
         try:
-            member = group[name]
+            member = location.ask(partial(group.__getitem__, name), f"the metadata of {name!r}")
         except KeyError:  # a file beside the arrays
             continue
+        except DataError:
+            raise
         except Exception as error:
             refused[name] = (
                 f"variable {name!r} of {location} has metadata that cannot be read: "
@@ -82,7 +87,7 @@ def _one_by_one(
 
 def _check_listing(location: Location, group: zarr.Group) -> None:
     """Raise ValueError if the store cannot be listed and has no consolidated metadata."""
-    if group.metadata.consolidated_metadata is None and not sync(_names(group.store, group.path)):
+    if group.metadata.consolidated_metadata is None and not _names(location, group):
         raise ValueError(
             f"data: {location} cannot be listed and has no consolidated metadata, so its variables "
             "are not known; write the metadata together with zarr.consolidate_metadata(store), or "
@@ -90,7 +95,12 @@ def _check_listing(location: Location, group: zarr.Group) -> None:
         )
 
 
-async def _names(store: Store, path: str) -> list[str]:
+def _names(location: Location, group: zarr.Group) -> list[str]:
+    """Return the names of what a group holds, sorted; none if its store cannot be listed."""
+    return location.ask(lambda: sync(_listed(group.store, group.path)), "the list of arrays")
+
+
+async def _listed(store: Store, path: str) -> list[str]:
     listed: AsyncIterator[str] = store.list_dir(path)
     try:
         return sorted([name async for name in listed])

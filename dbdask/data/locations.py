@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import zarr
@@ -18,9 +19,12 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 from dbdask.data.bounded_codecs import bound, most_stored_bytes, unsafe_codec
 from dbdask.data.retrying import tried_again
 from dbdask.data.stores import RegularStore, WatchedStore
+from dbdask.data.waiting import waited_for
 from dbdask.data.zarr_arrays import ZarrArray
 from dbdask.errors import DataError
 from dbdask.storage.sealed import local_path
+
+T = TypeVar("T")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
 
@@ -86,18 +90,46 @@ class Location:
         ------
         ValueError, OSError
             There is no group that can be read: names the place and the remedy.
+        DataError
+            The store gave no answer within `dbdask.read`.
         """
-        store = self.open_store()
+        store = self.ask(self.open_store, "the root")
         try:
-            return tried_again(lambda: zarr.open_group(store, mode="r"), "the metadata", str(self))
+            return self.ask(lambda: zarr.open_group(store, mode="r"), "the metadata")
         except (GroupNotFoundError, ContainsArrayError) as error:
             raise ValueError(self._no_group(store)) from error
+        except DataError:
+            raise
         except OSError as error:
             raise OSError(f"data: cannot open {self}: {error}") from error
         except Exception as error:
             raise ValueError(
                 f"data: {self} cannot be read as a Zarr group: {type(error).__name__}: {error}"
             ) from error
+
+    def ask(self, read: Callable[[], T], what: str, nbytes: int = 0) -> T:
+        """Return what a read of this store returns; it is tried again while its error may pass.
+
+        Parameters
+        ----------
+        read
+            The read, which runs on another thread.
+        what
+            Names what is read, for messages.
+        nbytes
+            Bytes that it is to bring; they lengthen the deadline.
+
+        Raises
+        ------
+        ReadFailed
+            Each try failed with an error that may pass.
+        DataError
+            The store gave no answer within `dbdask.read`.
+        """
+        place = str(self)
+        return waited_for(
+            lambda: tried_again(read, what, place), lambda: f"{what} of {place}", nbytes
+        )
 
     def open_array(self, path: str) -> ZarrArray:
         """Return one array of the store, to read from; `path` is relative to the store's root.

@@ -55,6 +55,7 @@ from dbdask.data.locations import Location, locate
 from dbdask.data.routes import Blocks, Piece
 from dbdask.data.variables import Variable, variable_of_array, variable_of_zarr
 from dbdask.data.zarr_arrays import ZarrArray
+from dbdask.errors import DataError
 
 __all__ = ["Blocks", "Data", "Piece", "Source", "Variable", "open_source"]
 
@@ -152,6 +153,8 @@ class Source:
         ------
         RuntimeError
             This is a worker's side, which has no Dataset.
+        DataError
+            The store gave no answer within `dbdask.read`.
         """
         if self._dataset is not None:
             return self._dataset
@@ -159,13 +162,18 @@ class Source:
             raise RuntimeError("the Dataset stayed with the client; only its variables travel")
         group = self._location.open_group()
         consolidated = group.metadata.consolidated_metadata is not None
-        opened: xr.Dataset = xr.open_zarr(
-            group.store,
-            chunks=None,
-            consolidated=consolidated,
-            drop_variables=sorted({*self._unnamed, *self._refused}),
-        )
-        return opened
+
+        def opened() -> xr.Dataset:
+            dataset: xr.Dataset = xr.open_zarr(
+                group.store,
+                chunks=None,
+                consolidated=consolidated,
+                drop_variables=sorted({*self._unnamed, *self._refused}),
+            )
+            return dataset
+
+        nbytes = sum(variable.nbytes for variable in self.coords.values())
+        return self._location.ask(opened, "the coordinates", nbytes)
 
     def coordinates(self) -> xr.Dataset:
         """Return the coordinates alone: as xarray opens them, or as this source reads them.
@@ -178,6 +186,8 @@ class Source:
             warnings.simplefilter("ignore", xr.SerializationWarning)
             try:
                 return self.to_dataset().coords.to_dataset()
+            except DataError:
+                raise
             except (TypeError, ValueError, ArithmeticError):
                 known = {n: (v.dims, v.coordinate(), v.attrs) for n, v in self.coords.items()}
                 return xr.Dataset(coords=known)
@@ -238,6 +248,8 @@ def open_source(data: Data | Source) -> Source:
         A path does not exist.
     ValueError
         It is not a Zarr group, or none of its arrays has dimension names.
+    DataError
+        The store gave no answer within `dbdask.read`.
     TypeError
         `data` is something else.
     """

@@ -12,7 +12,7 @@ import threading
 import dask
 import numpy as np
 import pytest
-from forked import fork_script
+from forked import fork_script, read_until
 from routing import finish
 from search_path import SEARCH_PATH
 from test_downpour import assert_nothing_left, flat, train, write_store
@@ -353,7 +353,7 @@ def test_a_killed_caller_ends_its_thread_and_its_mappings(shard):
     with dask.config.set({"dbdask.connect": "60s"}):
         directory = ChannelServer(shard).listen(host_identity())
     caller = fork_script(CALLER.format(directory=directory))
-    assert caller.stdout.readline() == "going\n"
+    read_until(caller, "going")
     assert held()[1] > before[1]
     caller.kill()
     caller.communicate()

@@ -8,7 +8,7 @@ import types
 from typing import ClassVar
 
 import pytest
-from forked import fork_script
+from forked import fork_script, read_until
 from real_cluster import RealCluster
 from test_downpour import write_store
 
@@ -180,10 +180,7 @@ def test_nobody_is_lost_where_processes_were_stopped_and_go_on(tmp_path, who, al
             file=file, store=store, algorithm=algorithm, options=OPTIONS[algorithm]
         )
         process = fork_script(script, environment)
-        lines = []
-        while not lines or lines[-1] != "going\n":
-            lines.append(process.stdout.readline())
-            assert lines[-1], "".join(lines)
+        read_until(process, "going")
         groups = [process.pid]
         if who == "all":
             groups += [other.pid for other in cluster.processes.values()]

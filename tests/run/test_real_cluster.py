@@ -17,6 +17,7 @@ import pytest
 import test_recovery
 from acting import After
 from asking import workers_of
+from forked import read_until
 from real_cluster import Authority, RealCluster, signal_group
 from search_path import SEARCH_PATH
 from test_downpour import assert_nothing_left, write_store
@@ -267,7 +268,7 @@ def test_ctrl_c_in_a_terminal_keeps_what_its_own_workers_have_learnt(store):
                 print(result.status.reason, lost, result.parameters["count"].values.sum() > 0)
     """
     process = start_script(script.format(store=store))
-    assert process.stdout.readline() == "going\n"
+    read_until(process, "going")
     signal_group(process, signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert "interrupted 0 True" in said.splitlines(), said
@@ -427,7 +428,7 @@ def test_a_killed_client_leaves_nothing_on_workers_with_shards(tmp_path, store, 
         options = {"epochs": 10_000} if name == "downpour" else {"seconds": 0.2}
         file = str(cluster.address_file)
         process = start_script(script.format(file=file, name=name, options=options, store=store))
-        assert process.stdout.readline() == "going\n"
+        read_until(process, "going")
         assert len(shard_workers(client)) == 2
         process.kill()
         process.communicate()
