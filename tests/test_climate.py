@@ -150,6 +150,7 @@ def store(folder):
     return data
 
 
+@pytest.mark.slow
 def test_a_wave_that_travels_is_forecast_better_than_by_persistence(
     tmp_path, capsys, threads_client
 ):

@@ -31,18 +31,12 @@ def test_notebook_is_stored_without_outputs(path):
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
-QUICK = {"first_run"}
 NEEDS = {"your_torch_module": "torch"}
 """What a notebook imports that is an extra of dbdask, and may not be installed."""
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.slow, id=path.stem)
-        for path in NOTEBOOKS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.timeout(480)  # no cell has a limit of its own: what is slow is the machine
 def test_notebook_runs(path, tmp_path):
     if path.stem in NEEDS:

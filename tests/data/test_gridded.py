@@ -79,14 +79,8 @@ def minibatches(examples, client):
     provider.close()
 
 
-@pytest.mark.parametrize(
-    ("zarr_format", "sharded"),
-    [
-        pytest.param(2, False, marks=pytest.mark.slow),
-        (3, False),
-        pytest.param(3, True, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("zarr_format", "sharded"), [(2, False), (3, False), (3, True)])
 def test_a_grid_trains_by_every_route_and_predicts_on_itself(
     tmp_path, threads_client, zarr_format, sharded
 ):

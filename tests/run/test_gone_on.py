@@ -204,7 +204,8 @@ def test_a_target_is_looked_for_anew_by_the_run_that_goes_on(threads_client, sto
     the_snapshot(path)
 
 
-@pytest.mark.parametrize("iterations", [300, pytest.param(600, marks=slow)])
+@slow
+@pytest.mark.parametrize("iterations", [300, 600])
 def test_a_run_that_converged_to_float32_precision_is_at_its_end_again(
     threads_client, store, tmp_path, iterations
 ):

@@ -111,6 +111,7 @@ def authority(tmp_path):
     return Authority(tmp_path, "ours")
 
 
+@pytest.mark.slow
 def test_over_tls_nothing_but_dasks_own_connections_is_used(tmp_path, store, authority):
     with RealCluster(tmp_path, authority.security()) as cluster:
         cluster.start_scheduler()
