@@ -494,7 +494,8 @@ def test_a_part_that_always_breaks_ends_the_run_with_its_error(threads_client, s
     Breaks.left = 1000
     with pytest.raises(WorkerError, match="failed 5 times.*the layer breaks"):
         count(threads_client, store)
-    assert Breaks.left == 1000 - MOST_ATTEMPTS
+    # The portion that waited behind it may have been tried as well, fewer times.
+    assert MOST_ATTEMPTS <= 1000 - Breaks.left < 2 * MOST_ATTEMPTS
     assert_nothing_left(threads_client)
 
 
