@@ -196,7 +196,7 @@ class Delete:
 
     def __call__(self, client: Client, rng: random.Random, path: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not _has_snapshot(path):
             assert time.monotonic() < until, "no snapshot was written again"
             time.sleep(0.02)
@@ -216,7 +216,7 @@ class Cancel:
     """Dask cancels every portion and bundle that is out: their work goes on, and nobody hears."""
 
     def __call__(self, client: Client, rng: random.Random) -> None:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not client.run_on_scheduler(_cancel_work, client_id=client.id):
             assert time.monotonic() < until, "no work was given out"
 
@@ -353,7 +353,7 @@ LATE = 90  # updates: after a first snapshot
 
 
 def wait_for_file(path: str) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not os.path.exists(path):
         assert time.monotonic() < until, f"nothing has made {path}"
         time.sleep(0.02)

@@ -64,7 +64,7 @@ class RealCluster:
         self.address_file = self.folder / f"scheduler-{self.schedulers}.json"
         # Should the tests be killed, an idle scheduler ends, and its workers with it.
         self.start("scheduler", "--port", "0", "--no-show", "--idle-timeout", "3 minutes")
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not self.address_file.exists():
             assert time.monotonic() < until, self.log("scheduler")
             time.sleep(0.02)

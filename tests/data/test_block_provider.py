@@ -185,13 +185,13 @@ def test_release_does_not_wait_for_what_travels(threads_client):
 
     def slow(block):
         began.set()
-        assert go_on.wait(10)
+        assert go_on.wait(120)
         return reads(block)
 
     examples.reads = slow
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(provider.futures, portion(0))
-        assert began.wait(10)
+        assert began.wait(120)
         second = pool.submit(provider.futures, portion(1))
         provider.release(portion(0, group=5))
         go_on.set()

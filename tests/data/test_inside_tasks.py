@@ -224,7 +224,7 @@ def test_a_client_that_is_closed_meanwhile_ends_the_run(store, tmp_path, algorit
             progress=False,
             **options,
         )
-    closing.join(30)
+    closing.join(120)
     client.close()
     cluster.close()
     assert "never retrieved" not in caplog.text

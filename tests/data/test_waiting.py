@@ -129,7 +129,7 @@ def test_given_up_reads_end_at_once_and_a_closed_reader_begins_none(never):
     assert len(reads._waited_for) == 2
     reads.give_up()
     for thread in threads:
-        thread.join(5)
+        thread.join(120)
     assert raised == [True, True]
     reads.close()
     with reads.here(), pytest.raises(ReadGivenUp, match="closed"):
@@ -152,7 +152,7 @@ def test_others_can_see_what_is_waited_for(never, monkeypatch):
         time.sleep(0.001)
     assert found[0][0] == name() and found[0][1] >= 0.02
     reads.give_up()
-    thread.join(5)
+    thread.join(120)
     assert not long_reads()
 
 
@@ -174,7 +174,7 @@ def test_closing_a_reader_waits_for_no_read(hanging):
     began = time.monotonic()
     reader.close()
     assert time.monotonic() - began < 1
-    ahead.join(5)
+    ahead.join(120)
     assert not ahead.is_alive()
 
 

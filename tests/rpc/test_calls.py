@@ -89,13 +89,13 @@ async def where(word, dask_worker):
 
 def test_a_function_runs_on_a_workers_loop(client):
     for address, facts in client.sync(scheduler.workers_now, client).items():
-        answer = client.sync(calls.run_on, client.rpc, address, where, "here", seconds=10)
+        answer = client.sync(calls.run_on, client.rpc, address, where, "here", seconds=60)
         assert tuple(answer) == ("here", address)
         assert facts.address == address and not facts.is_closing
         assert facts.is_called(address) and facts.is_called(facts.name)
     nobody = pytest.raises(WorkerError, match="gave no answer")
     with dask.config.set({"dbdask.connect": "1s"}), nobody:
-        client.sync(calls.run_on, client.rpc, "tcp://127.0.0.1:9", where, "", seconds=10)
+        client.sync(calls.run_on, client.rpc, "tcp://127.0.0.1:9", where, "", seconds=60)
 
 
 def test_a_call_that_is_given_up_fails_without_a_word(client, monkeypatch, caplog):
@@ -146,7 +146,7 @@ QUESTIONS = {
     "is_processed": lambda client: tasks.is_processed(client, FUTURE),
     "answers_ping": lambda client: calls.answers_ping(client.rpc, PLACE),
     "worker_answers": lambda client: calls.worker_answers(client.rpc, PLACE.worker),
-    "run_on": lambda client: calls.run_on(client.rpc, PLACE.worker, where, "", seconds=10),
+    "run_on": lambda client: calls.run_on(client.rpc, PLACE.worker, where, "", seconds=60),
 }
 ANSWER = {"workers": {}, "key": "", "status": "OK", "result": ""}
 

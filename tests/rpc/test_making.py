@@ -93,7 +93,7 @@ def test_an_actor_that_the_scheduler_forgets_is_not_waited_for(threads_client):
         )
 
     def act():
-        assert Endless.begun.wait(20)
+        assert Endless.begun.wait(120)
         client.run_on_scheduler(forget)
 
     acting = threading.Thread(target=act)

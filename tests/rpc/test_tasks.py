@@ -76,7 +76,7 @@ def test_who_stops_to_wait_leaves_the_client_able_to_gather(client):
         return await client.gather(future, asynchronous=True), await ask(client, future)
 
     for turns in range(TURNS):
-        assert client.sync(cancelled_after, turns, callback_timeout=10) == (7, 7)
+        assert client.sync(cancelled_after, turns, callback_timeout=120) == (7, 7)
 
 
 def test_who_stops_to_wait_ends_nobody_elses_wait(client):

@@ -222,7 +222,7 @@ def test_the_end_of_a_generation_ends_waits(way):
         while not calls._open:
             time.sleep(0.001)
         calls.end_generation(4)
-        asking.join(30)
+        asking.join(120)
     assert ended
     with pytest.raises(Stale):
         link.progress(0, 0)

@@ -1033,7 +1033,7 @@ CASES = [
 
 
 def wait_until_nothing_is_left(client):
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
         assert time.monotonic() < until
         time.sleep(0.01)

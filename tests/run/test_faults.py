@@ -78,7 +78,7 @@ class Trouble:
 
     def settle(self):
         for thread in self.threads:
-            thread.join(30)
+            thread.join(120)
         assert not self.errors, self.errors
         assert self.happened == self.fault.times
 

@@ -47,7 +47,7 @@ def addresses(client):
     return set(workers_of(client))
 
 
-def wait_until(condition, seconds=30.0):
+def wait_until(condition, seconds=120.0):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not happen"

@@ -55,7 +55,7 @@ def hanging(written, readable):
 
 def interrupt_where_one_reads(client):
     """Press Ctrl-C when a worker has waited for a moment."""
-    wait_until(lambda: any(client.run(waits_for_a_read).values()), seconds=30)
+    wait_until(lambda: any(client.run(waits_for_a_read).values()), seconds=120)
     signal.raise_signal(signal.SIGINT)
 
 
@@ -112,7 +112,7 @@ def test_a_run_that_is_stopped_waits_for_no_validation_that_hangs(
     monkeypatch.setattr(training, "make_shards", _noted(training.make_shards, runs))
 
     def act():
-        wait_until(lambda: any(threads_client.run(waits_for_a_read).values()), seconds=30)
+        wait_until(lambda: any(threads_client.run(waits_for_a_read).values()), seconds=120)
         stopped.append(time.monotonic())
         STOPS[stop](runs[0])
 
@@ -184,7 +184,7 @@ def test_a_context_is_closed_while_its_job_is_unpickled(threads_client):
         return type(open_context("slow", pickle.dumps(_Slow())).job).__name__
 
     opening = threads_client.submit(open_it, workers=[worker.address], pure=False)
-    assert _Slow.begun.wait(10)
+    assert _Slow.begun.wait(120)
 
     async def close():
         began = time.monotonic()
@@ -209,7 +209,7 @@ class _Slow:
 
     def __setstate__(self, state):
         self.begun.set()
-        self.may_end.wait(20)
+        self.may_end.wait(120)
 
     def __getstate__(self):
         return {"something": 1}

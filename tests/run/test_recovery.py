@@ -61,7 +61,7 @@ def kill_a_shard(client):
 def assert_workers_run_tasks(client):
     addresses = list(workers_of(client))
     futures = [client.submit(abs, -n, workers=[a], pure=False) for n, a in enumerate(addresses)]
-    assert [future.result(timeout=15) for future in futures] == list(range(len(addresses)))
+    assert [future.result(timeout=120) for future in futures] == list(range(len(addresses)))
 
 
 def assert_one_snapshot(path):

@@ -62,7 +62,7 @@ def test_a_run_says_which_callback_keeps_it_from_ending(threads_client, tmp_path
     """The error comes out on the thread that the callback holds."""
 
     def stuck(record):
-        assert is_said.wait(20)
+        assert is_said.wait(120)
 
     store = write_store(tmp_path / "store.zarr", ROWS)
     dbdask.downpour(

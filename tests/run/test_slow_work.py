@@ -114,7 +114,7 @@ def said(monkeypatch):
 def hang():
     """Wait, on the thread of a worker, until the run has said what it waits for."""
     if threading.current_thread() is not threading.main_thread():
-        assert SAID.event.wait(20)
+        assert SAID.event.wait(120)
 
 
 class HangsInGradient(CountingModel):

@@ -62,7 +62,7 @@ class Watched:
             doing = step, int(group[:8])
             if doing == self.slow:
                 self.reached.set()
-                assert self.released.wait(30)
+                assert self.released.wait(120)
             function(path, group, *arguments)
             self.ended.append(doing)
 

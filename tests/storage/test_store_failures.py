@@ -696,7 +696,7 @@ def test_threads_that_predict_wait_once_for_a_store_that_hangs(saved, stores, mo
     errors = []
 
     def open_it():
-        together.wait(30)
+        together.wait(120)
         with pytest.raises(dbdask.ResultError) as caught:
             predictor.opened()
         errors.append(caught.value)
@@ -705,7 +705,7 @@ def test_threads_that_predict_wait_once_for_a_store_that_hangs(saved, stores, mo
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert len(errors) == 3 and len(reads) == 1
     stores.release()
     assert predictor.opened()[1].tolist() == [2.0, 0.0]
@@ -763,7 +763,7 @@ def test_ctrl_c_ends_a_save_at_once(tmp_path, stores, monkeypatch, overwrite):
     monkeypatch.setattr(store_calls, "call_within", call_within)
 
     def interrupt():
-        stores.asked.wait(30)
+        stores.asked.wait(120)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     with dask.config.set({"dbdask.store": "1h"}):
