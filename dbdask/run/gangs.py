@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from distributed import Client
@@ -11,7 +12,7 @@ from dbdask.rpc.calls import is_no_answer, run_on
 from dbdask.rpc.deadlines import deadline
 from dbdask.run.roster import Roster
 from dbdask.run.worker_notices import WorkerNotices
-from dbdask.schedule.gangs import Gang, Member, memberships
+from dbdask.schedule.gangs import Gang, Member, memberships, seated
 from dbdask.worker.gang_notices import join_gang
 from dbdask.worker.link import ServerHandle
 
@@ -40,8 +41,8 @@ class Gangs:
         Tell workers that a gang has ended.
     handle
         Returns where the shards are now.
-    size
-        Workers of a gang: the parts of a replica.
+    ranges
+        The elements of each part of a replica; none if replicas are not partitioned.
     most
         Gangs at a time, at most; None for as many as there are workers for.
     """
@@ -52,13 +53,18 @@ class Gangs:
     roster: Roster
     notices: WorkerNotices
     handle: Callable[[], ServerHandle]
-    size: int = 1
+    ranges: Sequence[tuple[int, int]] = ()
     most: int | None = None
     _gangs: dict[str, Gang] = field(default_factory=dict)  # by name
     _attempts: dict[int, int] = field(default_factory=dict)  # begun, by number of the gang
     _members: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of all gangs ever, by name
     _numbers: int = 0
     _unjoined: dict[str, str] = field(default_factory=dict)  # why a worker has not joined a gang
+
+    @property
+    def size(self) -> int:
+        """Workers of a gang: the parts of a replica."""
+        return max(1, len(self.ranges))
 
     @property
     def lack(self) -> str:
@@ -133,13 +139,14 @@ class Gangs:
 
     async def _form(self, workers: tuple[str, ...]) -> None:
         """Ask workers to join a new gang. The gang exists only if all of them join."""
-        gang = Gang(self._numbers, workers)
-        self._numbers += 1
         handle = self.handle()
-        joined = await asyncio.gather(*(self._join(gang, worker, handle) for worker in workers))
+        gang = Gang(self._numbers, seated(workers, held_by_part(handle, self.ranges)))
+        self._numbers += 1
+        joining = (self._join(gang, worker, handle) for worker in gang.workers)
+        joined = await asyncio.gather(*joining)
         if all(joined):
             self._gangs[gang.name] = gang
-            self._members[gang.name] = workers
+            self._members[gang.name] = gang.workers
             self._attempts[gang.number] = 0
             logger.debug("gang %d is %s", gang.number, gang.name)
 
@@ -172,3 +179,14 @@ class Gangs:
     def end_all(self) -> None:
         """End every gang, as the workers do when a generation ends."""
         self.end(list(self._gangs))
+
+
+def held_by_part(handle: ServerHandle, ranges: Sequence[tuple[int, int]]) -> list[Counter[str]]:
+    """Return how many elements of each part every worker holds in the first copies of shards."""
+    held: list[Counter[str]] = []
+    for start, stop in ranges:
+        here = Counter[str]()
+        for shard in handle.part(start, stop).shards:
+            here[shard.first.worker] += shard.stop - shard.start
+        held.append(here)
+    return held

@@ -163,7 +163,7 @@ class Run:
             roster,
             self.server.notices,
             lambda: self.server.handle,
-            plan.partitions,
+            () if plan.partition is None else plan.partition.ranges,
             plan.replicas,
         )
         self.workforce = Workforce(client, plan.run, plan.job, providers, roster, gangs=self.gangs)

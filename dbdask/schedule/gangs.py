@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,32 @@ def memberships(
     left = {worker for workers in free.values() for worker in workers[_used(workers, size) :]}
     found += _whole([worker for worker in hosts if worker in left], size)
     return found[:most]
+
+
+def seated(workers: Sequence[str], held: Sequence[Mapping[str, int]]) -> tuple[str, ...]:
+    """Return a gang's workers in the order of its parts, each at the part whose shards it holds.
+
+    A part that finds its shards in its own process sends nothing to them, and maps no memory.
+
+    Parameters
+    ----------
+    workers
+        The workers of the gang, one for each part.
+    held
+        For each part, how many of its elements each worker holds.
+
+    Examples
+    --------
+    >>> seated(("a", "b", "c"), [{"b": 5}, {"d": 9}, {"a": 2, "c": 1}])
+    ('b', 'c', 'a')
+    """
+    pairs = product(range(len(held)), workers)
+    wanted = sorted(pairs, key=lambda pair: held[pair[0]].get(pair[1], 0), reverse=True)
+    seats: dict[int, str] = {}
+    for part, worker in wanted:
+        if part not in seats and worker not in seats.values():
+            seats[part] = worker
+    return tuple(seats[part] for part in range(len(held)))
 
 
 def _used(workers: Sequence[str], size: int) -> int:

@@ -14,6 +14,7 @@ from test_giving_up import portion
 
 import dbdask
 from dbdask.errors import WorkerError
+from dbdask.rpc.calls import ActorPlace
 from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run import gangs as gangs_module
 from dbdask.run.failures import MOST_ATTEMPTS
@@ -22,6 +23,7 @@ from dbdask.run.joint_work import ByParts, JointWork
 from dbdask.run.roster import Roster
 from dbdask.run.shard_placement import ShardPlacement
 from dbdask.run.workforce import Workforce
+from dbdask.worker.link import ServerHandle, ShardPlace
 
 ROWS, BATCH = 1200, 20
 
@@ -38,12 +40,21 @@ class Workers:
             self.come(name)
         self.ended, self.joined, self.broken = [], [], set()
         notices = types.SimpleNamespace(end_gang=lambda *what: self.ended.append(what))
-        self.gangs = Gangs(client, "run", b"", self.roster, notices, lambda: "handle", size, most)
+        ranges = [(10 * part, 10 * part + 10) for part in range(size)] if size > 1 else ()
+        self.held_by = []  # the worker of each shard, one shard a part
+        self.gangs = Gangs(client, "run", b"", self.roster, notices, self.handle, ranges, most)
         self.force = Workforce(client, "run", b"", None, self.roster, gangs=self.gangs)
         monkeypatch.setattr(gangs_module, "run_on", self.run_on)
         monkeypatch.setattr(self.roster, "ask", lambda workers=(): set())
         self.given = []
         monkeypatch.setattr(self.force._tasks, "do", self.do)
+
+    def handle(self):
+        shards = [
+            ShardPlace(10 * part, 10 * part + 10, (ActorPlace(worker, f"shard {part}"),))
+            for part, worker in enumerate(self.held_by)
+        ]
+        return ServerHandle("run", 0, 10 * len(shards), tuple(shards))
 
     def come(self, name):
         self.roster.facts[name] = WorkerFacts(name, name, name[0], 0)
@@ -109,6 +120,18 @@ def live(story):
 
 
 # How gangs come and go
+
+
+def test_a_worker_gets_the_part_whose_shards_it_holds(monkeypatch):
+    async def story():
+        workers = Workers(monkeypatch, "a1", "a2", "b1", "b2")
+        workers.held_by = ["a2", "a1"]
+        await workers.form()
+        assert workers.gangs.places == ["a2, a1", "b1, b2"]
+        members = workers.gangs.next_attempt("a2, a1")
+        assert [member.workers[member.index] for member in members] == ["a2", "a1"]
+
+    live(story())
 
 
 def test_gangs_are_formed_as_workers_come_and_end_as_one_leaves(monkeypatch):
