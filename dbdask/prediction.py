@@ -22,11 +22,11 @@ from dbdask.data.recipe import Recipe
 from dbdask.data.routes import Index, Piece
 from dbdask.data.sources import Source, Variable
 from dbdask.meanings import Meaning
-from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
+from dbdask.models.piecewise import PiecewiseNetwork
 from dbdask.rpc.portable import portable_errors
 from dbdask.storage.checkpoint import VectorReference
-from dbdask.stored_parameters import read_parameters
+from dbdask.stored_parameters import model_with
 
 ROWS = 1024  # examples that go through the model at once
 
@@ -39,7 +39,9 @@ class Predictor:
     examples: Examples  # as a worker sees them
     parameters: Float32Array | VectorReference
     _lock: Lock = field(default_factory=Lock, repr=False)
-    _open: tuple[Reader, Float32Array] | None = field(default=None, repr=False)
+    _open: "tuple[Reader, Model | PiecewiseNetwork, Float32Array] | None" = field(
+        default=None, repr=False
+    )
     _error: Exception | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, object]:
@@ -48,20 +50,19 @@ class Predictor:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _open=None, _error=None, _lock=Lock())
 
-    def opened(self) -> tuple[Reader, Float32Array]:
-        """Return a reader and the flat vector, float32 of (parameters,), opened once a process."""
+    def opened(self) -> "tuple[Reader, Model | PiecewiseNetwork, Float32Array]":
+        """Return a reader, and the model with its vector (see `model_with`), once a process."""
         before = self._error
         with self._lock:
             if self._open is None:
                 if self._error is not None and self._error is not before:
                     raise self._error  # found while this thread waited: it need not wait twice
-                size = as_layout(self.model.layout).size
                 try:
-                    vector = read_parameters(self.parameters, size)
+                    model, vector = model_with(self.model, self.parameters)
                 except Exception as error:
                     self._error = error
                     raise
-                self._open = self.examples.reader(prefetch=False), vector
+                self._open = self.examples.reader(prefetch=False), model, vector
             return self._open
 
     def outputs(self, number: int, pieces: list[Piece]) -> tuple[BlockExamples, FloatArray]:
@@ -71,12 +72,13 @@ class Predictor:
         """
         from dbdask.data.block_provider import gather_blocks
 
-        reader, vector = self.opened()
+        reader, model, vector = self.opened()
         block = reader.block(number, gather_blocks(pieces))
         inputs = block.minibatch.inputs
+        rows = model.examples_at_once if isinstance(model, PiecewiseNetwork) else ROWS
         parts = [
-            np.asarray(self.model.predict(vector, inputs[start : start + ROWS]))
-            for start in range(0, len(inputs), ROWS)
+            np.asarray(model.predict(vector, inputs[start : start + rows]))
+            for start in range(0, len(inputs), rows)
         ]
         return block, np.concatenate(parts) if parts else np.empty((0, 0))
 

@@ -11,9 +11,8 @@ import numpy as np
 import xarray as xr
 from dask.delayed import delayed
 
-from dbdask.arrays import Float32Array, Float64Array
+from dbdask.arrays import Float32Array
 from dbdask.data.examples import Examples
-from dbdask.data.feed import Reader
 from dbdask.data.recipe import Recipe
 from dbdask.data.sources import Data, Source
 from dbdask.meanings import label_meaning, probability_meaning, value_meanings
@@ -26,13 +25,13 @@ from dbdask.metrics.scores import (
 )
 from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
+from dbdask.models.piecewise import PiecewiseNetwork
 from dbdask.prediction import Predictor, may_have_gaps, predict_array
 from dbdask.saving import Parts, save
 from dbdask.saving import load as load_parts
-from dbdask.schedule.portions import Portion
 from dbdask.status import Status
 from dbdask.storage.checkpoint import VectorReference
-from dbdask.stored_parameters import read_parameters, read_part
+from dbdask.stored_parameters import model_with, read_parameters, read_part
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,15 +146,21 @@ class Result:
             raise ValueError("examples has no targets: evaluate needs targets to compare with")
         if prepared.has_labels and not self._tells_classes and not prepared.output_classes:
             prepared = prepared.with_classes(None)  # whole numbers, and one output: values
-        predictor = Predictor(self.model, prepared, self.vector())
-        portions = prepared.cut(PORTION_ROWS, BATCH_SIZE).contiguous()
+        model, vector = model_with(self.model, self._vector)
+        batch_size = BATCH_SIZE
+        if isinstance(model, PiecewiseNetwork):  # the fewer minibatches, the fewer reads
+            batch_size = min(PORTION_ROWS, model.examples_at_once)
+        portions = prepared.cut(PORTION_ROWS // batch_size * batch_size, batch_size).contiguous()
         scaling = self.examples.target_scaling
         deviation = 1.0 if scaling is None else scaling[1].ravel()
         determination = Determination()
-        score = Score()
+        scratch, score = np.empty_like(vector), Score()
         with prepared.reader() as reader:
             for portion in portions:
-                score += _score(predictor, reader, portion, deviation, determination)
+                for batch in reader.minibatches(portion, batch_size):
+                    score += score_minibatch(
+                        model, vector, batch, scratch, deviation, determination
+                    )
         summary = score.summary()
         return summary | ({"r2": determination.mean()} if "rmse" in summary else {})
 
@@ -300,22 +305,6 @@ def _lazy(reference: VectorReference, offset: int, shape: tuple[int, ...]) -> da
     ]
     whole: da.Array = da.concatenate(pieces) if shape else pieces[0]
     return whole
-
-
-def _score(
-    predictor: Predictor,
-    reader: Reader,
-    portion: Portion,
-    deviation: Float64Array | float,
-    determination: Determination,
-) -> Score:
-    vector = predictor.parameters
-    assert isinstance(vector, np.ndarray)
-    scratch = np.empty_like(vector)
-    score = Score()
-    for batch in reader.minibatches(portion, BATCH_SIZE):
-        score += score_minibatch(predictor.model, vector, batch, scratch, deviation, determination)
-    return score
 
 
 __all__ = ["Result", "load"]

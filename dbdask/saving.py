@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, TypeVar
 
 import zarr
@@ -34,7 +35,7 @@ from dbdask.rpc.store_calls import call_store
 from dbdask.status import Status
 from dbdask.storage import sealed
 from dbdask.storage.checkpoint import VECTORS, VectorReference, write_vectors
-from dbdask.stored_parameters import read_parameters
+from dbdask.stored_parameters import read_parameters, read_part
 
 T = TypeVar("T")
 
@@ -44,6 +45,8 @@ KIND = {"dbdask_result": 2}
 ROOT, PARAMETERS, DESCRIPTION = "zarr.json", "parameters", "description"
 LATER = re.compile(r"(\d{8,})-\w+")  # the groups of results that have replaced another
 CHUNK = 2**22  # floats
+STEP = 4 * CHUNK
+"""Floats of a stored vector that are held while it is saved; one that has no more is read first."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,15 @@ def save(parts: Parts, path: Any, *, overwrite: bool) -> None:
         `path` cannot be written, or its store hangs (then it is a `TimeoutError`).
     """
     path = _as_path(path)
-    vector = read_parameters(parts.parameters, as_layout(parts.model.layout).size)
+    size, vector = as_layout(parts.model.layout).size, parts.parameters
+    if size <= STEP:
+        vector = read_parameters(vector, size)
     description = sealed.as_json(_describe(parts))
     saving = _Saving(path)
     if saving.ask("it was looked at", _is_free, path, overwrite):
-        saving.write("", vector, description)
+        saving.write("", vector, size, description)
     else:
-        saving.replace(vector, description)
+        saving.replace(vector, size, description)
 
 
 class _Saving:
@@ -130,25 +135,39 @@ class _Saving:
         self.path = path
         self._asking = threading.Lock()  # held as long as the store has not answered
 
-    def write(self, group: str, vector: Float32Array, description: dict[str, Any]) -> None:
-        """Write a result into a group."""
-        path, size, chunk = self.path, vector.size, min(CHUNK, max(1, vector.size))
+    def write(
+        self,
+        group: str,
+        vector: Float32Array | VectorReference,
+        size: int,
+        description: dict[str, Any],
+    ) -> None:
+        """Write a result into a group; a stored vector of `size` floats is never held whole."""
+        path, chunk = self.path, min(CHUNK, max(1, size))
         cut = {**KIND, **VECTORS}, [PARAMETERS], size, chunk
         self.ask("its vector was made", write_vectors, path, group, *cut)
         array = f"{group}/{PARAMETERS}".lstrip("/")
-        values = 0, size, vector
         doing = "the parameters were written"
-        self.ask(doing, sealed.write_slice, path, array, *values, nbytes=vector.nbytes)
+        for start, stop in pairwise([*range(0, size, STEP), size]):
+            values = (
+                read_part(vector, start, stop)
+                if isinstance(vector, VectorReference)
+                else vector[start:stop]
+            )
+            piece = start, stop, values
+            self.ask(doing, sealed.write_slice, path, array, *piece, nbytes=values.nbytes)
         name = f"{group}/{DESCRIPTION}".lstrip("/")
         self.ask("the description was written", sealed.write, path, name, KIND, description)
 
-    def replace(self, vector: Float32Array, description: dict[str, Any]) -> None:
+    def replace(
+        self, vector: Float32Array | VectorReference, size: int, description: dict[str, Any]
+    ) -> None:
         """Write a result beside another one, and then delete all that is not its."""
         before = set(self.ask("it was listed", sealed.children, self.path)) - {ROOT}
         number = 1 + max((_number(name) for name in before if LATER.fullmatch(name)), default=0)
         group = f"{number:08d}-{uuid.uuid4().hex[:12]}"
         try:
-            self.write(group, vector, description)
+            self.write(group, vector, size, description)
         except BaseException:
             self._delete({group})
             raise

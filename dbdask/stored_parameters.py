@@ -1,8 +1,45 @@
 """Parameters that a checkpoint or a saved result holds, read when they are wanted."""
 
+from functools import partial
+
+import numpy as np
+
 from dbdask.arrays import Float32Array
+from dbdask.data.memory import memory_limit
+from dbdask.models.layout import as_layout
+from dbdask.models.model import Model
+from dbdask.models.network import Network
+from dbdask.models.piecewise import PiecewiseNetwork
 from dbdask.rpc.store_calls import call_store
 from dbdask.storage.checkpoint import VectorReference
+
+SHARE = 4
+"""A vector that takes more than one in so many bytes of this process's memory is read in pieces."""
+
+
+def model_with(
+    model: Model, given: Float32Array | VectorReference
+) -> tuple[Model | PiecewiseNetwork, Float32Array]:
+    """Return a model, and the flat vector, float32 (parameters,), for its methods.
+
+    A stored vector that is too large for this process is not read: a `Network` then reads pieces of
+    it whenever it predicts, and its vector is empty. Any other model gets the whole of it.
+
+    Raises
+    ------
+    CheckpointError, ResultError
+        A checkpoint, or a saved result, is damaged, or its store hangs.
+    """
+    size = as_layout(model.layout).size
+    limit = memory_limit()
+    if (
+        isinstance(given, VectorReference)
+        and isinstance(model, Network)
+        and limit is not None
+        and SHARE * 4 * size > limit
+    ):
+        return PiecewiseNetwork(model, partial(read_part, given)), np.empty(0, np.float32)
+    return model, read_parameters(given, size)
 
 
 def read_parameters(given: Float32Array | VectorReference, size: int) -> Float32Array:

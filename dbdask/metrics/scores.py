@@ -9,6 +9,7 @@ from dbdask.arrays import Float32Array, Float64Array, FloatArray, Int64Array
 from dbdask.errors import DataError, ModelError
 from dbdask.models.evaluation import Batch, loss_of_minibatch
 from dbdask.models.model import Model
+from dbdask.models.piecewise import PiecewiseNetwork
 from dbdask.users_code import UsersCode
 
 NOTHING = (
@@ -130,7 +131,7 @@ def chosen_classes(outputs: FloatArray, loss: str | None) -> Int64Array:
 
 
 def score_minibatch(
-    model: Model,
+    model: Model | PiecewiseNetwork,
     parameters: Float32Array,
     batch: Batch,
     scratch: Float32Array,

@@ -17,6 +17,7 @@ from dbdask.errors import ModelError
 from dbdask.models.buffers import BufferUpdates, buffer_ranges
 from dbdask.models.layout import Layout, as_layout
 from dbdask.models.model import Model, as_loss
+from dbdask.models.piecewise import PiecewiseNetwork
 from dbdask.optim.gradients import (
     divide_and_measure,
     first_bad_parameter,
@@ -169,7 +170,11 @@ class Evaluator:
 
 
 def loss_of_minibatch(
-    model: Model, parameters: Float32Array, batch: Batch, *, scratch: Float32Array
+    model: Model | PiecewiseNetwork,
+    parameters: Float32Array,
+    batch: Batch,
+    *,
+    scratch: Float32Array,
 ) -> float:
     """Return the summed loss of a minibatch, from `loss_only` if the model has it.
 
@@ -182,7 +187,7 @@ def loss_of_minibatch(
         The loss is no number.
     """
     assert batch.targets is not None
-    if hasattr(model, "loss_only"):
+    if isinstance(model, PiecewiseNetwork) or hasattr(model, "loss_only"):
         with UsersCode("model.loss_only"):
             loss = model.loss_only(
                 parameters, batch.inputs, batch.targets, weights=batch.weights, seed=0

@@ -708,7 +708,7 @@ def test_threads_that_predict_wait_once_for_a_store_that_hangs(saved, stores, mo
         thread.join(120)
     assert len(errors) == 3 and len(reads) == 1
     stores.release()
-    assert predictor.opened()[1].tolist() == [2.0, 0.0]
+    assert predictor.opened()[-1].tolist() == [2.0, 0.0]
 
 
 SAVES = {
