@@ -1,4 +1,4 @@
-"""Results whose parameters are never held whole: they score, predict and are saved piece by piece."""
+"""Results of which the parameters are never held whole: they score, predict and are saved."""
 
 import numpy as np
 import pytest

@@ -9,6 +9,7 @@ from typing import Literal
 
 from dbdask.arrays import FloatArray
 from dbdask.json_types import JsonObject
+from dbdask.schedule.stored_chunks import stored_chunk
 
 Kind = Literal["trained", "buffer"]
 
@@ -229,7 +230,8 @@ def check_dims(layout: Layout) -> None:
 def cut(size: int, count: int) -> tuple[tuple[int, int], ...]:
     """Return (start, stop) of contiguous slices of one length; the last may be shorter.
 
-    Each slice is then one chunk of a regular Zarr array. There are at most `size` slices.
+    Each slice is whole chunks of a regular Zarr array (see `stored_chunk`). There are at most
+    `size` slices.
 
     Raises
     ------
@@ -244,6 +246,8 @@ def cut(size: int, count: int) -> tuple[tuple[int, int], ...]:
     if size < 1 or count < 1:
         raise ValueError(f"size and count must be at least 1, got {size} and {count}")
     length = -(-size // count)
+    chunk = stored_chunk(length)
+    length = -(-length // chunk) * chunk
     return tuple((start, min(start + length, size)) for start in range(0, size, length))
 
 

@@ -117,8 +117,10 @@ class ParameterServer(ShardCalls):
     def _cut_slice(self, index: int) -> CutSlice | None:
         if self.partition is None:
             return None
+        order = self.vector_order
+        assert order is not None
         segments = tuple(self.partition.table.segments(*self.slices[index]))
-        return CutSlice(segments, (index * self.chunk, (index + 1) * self.chunk))
+        return CutSlice(segments, order.stored(index))
 
     async def replace(
         self, indices: Sequence[int], initial: Initial, workers: Sequence[str]

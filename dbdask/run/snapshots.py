@@ -18,6 +18,7 @@ from dbdask.rpc.deadlines import deadline, within
 from dbdask.run.outcome import resume_hint
 from dbdask.run.ownership import Ownership
 from dbdask.run.parameter_server import ParameterServer
+from dbdask.schedule.stored_chunks import stored_chunk
 from dbdask.storage import checkpoint
 from dbdask.storage.checkpoint import Snapshot
 
@@ -286,7 +287,7 @@ class _Writing:
         Deleted
             The vectors are not there any more.
         """
-        cut = self.server.size, self.server.chunk, self.server.vector_order
+        cut = self.server.size, stored_chunk(self.server.chunk), self.server.vector_order
         try:
             await self._do(checkpoint.begin, self.path, self.group, self.names, *cut)
             self._step, self._unwritten = "writing", set(range(len(self.server.slices)))
@@ -331,7 +332,11 @@ class _Writing:
         return await self.store.do(function, *arguments, what=what)
 
     def _commit(self, state: dict[str, Any]) -> None:
-        chunks = len(self.server.slices)
+        order = self.server.vector_order
+        if order is None:
+            chunks = -(-self.server.size // stored_chunk(self.server.chunk))
+        else:
+            chunks = order.stored_size // order.chunk
         if self.ownership is not None:
             self.ownership.confirm()
         if not checkpoint.is_whole(self.path, self.group, self.names, chunks):

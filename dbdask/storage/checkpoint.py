@@ -169,7 +169,7 @@ def begin(
     chunk: int,
     order: CutOrder | None = None,
 ) -> None:
-    """Make the vectors of a snapshot: one chunk for each shard, with a checksum.
+    """Make the vectors of a snapshot, in chunks of `chunk` elements with checksums.
 
     `order` is that of the vectors of a cut model.
     """
@@ -201,7 +201,7 @@ def _make_vectors(
 def write_slice(
     path: Place, group: str, start: int, stop: int, vectors: dict[str, np.ndarray]
 ) -> None:
-    """Write one shard's slice of every vector, float32 (stop - start,): exactly one chunk each.
+    """Write one shard's slice of every vector, float32 (n,): whole chunks, filled up with zeros.
 
     Raises
     ------

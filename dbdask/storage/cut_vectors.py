@@ -1,7 +1,7 @@
-"""Vectors of a cut model as a snapshot keeps them: part by part, one chunk for each shard.
+"""Vectors of a cut model as a snapshot keeps them: part by part, as many chunks for each shard.
 
 The shards of a cut model end where a part ends, so they are of unlike lengths. A snapshot keeps
-each of them in a chunk of the length of the longest. It also keeps where every range of the shards'
+each of them in as many chunks as the longest needs. It also keeps where every range of the shards'
 vector is in the model's own vector, and a reader sees the latter only.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from dbdask.arrays import Float32Array
 from dbdask.json_types import JsonObject
+from dbdask.schedule.stored_chunks import stored_chunk
 from dbdask.storage import sealed
 from dbdask.storage.sealed import Place
 
@@ -37,18 +38,33 @@ class CutOrder:
     segments: tuple[tuple[int, int, int], ...]
 
     @property
-    def chunk(self) -> int:
+    def _longest(self) -> int:
         """Elements of the longest slice."""
         return max(stop - start for start, stop in pairwise(self.edges))
 
     @property
+    def chunk(self) -> int:
+        """Elements of a chunk."""
+        return stored_chunk(self._longest)
+
+    @property
+    def stride(self) -> int:
+        """Elements from the first chunk of a slice to that of the next one."""
+        return -(-self._longest // self.chunk) * self.chunk
+
+    @property
     def stored_size(self) -> int:
         """Elements of a vector in a snapshot, padding counted."""
-        return self.chunk * (len(self.edges) - 1)
+        return self.stride * (len(self.edges) - 1)
+
+    def stored(self, index: int) -> tuple[int, int]:
+        """Return where a slice begins in a vector of a snapshot, and where its padding ends."""
+        return index * self.stride, (index + 1) * self.stride
 
     def table(self) -> JsonObject:
         """Return the order as JSON."""
-        return {"edges": list(self.edges), "order": [list(segment) for segment in self.segments]}
+        order = [list(segment) for segment in self.segments]
+        return {"edges": list(self.edges), "order": order, "stride": self.stride}
 
 
 @dataclass(frozen=True)
@@ -60,18 +76,11 @@ class CutSlice:
     segments
         Where the slice's elements are in the model's own vector, in the order of the slice.
     stored
-        First element of the shard's chunk in a snapshot, and the one past the last.
+        First element of the shard's chunks in a snapshot, and the one past the last.
     """
 
     segments: tuple[tuple[int, int, int], ...]
     stored: tuple[int, int]
-
-    def padded(self, values: Float32Array) -> Float32Array:
-        """Return values, float32 (n,), with zeros to the length of a chunk: float32 (chunk,)."""
-        start, stop = self.stored
-        chunk = np.zeros(stop - start, np.float32)
-        chunk[: len(values)] = values
-        return chunk
 
 
 def read_cut(place: Place, path: str, vectors: JsonObject, start: int, stop: int) -> Float32Array:
@@ -90,22 +99,21 @@ def read_cut(place: Place, path: str, vectors: JsonObject, start: int, stop: int
     for cut, whole, length in vectors["order"]:
         first, last = max(start, whole), min(stop, whole + length)
         if first < last:
-            at = cut + first - whole
-            found = _read_shards(place, path, vectors, at, at + last - first)
-            values[first - start : last - start] = found
+            into = values[first - start : last - start]
+            _read_shards(place, path, vectors, cut + first - whole, into)
     return values
 
 
 def _read_shards(
-    place: Place, path: str, vectors: JsonObject, start: int, stop: int
-) -> Float32Array:
-    """Return elements of the shards' vector, from one chunk after the other."""
+    place: Place, path: str, vectors: JsonObject, start: int, into: Float32Array
+) -> None:
+    """Read elements of the shards' vector from `start` on into an array, float32 (n,)."""
     chunk, edges = vectors["chunk"], vectors["edges"]
-    size = chunk * (len(edges) - 1)
-    found = []
+    stride: int = vectors.get("stride") or chunk  # a snapshot without it has a chunk for each shard
+    size, stop = stride * (len(edges) - 1), start + len(into)
     for number, (begin, end) in enumerate(pairwise(edges)):
         first, last = max(start, begin), min(stop, end)
         if first < last:
-            at = number * chunk + first - begin
-            found.append(sealed.read_slice(place, path, at, at + last - first, size, chunk))
-    return np.concatenate(found)
+            at = number * stride + first - begin
+            found = sealed.read_slice(place, path, at, at + last - first, size, chunk)
+            into[first - start : last - start] = found

@@ -234,13 +234,20 @@ def make_vector(place: Place, path: str, size: int, chunk: int) -> "zarr.Array[A
 
 
 def write_slice(place: Place, path: str, start: int, stop: int, values: np.ndarray) -> None:
-    """Write whole chunks of a vector, from float32 values of shape (stop - start,).
+    """Write whole chunks of a vector, one after the other: each is copied while it is encoded.
 
-    Zarr would leave out a chunk of zeros. Here it is written, so that a missing chunk is an error.
+    `values` are float32 (n,), at most stop - start of them: zeros follow. Zarr would leave out a
+    chunk of zeros. Here it is written, so that a missing chunk is an error.
     """
     found = zarr.open_array(open_store(place), path=path, mode="r+", zarr_format=3).async_array
     every_chunk: Any = {"write_empty_chunks": True}  # zarr's type for it moves between versions
-    zarr.Array(zarr.AsyncArray(found.metadata, found.store_path, every_chunk))[start:stop] = values
+    array = zarr.Array(zarr.AsyncArray(found.metadata, found.store_path, every_chunk))
+    for first in range(start, stop, array.chunks[0]):
+        last = min(first + array.chunks[0], stop)
+        piece = values[first - start : last - start]
+        if len(piece) < last - first:
+            piece = np.pad(piece, (0, last - first - len(piece)))
+        array[first:last] = piece
 
 
 def read_slice(place: Place, path: str, start: int, stop: int, size: int, chunk: int) -> np.ndarray:

@@ -289,12 +289,8 @@ class ParameterShard(ServedActor):
         return await self._beside(self._write, path, group, vectors)
 
     def _write(self, path: str, group: str, vectors: dict[str, np.ndarray]) -> bool:
-        if self.cut_slice is None:
-            checkpoint.write_slice(path, group, self.start, self.stop, vectors)
-        else:
-            for name, vector in vectors.items():  # a copy of one at a time, where memory is short
-                padded = {name: self.cut_slice.padded(vector)}
-                checkpoint.write_slice(path, group, *self.cut_slice.stored, padded)
+        own = (self.start, self.stop) if self.cut_slice is None else self.cut_slice.stored
+        checkpoint.write_slice(path, group, *own, vectors)
         return all(is_finite(vectors["parameters"][part]) for part in self.trained)
 
     async def read(self, name: str) -> np.ndarray:

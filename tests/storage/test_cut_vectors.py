@@ -11,8 +11,9 @@ from dbdask.errors import CheckpointError
 from dbdask.models.cut import even_cut
 from dbdask.models.layout import cut, cut_within
 from dbdask.models.partition import Partition
+from dbdask.schedule import stored_chunks
 from dbdask.storage import checkpoint
-from dbdask.storage.cut_vectors import CutOrder, CutSlice
+from dbdask.storage.cut_vectors import CutOrder
 
 
 def partition(parts):
@@ -33,17 +34,17 @@ def write(path, parts, shards, values):
     numbered = list(enumerate(slices))
     random.Random(parts).shuffle(numbered)
     for number, (start, stop) in numbered:
-        segments = tuple(model.table.segments(start, stop))
-        part = CutSlice(segments, (number * order.chunk, (number + 1) * order.chunk))
-        padded = {"parameters": part.padded(vector[start:stop])}
-        checkpoint.write_slice(path, group, *part.stored, padded)
-    assert checkpoint.is_whole(path, group, ["parameters"], len(slices))
+        written = {"parameters": vector[start:stop]}
+        checkpoint.write_slice(path, group, *order.stored(number), written)
+    assert checkpoint.is_whole(path, group, ["parameters"], order.stored_size // order.chunk)
     checkpoint.commit(path, group, {"number": 1})
     return group
 
 
+@pytest.mark.parametrize("most", [1000, 7, 1])
 @pytest.mark.parametrize(("parts", "shards"), [(2, 2), (2, 5), (3, 3), (4, 9)])
-def test_any_cut_reads_what_another_wrote(tmp_path, parts, shards):
+def test_any_cut_reads_what_another_wrote(tmp_path, monkeypatch, parts, shards, most):
+    monkeypatch.setattr(stored_chunks, "MOST_STORED", most)
     path, size = str(tmp_path / "run.zarr"), partition(1).network.parameter_count
     values = np.arange(size, dtype=np.float32)
     group = write(path, parts, shards, values)
@@ -92,3 +93,15 @@ def test_an_order_that_was_changed_is_an_error(tmp_path):
     header.write_text(text[:place] + "9" * (text[place] != "9") + text[place + 1 :])
     with pytest.raises(CheckpointError):
         checkpoint.VectorReference(str(path), group).read()
+
+
+@pytest.mark.parametrize("size", [1, 6, 7, 8, 50, 99])
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_every_slice_of_a_vector_is_whole_chunks_of_it(monkeypatch, size, count):
+    monkeypatch.setattr(stored_chunks, "MOST_STORED", 7)
+    slices = cut(size, count)
+    chunk = stored_chunks.stored_chunk(max(stop - start for start, stop in slices))
+    assert chunk <= 7
+    assert all(start % chunk == 0 for start, _ in slices)
+    assert [start for start, _ in slices[1:]] == [stop for _, stop in slices[:-1]]
+    assert slices[-1][1] == size
