@@ -5,16 +5,13 @@ from functools import partial
 import numpy as np
 
 from dbdask.arrays import Float32Array
-from dbdask.data.memory import memory_limit
+from dbdask.data.memory import has_room_for_vector
 from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
 from dbdask.models.network import Network
 from dbdask.models.piecewise import PiecewiseNetwork
 from dbdask.rpc.store_calls import call_store
 from dbdask.storage.checkpoint import VectorReference
-
-SHARE = 4
-"""A vector that takes more than one in so many bytes of this process's memory is read in pieces."""
 
 
 def model_with(
@@ -31,15 +28,11 @@ def model_with(
         A checkpoint, or a saved result, is damaged, or its store hangs.
     """
     size = as_layout(model.layout).size
-    limit = memory_limit()
-    if (
-        isinstance(given, VectorReference)
-        and isinstance(model, Network)
-        and limit is not None
-        and SHARE * 4 * size > limit
-    ):
-        return PiecewiseNetwork(model, partial(read_part, given)), np.empty(0, np.float32)
-    return model, read_parameters(given, size)
+    if has_room_for_vector(size) or not isinstance(model, Network):
+        return model, read_parameters(given, size)
+    if not isinstance(given, VectorReference):
+        return model, given
+    return PiecewiseNetwork(model, partial(read_part, given)), np.empty(0, np.float32)
 
 
 def read_parameters(given: Float32Array | VectorReference, size: int) -> Float32Array:

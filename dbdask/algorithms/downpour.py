@@ -108,8 +108,8 @@ def downpour(
         Workers that one replica is cut over: each holds a part of the model, and they exchange what
         crosses the cuts. Only a `dbdask.Network` can be cut. With partitions, `replicas` counts
         such groups of workers, and is the most that work at a time; a cluster that adapts needs
-        `minimum=partitions`. Validation, and the result, hold the whole vector of parameters on one
-        worker and on the client.
+        `minimum=partitions`. A model that takes more than a quarter of a process's memory is
+        validated, and predicts, with pieces of its parameters; `checkpoint` keeps one above 1 GiB.
     shard_copies
         Copies of every shard, each on another worker. With 2 the loss of a worker loses no update
         that was acknowledged; every push then travels twice.

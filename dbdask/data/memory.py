@@ -18,6 +18,9 @@ except ImportError:  # Windows has none
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
+VECTOR_SHARE = 4
+"""A vector that takes more than one in so many bytes of a process's memory is read in pieces."""
+
 
 def check_fits(name: str, nbytes: int, lengths: Mapping[str, Lengths]) -> None:
     """Raise if reading a variable takes more bytes at once than this process may use.
@@ -83,6 +86,15 @@ def _of_worker() -> int | None:
         return get_worker().memory_manager.memory_limit
     except (ValueError, AttributeError):
         return None
+
+
+def has_room_for_vector(size: int) -> bool:
+    """Return whether this process may hold a vector of parameters, float32 (size,), as a whole.
+
+    It leaves most of its memory to examples, activations and other threads.
+    """
+    limit = memory_limit()
+    return limit is None or VECTOR_SHARE * 4 * size <= limit
 
 
 def _gib(nbytes: int) -> str:

@@ -47,7 +47,7 @@ class PiecewiseNetwork:
 
     network: Network
     read: Read
-    most: int = PIECE_BYTES
+    most: int = field(default_factory=lambda: PIECE_BYTES)
     _scored: tuple[Float32Array, Float32Array] | None = field(default=None, init=False, repr=False)
 
     @property

@@ -10,7 +10,7 @@ import pickle
 import threading
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np
 from distributed import Worker
 
+from dbdask.arrays import Float32Array
 from dbdask.data.feed import Reader
 from dbdask.errors import Stale
 from dbdask.models.cut_table import cut_table
@@ -239,9 +240,24 @@ class WorkerContext:
         with self._copies_lock:
             if number not in self.copies:
                 link, vector = self.link(handle), self.buffer(handle.size)
-                link.fetch_copy(number, vector)
+                link.fetch_copy(number, 0, vector)
                 self.copies = {number: self._in_order_of_model(vector)}
             return self.copies[number]
+
+    def read_copy(self, handle: ServerHandle, number: int, start: int, stop: int) -> Float32Array:
+        """Fetch a slice of a snapshot copy, in the order of the model: float32 (stop - start,)."""
+        link, values = self.link(handle), np.empty(stop - start, np.float32)
+        model, cut = self.job.model, self.job.cut
+        segments: Iterable[tuple[int, int, int]] = [(0, 0, handle.size)]
+        if cut is not None:
+            assert isinstance(model, Network)
+            segments = cut_table(model, cut).segments()
+        for place, whole, length in segments:
+            first, last = max(start, whole), min(stop, whole + length)
+            if first < last:
+                into = values[first - start : last - start]
+                link.fetch_copy(number, place + first - whole, into)
+        return values
 
     def _in_order_of_model(self, vector: np.ndarray) -> np.ndarray:
         """Return a whole vector of the shards in the order of the model's own layout."""

@@ -162,10 +162,17 @@ class ServerLink:
         """Fetch one named vector of batch shards into `into`, float32 (parameters,)."""
         self.wait(self.start(self._reads(self._request("fetch_vector", name), into), list))
 
-    def fetch_copy(self, number: int, into: Float32Array) -> None:
-        """Fetch the parameters of a snapshot copy into `into`, float32 (parameters,)."""
-        request = Request("fetch_copy", None, (number,))  # a copy outlasts its generation
-        self.wait(self.start(self._reads(request, into), list))
+    def fetch_copy(self, number: int, start: int, into: Float32Array) -> None:
+        """Fetch parameters of a snapshot copy, from `start` on, into `into`, float32 (n,)."""
+        messages = []
+        for shard in self.handle.shards:
+            first, last = max(start, shard.start), min(start + len(into), shard.stop)
+            if first < last:
+                # A copy outlasts its generation.
+                request = Request("fetch_copy", None, (number, first - shard.start))
+                part = into[first - start : last - start]
+                messages.append(Message(shard.first, request, None, part))
+        self.wait(self.start(messages, list))
 
     def contribute(self, identity: tuple[int, int], gradient: Float32Array) -> bool:
         """Add a gradient, under its identity (evaluation, bundle), to every batch shard.

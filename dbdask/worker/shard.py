@@ -132,15 +132,15 @@ class ParameterShard(ServedActor):
         self.state.ledger.admit(*identity)  # now: an update that raises was not applied
         return Acknowledgement(self.state.applied, staleness, self.pausing)
 
-    def fetch_copy(self, number: int, into: np.ndarray) -> None:
-        """Copy the parameters of a snapshot copy into `into`, float32 (stop - start,).
+    def fetch_copy(self, number: int, first: int, into: np.ndarray) -> None:
+        """Copy parameters of a snapshot copy into `into`, float32 (n,), from element `first` on.
 
         Raises
         ------
         Stale
             The copy is not in this shard.
         """
-        np.copyto(into, self._kept(number).vectors["parameters"])
+        np.copyto(into, self._kept(number).vectors["parameters"][first : first + len(into)])
 
     def _update(self, gradient: np.ndarray) -> None:
         """Apply a gradient; an error of the optimiser says where it was."""

@@ -1,12 +1,17 @@
 """Validation beside training: the score of examples, at the parameters of a snapshot copy."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from dbdask.data.block_provider import gather_blocks
+from dbdask.data.memory import has_room_for_vector
 from dbdask.data.routes import Piece
 from dbdask.data.waiting import ReadGivenUp
 from dbdask.errors import RECOVERABLE
 from dbdask.metrics.scores import Score, score_minibatch
+from dbdask.models.model import Model
+from dbdask.models.network import Network
+from dbdask.models.piecewise import PiecewiseNetwork
 from dbdask.rpc.portable import portable_errors
 from dbdask.schedule.portions import Portion
 from dbdask.worker.context import open_context
@@ -55,16 +60,18 @@ def score_validation(order: ValidationOrder, job: bytes, *blocks: Piece) -> Vali
 
 def _score(order: ValidationOrder, job: bytes, blocks: tuple[Piece, ...]) -> Score:
     context = open_context(order.run, job)
-    parameters = context.copy_of(order.handle, order.copy)
-    scratch = context.buffer(order.handle.size)
+    model, batch_size = context.job.model, context.job.batch_size
+    scored: Model | PiecewiseNetwork = model
+    if isinstance(model, Network) and not has_room_for_vector(order.handle.size):
+        scored = PiecewiseNetwork(model, partial(context.read_copy, order.handle, order.copy))
+        batch_size = max(batch_size, scored.examples_at_once)  # a minibatch fetches everything
+        parameters = scratch = context.buffer(0)
+    else:
+        parameters = context.copy_of(order.handle, order.copy)
+        scratch = context.buffer(order.handle.size)
     score = Score()
     reader = context.reader("validation")
-    batches = reader.minibatches(
-        order.portion, context.job.batch_size, blocks=gather_blocks(blocks)
-    )
-    for batch in batches:
-        score += score_minibatch(
-            context.job.model, parameters, batch, scratch, context.job.deviation
-        )
+    for batch in reader.minibatches(order.portion, batch_size, blocks=gather_blocks(blocks)):
+        score += score_minibatch(scored, parameters, batch, scratch, context.job.deviation)
     context.give_back(scratch)
     return score
