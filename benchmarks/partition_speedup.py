@@ -1,0 +1,338 @@
+"""The paper's Figure 3: how much faster one replica is that is cut over several workers.
+
+    python -m benchmarks.partition_speedup [--rounds 5] [--seconds 20] [--parts 1 2 4] [--json F]
+
+Two nets of about 42 million parameters: the paper's speech net, all of whose layers are dense, and
+an image net of the paper's shape, whose filters are local. Measured: steps a second of `downpour`
+with one replica and `partitions=`, each part on a worker process of one thread that is bound to one
+core; where there are more parts than cores, they share them. All numbers of parts have their turn
+in every round; medians over rounds, ratios of a round to its own first.
+
+Computed, on a panel of its own: a step takes the time of the busiest part in each layer, and then
+that of every exchange. Seconds of a multiplication are those that make the computed step of one
+part the measured one. Messages and bytes are counted by `dbdask.models.exchange_cost`; their
+seconds are those of the networks that are stated. Stragglers are not computed.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from distributed import Client, LocalCluster
+from matplotlib.figure import Figure
+
+import dbdask
+from dbdask.models.cut import Cut, even_cut, part_stages
+from dbdask.models.exchange_cost import exchange_cost, messages
+from dbdask.models.partition import partition_of
+
+COMPUTED_PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 81)
+POOLED_ELEMENT = 50
+"""Multiplications that take as long as an element of a pool or a contrast layer (measured)."""
+
+
+class Wire(NamedTuple):
+    """A network between machines."""
+
+    name: str
+    message: float
+    """Seconds of a message, whatever its size."""
+    byte: float
+    """Seconds of one byte more."""
+
+
+WIRES = (
+    Wire("1 Gbit/s, 0.1 ms a message", 1e-4, 8e-9),
+    Wire("10 Gbit/s, 0.05 ms a message", 5e-5, 8e-10),
+)
+
+
+def speech_net(small: bool) -> tuple[dbdask.Network, int]:
+    """Return the paper's speech net, and the examples of a minibatch."""
+    width, outputs = (64, 128) if small else (2560, 8192)
+    layers = [dbdask.Dense(width, "sigmoid")] * 4 + [dbdask.Dense(outputs)]
+    return dbdask.Network(input_shape=(440,), layers=layers, loss="softmax"), 256
+
+
+def image_net(small: bool) -> tuple[dbdask.Network, int]:
+    """Return a net of the paper's three stages with one-vs-all outputs, and a minibatch."""
+    side, patch, outputs = (28, 3, 10) if small else (100, 10, 1000)
+    layers: list[Any] = []
+    for maps in (8, 16, 36):
+        layers.append(dbdask.LocallyConnected(maps, patch))
+        layers += [dbdask.L2Pool(2), dbdask.LocalContrastNorm(1 if small else 3)]
+    shape = (side, side, 3)
+    layers.append(dbdask.Dense(outputs))
+    return dbdask.Network(input_shape=shape, layers=layers, loss="logistic"), 128
+
+
+NETS: dict[str, Callable[[bool], tuple[dbdask.Network, int]]] = {
+    "speech": speech_net,
+    "image": image_net,
+}
+
+
+def write_examples(network: dbdask.Network, batch: int, path: str) -> None:
+    """Write random bytes and labels: 16 minibatches, each a chunk."""
+    rng = np.random.default_rng(0)
+    rows, shape = 16 * batch, network.input_shape
+    assert shape is not None
+    dims = ("row", *(f"axis_{axis}" for axis in range(len(shape))))
+    values = rng.integers(0, 255, (rows, *shape), dtype=np.uint8)
+    labels = rng.integers(0, network.output_shape[0], rows, dtype=np.int16)
+    data = xr.Dataset({"x": (dims, values), "label": ("row", labels)})
+    data.chunk({"row": batch}).to_zarr(path, consolidated=False)
+
+
+def bind(core: int) -> None:
+    """Let all threads of this process run on one core only; threads to come do so, too."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), {core})
+
+
+def bind_workers(client: Client) -> None:
+    """Bind every worker to a core, the first ones to different cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    for number, address in enumerate(sorted(client.nthreads())):
+        client.run(bind, cores[number % len(cores)], workers=[address])
+
+
+class Measured(NamedTuple):
+    """One run."""
+
+    rate: float
+    """Steps a second, those of the first portion left out."""
+    exchanging: float
+    """Share of the parts' time in which they sent to each other and waited for each other."""
+
+
+def stop_after(seconds: float) -> Callable[[dbdask.Record], bool]:
+    """Return a callback that stops a run so many seconds after its second record."""
+    seen: list[float] = []
+
+    def is_over(record: dbdask.Record) -> bool:
+        seen.append(time.monotonic())
+        return len(seen) > 2 and seen[-1] - seen[1] >= seconds
+
+    return is_over
+
+
+def measure(net: str, small: bool, path: str, parts: int, seconds: float) -> Measured:
+    """Run `downpour` with so many parts on a cluster of its own."""
+    network, batch = NETS[net](small)
+    examples = dbdask.Examples(path, inputs="x", targets="label", along="row")
+    with (
+        LocalCluster(n_workers=parts, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        bind_workers(client)
+        result = dbdask.downpour(
+            network,
+            examples.standardize(client=client),
+            client=client,
+            optimizer=dbdask.sgd(1e-3),
+            batch_size=batch,
+            epochs=100_000,
+            replicas=1,
+            partitions=parts,
+            callbacks=[stop_after(seconds)],
+            progress=False,
+        )
+    history = result.history
+    seconds_since, steps = history["seconds"].values, history["step"].values
+    rate = float(steps[-1] - steps[1]) / float(seconds_since[-1] - seconds_since[1])
+    exchanging = 0.0
+    if "seconds_exchanging" in history:
+        exchanging = float(history["seconds_exchanging"].values[-1])
+    return Measured(rate, exchanging / (parts * float(seconds_since[-1])))
+
+
+def busiest(network: dbdask.Network, cut: Cut) -> int:
+    """Return the multiplications of an example in the busiest part of each layer, added up.
+
+    A parameter is used once in each of three products.
+    """
+    total = 0
+    shares = [part_stages(network, cut, part) for part in range(cut.parts)]
+    for number, stage in enumerate(network.stages):
+        rows = max(share[number].rows[1] - share[number].rows[0] for share in shares)
+        if stage.pieces:
+            work = 3 * sum(piece.stop - piece.start for piece in stage.pieces)
+        else:
+            work = POOLED_ELEMENT * math.prod(stage.output_shape)
+        total += rows * work // stage.output_shape[0]
+    return total
+
+
+def exchange_seconds(network: dbdask.Network, cut: Cut, batch: int, wire: Wire) -> float:
+    """Return the seconds of a step's exchanges: of each, those of the part that receives most."""
+    received: dict[tuple[int, str], dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for message in messages(network, cut, batch):
+        seconds = wire.message + wire.byte * message.size
+        received[message.boundary, message.direction][message.receiver] += seconds
+    return sum(max(by_part.values()) for by_part in received.values())
+
+
+def cut_into(network: dbdask.Network, parts: int, batch: int) -> Cut:
+    """Return the cut that a run takes."""
+    partition = partition_of(network, parts, batch)
+    return even_cut(network, 1) if partition is None else partition.cut
+
+
+def most_parts(network: dbdask.Network) -> int:
+    """Return into how many parts a network can be cut: the rows of its largest layer."""
+    return max(stage.output_shape[0] for stage in network.stages if stage.pieces)
+
+
+def computed(
+    network: dbdask.Network, batch: int, step: float, most: int
+) -> dict[str, dict[int, float]]:
+    """Return the computed speed-ups by network between machines, and by number of parts.
+
+    Parameters
+    ----------
+    network, batch
+        The net, and the examples of a minibatch.
+    step
+        Measured seconds of a step of one part.
+    most
+        Parts, or fewer where the network has fewer rows.
+    """
+    whole = busiest(network, even_cut(network, 1))
+    found: dict[str, dict[int, float]] = {wire.name: {} for wire in WIRES}
+    for parts in (number for number in COMPUTED_PARTS if number <= min(most, most_parts(network))):
+        cut = cut_into(network, parts, batch)
+        share = step * busiest(network, cut) / whole
+        for wire in WIRES:
+            seconds = share + exchange_seconds(network, cut, batch, wire)
+            found[wire.name][parts] = step / seconds
+    return found
+
+
+def draw(
+    path: Path,
+    measured: dict[str, dict[int, float]],
+    modelled: dict[str, dict[str, dict[int, float]]],
+    cores: int,
+) -> None:
+    """Draw the measured speed-ups on one panel, the computed ones on another."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colours = {net: f"C{number}" for number, net in enumerate(measured)}
+    parts = sorted(next(iter(measured.values())))
+    own = [number for number in parts if number <= cores]
+    left.plot(own, own, ":", color="grey", label="ideal")
+    for net, by_parts in measured.items():
+        left.plot(parts, [by_parts[n] for n in parts], "o-", color=colours[net], label=f"{net} net")
+    if parts[-1] > cores:
+        left.axvspan(max(own) + 0.05, parts[-1] + 0.2, color="grey", alpha=0.15, linewidth=0)
+        left.text(
+            parts[-1] + 0.15, 0.05, f"parts share\n{cores} cores", ha="right", color="dimgrey"
+        )
+    left.set(title="measured", xticks=parts, ylim=(0, None))
+    for net, by_wire in modelled.items():
+        for (wire, by_parts), style in zip(by_wire.items(), ("o-", "s--"), strict=True):
+            numbers = list(by_parts)
+            label = f"{net} net, {wire}"
+            right.plot(
+                numbers, list(by_parts.values()), style, ms=4, color=colours[net], label=label
+            )
+            best = max(numbers, key=by_parts.__getitem__)
+            right.annotate(
+                f"{by_parts[best]:.1f}x at {best}",
+                (best, by_parts[best]),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize="small",
+                color=colours[net],
+            )
+    right.set_xscale("log", base=2)
+    right.set(title="computed from the step of one part, and counted messages", ylim=(0, None))
+    right.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
+    for panel in (left, right):
+        panel.set(xlabel="parts, each on a worker", ylabel="speed-up of a step")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small", loc="upper left")
+    right.set_ylim(0, 1.45 * right.get_ylim()[1])  # room for the legend
+    figure.savefig(path, dpi=120)
+
+
+def medians(rounds: dict[int, list[Measured]]) -> dict[int, tuple[float, float, float]]:
+    """Return, by parts, the medians of steps a second, speed-up and share of exchanges."""
+    first = rounds[min(rounds)]
+    return {
+        parts: (
+            statistics.median(one.rate for one in found),
+            statistics.median(a.rate / b.rate for a, b in zip(found, first, strict=True)),
+            statistics.median(one.exchanging for one in found),
+        )
+        for parts, found in rounds.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--nets", nargs="+", choices=sorted(NETS), default=list(NETS))
+    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--most", type=int, default=81, help="parts on the computed panel")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of one measurement")
+    parser.add_argument("--small", action="store_true", help="small nets, to try the program")
+    parser.add_argument("--json", type=Path, default=Path("partition_speedup.json"))
+    parser.add_argument("--picture", type=Path, default=Path("partition_speedup.png"))
+    options = parser.parse_args()
+    all_parts = sorted({1, *options.parts})
+    rounds: dict[str, dict[int, list[Measured]]] = {net: defaultdict(list) for net in options.nets}
+    with tempfile.TemporaryDirectory() as folder:
+        for net in options.nets:
+            write_examples(*NETS[net](options.small), f"{folder}/{net}.zarr")
+        for _, net, parts in product(range(options.rounds), options.nets, all_parts):
+            path = f"{folder}/{net}.zarr"
+            found = measure(net, options.small, path, parts, options.seconds)
+            rounds[net][parts].append(found)
+            print(f"{net}, {parts} parts: {found.rate:.3f} steps/s", flush=True)
+    cores = len(os.sched_getaffinity(0))
+    print(f"\n{cores} cores; load {os.getloadavg()[0]:.1f}; medians of {options.rounds} rounds")
+    speedups: dict[str, dict[int, float]] = {}
+    modelled: dict[str, dict[str, dict[int, float]]] = {}
+    for net in options.nets:
+        network, batch = NETS[net](options.small)
+        print(f"{net} net, {network.parameter_count:,} parameters, batch {batch}")
+        speedups[net] = {}
+        for parts, (rate, speedup, exchanging) in medians(rounds[net]).items():
+            cost = exchange_cost(network, cut_into(network, parts, batch), batch)
+            shared = ", cores shared" if parts > cores else ""
+            print(
+                f"  {parts} parts: {rate:8.3f} steps/s  {speedup:5.2f}x  {exchanging:4.0%} of the "
+                f"time in exchanges; {cost.messages} messages, {cost.size / 1e6:.1f} MB a step"
+                f"{shared}"
+            )
+            speedups[net][parts] = speedup
+        step = 1 / medians(rounds[net])[1][0]
+        modelled[net] = computed(network, batch, step, options.most)
+        for name, by_parts in modelled[net].items():
+            shown = "  ".join(f"{parts}: {speedup:.2f}" for parts, speedup in by_parts.items())
+            print(f"  computed, {name}\n    {shown}")
+    draw(options.picture, speedups, modelled, cores)
+    measured = {
+        net: {parts: [one._asdict() for one in found] for parts, found in by_parts.items()}
+        for net, by_parts in rounds.items()
+    }
+    options.json.write_text(json.dumps({"measured": measured, "computed": modelled}, indent=1))
+    print(f"picture: {options.picture}, numbers: {options.json}")
+
+
+if __name__ == "__main__":
+    main()
