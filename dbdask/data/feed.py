@@ -118,6 +118,14 @@ class Reader:
             self._held = 0
             self._group = self._order = None
 
+    def make_room(self) -> None:
+        """Drop what is kept for later, and keep half as much from now on: memory is short."""
+        with self._lock:
+            self._cache.clear()
+            self._held = 0
+            self._group = self._order = None
+            self._cache_bytes //= 2
+
     def give_up_reads(self, least: float = 0.0) -> None:
         """End waits for what has been read for `least` seconds; who waits gets `ReadGivenUp`."""
         self._reads.give_up(least)

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from distributed import Worker
+from distributed import Status, Worker
 
 from dbdask.arrays import Float32Array
+from dbdask.daemon_threads import beside_loop
 from dbdask.data.feed import Reader
 from dbdask.errors import Stale
 from dbdask.models.cut_table import cut_table
@@ -48,6 +49,7 @@ _contexts_lock = threading.Lock()
 Place = tuple[int, int, int, int, int]
 """Where a replica stopped: generation, epoch, portion, next step; and which part of it."""
 
+PAUSED_SECONDS = 0.5  # between two looks whether Dask has paused the worker
 LONG_READ_SECONDS = 1.0  # a read that a run which is to stop does not wait for
 
 REMEMBERED_RUNS = 256  # ended runs whose late tasks a worker refuses
@@ -88,10 +90,11 @@ class WorkerContext:
         self._running = 0
         self._slots: list[ReplicaSlot] = []  # of replicas that are between two portions
         self._condition = threading.Condition()
-        self._lease: asyncio.Task[None] | None = None  # begun on the worker's loop
+        self._watching: list[asyncio.Task[None]] = []  # on the worker's loop
         self._until_closed = ExitStack()
-        self._until_closed.enter_context(kept_heap.kept())  # between two portions, too
-        worker_loop(worker).call_soon_threadsafe(self._begin_lease)
+        limit = worker.memory_manager.memory_limit
+        self._until_closed.enter_context(kept_heap.kept(limit))  # between two portions, too
+        worker_loop(worker).call_soon_threadsafe(self._begin_watching)
 
     @property
     def job(self) -> Job:
@@ -106,14 +109,29 @@ class WorkerContext:
                 blas_limit.look_again()
             return self._job
 
-    def _begin_lease(self) -> None:
-        self._lease = asyncio.ensure_future(self._watch())
+    def _begin_watching(self) -> None:
+        watches = self._watch_lease(), self._watch_memory()
+        self._watching = [asyncio.ensure_future(watch) for watch in watches]
 
-    def _end_lease(self) -> None:
-        if self._lease is not None:
-            self._lease.cancel()
+    def _end_watching(self) -> None:
+        for task in self._watching:
+            task.cancel()
 
-    async def _watch(self) -> None:
+    async def _watch_memory(self) -> None:
+        """Make room where Dask has paused the worker: it begins no task until memory is free."""
+        while not self.closed:
+            await asyncio.sleep(PAUSED_SECONDS)
+            if self.worker.status == Status.paused:
+                await beside_loop(self._make_room)
+
+    def _make_room(self) -> None:
+        """Drop what is kept for later tasks."""
+        for reader in list(self.readers.values()):
+            reader.make_room()
+        self._pool.clear()
+        kept_heap.give_back()
+
+    async def _watch_lease(self) -> None:
         """Close the context when it idles and no shard of its run answers (the client died)."""
         while not self.closed:
             await asyncio.sleep(deadline("lease"))
@@ -294,7 +312,7 @@ class WorkerContext:
         with self._condition:
             self.closed = True
             readers, self.readers = self.readers, {}
-        worker_loop(self.worker).call_soon_threadsafe(self._end_lease)
+        worker_loop(self.worker).call_soon_threadsafe(self._end_watching)
         self.end_generation(1 << 62)
         with self._condition:
             self._condition.notify_all()

@@ -17,6 +17,7 @@ from typing import Any
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 KEPT = 2**28  # bytes: free memory beyond this is given back at once
 LARGE = 2**25  # bytes: arrays of this size are mapped by themselves, as before
+SHARES = 16, 64  # of a worker's memory limit, that these two are at most
 GROWN = 2 * LARGE, LARGE  # glibc's own thresholds grow to this, if they are not set
 
 
@@ -33,12 +34,16 @@ class KeptHeap:
         self._library = _glibc()
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Keep freed memory until the last of those ends that have asked for it."""
+    def kept(self, limit: int | None = None) -> Iterator[None]:
+        """Keep freed memory until the last of those ends that have asked for it.
+
+        `limit` is the memory limit of the worker, in bytes: Dask pauses a worker near it, be its
+        memory in use or kept. The first of those that ask decides.
+        """
         with self._lock:
             self._users += 1
             if self._users == 1:
-                self._set(KEPT, LARGE)
+                self._set(*thresholds(limit))
         try:
             yield
         finally:
@@ -46,16 +51,32 @@ class KeptHeap:
                 self._users -= 1
                 if self._users == 0:
                     self._set(*_before())
-                    self._give_back()
+                    self.give_back()
 
     def _set(self, trim: int, mmap: int) -> None:
         if self._library is not None:
             self._library.mallopt(TRIM_THRESHOLD, trim)
             self._library.mallopt(MMAP_THRESHOLD, mmap)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """Give freed memory back to the operating system now."""
         if self._library is not None:
             self._library.malloc_trim(0)
+
+
+def thresholds(limit: int | None) -> tuple[int, int]:
+    """Return the bytes of free memory to keep, and from which size on an array is not kept.
+
+    Examples
+    --------
+    >>> thresholds(None) == thresholds(2**34) == (KEPT, LARGE)
+    True
+    >>> thresholds(2**28)
+    (16777216, 4194304)
+    """
+    if not limit:
+        return KEPT, LARGE
+    return min(KEPT, limit // SHARES[0]), min(LARGE, limit // SHARES[1])
 
 
 def _glibc() -> Any:
