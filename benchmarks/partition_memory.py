@@ -95,7 +95,7 @@ def measure(client: Client, network: dbdask.Network, folder: str) -> list[Peaks]
             network,
             examples,
             client=client,
-            optimizer=dbdask.adagrad(0.001),
+            optimizer=dbdask.adagrad(0.0001),
             batch_size=BATCH,
             partitions=2,
             checkpoint=run,

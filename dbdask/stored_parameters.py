@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from dbdask.arrays import Float32Array
-from dbdask.data.memory import has_room_for_vector
+from dbdask.data.memory import has_room_for_vector, memory_limit
 from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
 from dbdask.models.network import Network
@@ -28,7 +28,7 @@ def model_with(
         A checkpoint, or a saved result, is damaged, or its store hangs.
     """
     size = as_layout(model.layout).size
-    if has_room_for_vector(size) or not isinstance(model, Network):
+    if has_room_for_vector(size, memory_limit()) or not isinstance(model, Network):
         return model, read_parameters(given, size)
     if not isinstance(given, VectorReference):
         return model, given

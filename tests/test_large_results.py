@@ -47,7 +47,7 @@ def longest(monkeypatch, result):
         return read(self, start, stop)
 
     monkeypatch.setattr(SavedVector, "read", measured)
-    monkeypatch.setattr(stored_parameters, "has_room_for_vector", lambda size: False)
+    monkeypatch.setattr(stored_parameters, "has_room_for_vector", lambda size, limit: False)
     monkeypatch.setattr(piecewise, "PIECE_BYTES", 200)
     monkeypatch.setattr(saving, "CHUNK", 16)
     monkeypatch.setattr(saving, "STEP", 48)
@@ -79,15 +79,13 @@ def test_workers_with_little_memory_predict_in_pieces(
     assert longest() <= 4 * 2 * 9  # a row of the filters
 
 
-def test_a_vector_has_room_in_a_quarter_of_the_memory(monkeypatch):
-    monkeypatch.setattr(memory, "memory_limit", lambda: 1600)
-    assert memory.has_room_for_vector(100) and not memory.has_room_for_vector(101)
-    monkeypatch.setattr(memory, "memory_limit", lambda: None)
-    assert memory.has_room_for_vector(10**15)
+def test_a_vector_has_room_in_a_quarter_of_the_memory():
+    assert memory.has_room_for_vector(100, 1600) and not memory.has_room_for_vector(101, 1600)
+    assert memory.has_room_for_vector(10**15, None)
 
 
 def test_a_model_of_the_users_own_gets_the_whole_vector(result, tmp_path, monkeypatch):
-    monkeypatch.setattr(stored_parameters, "has_room_for_vector", lambda size: False)
+    monkeypatch.setattr(stored_parameters, "has_room_for_vector", lambda size, limit: False)
     result.save(tmp_path / "one.zarr")
     own = type("Own", (), {"layout": result.model.layout})()
     reference = dbdask.load(tmp_path / "one.zarr")._vector
@@ -125,7 +123,7 @@ def test_validation_beside_training_fetches_pieces(threads_client, data, monkeyp
         return read(self, handle, number, start, stop)
 
     monkeypatch.setattr(WorkerContext, "read_copy", measured)
-    monkeypatch.setattr(validation, "has_room_for_vector", lambda size: False)
+    monkeypatch.setattr(validation, "has_room_for_vector", lambda size, limit: False)
     monkeypatch.setattr(piecewise, "PIECE_BYTES", 200)
     np.testing.assert_allclose(losses(), whole, rtol=1e-5)
     assert len(whole) >= 2

@@ -82,8 +82,9 @@ class Downpour:
     def memory(self, plan: Plan, length: int) -> Memory:
         """Return what a worker must hold with `length` elements of the flat vector."""
         slots, keeps_best = len(self.kind.optimizer.slots), plan.keep == "best"
+        validates = plan.validation_cut is not None
         plain, copied = (
-            policies.shard_bytes(length, slots, keeps_best, copied=copied)
+            policies.shard_bytes(length, slots, keeps_best, copied=copied, validates=validates)
             for copied in (False, True)
         )
         return Memory(self.replica_bytes, plain, copied)

@@ -88,12 +88,12 @@ def _of_worker() -> int | None:
         return None
 
 
-def has_room_for_vector(size: int) -> bool:
-    """Return whether this process may hold a vector of parameters, float32 (size,), as a whole.
+def has_room_for_vector(size: int, limit: int | None) -> bool:
+    """Return whether a process may hold a vector of parameters, float32 (size,), as a whole.
 
-    It leaves most of its memory to examples, activations and other threads.
+    It leaves most of its memory to examples, activations and other threads. `limit` is the memory
+    of the process in bytes; None if it is not known.
     """
-    limit = memory_limit()
     return limit is None or VECTOR_SHARE * 4 * size <= limit
 
 

@@ -1,6 +1,9 @@
 """The beginning of a run: it waits for workers, checks their memory, and makes the shards."""
 
+from dbdask.data.memory import has_room_for_vector
+from dbdask.models.piecewise import ACTIVATION_BYTES, PIECE_BYTES
 from dbdask.rpc.arrivals import await_workers
+from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run.preflight import check_collectable, check_memory
 from dbdask.run.run import Run
 from dbdask.run.shard_placement import most_elements
@@ -28,13 +31,17 @@ def _check_memory(run: Run, shards: int, workers: int) -> None:
     needed = run.method.memory(plan, length)
     replica, copied = needed.replica, needed.copied_shard
     if plan.partition is not None and plan.validation_cut is not None:
-        replica += (
-            12 * plan.size
-        )  # a validation has the whole vector, in both orders, and a scratch
+        replica += _validation_bytes(plan.size, facts)
     run.has_room_for_copies = copied is not None and all(
         replica + copied <= worker.memory_limit or not worker.memory_limit for worker in facts
     )
     check_memory(facts, replica, needed.shard, plan.name)
+
+
+def _validation_bytes(size: int, facts: list[WorkerFacts]) -> int:
+    """Return what a validation holds: the vector, in both orders, and a scratch; or pieces."""
+    limit = min((worker.memory_limit for worker in facts if worker.memory_limit), default=None)
+    return 12 * size if has_room_for_vector(size, limit) else PIECE_BYTES + ACTIVATION_BYTES
 
 
 async def make_shards(run: Run, count: int) -> None:

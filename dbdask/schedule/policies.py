@@ -3,8 +3,12 @@
 import math
 from collections.abc import Sequence
 
+from dbdask.schedule.stored_chunks import MOST_STORED
+
 CACHE_SHARE = {"train": 0.3, "validation": 0.1}  # of a worker's memory limit
 CACHE_BYTES = 256 * 2**20  # for a worker without a limit
+
+CHUNKS_AT_WORK = 3  # of a stored vector, while a shard writes it
 
 SHARD_BYTES = 4 * 2**20  # a shard smaller than this costs more in messages than it saves
 
@@ -89,13 +93,25 @@ def replica_bytes(size: int, n_fetch: int, n_push: int, local_slots: int | None 
     return 4 * size * vectors
 
 
-def shard_bytes(length: int, slots: int, keep_best: bool, *, copied: bool) -> int:
+def shard_bytes(
+    length: int, slots: int, keep_best: bool, *, copied: bool, validates: bool = True
+) -> int:
     """Return the bytes of a shard of `length` elements.
 
-    They are its vectors, and a snapshot copy of all of them (`copied`) or of the parameters alone.
+    They are its vectors, and a snapshot copy: of all of them (`copied`), or of the parameters alone
+    to validate with. Without a copy, they are some chunks that are being written.
+
+    Examples
+    --------
+    >>> mib = 2**18  # elements
+    >>> shard_bytes(100 * mib, 1, False, copied=False, validates=False) // 2**20
+    248
+    >>> shard_bytes(100 * mib, 1, False, copied=True) // 2**20
+    400
     """
     vectors = 1 + slots + keep_best
-    return 4 * length * (vectors + (vectors if copied else 1))
+    copies = length * (vectors if copied else int(validates))
+    return 4 * (length * vectors + max(copies, min(length, CHUNKS_AT_WORK * MOST_STORED)))
 
 
 def batch_shard_bytes(length: int, history_length: int, keep_best: bool) -> int:

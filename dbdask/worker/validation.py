@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dbdask.data.block_provider import gather_blocks
-from dbdask.data.memory import has_room_for_vector
+from dbdask.data.memory import has_room_for_vector, memory_limit
 from dbdask.data.routes import Piece
 from dbdask.data.waiting import ReadGivenUp
 from dbdask.errors import RECOVERABLE
@@ -62,7 +62,7 @@ def _score(order: ValidationOrder, job: bytes, blocks: tuple[Piece, ...]) -> Sco
     context = open_context(order.run, job)
     model, batch_size = context.job.model, context.job.batch_size
     scored: Model | PiecewiseNetwork = model
-    if isinstance(model, Network) and not has_room_for_vector(order.handle.size):
+    if isinstance(model, Network) and not has_room_for_vector(order.handle.size, memory_limit()):
         scored = PiecewiseNetwork(model, partial(context.read_copy, order.handle, order.copy))
         batch_size = max(batch_size, scored.examples_at_once)  # a minibatch fetches everything
         parameters = scratch = context.buffer(0)

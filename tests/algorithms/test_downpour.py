@@ -210,7 +210,9 @@ def test_where_memory_is_short_shards_write_at_rest(threads_client, store, tmp_p
 
     roomy = policies.shard_bytes
     monkeypatch.setattr(
-        policies, "shard_bytes", lambda *a, copied: 1 << 60 if copied else roomy(*a, copied=False)
+        policies,
+        "shard_bytes",
+        lambda *a, copied, **more: 1 << 60 if copied else roomy(*a, copied=False, **more),
     )
     monkeypatch.setattr(policies, "replica_bytes", lambda *a: 0)
     copies = []
