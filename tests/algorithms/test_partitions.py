@@ -64,9 +64,9 @@ def losses(result):
     return found[np.isfinite(found)]
 
 
-def assert_same(result, other):
-    np.testing.assert_allclose(losses(result), losses(other), rtol=1e-5)
-    np.testing.assert_allclose(flat(result), flat(other), atol=1e-5)
+def assert_same(result, other, tolerance=1e-5):
+    np.testing.assert_allclose(losses(result), losses(other), rtol=tolerance)
+    np.testing.assert_allclose(flat(result), flat(other), atol=tolerance)
 
 
 # The same as without parts
