@@ -25,7 +25,7 @@ check: $(VENV)/.check
 	$(PY) -m mypy dbdask $(wildcard pipelines/*.py)
 
 bench: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
-	for program in $(filter-out chaos mixed_chaos,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
+	for program in $(filter-out chaos mixed_chaos paper_image_network,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
 	  $(PY) -m benchmarks.$$program || exit 1; done
 
 chaos: $(VENV)/.test
