@@ -113,18 +113,19 @@ class Reader:
         A thread that is still reading is not waited for.
         """
         self._reads.close()
-        with self._lock:
-            self._cache.clear()
-            self._held = 0
-            self._group = self._order = None
+        self._drop()
 
-    def make_room(self) -> None:
-        """Drop what is kept for later, and keep half as much from now on: memory is short."""
+    def make_room(self, keep_less: bool) -> None:
+        """Drop what is kept for later; `keep_less`: keep half as much from now on."""
+        if keep_less:
+            self._cache_bytes //= 2
+        self._drop()
+
+    def _drop(self) -> None:
         with self._lock:
             self._cache.clear()
             self._held = 0
             self._group = self._order = None
-            self._cache_bytes //= 2
 
     def give_up_reads(self, least: float = 0.0) -> None:
         """End waits for what has been read for `least` seconds; who waits gets `ReadGivenUp`."""

@@ -118,16 +118,19 @@ class WorkerContext:
             task.cancel()
 
     async def _watch_memory(self) -> None:
-        """Make room where Dask has paused the worker: it begins no task until memory is free."""
+        """Make room while Dask has paused the worker, which begins no task until memory is free."""
+        was_paused = False
         while not self.closed:
             await asyncio.sleep(PAUSED_SECONDS)
-            if self.worker.status == Status.paused:
-                await beside_loop(self._make_room)
+            is_paused = self.worker.status == Status.paused
+            if is_paused:  # again and again: the task that is at work may read more
+                await beside_loop(self._make_room, not was_paused)
+            was_paused = is_paused
 
-    def _make_room(self) -> None:
-        """Drop what is kept for later tasks."""
+    def _make_room(self, keep_less: bool) -> None:
+        """Drop what is kept for later tasks; once a pause, keep less from then on."""
         for reader in list(self.readers.values()):
-            reader.make_room()
+            reader.make_room(keep_less)
         self._pool.clear()
         kept_heap.give_back()
 

@@ -6,6 +6,7 @@ import xarray as xr
 from distributed import Client, LocalCluster, Status
 
 import dbdask
+from dbdask.schedule.policies import CACHE_BYTES
 from dbdask.worker import context
 from dbdask.worker.context import WorkerContext
 
@@ -33,7 +34,8 @@ def test_a_reader_makes_room_and_reads_the_same_again(examples):
         assert reader._cache and reader._held > 0
         going = reader.minibatches(portion, 20)
         again = [next(going).inputs.copy()]
-        reader.make_room()
+        reader.make_room(keep_less=True)
+        reader.make_room(keep_less=False)  # the worker is paused still
         assert not reader._cache and reader._held == 0 and reader._cache_bytes == 50_000
         again += [batch.inputs.copy() for batch in going]
         np.testing.assert_array_equal(first, again)
@@ -45,10 +47,11 @@ def test_a_worker_that_is_paused_lets_go_of_what_it_keeps(examples, monkeypatch,
     monkeypatch.setattr(context, "PAUSED_SECONDS", 0.02)
     make_room, made, records = WorkerContext._make_room, [], []
 
-    def make_room_and_resume(self):
-        make_room(self)
-        made.append([reader._held for reader in self.readers.values()])
-        self.worker.status = Status.running  # as Dask does where enough was freed
+    def make_room_and_resume(self, keep_less):
+        make_room(self, keep_less)
+        made.append((keep_less, self.readers["train"]._cache_bytes))
+        if len(made) == 3:
+            self.worker.status = Status.running  # as Dask does where enough was freed
 
     monkeypatch.setattr(WorkerContext, "_make_room", make_room_and_resume)
     with (
@@ -77,4 +80,5 @@ def test_a_worker_that_is_paused_lets_go_of_what_it_keeps(examples, monkeypatch,
             **options,
         )
     assert result.status.ok
-    assert made and all(held == 0 for held in made[0])
+    kept = made[0][1]
+    assert 0 < kept < CACHE_BYTES and made == [(True, kept), (False, kept), (False, kept)]
