@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from distributed import Status, Worker
+from distributed import Worker
 
 from dbdask.arrays import Float32Array
-from dbdask.daemon_threads import beside_loop
 from dbdask.data.feed import Reader
 from dbdask.errors import Stale
 from dbdask.models.cut_table import cut_table
@@ -37,6 +36,7 @@ from dbdask.worker.kept_heap import kept_heap
 from dbdask.worker.link import ServerHandle, ServerLink
 from dbdask.worker.mailbox import Mailbox, mailbox_key
 from dbdask.worker.pass_points import PassPoints
+from dbdask.worker.pauses import make_room_in_pauses
 from dbdask.worker.routes import Calls, WorkerRoutes
 from dbdask.worker.vector_pool import VectorPool
 
@@ -49,7 +49,6 @@ _contexts_lock = threading.Lock()
 Place = tuple[int, int, int, int, int]
 """Where a replica stopped: generation, epoch, portion, next step; and which part of it."""
 
-PAUSED_SECONDS = 0.5  # between two looks whether Dask has paused the worker
 LONG_READ_SECONDS = 1.0  # a read that a run which is to stop does not wait for
 
 REMEMBERED_RUNS = 256  # ended runs whose late tasks a worker refuses
@@ -110,22 +109,12 @@ class WorkerContext:
             return self._job
 
     def _begin_watching(self) -> None:
-        watches = self._watch_lease(), self._watch_memory()
+        watches = self._watch_lease(), make_room_in_pauses(self.worker, self._make_room)
         self._watching = [asyncio.ensure_future(watch) for watch in watches]
 
     def _end_watching(self) -> None:
         for task in self._watching:
             task.cancel()
-
-    async def _watch_memory(self) -> None:
-        """Make room while Dask has paused the worker, which begins no task until memory is free."""
-        was_paused = False
-        while not self.closed:
-            await asyncio.sleep(PAUSED_SECONDS)
-            is_paused = self.worker.status == Status.paused
-            if is_paused:  # again and again: the task that is at work may read more
-                await beside_loop(self._make_room, not was_paused)
-            was_paused = is_paused
 
     def _make_room(self, keep_less: bool) -> None:
         """Drop what is kept for later tasks; once a pause, keep less from then on."""

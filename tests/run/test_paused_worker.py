@@ -7,7 +7,7 @@ from distributed import Client, LocalCluster, Status
 
 import dbdask
 from dbdask.schedule.policies import CACHE_BYTES
-from dbdask.worker import context
+from dbdask.worker import pauses
 from dbdask.worker.context import WorkerContext
 
 ROWS = 400
@@ -44,7 +44,7 @@ def test_a_reader_makes_room_and_reads_the_same_again(examples):
 
 @pytest.mark.parametrize("algorithm", ["downpour", "sandblaster"])
 def test_a_worker_that_is_paused_lets_go_of_what_it_keeps(examples, monkeypatch, algorithm):
-    monkeypatch.setattr(context, "PAUSED_SECONDS", 0.02)
+    monkeypatch.setattr(pauses, "SECONDS", 0.02)
     make_room, made, records = WorkerContext._make_room, [], []
 
     def make_room_and_resume(self, keep_less):
