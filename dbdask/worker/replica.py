@@ -10,6 +10,7 @@ from dbdask.arrays import Float32Array
 from dbdask.data.block_provider import gather_blocks
 from dbdask.data.feed import Minibatch
 from dbdask.data.routes import Blocks, Piece
+from dbdask.metrics.time_spent import Spent
 from dbdask.optim.gradients import clip
 from dbdask.rpc.portable import portable_errors
 from dbdask.worker.accrual import Accrual, AccruedGradients, Displacement, LocalRule
@@ -85,6 +86,29 @@ class _Push(NamedTuple):
     vector: Float32Array
 
 
+class _Batches:
+    """The minibatches of a portion; the next one may be read before the loop asks for it."""
+
+    def __init__(self, batches: Iterable[Minibatch], spent: Spent) -> None:
+        self._batches, self._spent = iter(batches), spent
+        self._ahead: list[Minibatch | None] = []  # at most one; None at the end
+
+    def read_ahead(self) -> None:
+        """Read the next minibatch, if it is not there yet."""
+        if not self._ahead:
+            with self._spent.on("reading"):
+                self._ahead.append(next(self._batches, None))
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        """Yield the minibatches, and note how long each was waited for."""
+        while True:
+            self.read_ahead()
+            batch = self._ahead.pop()
+            if batch is None:
+                return
+            yield batch
+
+
 class _Replica:
     """The loop of one portion: fetch, compute, push, with the buffers it runs on."""
 
@@ -106,6 +130,7 @@ class _Replica:
         self.pushing: _Push | None = None  # beside the computation
         self.first, self.paused = beginning.first, beginning.paused
         self.last = beginning.last if order.complete_only else 1 << 62  # step to do, at most
+        self.batches = _Batches((), report.spent)
         self.is_fresh = False  # the last push brought the parameters along
         self.step = -1  # the last one done
         self.last_step = order.portion.steps(self.job.batch_size) - 1
@@ -123,7 +148,8 @@ class _Replica:
             blocks=blocks,
             following=self.order.following,
         )
-        self.report.finished = self._train(batches, self.last)
+        self.batches = _Batches(batches, self.report.spent)
+        self.report.finished = self._train(self.last)
         self._settle()
         self.report.left_out = reader.left_out(portion)
         self.report.magnitudes = reader.magnitudes
@@ -177,11 +203,11 @@ class _Replica:
         generation = self.order.handle.generation
         return generation, portion.epoch, portion.number, step, self.share.index
 
-    def _train(self, batches: Iterable[Minibatch], last: int) -> bool:
+    def _train(self, last: int) -> bool:
         """Work through the minibatches; True when the portion is finished."""
         most = self.order.most_steps
         step = self.report.next_step - 1
-        for batch in self._read(batches):
+        for batch in self.batches:
             step = batch.step
             if step > last:
                 return False
@@ -193,16 +219,6 @@ class _Replica:
                 return False
         self._flush(step)
         return not self.order.complete_only
-
-    def _read(self, batches: Iterable[Minibatch]) -> Iterator[Minibatch]:
-        """Yield minibatches, and note how long each was waited for."""
-        following = iter(batches)
-        while True:
-            with self.report.spent.on("reading"):
-                batch = next(following, None)
-            if batch is None:
-                return
-            yield batch
 
     def _must_stop(self, step: int, last: int) -> bool:
         """Whether the portion goes back to the run here: at a boundary of fetches and pushes."""
@@ -307,6 +323,7 @@ class _Replica:
             exchange = self.link.start_push(identity, vector, self.fetched, into)
         self.pushing = _Push(exchange, step, vector)
         if self.job.n_push == 1 or self.is_fresh:
+            self.batches.read_ahead()  # while the shards apply the gradient
             self._await_push()
 
     def _is_finite(self, vector: Float32Array) -> bool:
