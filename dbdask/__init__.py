@@ -44,6 +44,8 @@ _PLACES = {
     "TrainingWarning": "dbdask.errors",
 }
 
+_PACKAGES = ("sklearn", "torch")  # need the extras of these names
+
 __all__ = [*_PLACES, "__version__"]
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"dbdask.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'dbdask' has no attribute {name!r}")
     value = getattr(import_module(_PLACES[name]), name)
@@ -91,4 +95,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_PACKAGES])

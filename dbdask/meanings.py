@@ -65,7 +65,16 @@ def label_meaning(examples: Examples, loss: str | None, outputs: int, has_gaps: 
         fill = next(number for number in itertools.count() if number not in labels)
         attrs["missing_label"] = dtype.type(fill)
     decode = _Decoded(labels, loss)
+    attrs |= _flags(examples, labels, dtype)
     return Meaning(variable.name, dtype, fill, decode, attrs=attrs, encoding=encoding)
+
+
+def _flags(examples: Examples, labels: np.ndarray, dtype: Any) -> dict[str, object]:
+    """Return the attributes that say in words what numbers stand for, if the target had them."""
+    classes = examples.recipe.classes
+    if classes is None or classes.meanings is None or len(classes.meanings) != len(labels):
+        return {}
+    return {"flag_values": labels.astype(dtype), "flag_meanings": " ".join(classes.meanings)}
 
 
 def probability_meaning(examples: Examples, loss: str | None, outputs: int) -> Meaning:
@@ -78,7 +87,7 @@ def probability_meaning(examples: Examples, loss: str | None, outputs: int) -> M
         _Probabilities(loss),
         ("class",),
         (len(labels),),
-        {"class": labels},
+        {"class": ("class", labels, _flags(examples, labels, labels.dtype))},
     )
 
 

@@ -93,13 +93,30 @@ def may_have_gaps(recipe: Recipe) -> bool:
     )
 
 
+def chunks_of(data: object, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Return the lengths of a Dataset's own dask chunks, by sample dimension; none of a store."""
+    if not isinstance(data, xr.Dataset):
+        return {}
+    names = [variable.name for variable in recipe.inputs.variables]
+    held = [data[name].variable for name in names if name in data.variables]
+    chunks: dict[str, tuple[int, ...]] = {}
+    for variable in sorted(held, key=lambda one: one.nbytes):  # where they differ, the largest's
+        chunks |= {str(d): lengths for d, lengths in variable.chunksizes.items()}
+    return {dim: lengths for dim, lengths in chunks.items() if dim in recipe.along}
+
+
 def predict_array(
-    predictor: Predictor, recipe: Recipe, source: Source, meaning: Meaning
+    predictor: Predictor,
+    recipe: Recipe,
+    source: Source,
+    meaning: Meaning,
+    chunks: Mapping[str, tuple[int, ...]],
 ) -> xr.DataArray:
     """Return the lazy prediction over the whole grid of a recipe's data, those of `source`.
 
     It is a DataArray of a dask array: the shape is that of the sample dimensions and of one
-    prediction, the dtype that of `meaning`.
+    prediction, the dtype that of `meaning`. `chunks` are the lengths of its chunks by dimension,
+    where they are not those in which the data are read.
     """
     unique = uuid.uuid4().hex
     shared = delayed(predictor, name=f"dbdask-model-{unique}", traverse=False)
@@ -115,8 +132,10 @@ def predict_array(
         key = _key(name, *place, *features)
         layer[key] = Task(key, _predict_block, *references, number, *pieces)
     graph = HighLevelGraph.from_collections(name, layer, dependencies=needed)
-    chunks = (*recipe.grid.lengths, *((size,) for size in meaning.shape))
-    array = _regular(da.Array(graph, name, chunks, dtype=meaning.dtype))
+    lengths = (*recipe.grid.lengths, *((size,) for size in meaning.shape))
+    array = da.Array(graph, name, lengths, dtype=meaning.dtype)
+    given = {axis: chunks[dim] for axis, dim in enumerate(recipe.along) if dim in chunks}
+    array = _regular(array.rechunk(given) if given else array)
     dims = (*recipe.along, *meaning.dims)
     wanted = xr.DataArray(array, dims=dims, name=meaning.name, attrs=_writable(meaning.attrs))
     return _as_the_data(wanted, recipe, source, meaning)

@@ -26,7 +26,7 @@ from dbdask.metrics.scores import (
 from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
 from dbdask.models.piecewise import PiecewiseNetwork
-from dbdask.prediction import Predictor, may_have_gaps, predict_array
+from dbdask.prediction import Predictor, chunks_of, may_have_gaps, predict_array
 from dbdask.saving import Parts, save
 from dbdask.saving import load as load_parts
 from dbdask.status import Status
@@ -170,16 +170,17 @@ class Result:
         Returns
         -------
         DataArray
-            Named after the target, on the data's own dimensions, order and coordinates: the decoded
-            label, or the value in the target's own units. It is NaN (or the declared missing label,
-            which is written as such) at a position where no example can be formed. Numbers as
-            labels are float64 if there may be such positions; a missing text is "". Integers that
-            float64 cannot hold stay integers, and the attribute `missing_label` names the value
-            that means missing. Values are float64 if scaled targets need it, else float32. Several
-            targets give a Dataset. A model of your own with another number of outputs than the
-            targets have elements gives an `output` dimension. The prediction can be written as it
-            is: its chunks have one length, the longest of the data's, and none of the data's
-            encodings.
+            Named after the target, on the data's own dimensions, order, chunks and coordinates: the
+            decoded label, or the value in the target's own units. It is NaN (or the declared
+            missing label, which is written as such) at a position where no example can be formed.
+            Numbers as labels are float64 if there may be such positions; a missing text is "".
+            Integers that float64 cannot hold stay integers, and the attribute `missing_label` names
+            the value that means missing. Values are float64 if scaled targets need it, else
+            float32. Several targets give a Dataset. A model of your own with another number of
+            outputs than the targets have elements gives an `output` dimension. The attributes
+            `flag_values` and `flag_meanings` say what labels stand for, if the target had them. The
+            prediction can be written as it is: it has none of the data's encodings, and where the
+            lengths of the data's chunks differ, its chunks have the longest of them.
 
         Raises
         ------
@@ -187,11 +188,12 @@ class Result:
             `data` lacks an input, or has it in another shape.
         """
         recipe, source, predictor = self._on(data)
+        chunks = chunks_of(data, recipe)
         if self._tells_classes:
             meaning = label_meaning(self.examples, self._loss, self._outputs, may_have_gaps(recipe))
-            return predict_array(predictor, recipe, source, meaning)
+            return predict_array(predictor, recipe, source, meaning, chunks)
         meanings = value_meanings(self.examples, self._outputs)
-        arrays = {m.name: predict_array(predictor, recipe, source, m) for m in meanings}
+        arrays = {m.name: predict_array(predictor, recipe, source, m, chunks) for m in meanings}
         if len(arrays) == 1:
             return next(iter(arrays.values()))
         # A target that is a coordinate of the data is predicted, and so no coordinate here.
@@ -209,7 +211,7 @@ class Result:
         """
         if not self._tells_classes:
             raise ValueError(
-                "predict_proba needs a model of classes, one whose loss is 'softmax' or "
+                "predict_proba needs a model of one label an example, whose loss is 'softmax' or "
                 "'logistic'; predict gives the values of this one"
             )
         recipe, source, predictor = self._on(data)
@@ -219,7 +221,7 @@ class Result:
                 "rename that one with data.rename"
             )
         meaning = probability_meaning(self.examples, self._loss, self._outputs)
-        return predict_array(predictor, recipe, source, meaning)
+        return predict_array(predictor, recipe, source, meaning, chunks_of(data, recipe))
 
     def _on(self, data: Data) -> tuple[Recipe, Source, Predictor]:
         examples = self.examples.rebind(data)

@@ -276,3 +276,68 @@ def test_parameters_read_lazily_are_in_regular_chunks(tmp_path, monkeypatch):
     parameters.to_zarr(tmp_path / "parameters.zarr", zarr_format=2, consolidated=False)
     again = xr.open_zarr(tmp_path / "parameters.zarr", consolidated=False)
     xr.testing.assert_equal(again.load(), result.parameters)
+
+
+@pytest.mark.filterwarnings("ignore:The specified chunks separate")
+@pytest.mark.parametrize("opened", [None, {}, {"t": 200}, {"t": 50}, {"t": (30, 70, 60, 240)}])
+def test_a_prediction_has_the_chunks_of_the_data(tmp_path, opened):
+    rng = np.random.default_rng(5)
+    data = xr.Dataset({"x": (("t", "f"), rng.normal(size=(400, 3))), "y": ("t", np.zeros(400))})
+    data.chunk(t=100).to_zarr(tmp_path / "data.zarr", consolidated=False)
+    given = tmp_path / "data.zarr"
+    if opened is not None:
+        given = xr.open_zarr(given, chunks=opened, consolidated=False)
+    examples = dbdask.Examples(given, inputs="x", targets="y", along="t")
+    predicted = result_of(examples, network(examples, 1, "squared")).predict(given)
+    regular = {None: (100,) * 4, 200: (200,) * 2, 50: (50,) * 8, (30, 70, 60, 240): (240, 160)}
+    assert predicted.chunks == (regular[(opened or {}).get("t")],)
+    layers = result_of(examples, network(examples, 1, "squared"))
+    weights = {name: array.values for name, array in layers.parameters.items()}
+    (matrix,) = [w for w in weights.values() if w.ndim == 2]
+    (bias,) = [w for w in weights.values() if w.ndim == 1]
+    expected = data["x"].values.astype("f4") @ matrix.reshape(3, 1) + bias
+    np.testing.assert_allclose(predicted.values, expected[:, 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 10])
+@pytest.mark.parametrize("window", [11, (-6, 0)])
+def test_data_shorter_than_the_window_are_predicted_by_the_rule_of_the_edges(rows, window):
+    rng = np.random.default_rng(6)
+    data = xr.Dataset({"x": (("t", "f"), rng.normal(size=(40, 2))), "y": ("t", np.zeros(40))})
+    first, last = (-5, 5) if window == 11 else window
+    short = data.isel(t=slice(rows))
+    padded = short["x"].pad(t=(-first, last), mode="edge").values
+    width = last - first + 1
+    seen = np.stack([padded[t : t + width] for t in range(rows)]).astype("f4").reshape(rows, -1)
+    for edges in ("repeat", "drop"):
+        examples = dbdask.Examples(
+            data, inputs="x", targets="y", along="t", window={"t": window}, edges=edges
+        )
+        result = result_of(examples, network(examples, 1, "squared"))
+        if edges == "drop" and rows < width:
+            with pytest.raises(ValueError, match="windows are longer"):
+                result.predict(short)
+            continue
+        predicted = result.predict(short).values
+        matrix, bias = (result.parameters[name].values for name in result.parameters)
+        matrix, bias = (matrix, bias) if matrix.ndim > bias.ndim else (bias, matrix)
+        expected = (seen @ matrix.reshape(-1, 1) + bias)[:, 0]
+        whole = slice(-first, rows - last) if edges == "drop" else slice(None)
+        np.testing.assert_allclose(predicted[whole], expected[whole], rtol=1e-5, atol=1e-6)
+
+
+def test_predictions_say_in_words_what_flags_stand_for(tmp_path):
+    rng = np.random.default_rng(7)
+    flags = {"flag_values": np.array([2, 5, 9], "i1"), "flag_meanings": "sea land ice"}
+    labels = np.array([2, 5, 9], "i1")[np.arange(12) % 3]
+    data = xr.Dataset({"x": (("row", "f"), rng.normal(size=(12, 2))), "y": ("row", labels, flags)})
+    examples = dbdask.Examples(data, inputs="x", targets="y", along="row")
+    result = result_of(examples, network(examples, 3, "softmax"))
+    result.predict(data).to_zarr(tmp_path / "out.zarr", consolidated=False)
+    result.predict_proba(data).to_netcdf(tmp_path / "out.nc", engine="h5netcdf")
+    again = xr.open_zarr(tmp_path / "out.zarr", consolidated=False)["y"]
+    with xr.open_dataset(tmp_path / "out.nc", engine="h5netcdf") as probabilities:
+        for shown in (again, probabilities["class"]):
+            assert np.asarray(shown.attrs["flag_values"]).tolist() == [2, 5, 9]
+            assert shown.attrs["flag_meanings"] == "sea land ice"
+    assert dbdask.Examples(again.to_dataset(), inputs="y", targets="y", along="row").has_labels

@@ -135,7 +135,7 @@ def downpour(
     callbacks
         Called with each `Record`, on the client; a callback that returns True stops the run.
     progress
-        None: a bar on a terminal or in a notebook, else a line each 30 s to the logger `dbdask`,
+        None: a bar on a terminal or in a notebook, else a line each 20 s to the logger `dbdask`,
         or to standard error where the program has not configured logging.
     seed
         Decides initial parameters, the order of portions, and every minibatch.

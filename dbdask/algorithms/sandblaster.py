@@ -112,7 +112,7 @@ def sandblaster(
     callbacks
         Called with each `Record`, on the client; a callback that returns True stops the run.
     progress
-        None: a bar on a terminal or in a notebook, else a line each 30 s to the logger `dbdask`,
+        None: a bar on a terminal or in a notebook, else a line each 20 s to the logger `dbdask`,
         or to standard error where the program has not configured logging.
     seed
         Decides the initial parameters, and all that is random in the model.

@@ -329,7 +329,7 @@ class Examples:
     def worker_side(self) -> "Examples":
         """Return the examples that travel in a task: without values, small when pickled."""
         self.recipe.check_values_are_here()
-        return Examples._of(None, self._with_means().recipe.worker_side())
+        return Examples._of(None, self.with_means().recipe.worker_side())
 
     def reader(self, cache_bytes: int = CACHE_BYTES, prefetch: bool = True) -> Reader:
         """Return a reader, which opens the stores when it first reads."""
@@ -470,14 +470,24 @@ class Examples:
         """
         return Examples._of(self.source, with_categories(self.recipe, client, unknown_only=False))
 
-    def _with_means(self) -> "Examples":
-        """Return examples that know the means that stand for missing elements of inputs."""
+    @property
+    def lacks_means(self) -> bool:
+        """Whether a pass over the data has yet to find what stands for missing inputs."""
+        return "_means_known" not in self.__dict__ and bool(lacks_means(self.recipe))
+
+    def with_means(self, client: "Client | None" = None) -> "Examples":
+        """Return examples that know the means that stand for missing elements of inputs.
+
+        They are found in one pass, the first time. `client` runs it; None: the current client, else
+        this process.
+        """
         self.recipe.check_categories()
         if not lacks_means(self.recipe):
             return self
-        if "with_means" not in self.__dict__:
-            self.__dict__["with_means"] = Examples._of(self.source, measured_means(self.recipe))
-        found: Examples = self.__dict__["with_means"]
+        if self.lacks_means:
+            known = Examples._of(self.source, measured_means(self.recipe, client))
+            self.__dict__["_means_known"] = known
+        found: Examples = self.__dict__["_means_known"]
         return found
 
     def find_classes(self, client: "Client | None" = None) -> list[Label]:
@@ -526,7 +536,7 @@ class Examples:
         DataError
             Training would raise it, too.
         """
-        return report(self._with_means().recipe, client)
+        return report(self.with_means(client).recipe, client)
 
     def batch(
         self, size: int = 8, *, seed: int | None = None, model: Model | None = None
@@ -602,7 +612,7 @@ class Examples:
         ValueError
             The others have other inputs, targets or windows.
         """
-        return Examples._of(self.source, prepared_like(self.recipe, other._with_means().recipe))
+        return Examples._of(self.source, prepared_like(self.recipe, other.with_means().recipe))
 
     def rebind(self, data: Data) -> "Examples":
         """Return the same inputs on other data, to predict from; targets need not be there.
@@ -617,11 +627,11 @@ class Examples:
             `data` lacks an input, or has it in another shape.
         """
         source = open_source(data)
-        return Examples._of(source, inputs_on(self._with_means().recipe, source, self.source))
+        return Examples._of(source, inputs_on(self.with_means().recipe, source, self.source))
 
     def description(self) -> JsonObject:
         """Return everything but the data and the selection, as JSON."""
-        return describe(self._with_means().recipe)
+        return describe(self.with_means().recipe)
 
     @classmethod
     def from_description(cls, description: JsonObject, data: Data | None = None) -> "Examples":

@@ -19,9 +19,14 @@ SLAB_ROWS = 1 << 16
 
 _MISSING_RULE = (
     'is missing (NaN, or its _FillValue); give missing="drop" to leave such examples out, '
-    'missing="mask" to give them no weight, either for all variables or for one, as '
+    'missing="mask" to {masked}, either for all variables or for one, as '
     'missing={{{name!r}: "drop"}}, or cut with .where'
 )
+_MASKED = {
+    "inputs": "put the variable's mean in its place",
+    "targets": "give it no weight",
+    "weights": "give such examples no weight",
+}
 _INFINITE_RULE = (
     "is infinite, or too large for float32; correct it in the store, or cut it out with .where"
 )
@@ -74,7 +79,7 @@ class MissingValueCheck:
                 continue
             wanted = self.recipe.missing.of(variable.name)
             if wanted == "error":
-                self._refuse(number, missing, _missing_rule(variable))
+                self._refuse(number, missing, _missing_rule(role, variable))
             elif wanted == "drop":
                 self._note_place(number, missing)
                 bad |= rows
@@ -184,8 +189,9 @@ class MissingValueCheck:
             return ""
 
 
-def _missing_rule(variable: Variable) -> str:
-    return _MISSING_RULE.format(name=variable.name) + zeros_remedy(variable)
+def _missing_rule(role: str, variable: Variable) -> str:
+    rule = _MISSING_RULE.format(name=variable.name, masked=_MASKED[role])
+    return rule + zeros_remedy(variable)
 
 
 def zeros_remedy(variable: Variable) -> str:

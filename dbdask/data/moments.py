@@ -71,10 +71,13 @@ def lacks_means(recipe: Recipe) -> list[int]:
     return [n for n in masked if inputs.scaling(n) is None and inputs.category(n) is None]
 
 
-def measured_means(recipe: Recipe) -> Recipe:
-    """Return the recipe that knows every mean that it needs, and does not scale by it."""
+def measured_means(recipe: Recipe, client: "Client | None" = None) -> Recipe:
+    """Return the recipe that knows every mean that it needs, and does not scale by it.
+
+    `client` runs the pass; None: the current client, else this process.
+    """
     places = lacks_means(recipe)
-    means = _measured(recipe, [("inputs", n) for n in places], "variable", None, applied=False)
+    means = _measured(recipe, [("inputs", n) for n in places], "variable", client, applied=False)
     return replace(
         recipe, inputs=_with_scalings(recipe.inputs, dict(zip(places, means, strict=True)))
     )

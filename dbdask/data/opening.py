@@ -57,8 +57,10 @@ def open_recipe(
     for variable in (*found, *(sought or ())):
         sizes.update({d: n for d, n in variable.sizes.items() if d in dims and d not in sizes})
     missing_dims = _check_dims(dims, found, sought or (), to_predict)
+    # A model that was trained on windows predicts from shorter data too, by the rule of its edges.
+    bounded = {d: n for d, n in sizes.items() if not to_predict or shown.of(d) == "wrap"}
     spans = windows_of(
-        [v.name for v in found], named, windows or (window,) * len(found), dims, sizes
+        [v.name for v in found], named, windows or (window,) * len(found), dims, bounded
     )
     shown_as = categories if isinstance(categories, tuple) else as_categories(categories, found)
     features = FeatureSet(found, dims, spans, categories=shown_as)

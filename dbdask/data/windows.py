@@ -88,6 +88,8 @@ def as_window(
 ) -> Window:
     """Check what a user gave as `window=`, or as the window of one input.
 
+    `sizes` are of the dimensions along which a window may not be longer than the data.
+
     Raises
     ------
     ValueError
@@ -116,6 +118,8 @@ def as_window(
         (dim, *_offsets(f"{argument}[{dim!r}]", window[dim])) for dim in along if dim in window
     ]
     for dim, first, last in spans:
+        if dim not in sizes:
+            continue
         if last - first + 1 > sizes[dim]:
             raise ValueError(
                 f"{argument}: {last - first + 1} positions along {dim!r} are more than its "

@@ -22,8 +22,11 @@ class WorkerFacts:
     is_paused: bool = False  # its memory is nearly full: Dask lets it begin no task for now
 
     def is_called(self, wanted: str) -> bool:
-        """Whether `wanted` is this worker's name or address, as in `client.submit(workers=)`."""
-        return wanted in (self.address, self.name, self.host)
+        """Whether `wanted` is this worker's name, host or address, as `client.submit` takes them.
+
+        The protocol of an address may be left out.
+        """
+        return wanted in (self.address, self.address.split("://")[-1], self.name, self.host)
 
 
 CLOSING = ("closing", "closing_gracefully")

@@ -14,12 +14,13 @@ from dbdask.data.examples import Examples
 from dbdask.models.buffers import updated_ranges
 from dbdask.models.layout import Layout, as_layout
 from dbdask.models.model import Model
-from dbdask.models.partition import Partition
+from dbdask.models.partition import Partition, partition_of
+from dbdask.rpc.clients import check_client
 from dbdask.run import arguments
 from dbdask.run.concluding import blind_loss
 from dbdask.run.fitting import check_fit, targets_for
 from dbdask.run.plan import Plan, SavedState
-from dbdask.run.resuming import OpenCheckpoint
+from dbdask.run.resuming import OpenCheckpoint, check_can_begin
 from dbdask.run.shared_arguments import (
     check_named,
     check_shared,
@@ -77,6 +78,7 @@ def shared_arguments(given: Mapping[str, Any]) -> SharedArguments:
     layout = as_layout(model.layout)
     check_fit(model, given["examples"], validation)
     examples = targets_for(model, given["examples"])
+    _find_means(examples, given)
     return SharedArguments(
         model=model,
         layout=layout,
@@ -94,6 +96,23 @@ def shared_arguments(given: Mapping[str, Any]) -> SharedArguments:
         snapshot_seconds=arguments.duration("snapshot_every", given["snapshot_every"]),
         seed=given["seed"],
     )
+
+
+def _find_means(examples: Examples, given: Mapping[str, Any]) -> None:
+    """Find the means that stand for missing inputs, on the given client.
+
+    What is wrong with other arguments is said before anything is read.
+    """
+    if not examples.lacks_means:
+        return
+    client: Client | None = given["client"]
+    partition_of(given["model"], given["partitions"], 1)
+    if client is not None:
+        check_client(client)
+        for name in ("workers", "shard_workers"):
+            check_named(name, worker_names(name, given[name]), client)
+    check_can_begin(given["checkpoint"], given["resume"])
+    examples.with_means(client)
 
 
 def plan_of(

@@ -100,10 +100,31 @@ def open_checkpoint(
         ownership.release()
 
 
+def check_can_begin(path: str | None, resume: bool | str) -> None:
+    """Check that a checkpoint exists, or does not, as `resume` says.
+
+    Raises
+    ------
+    CheckpointError
+        As `open_checkpoint` does, but for what is in it.
+    """
+    if path is not None:
+        path = absolute(os.fspath(path))
+        in_time(path, "it was read", _latest, path, resume)
+
+
 def _find(path: str, resume: bool | str, settings: dict[str, Any]) -> Snapshot | None:
     """Return the snapshot to go on from; None where the run is to begin."""
+    there, last = _latest(path, resume)
+    if last is not None:
+        _check_same(path, there, settings)
+    return last
+
+
+def _latest(path: str, resume: bool | str) -> tuple[dict[str, Any], Snapshot | None]:
+    """Return a checkpoint's settings and last snapshot, if `resume` allows that there is one."""
     is_there = store.exists(path)
-    settings_there = store.attributes(path) if is_there else {}
+    settings = store.attributes(path) if is_there else {}
     last = store.latest(path) if is_there else None
     if last is not None:
         if resume is False:
@@ -111,14 +132,13 @@ def _find(path: str, resume: bool | str, settings: dict[str, Any]) -> Snapshot |
                 f"checkpoint={path!r} exists already: go on from it with resume=True "
                 '(or resume="auto"), or delete it to start anew'
             )
-        _check_same(path, settings_there, settings)
-        return last
+        return settings, last
     if resume is True:
         why = "holds no snapshot yet" if is_there else "does not exist"
         raise CheckpointError(
             f'resume=True, but checkpoint={path!r} {why}: resume="auto" starts one'
         )
-    return None
+    return settings, None
 
 
 def _begin(path: str, settings: dict[str, Any]) -> None:
