@@ -391,7 +391,8 @@ class Examples:
         *fractions
             Each above 0 and below 1; together at most 1.
         seed
-            None: contiguous in store order. Else whole groups, or whole chunks, are drawn.
+            None: contiguous in store order. Else whole groups, or whole chunks, are drawn; of
+            fewer than 20 chunks equal pieces, so that parts have their sizes and see all of them.
         overlap
             Whether the windows of a part may reach back into the parts before it, so that a
             forecast from its first positions knows their past. Targets are never shared. Parts must
