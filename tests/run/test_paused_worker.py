@@ -6,6 +6,7 @@ import xarray as xr
 from distributed import Client, LocalCluster, Status
 
 import dbdask
+from dbdask.rpc.loops import worker_loop
 from dbdask.schedule.policies import CACHE_BYTES
 from dbdask.worker import pauses
 from dbdask.worker.context import WorkerContext
@@ -25,6 +26,10 @@ def examples(tmp_path):
 
 def pause(dask_worker):
     dask_worker.status = Status.paused
+
+
+def resume(dask_worker):
+    dask_worker.status = Status.running
 
 
 def test_a_reader_makes_room_and_reads_the_same_again(examples):
@@ -50,8 +55,8 @@ def test_a_worker_that_is_paused_lets_go_of_what_it_keeps(examples, monkeypatch,
     def make_room_and_resume(self, keep_less):
         make_room(self, keep_less)
         made.append((keep_less, self.readers["train"]._cache_bytes))
-        if len(made) == 3:
-            self.worker.status = Status.running  # as Dask does where enough was freed
+        if len(made) == 3:  # Dask resumes the worker where enough was freed: on its loop
+            worker_loop(self.worker).call_soon_threadsafe(resume, self.worker)
 
     monkeypatch.setattr(WorkerContext, "_make_room", make_room_and_resume)
     with (
