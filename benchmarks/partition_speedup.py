@@ -313,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found.add_argument("--most", type=int, default=81, help="parts on the computed panel")
     found.add_argument("--seconds", type=float, default=20.0, help="of one measurement")
     found.add_argument("--small", action="store_true", help="small nets, to try the program")
-    found.add_argument("--picture", type=Path, default=Path("partition_speedup.png"))
+    found.add_argument("--picture", type=Path, help="default: partition_speedup.png, or as --json")
     options = found.parse_args(arguments)
     all_parts = sorted({1, *options.parts})
     report = Report("partition_speedup", options)
@@ -331,8 +331,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"  computed, {name}\n    {told}", flush=True)
         report.keep("computed", modelled)
     if measured:
-        draw(options.picture, measured, modelled, len(os.sched_getaffinity(0)))
-        print(f"picture: {options.picture}")
+        picture = options.picture or (options.json or Path("partition_speedup")).with_suffix(".png")
+        draw(picture, measured, modelled, len(os.sched_getaffinity(0)))
+        print(f"picture: {picture}")
     report.end()
 
 

@@ -28,7 +28,7 @@ import dbdask
 from benchmarks._clusters import cluster_of
 from benchmarks._figures import Figures
 from benchmarks._loops import ddp_rate, limit_rate, numpy_rate, torch_rate
-from benchmarks._nets import NETS, RATE, examples_of
+from benchmarks._nets import COMPARED, NETS, RATE, examples_of
 from benchmarks._ratios import Pair
 from benchmarks._ray_server import ray_rate
 from benchmarks._side_by_side import Contestant, Report, parser
@@ -149,7 +149,7 @@ def pairs(name: str) -> list[Pair]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table for each net."""
     found = parser(__doc__)
-    found.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    found.add_argument("--nets", nargs="+", choices=NETS, default=list(COMPARED))
     found.add_argument("--seconds", type=float, default=3.0, help="of a turn, at least")
     options = found.parse_args(arguments)
     report = Report("peers_throughput", options, ("torch", "ray"))
