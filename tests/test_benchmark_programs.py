@@ -67,17 +67,9 @@ CASES = {
 def run(program, arguments, folder):
     """Run a program for one round; return what it wrote and what it printed."""
     path = folder / "new" / f"{program}.json"
+    shared = ["--rounds", "1", "--json", path]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            f"benchmarks.{program}",
-            "--rounds",
-            "1",
-            "--json",
-            path,
-            *arguments,
-        ],
+        [sys.executable, "-m", f"benchmarks.{program}", *shared, *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
