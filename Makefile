@@ -25,13 +25,21 @@ check: $(VENV)/.check
 	$(PY) -m mypy dbdask $(wildcard pipelines/*.py)
 
 bench: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
+	mkdir -p bench
 	for program in $(filter-out chaos mixed_chaos paper_image_network,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
-	  $(PY) -m benchmarks.$$program || exit 1; done
+	  json=; \
+	  if $(PY) -m benchmarks.$$program --help | grep -q -e --json; then \
+	    json="--json bench/$$program.json"; fi; \
+	  $(PY) -m benchmarks.$$program $$json || exit 1; done
 
 chaos: $(VENV)/.test
 	$(PY) -m pytest -m chaos
-	$(PY) -m benchmarks.chaos
+	for options in "" "--transport dask" "--partitions 2"; do \
+	  $(PY) -m benchmarks.chaos $$options || exit 1; done
 	$(PY) -m benchmarks.mixed_chaos
+	for options in "--transport dask" "--transport in-process" "--partitions 2" \
+	    "--partitions 2 --transport dask"; do \
+	  $(PY) -m benchmarks.mixed_chaos $$options --downpour 4 --sandblaster 2 || exit 1; done
 
 # A stamp per set of extras, so that a repeated make does nothing.
 $(VENV)/.made:
@@ -80,4 +88,4 @@ $(VENV)/.check: $(VENV)/.made pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build demo *.egg-info
+	rm -rf $(VENV) bench build demo *.egg-info

@@ -27,6 +27,7 @@ FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "held_out": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
+DIGITS = "scikit-learn's digits instead of Fashion-MNIST, to try the program"  # of an option
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dbdask"
 
 
@@ -91,7 +92,7 @@ def _unpacked(folder: Path) -> bool:
     return True
 
 
-def digits() -> dict[str, Labelled]:
+def scaled_digits() -> dict[str, Labelled]:
     """Return scikit-learn's digits, scaled up to 28 by 28: 1500 to train on, 297 held out."""
     from sklearn.datasets import load_digits
 
@@ -106,11 +107,14 @@ def digits() -> dict[str, Labelled]:
     }
 
 
-def images(folder: Path, hidden: int = 128) -> Task:
-    """Return the task of images: Fashion-MNIST, or the digits where it cannot be had."""
-    parts, name = fashion_mnist(), "Fashion-MNIST"
+def images(folder: Path, hidden: int = 128, *, digits: bool = False) -> Task:
+    """Return the task of images: Fashion-MNIST, or the digits.
+
+    The digits are taken if they are asked for, or if Fashion-MNIST cannot be had.
+    """
+    parts, name = None if digits else fashion_mnist(), "Fashion-MNIST"
     if parts is None:
-        parts, name = digits(), "digits scaled to 28 x 28"
+        parts, name = scaled_digits(), "digits scaled to 28 x 28"
     stores = {}
     for part, (inputs, labels) in parts.items():
         keep_arrays(folder, part, inputs, labels)

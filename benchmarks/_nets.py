@@ -65,7 +65,9 @@ NETS = {
     "small": Net(784, (256,), 10, 128, 60_000),
     "medium": Net(784, (1024, 400), 10, 128, 60_000),
     "paper": Net(440, (2560,) * 4, 8192, 256, 32 * 256),
+    "tiny": Net(784, (16,), 10, 128, 2_048),
 }
+COMPARED = ("small", "medium", "paper")  # "tiny" is there to try a program
 
 
 def examples_of(path: str) -> dbdask.Examples:

@@ -52,6 +52,11 @@ def together(function: Callable[..., Any], count: int, *given: Any) -> list[Any]
         return [future.result() for future in futures]
 
 
+def alone(function: Callable[..., Any], *given: Any) -> Any:
+    """Return the result of a function in a process of its own; it gets the number 0 first."""
+    return together(function, 1, *given)[0]
+
+
 def examples_a_second(step: Callable[[], int], seconds: float) -> float:
     """Return how many examples a second a step trains that returns its number of examples."""
     for _ in range(FIRST_STEPS):

@@ -1,7 +1,8 @@
 """Contestants side by side: interleaved rounds, medians, ratios, a table, and a file of JSON.
 
 A contestant's turn returns figures by name, of which the first is compared. In every round each
-contestant has its turn, and every round begins with another one.
+contestant has its turn, and every round begins with another one. A table is followed by the ratios
+and the targets that its program asks for.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-Figures = Mapping[str, float]
-Results = dict[str, list[Figures]]
+from benchmarks._figures import Figures, Results, aligned, shown
+from benchmarks._ratios import Pair, Target, median_ratio
 
 PACKAGES = ("dbdask", "numpy", "dask", "distributed", "zarr", "xarray")
 
@@ -40,8 +42,9 @@ class Contestant:
 def parser(description: str | None, *, chooses: bool = True) -> argparse.ArgumentParser:
     """Return a command line with the options that programs share; `chooses` adds `--only`."""
     found = argparse.ArgumentParser(description=(description or "").split("\n")[0])
-    found.add_argument("--rounds", type=int, default=5)
+    found.add_argument("--rounds", type=at_least_one, default=5)
     found.add_argument("--json", type=Path, help="write every figure there")
+    found.set_defaults(only=None)
     if chooses:
         found.add_argument(
             "--only", nargs="+", metavar="TEXT", help="only contestants whose names contain a TEXT"
@@ -49,20 +52,31 @@ def parser(description: str | None, *, chooses: bool = True) -> argparse.Argumen
     return found
 
 
-def chosen(contestants: Sequence[Contestant], only: Sequence[str] | None) -> list[Contestant]:
-    """Return the contestants that are asked for and installed; print the others' names."""
-    found = []
+def at_least_one(text: str) -> int:
+    """Return the whole number of a command line; raise ValueError if it is below 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(f"must be at least 1, got {number}")
+    return number
+
+
+def excluded(contestants: Sequence[Contestant], only: Sequence[str] | None) -> dict[str, str]:
+    """Return why contestants take no part, by name; print which are asked for and not installed."""
+    reasons = {}
     for contestant in contestants:
         if only and not any(text in contestant.name for text in only):
-            continue
-        if contestant.missing:
-            print(f"{contestant.name}: skipped, {', '.join(contestant.missing)} is not installed")
-            continue
-        found.append(contestant)
-    return found
+            reasons[contestant.name] = "was not asked for"
+        elif contestant.missing:
+            names = " and ".join(contestant.missing)
+            verb = "is" if len(contestant.missing) == 1 else "are"
+            reasons[contestant.name] = f"needs {names}, which {verb} not installed"
+            print(f"{contestant.name}: skipped, it {reasons[contestant.name]}")
+    return reasons
 
 
-def interleaved(contestants: Sequence[Contestant], rounds: int) -> tuple[Results, dict[str, str]]:
+def interleaved(
+    contestants: Sequence[Contestant], rounds: int
+) -> tuple[dict[str, list[Figures]], dict[str, str]]:
     """Measure every contestant once in each round, and print the figures as they come.
 
     Returns
@@ -70,7 +84,7 @@ def interleaved(contestants: Sequence[Contestant], rounds: int) -> tuple[Results
     The figures of the rounds by contestant, and what went wrong by contestant: one whose turn
     raises takes no further part, and has no results.
     """
-    results: Results = {contestant.name: [] for contestant in contestants}
+    results: dict[str, list[Figures]] = {contestant.name: [] for contestant in contestants}
     failed: dict[str, str] = {}
     for number in range(rounds):
         first = number % max(1, len(contestants))
@@ -88,35 +102,6 @@ def interleaved(contestants: Sequence[Contestant], rounds: int) -> tuple[Results
             told = ", ".join(f"{what} {shown(value)}" for what, value in figures.items())
             print(f"  round {number + 1}, {name}: {told}", flush=True)
     return {name: found for name, found in results.items() if name not in failed}, failed
-
-
-def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """Return the median of the ratios of the rounds; NaN if a round's ratio is not known.
-
-    Examples
-    --------
-    >>> median_ratio([2.0, 6.0, 9.0], [1.0, 2.0, 9.0])
-    2.0
-    """
-    ratios = [a / b if math.isfinite(b) else math.nan for a, b in zip(over, under, strict=True)]
-    return math.nan if any(map(math.isnan, ratios)) else statistics.median(ratios)
-
-
-def shown(value: float) -> str:
-    """Return a figure as a table shows it.
-
-    Examples
-    --------
-    >>> shown(203530.4), shown(12.345), shown(0.91), shown(float("inf"))
-    ('203,530', '12.3', '0.910', 'never')
-    """
-    if math.isnan(value):
-        return "-"
-    if math.isinf(value):
-        return "never"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def table(results: Results, base: str | None = None) -> str:
@@ -146,23 +131,6 @@ def table(results: Results, base: str | None = None) -> str:
         others = [statistics.median(f.get(n, math.nan) for f in rounds) for n in names[1:]]
         rows.append([*row, *map(shown, others)])
     return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of text as lines: the first column to the left, the others to the right.
-
-    Examples
-    --------
-    >>> print(aligned([["", "a"], ["name", "10"]]))
-           a
-    name  10
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -230,28 +198,77 @@ class Report:
         }
 
     def compare(
-        self, title: str, contestants: Sequence[Contestant], base: str | None = None
-    ) -> None:
-        """Measure those contestants that are asked for and installed, and keep their table."""
-        results, failed = interleaved(chosen(contestants, self._options.only), self._options.rounds)
-        self.add(title, results, base, failed)
+        self,
+        title: str,
+        contestants: Sequence[Contestant],
+        base: str | None = None,
+        pairs: Sequence[Pair] = (),
+        targets: Sequence[Target] = (),
+    ) -> Results:
+        """Measure those contestants that are asked for and installed; keep their table.
+
+        Returns
+        -------
+        The figures of the contestants that were measured in every round.
+        """
+        absent = excluded(contestants, self._options.only)
+        here = [contestant for contestant in contestants if contestant.name not in absent]
+        results, failed = interleaved(here, self._options.rounds)
+        self.add(title, results, base, failed=failed, absent=absent, pairs=pairs, targets=targets)
+        return results
 
     def add(
         self,
         title: str,
         results: Results,
         base: str | None = None,
+        *,
         failed: Mapping[str, str] | None = None,
+        absent: Mapping[str, str] | None = None,
+        pairs: Sequence[Pair] = (),
+        targets: Sequence[Target] = (),
     ) -> None:
-        """Print a table of some results, and keep it."""
+        """Print a table of some results, then the answers to pairs and targets; keep them all.
+
+        Parameters
+        ----------
+        title, results, base
+            Of the table.
+        failed
+            What went wrong with contestants that failed, by name.
+        absent
+            Why contestants took no part, by name.
+        pairs, targets
+            What is asked of the results.
+        """
         load = os.getloadavg()[0]
         print(f"{title}; medians, load {load:.1f}")
         if results:
-            print(table(results, base), flush=True)
+            print(table(results, base))
+        failed, absent = dict(failed or {}), dict(absent or {})
+        reasons = absent | {name: f"failed, {why}" for name, why in failed.items()}
         made = {"title": title, "base": base, "load": load, "rounds": _plain(results)}
-        self.kept["tables"].append({**made, "failed": dict(failed or {})})
-        if self._options.json:
-            self._options.json.write_text(json.dumps(self.kept, indent=1) + "\n")
+        made |= {"failed": failed, "absent": absent}
+        for kind, questions in (("pairs", pairs), ("targets", targets)):
+            answers = [question.answer(results, reasons) for question in questions]
+            for answer in answers:
+                print(f"  {answer.line}")
+            made[kind] = _plain([answer.values for answer in answers])
+        sys.stdout.flush()
+        self.kept["tables"].append(made)
+        self.write()
+
+    def write(self) -> None:
+        """Write what is kept, if a file was asked for; its folder is made."""
+        path = self._options.json
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.kept, indent=1) + "\n")
+
+    def keep(self, name: str, value: object) -> None:
+        """Keep a value beside the tables."""
+        self.kept[name] = _plain(value)
+        self.write()
 
     def end(self) -> None:
         """Exit with an error if a contestant has failed."""

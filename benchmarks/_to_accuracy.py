@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._figures import Figures
 from benchmarks._labelled import arrays_in
 from benchmarks._nets import Net
-from benchmarks._processes import together, wait_for_the_others
-from benchmarks._side_by_side import Figures
+from benchmarks._processes import alone, together, wait_for_the_others
 
 
 def until(
@@ -91,20 +91,16 @@ def _dask_ml(
         return until(target, most, epoch, lambda: float(model.estimator_.score(*held_out)))
 
 
-def alone(function: Callable[..., Figures], *given: object) -> Figures:
-    """Return the figures of a function in a process of its own."""
-    found: Figures = together(function, 1, *given)[0]
-    return found
-
-
 def scikit_learn(*given: Any) -> Figures:
     """Return the figures of `MLPClassifier.partial_fit`."""
-    return alone(_scikit_learn, *given)
+    found: Figures = alone(_scikit_learn, *given)
+    return found
 
 
 def dask_ml(*given: Any) -> Figures:
     """Return the figures of `Incremental` around `MLPClassifier`, on threads of one process."""
-    return alone(_dask_ml, *given)
+    found: Figures = alone(_dask_ml, *given)
+    return found
 
 
 def _torch(

@@ -1,16 +1,24 @@
 """Random workers killed for minutes: does training end where it ends undisturbed, and exactly?
 
-    python -m benchmarks.chaos [--epochs 34] [--pace 0.1] [--seed 0]
+    python -m benchmarks.chaos [--transport auto] [--partitions 1] [--epochs 34] [--pace 0.1]
 
 Four workers, a snapshot every 2 s; every 5 to 10 s the process of a random worker is killed, and
 its nanny starts another one. The model is a softmax regression on labels that no model can
 predict, run to its plateau, and beside it counts how often each example was applied, once for
 each of two shards. It runs undisturbed five times (without the pause `--pace` of each minibatch,
 which changes no number), then disturbed with a checkpoint, then disturbed with `shard_copies=2`.
-Each line of the result is checked: the program fails where one does not hold.
+Each line of the result is checked: the program fails where one does not hold, and ends a run that
+takes more than 15 minutes.
+
+`--transport` is `dbdask.transport` of every process. With "in-process" a replica calls the shards
+of its own worker directly, and the others over Dask's connections.
+
+With `--partitions 2` the model is the same regression as a network that is cut over gangs of two
+workers; each part counts for itself.
 """
 
 import argparse
+import faulthandler
 import os
 import random
 import signal
@@ -26,6 +34,14 @@ import xarray as xr
 from distributed import Client, LocalCluster
 
 import dbdask
+from benchmarks._chaos_models import (
+    CountingRows,
+    CountingSoftmax,
+    Reversing,
+    Sleep,
+    missing_updates,
+)
+from dbdask.rpc.transport import WAYS
 
 ROWS, FEATURES, CLASSES, BATCH, WORKERS = 20_000, 32, 10, 100, 4
 RATE = 0.5
@@ -35,52 +51,16 @@ SNAPSHOT_SECONDS = 2.0
 KEEP_NANNIES = {"distributed.deploy.lost-worker-timeout": "1h"}
 LONGEST_WAIT = 30.0
 LEAST_SECONDS = 180.0
+HANGS = 900.0  # seconds of a run
+EPOCHS = {1: 34, 2: 17}  # by partitions: four replicas, or two
 
 
-class CountingSoftmax:
-    """Softmax regression, with a count of each example before its parameters and one behind.
-
-    Under `sgd(1.0)` a count grows by one whenever its example is applied, and the regression takes
-    steps of `RATE`. Two shards hold one array of counts each.
-    """
-
-    loss = "softmax"
-
-    def __init__(self, pace: float) -> None:
-        self.pace = pace
-        self.network = dbdask.Network(
-            input_shape=(FEATURES,), layers=[dbdask.Dense(CLASSES)], loss="softmax"
-        )
-        inner = self.network.parameter_count
-        self.layout = dbdask.Layout(
-            (
-                dbdask.Parameter("first", (ROWS,), ("example",)),
-                dbdask.Parameter("regression", (inner,), ("weight",)),
-                dbdask.Parameter("second", (ROWS,), ("example",)),
-            )
-        )
-        self.inner = slice(ROWS, ROWS + inner)
-
-    def initial_parameters(self, seed: int, start: int, stop: int) -> np.ndarray:
-        return np.zeros(stop - start, np.float32)
-
-    def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
-        time.sleep(self.pace)
-        gradient[:] = 0
-        rows = inputs[:, -1].astype(np.int64)
-        for counts in (gradient[:ROWS], gradient[-ROWS:]):
-            np.add.at(counts, rows, -len(rows))  # the mean over the minibatch is one
-        inner = gradient[self.inner]
-        features = np.ascontiguousarray(inputs[:, :-1])
-        loss = self.network.loss_and_gradient(
-            parameters[self.inner], features, targets, weights=weights, gradient=inner
-        )
-        inner *= RATE
-        return loss
-
-    def predict(self, parameters, inputs):
-        features = np.ascontiguousarray(inputs[:, :-1])
-        return self.network.predict(parameters[self.inner], features)
+def model_of(partitions: int, pace: float) -> dbdask.Model:
+    """Return the regression with its counts; each minibatch takes so many seconds more."""
+    if partitions == 1:
+        return CountingSoftmax(FEATURES, CLASSES, ROWS, RATE, Sleep(pace))
+    layers = [CountingRows(2, ROWS, RATE), dbdask.Dense(CLASSES), Reversing(Sleep(pace))]
+    return dbdask.Network(input_shape=(FEATURES + 1,), layers=layers, loss="softmax")
 
 
 def make_store(path: str) -> None:
@@ -154,28 +134,24 @@ class Killer(threading.Thread):
 
 def train(client: Client, store: str, options: argparse.Namespace, pace: float, **more):
     examples = dbdask.Examples(store, inputs="x", targets="label", along="row")
+    faulthandler.dump_traceback_later(HANGS, exit=True)
     result = dbdask.downpour(
-        CountingSoftmax(pace),
+        model_of(options.partitions, pace),
         examples,
         client=client,
-        optimizer=dbdask.sgd(1.0),
+        optimizer=dbdask.sgd(RATE),
         batch_size=BATCH,
         epochs=options.epochs,
+        partitions=options.partitions,
         shards=2,
         progress=False,
         **more,
     )
+    faulthandler.cancel_dump_traceback_later()
     for killer in more.get("callbacks", ()):
         killer.mark()
     assert result.status.reason == "epochs", result.status
     return result, result.evaluate(examples)["loss"]
-
-
-def missing_updates(result: dbdask.Result, epochs: int) -> int:
-    """Updates that the two arrays of counts lack; no count may be above the epochs."""
-    counts = [result.parameters[name].values for name in ("first", "second")]
-    assert max(c.max() for c in counts) <= epochs, "an example was applied too often"
-    return round(sum(float((epochs - c).sum()) for c in counts) / BATCH)
 
 
 def disturbed(store: str, options: argparse.Namespace, what: str, **more) -> float:
@@ -205,7 +181,8 @@ def report(
     options: argparse.Namespace,
 ) -> None:
     last = result.history.isel(record=-1)
-    rolled_back, missing = int(last["rolled_back"]), missing_updates(result, options.epochs)
+    rolled_back = int(last["rolled_back"])
+    missing = missing_updates(result, options.epochs, BATCH)
     recoveries = killer.recoveries or [float("nan")]
     speed = options.epochs * ROWS / BATCH / seconds
     print(
@@ -227,11 +204,15 @@ def report(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--epochs", type=int, default=34)
+    parser.add_argument("--transport", choices=("auto", *WAYS), default="auto")
+    parser.add_argument("--partitions", type=int, choices=EPOCHS, default=1)
+    parser.add_argument("--epochs", type=int, help="default: 34, or 17 with partitions")
     parser.add_argument("--pace", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    dask.config.set(KEEP_NANNIES)
+    options.epochs = options.epochs or EPOCHS[options.partitions]
+    dask.config.set(KEEP_NANNIES | {"dbdask.transport": options.transport})
+    print(f"transport {options.transport}, partitions {options.partitions}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         store = f"{folder}/store.zarr"
         make_store(store)

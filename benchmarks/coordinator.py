@@ -30,7 +30,9 @@ import xarray as xr
 from distributed import Client, Scheduler, Worker
 
 import dbdask
-from benchmarks._side_by_side import Contestant, Figures, Report, parser
+from benchmarks._figures import Figures
+from benchmarks._ratios import Target
+from benchmarks._side_by_side import Contestant, Report, parser
 from dbdask.schedule import portions
 
 BATCH = 8
@@ -38,6 +40,7 @@ STEPS = 16  # of a portion
 PORTION = BATCH * STEPS
 PORTION_SECONDS = 1.0
 EPOCH_SECONDS = 600  # longer than a turn: an epoch ends at rest
+WANTED = {64: 0.95}  # of the time of so many workers, busy at least
 SETTLED = 2  # portions of every worker before the clock starts
 QUIET = {
     "distributed.worker.profile.enabled": False,
@@ -190,6 +193,11 @@ def measured(count: int, seconds: float) -> Figures:
     return window.figures
 
 
+def called(count: int) -> str:
+    """Return the name of the contestant with so many workers."""
+    return f"{count} workers"
+
+
 @contextmanager
 def least_portions() -> Iterator[None]:
     """Let a portion have the least number of minibatches."""
@@ -214,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with least_portions():
         report.compare(
             f"portions of {PORTION_SECONDS:g} s",
-            [Contestant(f"{count} workers", turn) for count, turn in turns],
+            [Contestant(called(count), turn) for count, turn in turns],
+            targets=[Target(called(n), "busy", WANTED.get(n)) for n in options.workers],
         )
     report.end()
 

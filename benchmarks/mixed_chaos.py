@@ -1,12 +1,16 @@
 """Everything at once, in random order: do runs end, exactly, and never silent for long?
 
     python -m benchmarks.mixed_chaos [--downpour 20] [--sandblaster 10] [--first 0] [--seconds 25]
+        [--transport auto] [--partitions 1]
 
 For each seed a cluster of three workers trains while workers are killed, stopped, restarted and
 retired, tasks are cancelled, the cluster is scaled, the client's own process is stopped, the data's
 store is slow or gone, and the model raises. A run that ends with an error is gone on from with
 `resume="auto"`, as a script that is started again does. Downpour trains a model that counts each
 example once for each of two shards; Sandblaster a linear regression of which the optimum is known.
+With `--partitions 2` both are cut over gangs of two workers, and each part counts for itself.
+`--transport` is `dbdask.transport` of every process; with "in-process" the workers are threads of
+one process, and what is done to processes (kill, stop, restart) is left out.
 Each seed runs in a process of its own, with a bound on its time. The table shows what happened, and
 the program fails where a run hangs, miscounts, misses the optimum, or says nothing for 30 s.
 """
@@ -35,8 +39,11 @@ from distributed import Client, Future, LocalCluster
 from zarr.storage import LocalStore, WrapperStore
 
 import dbdask
+from benchmarks._chaos_models import CountingRows, Moods, Reversing, missing_updates
+from dbdask.rpc.transport import WAYS
 
 ROWS, FEATURES, BATCH, EPOCHS, WORKERS = 1200, 6, 20, 8, 3
+RATE = 0.5
 PACE = 0.15  # seconds of a minibatch, until the mischief is over
 LONGEST_SILENCE = 30.0  # a run that works says so every 20 s
 MOST_SECONDS = 400.0  # of one seed
@@ -50,59 +57,6 @@ CONFIG = {
     "distributed.deploy.lost-worker-timeout": "1h",  # else it closes nannies of killed workers
     "distributed.worker.profile.enabled": False,
 }
-
-
-class Counting:
-    """Counts how often each example is applied, under `sgd(BATCH)`; raises where it is told to."""
-
-    loss = "squared"
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self.layout = dbdask.Layout((dbdask.Parameter("count", (2 * ROWS,), ("example",)),))
-
-    def initial_parameters(self, seed: int, start: int, stop: int) -> np.ndarray:
-        return np.zeros(stop - start, np.float32)
-
-    def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
-        pace(self.folder)
-        gradient[:] = 0
-        rows = inputs[:, -1].astype(np.int64)
-        for mirror in gradient.reshape(2, ROWS):
-            np.add.at(mirror, rows, -1)
-        return float(len(inputs))
-
-    def predict(self, parameters, inputs):
-        return parameters[inputs[:, -1].astype(np.int64)][:, None]
-
-
-class Linear:
-    """Linear regression; raises where it is told to."""
-
-    loss = "squared"
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self.network = dbdask.Network(
-            input_shape=FEATURES + 1, layers=[dbdask.Dense(1)], loss="squared"
-        )
-        self.layout = self.network.layout
-        self.initial_parameters = self.network.initial_parameters
-        self.predict = self.network.predict
-
-    def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
-        pace(self.folder)
-        return self.network.loss_and_gradient(
-            parameters, inputs, targets, weights=weights, gradient=gradient
-        )
-
-
-def pace(folder: str) -> None:
-    """Take time until nothing happens any more; raise now and then where a file says so."""
-    if not os.path.exists(f"{folder}/over"):
-        time.sleep(PACE)
-    if os.path.exists(f"{folder}/raising") and random.random() < 0.1:
-        raise RuntimeError("the model raises now and then")
 
 
 class Moody(WrapperStore):
@@ -131,22 +85,23 @@ class Moody(WrapperStore):
 
 
 def make_data(folder: str) -> float:
-    """Write the data; returns the least loss of the linear regression."""
+    """Write the data; returns the least loss of the linear regression, which has two outputs."""
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(ROWS, FEATURES)).astype(np.float32)
-    targets = (inputs @ rng.normal(size=FEATURES) + 0.1 * rng.normal(size=ROWS)).astype(np.float32)
+    noise = 0.1 * rng.normal(size=(ROWS, 2))
+    targets = (inputs @ rng.normal(size=(FEATURES, 2)) + noise).astype(np.float32)
     rows = np.arange(ROWS, dtype=np.float32)[:, None]
     data = xr.Dataset(
         {
-            "count": (("row", "one"), rows),
+            "number": (("row", "input"), np.concatenate([np.zeros((ROWS, 2)), rows], axis=1)),
             "x": (("row", "feature"), np.concatenate([inputs, rows / ROWS], axis=1)),
-            "y": ("row", targets),
+            "y": (("row", "output"), targets),
         }
     )
     data.chunk(row=60).to_zarr(f"{folder}/data", consolidated=False)
     design = np.concatenate([inputs, rows / ROWS, np.ones((ROWS, 1), np.float32)], axis=1)
     best = np.linalg.lstsq(design.astype(np.float64), targets.astype(np.float64), rcond=None)[0]
-    return float(np.mean((design @ best - targets) ** 2) / 2)
+    return float(np.mean(np.sum((design @ best - targets) ** 2, axis=1)) / 2)
 
 
 class Silence(logging.Handler):
@@ -192,18 +147,16 @@ class Mischief(threading.Thread):
         super().__init__(daemon=True)
         self.cluster, self.client, self.folder, self.silence = cluster, client, folder, silence
         self.random = random.Random(options.seed)
-        self.seconds = options.seconds
+        self.seconds, self.transport = options.seconds, options.transport
         self.done: Counter[str] = Counter()
         self.over = threading.Event()
 
     def run(self) -> None:
         self.silence.begun.wait()
         until = time.monotonic() + self.seconds
+        to_processes = {self.kill: 4, self.stop: 3, self.restart_one: 2, self.restart: 1}
         actions = {
-            self.kill: 4,
-            self.stop: 3,
-            self.restart_one: 2,
-            self.restart: 1,
+            **(to_processes if has_processes(self.transport) else {}),
             self.cancel: 2,
             self.retire: 2,
             self.scale: 2,
@@ -294,6 +247,11 @@ class Mischief(threading.Thread):
         Path(f"{self.folder}/{name}").unlink(missing_ok=True)
 
 
+def has_processes(transport: str) -> bool:
+    """Return whether workers have processes of their own: else all calls are in one process."""
+    return transport != "in-process"
+
+
 def later(seconds: float, process: int) -> None:
     """Let a stopped process go on, from a process that is not stopped."""
     subprocess.Popen(
@@ -315,7 +273,12 @@ def one(options: argparse.Namespace) -> dict:
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as folder,
-        LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
+        LocalCluster(
+            n_workers=WORKERS,
+            threads_per_worker=1,
+            processes=has_processes(options.transport),
+            dashboard_address=":0",
+        ) as cluster,
         Client(cluster) as client,
     ):
         optimum = make_data(folder)
@@ -324,7 +287,8 @@ def one(options: argparse.Namespace) -> dict:
         silence.begin()  # starting the cluster is no run either
         for _ in range(MOST_RUNS):
             try:
-                result = ALGORITHMS[options.algorithm](client, folder, silence)
+                algorithm = ALGORITHMS[options.algorithm]
+                result = algorithm(client, folder, silence, options.partitions)
             except Exception as error:
                 ends.append(type(error).__name__)
                 print(f"a run ended: {error!r}"[:600], file=sys.stderr, flush=True)
@@ -352,14 +316,21 @@ def one(options: argparse.Namespace) -> dict:
     }
 
 
-def downpour(client: Client, folder: str, silence: Silence) -> dbdask.Result:
+def network(*layers: object, inputs: int, folder: str) -> dbdask.Network:
+    """Return a network of some layers with two outputs, which takes its time."""
+    last = Reversing(Moods(folder, PACE))
+    return dbdask.Network(input_shape=(inputs,), layers=[*layers, last], loss="squared")
+
+
+def downpour(client: Client, folder: str, silence: Silence, partitions: int) -> dbdask.Result:
     return dbdask.downpour(
-        Counting(folder),
-        dbdask.Examples(Moody.at(folder), inputs="count", targets="y", along="row"),
+        network(CountingRows(2, ROWS, RATE), inputs=3, folder=folder),
+        dbdask.Examples(Moody.at(folder), inputs="number", targets="y", along="row"),
         client=client,
-        optimizer=dbdask.sgd(float(BATCH)),
+        optimizer=dbdask.sgd(RATE),
         batch_size=BATCH,
         epochs=EPOCHS,
+        partitions=partitions,
         shards=2,
         checkpoint=f"{folder}/run.zarr",
         snapshot_every="1s",
@@ -368,12 +339,13 @@ def downpour(client: Client, folder: str, silence: Silence) -> dbdask.Result:
     )
 
 
-def sandblaster(client: Client, folder: str, silence: Silence) -> dbdask.Result:
+def sandblaster(client: Client, folder: str, silence: Silence, partitions: int) -> dbdask.Result:
     return dbdask.sandblaster(
-        Linear(folder),
+        network(dbdask.Dense(2), inputs=FEATURES + 1, folder=folder),
         dbdask.Examples(Moody.at(folder), inputs="x", targets="y", along="row"),
         client=client,
         iterations=40,
+        partitions=partitions,
         shards=2,
         checkpoint=f"{folder}/run.zarr",
         snapshot_every="1s",
@@ -384,11 +356,9 @@ def sandblaster(client: Client, folder: str, silence: Silence) -> dbdask.Result:
 
 def counted(result: dbdask.Result, optimum: float) -> str:
     """Each example counts as often as the history says."""
-    counts = result.parameters["count"].values
     rolled_back = int(result.history["rolled_back"].values[-1])
-    missing = float((EPOCHS - counts).sum()) / BATCH
-    assert counts.max() <= EPOCHS, f"an example was applied {counts.max():g} times"
-    assert missing == rolled_back, f"{missing:g} updates are missing, {rolled_back} are told"
+    missing = missing_updates(result, EPOCHS, BATCH)
+    assert missing == rolled_back, f"{missing} updates are missing, {rolled_back} are told"
     return f"{rolled_back} of {2 * EPOCHS * ROWS // BATCH} rolled back"
 
 
@@ -416,6 +386,7 @@ def in_a_process(algorithm: str, seed: int, options: argparse.Namespace) -> dict
     """Run a seed in a process of its own, which is ended where it hangs."""
     command = [sys.executable, "-m", "benchmarks.mixed_chaos", "--algorithm", algorithm]
     command += ["--seed", str(seed), "--seconds", str(options.seconds)]
+    command += ["--transport", options.transport, "--partitions", str(options.partitions)]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True
@@ -441,13 +412,16 @@ def main() -> None:
     parser.add_argument("--sandblaster", type=int, default=10, help="seeds")
     parser.add_argument("--first", type=int, default=0, help="seed")
     parser.add_argument("--seconds", type=float, default=25.0, help="of mischief")
+    parser.add_argument("--transport", choices=("auto", *WAYS), default="auto")
+    parser.add_argument("--partitions", type=int, choices=(1, 2), default=1)
     parser.add_argument("--algorithm", choices=sorted(ALGORITHMS), help="run one seed here")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.algorithm:
-        dask.config.set(CONFIG)
+        dask.config.set(CONFIG | {"dbdask.transport": options.transport})
         print(json.dumps(one(options)), flush=True)
         os._exit(0)  # nothing more is of interest, and no stopped worker is waited for
+    print(f"transport {options.transport}, partitions {options.partitions}")
     print("| seed | what was done | ends | copies lost | verdict | longest silence, s | s |")
     print("|---|---|---|---|---|---|---|", flush=True)
     found = []

@@ -1,12 +1,13 @@
 """The paper's Figure 3: how much faster one replica is that is cut over several workers.
 
     python -m benchmarks.partition_speedup [--rounds 5] [--seconds 20] [--parts 1 2 4] [--json F]
+        [--picture F]
 
 Two nets of about 42 million parameters: the paper's speech net, all of whose layers are dense, and
 an image net of the paper's shape, whose filters are local. Measured: steps a second of `downpour`
 with one replica and `partitions=`, each part on a worker process of one thread that is bound to one
 core; where there are more parts than cores, they share them. All numbers of parts have their turn
-in every round; medians over rounds, ratios of a round to its own first.
+in every round. One part is always among them: the others are divided by it.
 
 Computed, on a panel of its own: a step takes the time of the busiest part in each layer, and then
 that of every exchange. Seconds of a multiplication are those that make the computed step of one
@@ -14,29 +15,33 @@ part the measured one. Messages and bytes are counted by `dbdask.models.exchange
 seconds are those of the networks that are stated. Stragglers are not computed.
 """
 
-import argparse
-import json
 import math
 import os
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from distributed import Client, LocalCluster
+from distributed import Client
 from matplotlib.figure import Figure
 
 import dbdask
+from benchmarks._clusters import cluster_of
+from benchmarks._figures import Figures, Results
+from benchmarks._ratios import Pair, median_ratio
+from benchmarks._side_by_side import Contestant, Report, at_least_one, parser
 from dbdask.models.cut import Cut, even_cut, part_stages
 from dbdask.models.exchange_cost import exchange_cost, messages
 from dbdask.models.partition import partition_of
 
+WANTED = {"speech": 1.6, "image": 1.7}  # times the steps of one part, of two parts at least
+RATE, EXCHANGING = "steps/s", "share of exchanges"
 COMPUTED_PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 81)
 POOLED_ELEMENT = 50
 """Multiplications that take as long as an element of a pool or a contrast layer (measured)."""
@@ -108,15 +113,6 @@ def bind_workers(client: Client) -> None:
         client.run(bind, cores[number % len(cores)], workers=[address])
 
 
-class Measured(NamedTuple):
-    """One run."""
-
-    rate: float
-    """Steps a second, those of the first portion left out."""
-    exchanging: float
-    """Share of the parts' time in which they sent to each other and waited for each other."""
-
-
 def stop_after(seconds: float) -> Callable[[dbdask.Record], bool]:
     """Return a callback that stops a run so many seconds after its second record."""
     seen: list[float] = []
@@ -128,14 +124,17 @@ def stop_after(seconds: float) -> Callable[[dbdask.Record], bool]:
     return is_over
 
 
-def measure(net: str, small: bool, path: str, parts: int, seconds: float) -> Measured:
-    """Run `downpour` with so many parts on a cluster of its own."""
+def measure(net: str, small: bool, path: str, parts: int, seconds: float) -> Figures:
+    """Run `downpour` with so many parts on a cluster of its own.
+
+    Returns
+    -------
+    Steps a second, those of the first portion left out, and the share of the parts' time in which
+    they sent to each other and waited for each other.
+    """
     network, batch = NETS[net](small)
     examples = dbdask.Examples(path, inputs="x", targets="label", along="row")
-    with (
-        LocalCluster(n_workers=parts, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
+    with cluster_of(parts) as client:
         bind_workers(client)
         result = dbdask.downpour(
             network,
@@ -155,7 +154,7 @@ def measure(net: str, small: bool, path: str, parts: int, seconds: float) -> Mea
     exchanging = 0.0
     if "seconds_exchanging" in history:
         exchanging = float(history["seconds_exchanging"].values[-1])
-    return Measured(rate, exchanging / (parts * float(seconds_since[-1])))
+    return {RATE: rate, EXCHANGING: exchanging / (parts * float(seconds_since[-1]))}
 
 
 def busiest(network: dbdask.Network, cut: Cut) -> int:
@@ -230,11 +229,13 @@ def draw(
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = {net: f"C{number}" for number, net in enumerate(measured)}
-    parts = sorted(next(iter(measured.values())))
+    parts = sorted({number for by_parts in measured.values() for number in by_parts})
     own = [number for number in parts if number <= cores]
     left.plot(own, own, ":", color="grey", label="ideal")
     for net, by_parts in measured.items():
-        left.plot(parts, [by_parts[n] for n in parts], "o-", color=colours[net], label=f"{net} net")
+        left.plot(
+            list(by_parts), list(by_parts.values()), "o-", color=colours[net], label=f"{net} net"
+        )
     if parts[-1] > cores:
         left.axvspan(max(own) + 0.05, parts[-1] + 0.2, color="grey", alpha=0.15, linewidth=0)
         left.text(
@@ -269,69 +270,71 @@ def draw(
     figure.savefig(path, dpi=120)
 
 
-def medians(rounds: dict[int, list[Measured]]) -> dict[int, tuple[float, float, float]]:
-    """Return, by parts, the medians of steps a second, speed-up and share of exchanges."""
-    first = rounds[min(rounds)]
-    return {
-        parts: (
-            statistics.median(one.rate for one in found),
-            statistics.median(a.rate / b.rate for a, b in zip(found, first, strict=True)),
-            statistics.median(one.exchanging for one in found),
-        )
-        for parts, found in rounds.items()
-    }
+def called(parts: int) -> str:
+    """Return the name of the contestant with so many parts."""
+    return "1 part" if parts == 1 else f"{parts} parts"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--nets", nargs="+", choices=sorted(NETS), default=list(NETS))
-    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--most", type=int, default=81, help="parts on the computed panel")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of one measurement")
-    parser.add_argument("--small", action="store_true", help="small nets, to try the program")
-    parser.add_argument("--json", type=Path, default=Path("partition_speedup.json"))
-    parser.add_argument("--picture", type=Path, default=Path("partition_speedup.png"))
-    options = parser.parse_args()
-    all_parts = sorted({1, *options.parts})
-    rounds: dict[str, dict[int, list[Measured]]] = {net: defaultdict(list) for net in options.nets}
+def speed_ups(results: Results, all_parts: Sequence[int]) -> dict[int, float]:
+    """Return the median speed-up by parts, of those that were measured; one part was."""
+    rates = {n: [f[RATE] for f in results[called(n)]] for n in all_parts if called(n) in results}
+    return {parts: median_ratio(found, rates[1]) for parts, found in rates.items()}
+
+
+def compare(report: Report, net: str, all_parts: list[int], small: bool, seconds: float) -> Results:
+    """Measure one net in so many parts each, and print its table."""
+    network, batch = NETS[net](small)
     with tempfile.TemporaryDirectory() as folder:
-        for net in options.nets:
-            write_examples(*NETS[net](options.small), f"{folder}/{net}.zarr")
-        for _, net, parts in product(range(options.rounds), options.nets, all_parts):
-            path = f"{folder}/{net}.zarr"
-            found = measure(net, options.small, path, parts, options.seconds)
-            rounds[net][parts].append(found)
-            print(f"{net}, {parts} parts: {found.rate:.3f} steps/s", flush=True)
-    cores = len(os.sched_getaffinity(0))
-    print(f"\n{cores} cores; load {os.getloadavg()[0]:.1f}; medians of {options.rounds} rounds")
-    speedups: dict[str, dict[int, float]] = {}
+        path = f"{folder}/{net}.zarr"
+        write_examples(network, batch, path)
+        results = report.compare(
+            f"{net} net, {network.parameter_count:,} parameters, batch {batch}",
+            [
+                Contestant(called(parts), partial(measure, net, small, path, parts, seconds))
+                for parts in all_parts
+            ],
+            called(1),
+            [
+                Pair(called(parts), called(1), WANTED[net] if parts == 2 else None)
+                for parts in all_parts[1:]
+            ],
+        )
+    for parts in all_parts[1:]:
+        cost = exchange_cost(network, cut_into(network, parts, batch), batch)
+        print(f"  {called(parts)}: {cost.messages} messages, {cost.size / 1e6:.1f} MB a step")
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table for each net, and draw the picture."""
+    found = parser(__doc__, chooses=False)
+    found.add_argument("--nets", nargs="+", choices=sorted(NETS), default=list(NETS))
+    found.add_argument("--parts", type=at_least_one, nargs="+", default=[1, 2, 4])
+    found.add_argument("--most", type=int, default=81, help="parts on the computed panel")
+    found.add_argument("--seconds", type=float, default=20.0, help="of one measurement")
+    found.add_argument("--small", action="store_true", help="small nets, to try the program")
+    found.add_argument("--picture", type=Path, help="default: partition_speedup.png, or as --json")
+    options = found.parse_args(arguments)
+    all_parts = sorted({1, *options.parts})
+    report = Report("partition_speedup", options)
+    measured: dict[str, dict[int, float]] = {}
     modelled: dict[str, dict[str, dict[int, float]]] = {}
     for net in options.nets:
-        network, batch = NETS[net](options.small)
-        print(f"{net} net, {network.parameter_count:,} parameters, batch {batch}")
-        speedups[net] = {}
-        for parts, (rate, speedup, exchanging) in medians(rounds[net]).items():
-            cost = exchange_cost(network, cut_into(network, parts, batch), batch)
-            shared = ", cores shared" if parts > cores else ""
-            print(
-                f"  {parts} parts: {rate:8.3f} steps/s  {speedup:5.2f}x  {exchanging:4.0%} of the "
-                f"time in exchanges; {cost.messages} messages, {cost.size / 1e6:.1f} MB a step"
-                f"{shared}"
-            )
-            speedups[net][parts] = speedup
-        step = 1 / medians(rounds[net])[1][0]
-        modelled[net] = computed(network, batch, step, options.most)
+        results = compare(report, net, all_parts, options.small, options.seconds)
+        if called(1) not in results:
+            continue
+        measured[net] = speed_ups(results, all_parts)
+        step = 1 / statistics.median(figures[RATE] for figures in results[called(1)])
+        modelled[net] = computed(*NETS[net](options.small), step, options.most)
         for name, by_parts in modelled[net].items():
-            shown = "  ".join(f"{parts}: {speedup:.2f}" for parts, speedup in by_parts.items())
-            print(f"  computed, {name}\n    {shown}")
-    draw(options.picture, speedups, modelled, cores)
-    measured = {
-        net: {parts: [one._asdict() for one in found] for parts, found in by_parts.items()}
-        for net, by_parts in rounds.items()
-    }
-    options.json.write_text(json.dumps({"measured": measured, "computed": modelled}, indent=1))
-    print(f"picture: {options.picture}, numbers: {options.json}")
+            told = "  ".join(f"{parts}: {speedup:.2f}" for parts, speedup in by_parts.items())
+            print(f"  computed, {name}\n    {told}", flush=True)
+        report.keep("computed", modelled)
+    if measured:
+        picture = options.picture or (options.json or Path("partition_speedup")).with_suffix(".png")
+        draw(picture, measured, modelled, len(os.sched_getaffinity(0)))
+        print(f"picture: {picture}")
+    report.end()
 
 
 if __name__ == "__main__":

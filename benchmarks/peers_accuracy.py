@@ -19,6 +19,7 @@ program knows a held-out accuracy of `--target`: all but L-BFGS score after each
 a run whose epochs ended before.
 """
 
+import argparse
 import itertools
 import math
 import tempfile
@@ -31,14 +32,22 @@ from typing import Any
 
 import dbdask
 from benchmarks._clusters import cluster_of
-from benchmarks._labelled import Task, images, speech
-from benchmarks._side_by_side import Contestant, Figures, Report, parser
+from benchmarks._figures import Figures
+from benchmarks._labelled import DIGITS, Task, images, speech
+from benchmarks._ratios import Pair
+from benchmarks._side_by_side import Contestant, Report, parser
 from benchmarks._to_accuracy import dask_ml, figures, pytorch, scikit_learn
 
 TARGETS = {"images": 0.87, "speech": 0.70}
 RATE = 0.001  # of Adam, in all contestants
 STEPS = 32  # of a replica between two pushes, with local steps
 ITERATIONS = 400
+OURS = ("dbdask, downpour", "dbdask, local steps", "dbdask, sandblaster")
+PEERS = ("ddp, 2 processes", "torch, 2 threads", "scikit-learn", "dask-ml")
+PAIRS = (
+    Pair(OURS, PEERS, 1.0, less_is_better=True),
+    *(Pair(OURS, peer, less_is_better=True) for peer in PEERS),
+)
 
 
 class Reached:
@@ -90,23 +99,23 @@ def contestants(task: Task, target: float, most: int) -> list[Contestant]:
     downpour = partial(dbdask.downpour, batch_size=task.net.batch, epochs=most)
     adam = dbdask.adam(RATE)
     methods = {
-        "dbdask, downpour": partial(downpour, optimizer=adam),
-        "dbdask, local steps": partial(
+        OURS[0]: partial(downpour, optimizer=adam),
+        OURS[1]: partial(
             downpour,
             optimizer=dbdask.nesterov(0.7, momentum=0.9),
             local_optimizer=adam,
             n_fetch=STEPS,
             n_push=STEPS,
         ),
-        "dbdask, sandblaster": partial(
+        OURS[2]: partial(
             dbdask.sandblaster, iterations=ITERATIONS, l2=1e-6, tolerance=0.0, validate_every=10
         ),
     }
     peers: dict[str, tuple[Callable[..., Figures], str]] = {
-        "ddp, 2 processes": (partial(pytorch, 2), "torch"),
-        "torch, 2 threads": (partial(pytorch, 1), "torch"),
-        "scikit-learn": (scikit_learn, "sklearn"),
-        "dask-ml": (dask_ml, "dask_ml"),
+        PEERS[0]: (partial(pytorch, 2), "torch"),
+        PEERS[1]: (partial(pytorch, 1), "torch"),
+        PEERS[2]: (scikit_learn, "sklearn"),
+        PEERS[3]: (dask_ml, "dask_ml"),
     }
 
     def of(name: str, turn: Callable[[int], Figures], needs: tuple[str, ...] = ()) -> Contestant:
@@ -125,12 +134,12 @@ def contestants(task: Task, target: float, most: int) -> list[Contestant]:
     ]
 
 
-def task_of(name: str, folder: Path, minutes: float) -> Task:
+def task_of(name: str, folder: Path, options: argparse.Namespace) -> Task:
     """Make a task's examples."""
     if name == "images":
-        return images(folder)
+        return images(folder, digits=options.digits)
     with cluster_of(2) as client:
-        return speech(client, folder, minutes)
+        return speech(client, folder, options.minutes)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,14 +149,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found.add_argument("--target", type=float, help="default: 0.87 of images, 0.70 of speech")
     found.add_argument("--epochs", type=int, default=20, help="after which a run gives up")
     found.add_argument("--minutes", type=float, default=15.0, help="of speech to synthesise")
+    found.add_argument("--digits", action="store_true", help=DIGITS)
     options = found.parse_args(arguments)
     report = Report("peers_accuracy", options, ("torch", "scikit-learn", "dask-ml"))
     for name in options.tasks:
         target = options.target or TARGETS[name]
         with tempfile.TemporaryDirectory() as folder:
-            task = task_of(name, Path(folder), options.minutes)
+            task = task_of(name, Path(folder), options)
             title = f"{task.name}, {len(task.train):,} examples, seconds to {target:.0%}"
-            report.compare(title, contestants(task, target, options.epochs), "dbdask, downpour")
+            report.compare(title, contestants(task, target, options.epochs), OURS[0], PAIRS)
     report.end()
 
 

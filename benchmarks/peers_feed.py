@@ -27,11 +27,14 @@ import xarray as xr
 import zarr
 
 import dbdask
+from benchmarks._figures import Figures
 from benchmarks._processes import together
-from benchmarks._side_by_side import Contestant, Figures, Report, parser
+from benchmarks._ratios import Pair
+from benchmarks._side_by_side import Contestant, Report, parser
 
 FEATURES = 440
-BASE = "zarr"
+BASE, OURS = "zarr", "dbdask"
+XBATCHER = ("xbatcher, chunks", "xbatcher, minibatches")
 Minibatches = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
@@ -125,13 +128,9 @@ def contestants(path: str, chunk: int, batch: int, seconds: float) -> list[Conte
     """Return what is measured, with each of the codec pipelines."""
     feeds: dict[str, tuple[Callable[[], Minibatches], float, tuple[str, ...]]] = {
         BASE: (partial(by_zarr, path, chunk), math.inf, ()),
-        "dbdask": (partial(by_dbdask, path, batch), math.inf, ()),
-        "xbatcher, chunks": (partial(by_xbatcher, path, chunk, batch), math.inf, ("xbatcher",)),
-        "xbatcher, minibatches": (
-            partial(by_xbatcher, path, batch, batch),
-            seconds,
-            ("xbatcher",),
-        ),
+        OURS: (partial(by_dbdask, path, batch), math.inf, ()),
+        XBATCHER[0]: (partial(by_xbatcher, path, chunk, batch), math.inf, ("xbatcher",)),
+        XBATCHER[1]: (partial(by_xbatcher, path, batch, batch), seconds, ("xbatcher",)),
     }
 
     def turn(codecs: str, feed: Callable[[], Minibatches], most: float) -> Figures:
@@ -143,9 +142,24 @@ def contestants(path: str, chunk: int, batch: int, seconds: float) -> list[Conte
         for name, (feed, most, needs) in feeds.items()
     ]
     return found + [
-        Contestant(f"{name}, zarrs", partial(turn, "zarrs", feed, most), ("zarrs", *needs))
+        Contestant(with_zarrs(name), partial(turn, "zarrs", feed, most), ("zarrs", *needs))
         for name, (feed, most, needs) in feeds.items()
     ]
+
+
+def with_zarrs(name: str) -> str:
+    """Return what a feed with zarrs' codecs is called."""
+    return f"{name}, zarrs"
+
+
+def pairs() -> list[Pair]:
+    """Return the ratios below the table, each with the same codecs on both sides."""
+    plain = [Pair(OURS, BASE), Pair(OURS, XBATCHER)]
+    zarrs = [
+        Pair(with_zarrs(OURS), with_zarrs(BASE)),
+        Pair(with_zarrs(OURS), tuple(map(with_zarrs, XBATCHER))),
+    ]
+    return plain + zarrs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"minibatches of {options.batch}"
             )
             entrants = contestants(path, options.chunk, options.batch, options.seconds)
-            report.compare(title, entrants, BASE)
+            report.compare(title, entrants, BASE, pairs())
     report.end()
 
 

@@ -31,14 +31,23 @@ import numpy as np
 
 import dbdask
 from benchmarks._clusters import cluster_of
+from benchmarks._figures import Figures
 from benchmarks._nets import RATE, Net, examples_of
 from benchmarks._processes import together
-from benchmarks._side_by_side import Contestant, Figures, Report, parser
+from benchmarks._ratios import Pair
+from benchmarks._side_by_side import Contestant, Report, parser
 from benchmarks.memory import FEATURES, ROWS, make_store, peak_mib
 from benchmarks.peers_feed import by_xbatcher, minibatches_of_chunk
 
 NET = Net(FEATURES, (64,), 10, 128, 0, "relu")
 Minibatches = Iterator[tuple[np.ndarray, np.ndarray]]
+OURS, FED = "dbdask", "minibatches, torch"
+XBATCHER = (
+    "xbatcher, chunks, torch",
+    "xbatcher, chunks, loader, torch",
+    "xbatcher, minibatches, torch",
+)
+PAIRS = (Pair(OURS, XBATCHER, 3.0), Pair(OURS, XBATCHER[2]), Pair(OURS, FED), Pair(FED, XBATCHER))
 
 
 def by_examples(path: str) -> Minibatches:
@@ -139,17 +148,11 @@ def contestants(path: str, options: argparse.Namespace) -> list[Contestant]:
     small = partial(by_xbatcher, path, NET.batch, NET.batch)
     whole = float("inf")
     return [
-        Contestant("dbdask", partial(by_dbdask, path, options.limit)),
-        Contestant(
-            "minibatches, torch", partial(by_torch, partial(by_examples, path), whole), torch
-        ),
-        Contestant("xbatcher, chunks, torch", partial(by_torch, chunks, whole), both),
-        Contestant(
-            "xbatcher, chunks, loader, torch",
-            partial(by_torch, partial(by_loader, path), whole, 1),
-            both,
-        ),
-        Contestant("xbatcher, minibatches, torch", partial(by_torch, small, options.seconds), both),
+        Contestant(OURS, partial(by_dbdask, path, options.limit)),
+        Contestant(FED, partial(by_torch, partial(by_examples, path), whole), torch),
+        Contestant(XBATCHER[0], partial(by_torch, chunks, whole), both),
+        Contestant(XBATCHER[1], partial(by_torch, partial(by_loader, path), whole, 1), both),
+        Contestant(XBATCHER[2], partial(by_torch, small, options.seconds), both),
     ]
 
 
@@ -171,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"workers of {options.limit}"
         )
         entrants = contestants(str(folder / "store.zarr"), options)
-        report.compare(title, entrants, "xbatcher, chunks, torch")
+        report.compare(title, entrants, XBATCHER[0], PAIRS)
     finally:
         shutil.rmtree(folder)
     report.end()

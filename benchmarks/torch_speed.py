@@ -1,51 +1,49 @@
 """Examples a second of `TorchModel`, beside the same module in a loop of plain PyTorch.
 
-    python -m benchmarks.torch_speed [--net cnn|speech-small|speech] [--rounds 5] [--threads 1]
+    python -m benchmarks.torch_speed [--nets cnn speech] [--rounds 5] [--threads 1]
 
 Contestants, with the same module, minibatches of one size, and stochastic gradient descent:
 
-- `plain`: a loop of PyTorch in a process of its own, on tensors in memory;
+- `plain torch`: a loop of PyTorch in a process of its own, on tensors in memory;
 - `model`: `TorchModel.loss_and_gradient` alone, on the same tensors;
-- `one`: Downpour with one replica in a worker process, from a Zarr store;
-- `two`: Downpour with two replicas in two worker processes.
+- `1 replica`: Downpour with one replica in a worker process, from a Zarr store;
+- `2 replicas`: Downpour with two replicas in two worker processes.
 
-All have their turn in every round. Each has `--threads` threads, and `two` as many for each
-replica. Medians over rounds are printed, and medians of the ratios of a round: by the clock, and by
-the processor seconds of the processes that compute, which other programs disturb less.
+Each has `--threads` threads, and `2 replicas` as many for each replica. Rates are by the clock,
+and by the processor seconds of the processes that compute, which other programs disturb less.
 """
 
-import argparse
-import json
-import multiprocessing
-import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import psutil
 import torch
 import xarray as xr
-from distributed import Client, LocalCluster
+from distributed import Client
 from torch import nn
 
 import dbdask
+from benchmarks._clusters import cluster_of
+from benchmarks._figures import Figures
+from benchmarks._processes import alone
+from benchmarks._ratios import Pair
+from benchmarks._side_by_side import Contestant, Report, parser
 from dbdask.torch import TorchModel
 from dbdask.worker.blas_limit import blas_limit
 
 RATE = 0.001
-
-
-class Speed(NamedTuple):
-    """Examples a second, by the clock and by the processor seconds that were used."""
-
-    clock: float
-    processor: float
+PLAIN, MODEL, ONE, TWO = "plain torch", "model", "1 replica", "2 replicas"
+CLOCK, PROCESSOR = "examples/s", "examples/processor s"
+PAIRS = (
+    Pair(ONE, PLAIN, 0.9),
+    Pair(TWO, ONE, 1.6),
+    Pair(MODEL, PLAIN),
+    *(Pair(*sides, figure=PROCESSOR) for sides in ((ONE, PLAIN), (TWO, ONE), (MODEL, PLAIN))),
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def make_store(net: Net, path: str) -> None:
     data.chunk({"row": 1024}).to_zarr(path, consolidated=False)
 
 
-def plain_speed(net: Net, epochs: int, threads: int) -> Speed:
+def plain_speed(number: int, net: Net, epochs: int, threads: int) -> Figures:
     """Return the speed of the loop that a person writes."""
     torch.set_num_threads(threads)
     module = net.module()
@@ -125,7 +123,7 @@ def plain_speed(net: Net, epochs: int, threads: int) -> Speed:
     return timed(epoch, net, epochs)
 
 
-def model_speed(net: Net, epochs: int, threads: int) -> Speed:
+def model_speed(number: int, net: Net, epochs: int, threads: int) -> Figures:
     """Return the speed of the model alone, with the update in the same process."""
     model = TorchModel(net.module(), "softmax")
     inputs, labels = arrays(net)
@@ -144,21 +142,15 @@ def model_speed(net: Net, epochs: int, threads: int) -> Speed:
         return timed(epoch, net, epochs)
 
 
-def timed(epoch: Callable[[], None], net: Net, epochs: int) -> Speed:
+def timed(epoch: Callable[[], None], net: Net, epochs: int) -> Figures:
     """Return the speed of some epochs, after a first one that is not counted."""
     epoch()
     began, used = time.perf_counter(), time.process_time()
     for _ in range(epochs):
         epoch()
     count = epochs * net.rows
-    return Speed(count / (time.perf_counter() - began), count / (time.process_time() - used))
-
-
-def alone(function: Callable[[Net, int, int], Speed], *given: object) -> Speed:
-    """Return the result of a function in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *given).result()
+    clock, processor = time.perf_counter() - began, time.process_time() - used
+    return {CLOCK: count / clock, PROCESSOR: count / processor}
 
 
 def processor_seconds() -> float:
@@ -167,14 +159,9 @@ def processor_seconds() -> float:
     return times.user + times.system
 
 
-def downpour_speed(net: Net, path: str, epochs: int, threads: int, replicas: int) -> Speed:
+def downpour_speed(net: Net, path: str, epochs: int, threads: int, replicas: int) -> Figures:
     """Return the speed of Downpour, in a second run on workers that have imported everything."""
-    with (
-        LocalCluster(
-            n_workers=replicas, threads_per_worker=threads, dashboard_address=":0"
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with cluster_of(replicas, threads=threads) as client:
         train(client, net, path, 1, replicas)
         used = sum(client.run(processor_seconds).values())
         history = train(client, net, path, epochs, replicas).history
@@ -182,7 +169,7 @@ def downpour_speed(net: Net, path: str, epochs: int, threads: int, replicas: int
     seconds, seen = history["seconds"].values, history["examples"].values
     first = min(replicas, len(seen) - 2)  # every replica is at work
     clock = (seen[-1] - seen[first]) / (seconds[-1] - seconds[first])
-    return Speed(float(clock), float(seen[-1]) / used)
+    return {CLOCK: float(clock), PROCESSOR: float(seen[-1]) / used}
 
 
 def train(client: Client, net: Net, path: str, epochs: int, replicas: int) -> dbdask.Result:
@@ -199,58 +186,35 @@ def train(client: Client, net: Net, path: str, epochs: int, replicas: int) -> db
     )
 
 
-def measure(net: Net, rounds: int, epochs: int, threads: int) -> dict[str, list[Speed]]:
-    """Return the speeds of every contestant, one a round."""
-    speeds: dict[str, list[Speed]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/store.zarr"
-        make_store(net, path)
-        contestants: dict[str, Callable[[], Speed]] = {
-            "plain": partial(alone, plain_speed, net, epochs, threads),
-            "model": partial(alone, model_speed, net, epochs, threads),
-            "one": partial(downpour_speed, net, path, epochs, threads, 1),
-            "two": partial(downpour_speed, net, path, epochs, threads, 2),
-        }
-        for _ in range(rounds):
-            for contestant, speed in contestants.items():
-                speeds.setdefault(contestant, []).append(speed())
-                print(f"{contestant}: {speeds[contestant][-1].clock:,.0f}", flush=True)
-    return speeds
+def contestants(net: Net, path: str, epochs: int, threads: int) -> list[Contestant]:
+    """Return what is measured."""
+    return [
+        Contestant(PLAIN, partial(alone, plain_speed, net, epochs, threads)),
+        Contestant(MODEL, partial(alone, model_speed, net, epochs, threads)),
+        Contestant(ONE, partial(downpour_speed, net, path, epochs, threads, 1)),
+        Contestant(TWO, partial(downpour_speed, net, path, epochs, threads, 2)),
+    ]
 
 
-def ratio(over: list[float], under: list[float]) -> float:
-    """Return the median of the ratios of the rounds."""
-    return statistics.median(a / b for a, b in zip(over, under, strict=True))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Print the speeds and their ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--net", choices=NETS, default="cnn")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=3, help="that are timed, in each round")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rows", type=int, help="examples of an epoch; default: the net's own")
-    parser.add_argument("--json", help="write the speeds there")
-    options = parser.parse_args(arguments)
-    net = NETS[options.net]
-    net = replace(net, rows=options.rows or net.rows)
-    speeds = measure(net, options.rounds, options.epochs, options.threads)
-    count = TorchModel(net.module(), "softmax").parameter_count
-    print(
-        f"{options.net}, {count:,} parameters, batch {net.batch}, "
-        f"{options.threads} threads, examples a second; load {os.getloadavg()[0]:.1f}"
-    )
-    for name, values in speeds.items():
-        clock, processor = (statistics.median(values) for values in zip(*values, strict=True))
-        print(f"  {name:6} {clock:9,.0f} by the clock, {processor:9,.0f} by processor seconds")
-    for name, base in (("model", "plain"), ("one", "plain"), ("two", "one")):
-        over, under = (list(zip(*speeds[key], strict=True)) for key in (name, base))
-        clock, processor = (ratio(*pair) for pair in zip(over, under, strict=True))
-        print(f"  {name} / {base}: {clock:.2f} by the clock, {processor:.2f} by processor seconds")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(speeds, file, indent=1)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table for each net."""
+    found = parser(__doc__)
+    found.add_argument("--nets", nargs="+", choices=NETS, default=["cnn", "speech"])
+    found.add_argument("--epochs", type=int, default=3, help="that are timed, in each round")
+    found.add_argument("--threads", type=int, default=1)
+    found.add_argument("--rows", type=int, help="examples of an epoch; default: the net's own")
+    options = found.parse_args(arguments)
+    report = Report("torch_speed", options, ("torch",))
+    for name in options.nets:
+        net = replace(NETS[name], rows=options.rows or NETS[name].rows)
+        count = TorchModel(net.module(), "softmax").parameter_count
+        title = f"{name}, {count:,} parameters, batch {net.batch}, {options.threads} threads"
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/store.zarr"
+            make_store(net, path)
+            entrants = contestants(net, path, options.epochs, options.threads)
+            report.compare(title, entrants, PLAIN, PAIRS)
+    report.end()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import numpy as np
 from distributed import get_worker
 
 from benchmarks._clusters import cluster_of
-from benchmarks._side_by_side import Report, Results, parser
+from benchmarks._figures import Results
+from benchmarks._side_by_side import Report, parser
 from dbdask.rpc.calls import ActorPlace
 from dbdask.rpc.shared_memory import shared_vector
 from dbdask.schedule.ledger import Ledger

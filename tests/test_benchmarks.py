@@ -6,16 +6,9 @@ import math
 
 import pytest
 
-from benchmarks._side_by_side import (
-    Contestant,
-    Report,
-    chosen,
-    interleaved,
-    median_ratio,
-    parser,
-    shown,
-    table,
-)
+from benchmarks._figures import shown
+from benchmarks._ratios import Pair, Target, median_ratio
+from benchmarks._side_by_side import Contestant, Report, excluded, interleaved, parser, table
 
 
 def contestant(name, turns, needs=()):
@@ -67,6 +60,10 @@ def test_the_median_of_ratios_is_not_the_ratio_of_medians():
 def test_a_ratio_to_what_never_came_is_not_known():
     assert math.isnan(median_ratio([1.0, 2.0], [1.0, math.inf]))
     assert median_ratio([math.inf, 2.0, 3.0], [1.0, 1.0, 1.0]) == 3.0
+
+
+def test_a_ratio_to_nothing_is_not_known():
+    assert math.isnan(median_ratio([1.0, 2.0], [1.0, 0.0]))
 
 
 def test_a_ratio_needs_as_many_rounds_of_both():
@@ -129,14 +126,102 @@ def test_what_never_came_is_the_largest():
 
 def test_who_is_not_installed_is_named(capsys):
     there = contestant("here", [])
-    absent = contestant("away", [], ("no_such_package",))
-    assert chosen([there, absent], None) == [there]
-    assert capsys.readouterr().out == "away: skipped, no_such_package is not installed\n"
+    absent = contestant("away", [], ("no_such_package", "nor_this"))
+    why = "needs no_such_package and nor_this, which are not installed"
+    assert excluded([there, absent], None) == {"away": why}
+    assert capsys.readouterr().out == f"away: skipped, it {why}\n"
 
 
-def test_contestants_are_chosen_by_parts_of_their_names():
+def test_contestants_are_chosen_by_parts_of_their_names(capsys):
     found = [contestant(name, []) for name in ("ray, 1 server", "ray, 2 servers", "torch")]
-    assert chosen(found, ["2 s", "tor"]) == found[1:]
+    absent = contestant("away", [], ("no_such_package",))
+    left_out = excluded([*found, absent], ["2 s", "tor"])
+    assert left_out == dict.fromkeys(["ray, 1 server", "away"], "was not asked for")
+    assert capsys.readouterr().out == ""
+
+
+# Pairs
+
+RATES = {"ours": figures(8.0, 30.0, 10.0), "theirs": figures(10.0, 10.0, 20.0)}
+
+
+def test_a_pair_has_the_median_and_the_spread_of_the_ratios_of_the_rounds():
+    answer = Pair("ours", "theirs", 0.75).answer(RATES, {})
+    assert answer.line == ("ours / theirs: 0.80 (0.50 to 3.00); wanted at least 0.75: reached")
+    assert answer.values == {
+        "over": "ours",
+        "under": "theirs",
+        "figure": "rate",
+        "median": 0.8,
+        "least": 0.5,
+        "most": 3.0,
+        "wanted": 0.75,
+        "at": "least",
+        "reached": True,
+    }
+
+
+def test_a_pair_that_nothing_is_wanted_of_is_shown():
+    answer = Pair("ours", "theirs").answer(RATES, {})
+    assert answer.line == "ours / theirs: 0.80 (0.50 to 3.00)"
+    assert answer.values["wanted"] is None and "reached" not in answer.values
+
+
+def test_of_costs_less_is_wanted_and_the_difference_is_kept():
+    answer = Pair("ours", "theirs", 0.75, less_is_better=True).answer(RATES, {})
+    assert answer.line == (
+        "ours / theirs: 0.80 (0.50 to 3.00), difference -2.000 (-10.0 to 20.0) rate; "
+        "wanted at most 0.75: missed"
+    )
+    assert answer.values["difference"] == {"median": -2.0, "least": -10.0, "most": 20.0}
+    assert answer.values["at"] == "most" and answer.values["reached"] is False
+
+
+@pytest.mark.parametrize(("less", "best"), [(False, "quick"), (True, "slow")])
+def test_of_several_contestants_the_best_takes_part(less, best):
+    results = {"slow": figures(1.0, 9.0, 1.0), "quick": figures(2.0, 2.0, 2.0)} | RATES
+    pair = Pair(("slow", "quick", "away"), "theirs", less_is_better=less)
+    answer = pair.answer(results, {"away": "failed"})
+    assert answer.values["over"] == best
+    assert answer.line.startswith(f"{best} (the best of 3) / theirs: ")
+
+
+def test_a_pair_may_divide_another_figure_than_the_first():
+    results = {
+        name: [{"rate": 1.0, "portions": number}] for name, number in (("a", 3.0), ("b", 2.0))
+    }
+    assert (
+        Pair("a", "b", figure="portions")
+        .answer(results, {})
+        .line.endswith("1.50 (1.50 to 1.50) portions")
+    )
+
+
+def test_a_pair_without_one_of_its_contestants_says_why():
+    reasons = {"theirs": "failed, OSError: no space", "b": "was not asked for"}
+    answer = Pair("ours", ("theirs", "b", "c"), 0.7).answer({"ours": figures(1.0)}, reasons)
+    why = "theirs failed, OSError: no space; b was not asked for; c was not measured"
+    assert answer.line == f"ours / theirs or b or c: not known, {why}"
+    assert answer.values == {"over": "ours", "under": ("theirs", "b", "c"), "unknown": why}
+
+
+def test_a_pair_with_a_round_that_never_came_is_not_known():
+    answer = Pair("ours", "theirs", 1.0).answer(
+        {"ours": figures(1.0, 2.0), "theirs": figures(1.0, math.inf)}, {}
+    )
+    assert answer.line == "ours / theirs: not known, a round has no ratio"
+    assert "reached" not in answer.values
+
+
+def test_a_target_is_a_figure_of_one_contestant():
+    results = {"64": [{"portions": 1.0, "busy": 0.96}, {"portions": 1.0, "busy": 0.94}]}
+    answer = Target("64", "busy", 0.95).answer(results, {})
+    assert answer.line == "64, busy: 0.950 (0.940 to 0.960); wanted at least 0.95: reached"
+    missing = Target("200", "busy").answer(results, {"200": "was not asked for"})
+    assert missing.line == "200, busy: not known, 200 was not asked for"
+
+
+# Reports
 
 
 def test_a_report_keeps_every_figure_and_what_it_ran_on(tmp_path, capsys):
@@ -154,6 +239,55 @@ def test_a_report_keeps_every_figure_and_what_it_ran_on(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("a table; medians, load ")
     report.end()
+
+
+def test_a_report_answers_its_pairs_though_contestants_fail_or_are_missing(tmp_path, capsys):
+    def fail():
+        raise OSError("no space")
+
+    path = tmp_path / "new" / "figures.json"
+    command = ["--rounds", "2", "--json", str(path), "--only", "ours", "broken", "away"]
+    report = Report("compare", parser("Compare.").parse_args(command))
+    entrants = [
+        contestant("ours", []),
+        Contestant("broken", fail),
+        contestant("away", [], ("no_such_package",)),
+        contestant("unasked", []),
+    ]
+    others = ("ours", "broken", "away", "unasked")
+    pairs = [Pair("ours", other, 0.5) for other in others]
+    results = report.compare("a table", entrants, "unasked", pairs, [Target("broken", "rate", 1.0)])
+    assert list(results) == ["ours"]
+    (kept,) = json.loads(path.read_text())["tables"]
+    assert kept["pairs"][0]["median"] == 1.0 and kept["pairs"][0]["reached"]
+    unknown = [one["unknown"] for one in (*kept["pairs"][1:], *kept["targets"])]
+    assert unknown == [
+        "broken failed, OSError: no space",
+        "away needs no_such_package, which is not installed",
+        "unasked was not asked for",
+        "broken failed, OSError: no space",
+    ]
+    assert kept["failed"] == {"broken": "OSError: no space"}
+    printed = capsys.readouterr().out
+    assert "  ours / ours: 1.00 (1.00 to 1.00); wanted at least 0.50: reached\n" in printed
+    assert all(f": not known, {why}\n" in printed for why in unknown)
+
+
+def test_a_report_of_which_nothing_is_left_still_answers(tmp_path):
+    path = tmp_path / "figures.json"
+    options = parser("Compare.").parse_args(["--only", "nothing", "--json", str(path)])
+    report = Report("compare", options)
+    report.compare("a table", [contestant("ours", [])], "ours", [Pair("ours", "ours")])
+    report.keep("more", {"a": math.nan})
+    kept = json.loads(path.read_text())
+    assert kept["tables"][0]["pairs"][0]["unknown"] == "ours was not asked for"
+    assert kept["more"] == {"a": None}
+
+
+def test_less_than_one_round_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parser("Compare.").parse_args(["--rounds", "0"])
+    assert "--rounds" in capsys.readouterr().err
 
 
 def test_a_report_with_a_failure_ends_with_an_error(capsys):
