@@ -57,6 +57,7 @@ class Net:
     batch: int
     rows: int
     widths: tuple[int, ...] = ()
+    device: str = "cpu"
 
     def module(self) -> nn.Module:
         """Return the module: dense with these widths, or a small convolutional one."""
@@ -112,8 +113,8 @@ def make_store(net: Net, path: str) -> None:
 def plain_speed(net: Net, epochs: int, threads: int) -> Speed:
     """Return the speed of the loop that a person writes."""
     torch.set_num_threads(threads)
-    module = net.module()
-    inputs, labels = (torch.from_numpy(array) for array in arrays(net))
+    module = net.module().to(net.device)
+    inputs, labels = (torch.from_numpy(array).to(net.device) for array in arrays(net))
     rule = torch.optim.SGD(module.parameters(), lr=RATE)
 
     def epoch() -> None:
@@ -121,13 +122,15 @@ def plain_speed(net: Net, epochs: int, threads: int) -> Speed:
             rule.zero_grad()
             nn.functional.cross_entropy(module(inputs[rows]), labels[rows]).backward()
             rule.step()
+        if net.device != "cpu":
+            torch.cuda.synchronize(net.device)
 
     return timed(epoch, net, epochs)
 
 
 def model_speed(net: Net, epochs: int, threads: int) -> Speed:
     """Return the speed of the model alone, with the update in the same process."""
-    model = TorchModel(net.module(), "softmax")
+    model = TorchModel(net.module(), "softmax", device=net.device)
     inputs, labels = arrays(net)
     parameters = model.starting_parameters()
     gradient, rng = np.empty_like(parameters), np.random.default_rng(0)
@@ -188,7 +191,7 @@ def downpour_speed(net: Net, path: str, epochs: int, threads: int, replicas: int
 def train(client: Client, net: Net, path: str, epochs: int, replicas: int) -> dbdask.Result:
     """Train the net in Downpour."""
     return dbdask.downpour(
-        TorchModel(net.module(), "softmax"),
+        TorchModel(net.module(), "softmax", device=net.device),
         dbdask.Examples(path, inputs="x", targets="label", along="row"),
         client=client,
         optimizer=dbdask.sgd(RATE),
@@ -231,10 +234,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=3, help="that are timed, in each round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=int, help="examples of an epoch; default: the net's own")
+    parser.add_argument("--device", default="cpu", help='of the modules, such as "cuda"')
     parser.add_argument("--json", help="write the speeds there")
     options = parser.parse_args(arguments)
     net = NETS[options.net]
-    net = replace(net, rows=options.rows or net.rows)
+    net = replace(net, rows=options.rows or net.rows, device=options.device)
     speeds = measure(net, options.rounds, options.epochs, options.threads)
     count = TorchModel(net.module(), "softmax").parameter_count
     print(

@@ -53,7 +53,7 @@ def run_without(package, *arguments):
 @pytest.mark.timeout(480)
 @pytest.mark.parametrize(("package", "files", "reason"), PACKAGES)
 def test_without_a_package_its_tests_are_skipped_and_say_so(package, files, reason):
-    everything = run_without(package, "--collect-only", "-m", "")
+    everything = run_without(package, "--collect-only", "-q", "-m", "")
     assert "tests/test_structure.py: " in everything
     said = run_without(package, "-rs", *(f"tests/{name}" for name in files))
     for name in files:

@@ -107,7 +107,7 @@ def in_parts(loss, parts=2):
     return InParts(network(loss), parts)
 
 
-def of_torch(loss, *layers):
+def of_torch(loss, *layers, device="cpu"):
     from dbdask.torch import TorchModel
 
     with torch.random.fork_rng():
@@ -116,14 +116,25 @@ def of_torch(loss, *layers):
         module = torch.nn.Sequential(
             torch.nn.Linear(FEATURES, 4), *inner, torch.nn.Tanh(), torch.nn.Linear(4, OUTPUTS)
         )
-    return TorchModel(module, loss)
+    return TorchModel(module, loss, device=device)
 
 
 def own_loss():
     return torch.nn.MSELoss(reduction="none")
 
 
+def batch_norm():
+    return torch.nn.BatchNorm1d(4)
+
+
+def dropout():
+    return torch.nn.Dropout(0.5)
+
+
 needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
+needs_cuda = pytest.mark.skipif(
+    torch is None or not torch.cuda.is_available(), reason="there is no CUDA device"
+)
 MODELS = {
     "network": (lambda: network("softmax"), "label"),
     "network, logistic": (lambda: network("logistic"), "both"),
@@ -140,18 +151,19 @@ MODELS = {
     "torch, logistic": (lambda: of_torch("logistic"), "both"),
     "torch, squared": (lambda: of_torch("squared"), "y"),
     "torch, own loss": (lambda: of_torch(own_loss()), "y"),
-    "torch, batch norm": (lambda: of_torch("squared", lambda: torch.nn.BatchNorm1d(4)), "y"),
-    "torch, dropout": (lambda: of_torch("squared", lambda: torch.nn.Dropout(0.5)), "y"),
+    "torch, batch norm": (lambda: of_torch("squared", batch_norm), "y"),
+    "torch, dropout": (lambda: of_torch("squared", dropout), "y"),
+    "cuda": (lambda: of_torch("softmax", device="cuda"), "label"),
+    "cuda, batch norm": (lambda: of_torch("squared", batch_norm, device="cuda"), "y"),
+    "cuda, dropout": (lambda: of_torch("squared", dropout, device="cuda"), "y"),
 }
-MIXES = {"torch, batch norm"}
-RANDOM = {"by hand, dropout", "torch, dropout"}
+MARKS = {"torch": [needs_torch], "cuda": [needs_cuda]}
+MIXES = {name for name in MODELS if "batch norm" in name}
+RANDOM = {name for name in MODELS if "dropout" in name}
 
 
 @pytest.fixture(
-    params=[
-        pytest.param(name, marks=needs_torch) if name.startswith("torch") else name
-        for name in MODELS
-    ]
+    params=[pytest.param(name, marks=MARKS.get(name.partition(",")[0], ())) for name in MODELS]
 )
 def case(request):
     model = MODELS[request.param][0]()
