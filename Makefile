@@ -4,16 +4,23 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+# Whether it answers is known after five seconds, however name servers behave: the alarm kills.
+ANSWERS := 'import signal, urllib.request as r; signal.alarm(5); r.urlopen("$(TORCH_INDEX)/torch/")'
+
 .PHONY: demo test slow check bench chaos clean
 
 demo: $(VENV)/.demo
 	$(PY) -m pipelines.speech
 
+# $(call notice,MODULE,NAME,STAMP) says that tests are skipped if a module is not installed.
+notice = @$(PY) -c 'import $(1)' 2>/dev/null || \
+	  echo "$(2) is not installed, and its tests are skipped: make $(VENV)/.$(3) installs it"
+
 test: $(VENV)/.test
-	@$(PY) -c 'import torch' 2>/dev/null || \
-	  echo "PyTorch is not installed, and its tests are skipped: make $(VENV)/.torch installs it"
-	@$(PY) -c 'import dask.dataframe' 2>/dev/null || \
-	  echo "dask[dataframe] is not installed, and its tests are skipped: make $(VENV)/.tabular installs it"
+	$(call notice,torch,PyTorch,torch)
+	$(call notice,sklearn,scikit-learn,tabular)
+	$(call notice,dask.dataframe,dask[dataframe],tabular)
 	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.test
@@ -63,8 +70,15 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[speech,http,test]'
 	@touch $@
 
+# Without a GPU of NVIDIA the CPU build will do: most of the 4.6 GB of the ordinary one are for CUDA.
 $(VENV)/.torch: $(VENV)/.made pyproject.toml constraints.txt
-	$(PIP) -e '.[torch]'
+	@index=; \
+	if test -e /dev/nvidiactl -o -e /dev/dxg; then \
+	  echo "PyTorch: the ordinary build, for this machine's GPU"; \
+	elif { $(PY) -c $(ANSWERS); } 2>/dev/null; then \
+	  index="--extra-index-url $(TORCH_INDEX)"; echo "PyTorch: the CPU build, of $(TORCH_INDEX)"; \
+	else echo "PyTorch: the ordinary build, because $(TORCH_INDEX) does not answer"; fi; \
+	$(PIP) $$index -e '.[torch]'
 	@touch $@
 
 $(VENV)/.climate: $(VENV)/.made pyproject.toml constraints.txt

@@ -55,6 +55,7 @@ class Net:
     batch: int
     rows: int
     widths: tuple[int, ...] = ()
+    device: str = "cpu"
 
     def module(self) -> nn.Module:
         """Return the module: dense with these widths, or a small convolutional one."""
@@ -110,8 +111,8 @@ def make_store(net: Net, path: str) -> None:
 def plain_speed(number: int, net: Net, epochs: int, threads: int) -> Figures:
     """Return the speed of the loop that a person writes."""
     torch.set_num_threads(threads)
-    module = net.module()
-    inputs, labels = (torch.from_numpy(array) for array in arrays(net))
+    module = net.module().to(net.device)
+    inputs, labels = (torch.from_numpy(array).to(net.device) for array in arrays(net))
     rule = torch.optim.SGD(module.parameters(), lr=RATE)
 
     def epoch() -> None:
@@ -119,13 +120,15 @@ def plain_speed(number: int, net: Net, epochs: int, threads: int) -> Figures:
             rule.zero_grad()
             nn.functional.cross_entropy(module(inputs[rows]), labels[rows]).backward()
             rule.step()
+        if net.device != "cpu":
+            torch.cuda.synchronize(net.device)
 
     return timed(epoch, net, epochs)
 
 
 def model_speed(number: int, net: Net, epochs: int, threads: int) -> Figures:
     """Return the speed of the model alone, with the update in the same process."""
-    model = TorchModel(net.module(), "softmax")
+    model = TorchModel(net.module(), "softmax", device=net.device)
     inputs, labels = arrays(net)
     parameters = model.starting_parameters()
     gradient, rng = np.empty_like(parameters), np.random.default_rng(0)
@@ -175,7 +178,7 @@ def downpour_speed(net: Net, path: str, epochs: int, threads: int, replicas: int
 def train(client: Client, net: Net, path: str, epochs: int, replicas: int) -> dbdask.Result:
     """Train the net in Downpour."""
     return dbdask.downpour(
-        TorchModel(net.module(), "softmax"),
+        TorchModel(net.module(), "softmax", device=net.device),
         dbdask.Examples(path, inputs="x", targets="label", along="row"),
         client=client,
         optimizer=dbdask.sgd(RATE),
@@ -203,10 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found.add_argument("--epochs", type=int, default=3, help="that are timed, in each round")
     found.add_argument("--threads", type=int, default=1)
     found.add_argument("--rows", type=int, help="examples of an epoch; default: the net's own")
+    found.add_argument("--device", default="cpu", help='of the modules, such as "cuda"')
     options = found.parse_args(arguments)
     report = Report("torch_speed", options, ("torch",))
     for name in options.nets:
-        net = replace(NETS[name], rows=options.rows or NETS[name].rows)
+        net = replace(NETS[name], rows=options.rows or NETS[name].rows, device=options.device)
         count = TorchModel(net.module(), "softmax").parameter_count
         title = f"{name}, {count:,} parameters, batch {net.batch}, {options.threads} threads"
         with tempfile.TemporaryDirectory() as folder:

@@ -3,17 +3,24 @@
 `dbdask.check_model` is not used here: these tests say by themselves what it must find.
 """
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import cloudpickle
 import numpy as np
 import pytest
+import xarray as xr
+from driven import drive
 from test_check_model import FEATURES, OUTPUTS, Buffered, Dropout, Linear, Softmax, examples
 
 import dbdask
 from dbdask.errors import ModelError
+from dbdask.models.cut import even_cut
+from dbdask.models.cut_table import cut_table, initial_of_cut
 from dbdask.models.layout import as_layout
+from dbdask.models.part import Part
 
 try:
     import torch
@@ -23,13 +30,84 @@ else:
     torch.set_num_threads(1)  # two wait for each other where other tests want the cores
 
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
+
+
+def of_the_page():
+    """Return the model of the page on one's own models, whose class is run from the page."""
+    (source,) = re.findall(
+        r"^class Robust:\n.*?(?=^\S)", PAGE.read_text(), re.DOTALL | re.MULTILINE
+    )
+    names = {"__name__": "__main__", "np": np}  # as in a script, it travels by value
+    exec(source, names)
+    return names["Robust"]()
+
+
+def examples_of_the_page():
+    """Return examples as the page's model takes them: six inputs, and one value to predict."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 6)), rng.normal(size=40)
+    data = xr.Dataset({"x": (("t", "f"), x.astype("f4")), "y": ("t", y.astype("f4"))})
+    return dbdask.Examples(data, inputs="x", targets="y", along="t")
+
+
 def network(loss):
     return dbdask.Network(
         input_shape=FEATURES, layers=[dbdask.Dense(4, "tanh"), dbdask.Dense(OUTPUTS)], loss=loss
     )
 
 
-def of_torch(loss, *layers):
+class InParts:
+    """A network in parts as one model over the cut vector; one thread drives all parts."""
+
+    def __init__(self, whole, parts):
+        self.whole, self.cut = whole, even_cut(whole, parts)
+        self.table = cut_table(whole, self.cut)
+        self.parts = [Part(whole, self.cut, index) for index in range(parts)]
+        self.loss, self.input_shape = whole.loss, whole.input_shape
+        self.output_shape = whole.output_shape
+        shapes = {p.name: p.shape for p in whole.layout.parameters}
+        self.layout = [
+            (f"{piece.name} {piece.first}", (piece.last - piece.first, *shapes[piece.name][1:]))
+            for piece in self.table.pieces
+        ]
+
+    def initial_parameters(self, seed, start, stop):
+        return initial_of_cut(self.whole, self.table, seed, start, stop)
+
+    def driven(self, call, parameters):
+        """Return what a method of every part returns, given its range of the vector."""
+        return drive([call(p, parameters[slice(*p.range)], slice(*p.range)) for p in self.parts])[0]
+
+    def loss_and_gradient(self, parameters, inputs, targets, *, weights, seed, gradient):
+        options = {"weights": weights, "seed": seed}
+        return sum(
+            self.driven(
+                lambda part, own, at: part.loss_and_gradient(
+                    own, inputs, targets, gradient=gradient[at], **options
+                ),
+                parameters,
+            )
+        )
+
+    def loss_only(self, parameters, inputs, targets, *, weights=None, seed=0):
+        return sum(
+            self.driven(
+                lambda part, own, _: part.loss_only(own, inputs, targets, weights=weights),
+                parameters,
+            )
+        )
+
+    def predict(self, parameters, inputs):
+        pieces = self.driven(lambda part, own, _: part.predict(own, inputs), parameters)
+        return np.concatenate(pieces, axis=1)
+
+
+def in_parts(loss, parts=2):
+    return InParts(network(loss), parts)
+
+
+def of_torch(loss, *layers, device="cpu"):
     from dbdask.torch import TorchModel
 
     with torch.random.fork_rng():
@@ -38,18 +116,33 @@ def of_torch(loss, *layers):
         module = torch.nn.Sequential(
             torch.nn.Linear(FEATURES, 4), *inner, torch.nn.Tanh(), torch.nn.Linear(4, OUTPUTS)
         )
-    return TorchModel(module, loss)
+    return TorchModel(module, loss, device=device)
 
 
 def own_loss():
     return torch.nn.MSELoss(reduction="none")
 
 
+def batch_norm():
+    return torch.nn.BatchNorm1d(4)
+
+
+def dropout():
+    return torch.nn.Dropout(0.5)
+
+
 needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
+needs_cuda = pytest.mark.skipif(
+    torch is None or not torch.cuda.is_available(), reason="there is no CUDA device"
+)
 MODELS = {
     "network": (lambda: network("softmax"), "label"),
     "network, logistic": (lambda: network("logistic"), "both"),
     "network, squared": (lambda: network("squared"), "y"),
+    "in parts": (lambda: in_parts("softmax"), "label"),
+    "in parts, logistic": (lambda: in_parts("logistic", 3), "both"),
+    "in parts, squared": (lambda: in_parts("squared"), "y"),
+    "of the page": (of_the_page, None),
     "by hand": (Linear, "y"),
     "by hand, labels": (Softmax, "label"),
     "by hand, dropout": (Dropout, "y"),
@@ -58,23 +151,32 @@ MODELS = {
     "torch, logistic": (lambda: of_torch("logistic"), "both"),
     "torch, squared": (lambda: of_torch("squared"), "y"),
     "torch, own loss": (lambda: of_torch(own_loss()), "y"),
-    "torch, batch norm": (lambda: of_torch("squared", lambda: torch.nn.BatchNorm1d(4)), "y"),
-    "torch, dropout": (lambda: of_torch("squared", lambda: torch.nn.Dropout(0.5)), "y"),
+    "torch, batch norm": (lambda: of_torch("squared", batch_norm), "y"),
+    "torch, dropout": (lambda: of_torch("squared", dropout), "y"),
+    "cuda": (lambda: of_torch("softmax", device="cuda"), "label"),
+    "cuda, batch norm": (lambda: of_torch("squared", batch_norm, device="cuda"), "y"),
+    "cuda, dropout": (lambda: of_torch("squared", dropout, device="cuda"), "y"),
 }
-MIXES = {"torch, batch norm"}
-RANDOM = {"by hand, dropout", "torch, dropout"}
+MARKS = {"torch": [needs_torch], "cuda": [needs_cuda]}
+MIXES = {name for name in MODELS if "batch norm" in name}
+RANDOM = {name for name in MODELS if "dropout" in name}
 
 
 @pytest.fixture(
-    params=[
-        pytest.param(name, marks=needs_torch) if name.startswith("torch") else name
-        for name in MODELS
-    ]
+    params=[pytest.param(name, marks=MARKS.get(name.partition(",")[0], ())) for name in MODELS]
 )
 def case(request):
-    make, targets = MODELS[request.param]
-    model = make()
-    return request.param, model, examples(targets).batch(12, model=model)
+    model = MODELS[request.param][0]()
+    return request.param, model, examples_for(request.param).batch(12, model=model)
+
+
+def examples_for(name):
+    targets = MODELS[name][1]
+    return examples_of_the_page() if targets is None else examples(targets)
+
+
+def outputs_of(model):
+    return getattr(model, "output_shape", (OUTPUTS,))[0]
 
 
 def start_of(model, seed=0):
@@ -182,7 +284,7 @@ def test_predictions_depend_on_the_example_alone_and_mean_what_the_loss_says(cas
     _, model, arrays = case
     point = point_of(model)
     whole = np.asarray(model.predict(point, arrays.inputs))
-    assert whole.shape == (len(arrays.inputs), OUTPUTS)
+    assert whole.shape == (len(arrays.inputs), outputs_of(model))
     one = np.asarray(model.predict(point, arrays.inputs[3:4]))
     np.testing.assert_allclose(one[0], whole[3], rtol=1e-4, atol=1e-5)
     loss = getattr(model, "loss", None)
@@ -214,7 +316,7 @@ def test_a_copy_that_travelled_is_the_same(case):
 
 def test_check_model_agrees(case):
     name, model, _ = case
-    assert dbdask.check_model(model, examples(MODELS[name][1])).outputs == OUTPUTS
+    assert dbdask.check_model(model, examples_for(name)).outputs == outputs_of(model)
 
 
 class Counting(Buffered):

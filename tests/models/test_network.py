@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from dbdask.models.layers import Dense
 from dbdask.models.model import Model
@@ -92,11 +91,14 @@ def test_gradients_through_a_last_activation_and_element_weights(last: str) -> N
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("loss", "peer"), [("softmax", MLPClassifier), ("squared", MLPRegressor)])
-def test_predictions_equal_scikit_learns_with_the_same_parameters(loss: str, peer: type) -> None:
+@pytest.mark.parametrize(
+    ("loss", "peer"), [("softmax", "MLPClassifier"), ("squared", "MLPRegressor")]
+)
+def test_predictions_equal_scikit_learns_with_the_same_parameters(loss: str, peer: str) -> None:
+    peers = pytest.importorskip("sklearn.neural_network", reason="needs scikit-learn")
     network = Network(input_shape=4, layers=[Dense(6, "tanh"), Dense(3)], loss=loss)
     parameters, inputs, targets = drawn(network, seed=5, examples=30)
-    fitted = peer(
+    fitted = getattr(peers, peer)(
         hidden_layer_sizes=(6,), activation="tanh", max_iter=1, solver="adam", random_state=0
     )
     with pytest.warns(UserWarning, match="Maximum iterations"):

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 
 from dbdask.optim.optimizer_checks import prepared_update
 from dbdask.optim.optimizers import RULES as BY_NAME
@@ -150,19 +149,22 @@ def test_nesterov_is_the_gradient_where_the_velocity_leads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "peer"),
+    ("rule", "peer", "numbers"),
     [
-        (sgd(0.1), lambda p: SGDOptimizer(p, 0.1, momentum=0.0, nesterov=False)),
-        (momentum(0.1), lambda p: SGDOptimizer(p, 0.1, momentum=0.9, nesterov=False)),
-        (nesterov(0.1), lambda p: SGDOptimizer(p, 0.1, momentum=0.9, nesterov=True)),
-        (adam(0.1, epsilon=1e-12), lambda p: AdamOptimizer(p, 0.1, epsilon=1e-12)),
+        (sgd(0.1), "SGDOptimizer", {"momentum": 0.0, "nesterov": False}),
+        (momentum(0.1), "SGDOptimizer", {"momentum": 0.9, "nesterov": False}),
+        (nesterov(0.1), "SGDOptimizer", {"momentum": 0.9, "nesterov": True}),
+        (adam(0.1, epsilon=1e-12), "AdamOptimizer", {"epsilon": 1e-12}),
     ],
 )
-def test_rules_equal_scikit_learns(rule: UpdateRule, peer: Callable) -> None:
+def test_rules_equal_scikit_learns(rule: UpdateRule, peer: str, numbers: dict) -> None:
+    peers = pytest.importorskip(
+        "sklearn.neural_network._stochastic_optimizers", reason="needs scikit-learn"
+    )
     rng = np.random.default_rng(4)
     start, gradients = rng.normal(size=50), rng.normal(size=(20, 50))
     theirs = [start.copy()]
-    optimizer = peer(theirs)
+    optimizer = getattr(peers, peer)(theirs, 0.1, **numbers)
     for gradient in gradients:
         optimizer.update_params(theirs, [gradient])
     np.testing.assert_allclose(run(rule, start, gradients), theirs[0], rtol=1e-8)
