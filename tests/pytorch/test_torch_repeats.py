@@ -18,7 +18,7 @@ from modules import dropping, examples
 import dbdask
 from dbdask.torch import TorchModel
 
-KILLED_AT, RATE = 20, np.float32(0.1)  # in the midst of the first portion of 30 steps
+KILLED_AT, RATE = 15, np.float32(0.1)  # in the midst of the second portion of ten steps
 
 
 class Update(NamedTuple):
