@@ -8,10 +8,17 @@ import numpy as np
 import xarray as xr
 
 from dbdask.arrays import Float64Array
-from dbdask.metrics.time_spent import bottleneck, seconds_by_activity
+from dbdask.metrics.bottleneck import bottleneck, exchanged
+from dbdask.metrics.call_time import STAGES, CallSeconds
+from dbdask.metrics.history import BY_PART
+from dbdask.metrics.time_spent import seconds_by_activity
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+STRIP_INCHES = 1.6
+"""Height of a picture below the main one."""
 
 
 def learning_curve(history: xr.Dataset) -> "Figure":
@@ -48,15 +55,29 @@ def learning_curve(history: xr.Dataset) -> "Figure":
 def time_spent(history: xr.Dataset) -> "Figure":
     """Draw the share of each activity in the time of a run; return the figure.
 
-    The title names what takes most time.
+    The title names what takes most time. Below are the stages of the call, and the seconds that
+    each part of a partitioned replica has exchanged, where the history has them.
 
     Raises
     ------
     ImportError
         matplotlib is not installed: names the extra that installs it.
     """
-    figure = _new_figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    call = CallSeconds.from_attributes(history.attrs)
+    strips = (call is not None) + (BY_PART in history)
+    heights = [4.0] + [STRIP_INCHES] * strips
+    figure = _new_figure(figsize=(7, sum(heights)), layout="constrained")
+    axes, *below = figure.subplots(1 + strips, squeeze=False, height_ratios=heights)[:, 0]
+    _draw_activities(axes, history)
+    if call is not None:
+        _draw_call(below.pop(0), call)
+    if below:
+        _draw_parts(below.pop(0), exchanged(history))
+    return figure
+
+
+def _draw_activities(axes: "Axes", history: xr.Dataset) -> None:
+    """Draw the share of each activity over the seconds of the run."""
     parts = seconds_by_activity(history)
     edges = np.linspace(0, len(history["record"]), min(50, len(history["record"])) + 1).astype(int)
     spent = {name: np.diff(_at(values, edges)) for name, values in parts.items()}
@@ -73,7 +94,27 @@ def time_spent(history: xr.Dataset) -> "Figure":
     axes.set_title(bottleneck(history), fontsize="medium", wrap=True)
     if spent:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure
+
+
+def _draw_call(axes: "Axes", call: CallSeconds) -> None:
+    """Draw the stages of a call, one after the other."""
+    begin = 0.0
+    for number, name in enumerate(STAGES):
+        seconds = getattr(call, name)
+        label = f"{name.replace('_', ' ')}, {seconds:.2g} s"
+        color = "lightgray" if name == "training" else f"C{number}"
+        axes.barh(0, seconds, left=begin, label=label, color=color)
+        begin += seconds
+    axes.set(xlabel="seconds of the call", yticks=[], xlim=(0, max(begin, 1e-9)))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="x-small")
+
+
+def _draw_parts(axes: "Axes", seconds: Float64Array) -> None:
+    """Draw the seconds of exchanging by part: the slowest part has the fewest."""
+    names = [f"part {number}" for number in range(len(seconds))]
+    axes.barh(names, seconds)
+    axes.invert_yaxis()
+    axes.set(xlabel="seconds of waiting for the other parts, and of sending to them")
 
 
 def _at(values: Float64Array, edges: np.ndarray) -> Float64Array:

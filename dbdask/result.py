@@ -74,7 +74,15 @@ class Result:
 
     @property
     def history(self) -> xr.Dataset:
-        """The records of the run, over `record`."""
+        """The records of the run, over `record`; `help(dbdask.Record)` explains the variables.
+
+        Attributes have the seconds of the call that made the result: `seconds_starting` before the
+        first minibatch, `seconds_training`, and `seconds_ending` after the training, which add up
+        to the time of the whole call. The start is divided into `seconds_starting_checking`,
+        `_cluster`, `_workers`, `_shards` and `_first_task`, the end into
+        `seconds_ending_concluding`, `_parameters` and `_releasing`. A call that resumes a
+        checkpoint begins them anew: `first_record` is its first record.
+        """
         return self._history.to_dataset()
 
     def plot(self, what: str = "loss") -> "Figure":
@@ -84,7 +92,8 @@ class Result:
         ----------
         what
             "loss": the learning curve. "time": where the time went, with a sentence that names
-            the bottleneck and what to change.
+            the bottleneck and what to change; below it the start and the end of the call, and for
+            how long each part of a partitioned replica waited for the others.
 
         Raises
         ------

@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 import dbdask
+from dbdask.metrics.call_time import STAGES
 from dbdask.metrics.history import History, Record
 from dbdask.metrics.time_spent import ACTIVITIES, OCCASIONAL
 
@@ -188,6 +189,11 @@ def test_the_time_of_a_run_is_a_figure(threads_client, grid, tmp_path):
     assert [text.get_text() for text in figure.axes[0].get_legend().texts] == shown
     heights = [[bar.get_height() for bar in bars] for bars in figure.axes[0].containers]
     np.testing.assert_allclose(np.sum(heights, axis=0), 100, atol=1e-6)
+    stages = [bars[0].get_width() for bars in figure.axes[1].containers]
+    assert len(figure.axes) == 2 and len(stages) == len(STAGES)
+    sides = ("starting", "training", "ending")
+    attributes = [result.history.attrs[f"seconds_{name}"] for name in sides]
+    np.testing.assert_allclose(sum(stages), sum(attributes))
 
 
 @pytest.mark.filterwarnings("ignore:.*left out as missing")

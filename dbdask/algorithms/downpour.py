@@ -7,6 +7,7 @@ from distributed import Client
 
 from dbdask.algorithms.downpour_method import Downpour
 from dbdask.data.examples import Examples
+from dbdask.metrics.call_time import CallClock
 from dbdask.models.model import Model
 from dbdask.models.partition import partition_of
 from dbdask.optim.optimizer_checks import checked_optimizer, kept_of
@@ -168,6 +169,7 @@ def downpour(
         A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from; or
         the scheduler was lost.
     """
+    call = CallClock()
     optimizer = adagrad(0.01) if optimizer is None else optimizer
     _check_own(locals())
     shared = shared_arguments(locals())
@@ -201,7 +203,7 @@ def downpour(
     }
     with (
         open_checkpoint(checkpoint, resume, settings) as opened,
-        client_for(client) as connected,
+        client_for(client, call) as connected,
     ):
         last = opened.last
         portion_rows = last.state["portion_rows"] if last else portion_rows
@@ -231,12 +233,13 @@ def downpour(
             ),
             last=last,
         )
-        run = Run(connected, plan, method)
+        run = Run(connected, plan, method, call)
         shown = Progress(progress, epochs * len(examples))
         watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
         outcome = watch(connected, run, train(run), watched, shown)
     check_what_was_left_out(outcome)
     outcome = conclude(outcome, setting_of("downpour", model, examples, run.tally, plan.path, keep))
+    run.tally.note_call()
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from time import monotonic
 
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.run.joint_work import ByParts
@@ -32,7 +33,6 @@ TOTALS = (
     "dropped",
     "repeated",
     "refused",
-    "exchanging",
 )
 
 
@@ -57,7 +57,6 @@ class PassStatistics:
     refused: int = 0
     refused_before: int = 0  # before a resume
     last_refusal: str = ""  # since the last good point
-    exchanging: float = 0.0  # seconds of the parts of replicas, added
     left_out: LeftOut = field(default_factory=LeftOut)
     magnitudes: dict[str, tuple[Magnitude, ...]] = field(default_factory=dict)  # by worker
 
@@ -85,6 +84,31 @@ class Sums:
     weight: float = 0.0
     examples: int = 0
     rows: int = 0
+
+
+class IdleTime:
+    """Finds for how long replicas have nothing to do in a pass, from what all of them could do.
+
+    Before the first replica has begun with a minibatch, all set themselves up: that is not counted.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._tally = run, run.tally
+        self._spent_before = self._tally.spent.total
+        self._possible = 0.0  # seconds of all replicas
+        self._looked = monotonic()
+
+    def look(self) -> None:
+        """Count the time since the last look, by the replicas that there are now."""
+        now, plan = monotonic(), self._run.plan
+        workers = self._run.workforce.replicas_at_once(plan.replicas) * plan.partitions
+        self._possible += workers * min(now - self._looked, self._tally.call.trained_for)
+        self._looked = now
+
+    def note(self) -> None:
+        """Count as waiting the possible seconds that no task has reported."""
+        spent = self._tally.spent
+        spent.waiting += max(0.0, self._possible - (spent.total - self._spent_before))
 
 
 class GradientPass:
@@ -118,14 +142,17 @@ class GradientPass:
         ShardLost
             A task lost a shard.
         """
+        idle = IdleTime(self.run)
         try:
             while self.portions_done < self.count:
                 if self.run.stop_reason or self.run.placement.due:
                     raise Interrupted
                 self._hand_out()
                 await self.run.take_in(TURN_SECONDS)
+                idle.look()
         finally:
             self._is_open = False
+            idle.note()
         self._tell_losers()
         self.statistics.passes += 1
         self.statistics.examples += self.sums.examples
@@ -182,6 +209,7 @@ class GradientPass:
         self.copies.remove(attempt)
         if report is not None:
             self.statistics.repeated += report.repeated
+            self.run.tally.spend(report.spent, report.by_part)
         if not self._is_open:
             return ""
         if report is not None and report.finished:
@@ -210,7 +238,6 @@ class GradientPass:
         self.sums.weight += report.weight
         self.sums.examples += report.examples
         self.sums.rows += report.rows
-        self.statistics.exchanging += report.exchanging
         self.statistics.left_out.add(report.left_out)
         if report.magnitudes:
             self.statistics.magnitudes[report.worker] = report.magnitudes

@@ -8,6 +8,7 @@ from distributed import Client
 
 from dbdask.algorithms.sandblaster_method import Sandblaster
 from dbdask.data.examples import Examples
+from dbdask.metrics.call_time import CallClock
 from dbdask.models.model import Model
 from dbdask.models.partition import partition_of
 from dbdask.optim.lbfgs import Settings
@@ -147,6 +148,7 @@ def sandblaster(
         A shard was lost with all its copies, and there is no `checkpoint` to rebuild it from; or
         the scheduler was lost.
     """
+    call = CallClock()
     _check_own(locals())
     shared = shared_arguments(locals())
     examples, validation, layout = shared.examples, shared.validation, shared.layout
@@ -173,7 +175,7 @@ def sandblaster(
     }
     with (
         open_checkpoint(checkpoint, resume, settings) as opened,
-        client_for(client) as connected,
+        client_for(client, call) as connected,
     ):
         plan = plan_of(
             shared,
@@ -186,7 +188,7 @@ def sandblaster(
         )
         numbers = Settings(iterations, history_length, tolerance, l2)
         method = Sandblaster(numbers, examples.cut(portion_rows, 1), opened.last)
-        run = Run(connected, plan, method)
+        run = Run(connected, plan, method, call)
         shown = Progress(progress, iterations, "iterations")
         watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
         outcome = watch(connected, run, train(run), watched, shown)
@@ -194,6 +196,7 @@ def sandblaster(
     outcome = conclude(
         outcome, setting_of("sandblaster", model, examples, run.tally, plan.path, keep)
     )
+    run.tally.note_call()
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 
 

@@ -207,7 +207,7 @@ class Sandblaster:
             backups_won=statistics.backups_won,
             seconds_evaluating=self.evaluating,
             seconds_commanding=self.commanding,
-            seconds_exchanging=self.statistics.exchanging or math.nan,
+            **tally.seconds_columns(),
         )
 
     # Rests and snapshots

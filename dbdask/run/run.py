@@ -12,6 +12,7 @@ import numpy as np
 from distributed import Client
 
 from dbdask.errors import ShardLost
+from dbdask.metrics.call_time import CallClock
 from dbdask.metrics.history import Record
 from dbdask.metrics.magnitudes import merged
 from dbdask.optim.optimizers import Optimizer
@@ -123,16 +124,31 @@ class Run:
     """Carries any method: roster, workforce, shards, snapshots, validation, and records.
 
     Nothing touches the cluster before `begin`.
+
+    Parameters
+    ----------
+    client
+        The Dask client.
+    plan
+        The arguments, checked and made whole.
+    method
+        The way of training.
+    call
+        The clock of the user's call; None starts one.
     """
 
-    def __init__(self, client: Client, plan: Plan, method: Method) -> None:
+    def __init__(
+        self, client: Client, plan: Plan, method: Method, call: CallClock | None = None
+    ) -> None:
         self.client, self.plan, self.method = client, plan, method
         self.records: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self.at_rest = threading.Event()  # set when nothing of the run is left on the cluster
         self.stop_reason = ""
         self.progress = 0
         self.has_room_for_copies = False
-        self.tally = Tally(plan.last.state if plan.last else None, self.records.put)
+        self.call = CallClock() if call is None else call
+        state = plan.last.state if plan.last else None
+        self.tally = Tally(state, self.records.put, self.call, plan.partitions)
         roster = Roster(
             client,
             plan.job,
@@ -399,6 +415,7 @@ class Run:
             number = await self.snapshots.copy(users=1, whole=False)
             self.validator.start(number, self.method.epoch)
             await self._finish_validation()
+        self.call.enter("parameters")
         name = "best" if self.validator.has_best else "parameters"
         if plan.path is None:
             return plan.in_order_of_model(await self.server.read(name))

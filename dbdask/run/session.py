@@ -15,6 +15,7 @@ import numpy as np
 from distributed import Client, LocalCluster, default_client, get_client
 
 from dbdask.data.block_provider import beside_task
+from dbdask.metrics.call_time import CallClock
 from dbdask.metrics.history import Record
 from dbdask.progress import Progress
 from dbdask.rpc.clients import check_client
@@ -45,10 +46,17 @@ class Watched(Protocol):
 
 
 @contextmanager
-def client_for(client: Client | None) -> Iterator[Client]:
+def client_for(client: Client | None, call: CallClock) -> Iterator[Client]:
     """Yield the given client, the current one, or one of a LocalCluster that ends with the run.
 
     Inside a Dask task the current client is that of its worker.
+
+    Parameters
+    ----------
+    client
+        The client; None takes another one.
+    call
+        The clock of the call, for the time that a LocalCluster takes.
 
     Raises
     ------
@@ -59,7 +67,9 @@ def client_for(client: Client | None) -> Iterator[Client]:
     """
     client = current_client() if client is None else client
     if client is None:
+        call.enter("cluster")
         with _own_cluster() as own:
+            call.enter("checking")
             yield own
         return
     check_client(client)

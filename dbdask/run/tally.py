@@ -3,13 +3,15 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from dbdask.metrics.history import History, Record
+from dbdask.metrics.call_time import CallClock
+from dbdask.metrics.history import BY_PART, History, Record
 from dbdask.metrics.magnitudes import Magnitude
-from dbdask.metrics.time_spent import ACTIVITIES, OCCASIONAL, Spent
+from dbdask.metrics.time_spent import ACTIVITIES, Spent
 from dbdask.run.plan import SavedState
 from dbdask.schedule.portion_marks import PortionTable
 from dbdask.worker.portion_order import PortionReport
@@ -26,10 +28,21 @@ class Tally:
         The state of the snapshot that the run goes on from, or None.
     emit
         Takes each new record.
+    call
+        The clock of the call; None starts one.
+    parts
+        Parts of a replica.
     """
 
-    def __init__(self, state: SavedState | None, emit: Callable[[Record], None]) -> None:
+    def __init__(
+        self,
+        state: SavedState | None,
+        emit: Callable[[Record], None],
+        call: CallClock | None = None,
+        parts: int = 1,
+    ) -> None:
         self._emit = emit
+        self.call = CallClock() if call is None else call
         self._began = time.monotonic()
         self.last_loss = math.inf
         self.last_refusal = ""
@@ -40,6 +53,7 @@ class Tally:
         self.magnitudes: dict[str, tuple[Magnitude, ...]] = {}  # by worker
         self.seconds_before = 0.0
         self.spent = Spent()
+        self.exchanging = [0.0] * parts if parts > 1 else []  # seconds by part
         self.refused_lately = 0  # since the last snapshot, by replicas that train
         self._refused_before = 0  # before a resume
         self.steps = self.examples = self.applied = 0
@@ -48,6 +62,7 @@ class Tally:
         if state:
             self._restore(state)
         self._steps_at_start = self.steps
+        self._first_record = len(self.history)
 
     def _restore(self, state: SavedState) -> None:
         self.steps, self.examples = state["steps"], state["examples"]
@@ -57,19 +72,23 @@ class Tally:
         for name, value in state["counts"].items():
             setattr(self, name, value)
         self._refused_before = self.refused
-        self.spent = self._last_spent()
+        self._restore_seconds()
         self.history.first_loss = state.get("first_loss") or self._first_recorded()
         self._restore_done(state)
 
-    def _last_spent(self) -> Spent:
-        """Return the seconds by activity of the last record that has them."""
+    def _restore_seconds(self) -> None:
+        """Go on from the seconds by activity of the last record that has any.
+
+        A part of another cut was another part: its seconds begin anew.
+        """
         for record in reversed(self.history.records):
             seconds = {name: getattr(record, f"seconds_{name}") for name in ACTIVITIES}
-            for name in OCCASIONAL:
-                seconds[name] = 0.0 if math.isnan(seconds[name]) else seconds[name]
-            if not math.isnan(sum(seconds.values())):
-                return Spent(**seconds)
-        return Spent()
+            known = {name: spent for name, spent in seconds.items() if not math.isnan(spent)}
+            if known:
+                self.spent = Spent(**known)
+                if len(record.seconds_exchanging_by_part) == len(self.exchanging):
+                    self.exchanging = list(record.seconds_exchanging_by_part)
+                return
 
     def _first_recorded(self) -> float:
         """The loss at the beginning, as an older checkpoint has it."""
@@ -123,7 +142,7 @@ class Tally:
         self.applied += report.pushes
         self.repeated += report.repeated
         self.dropped += report.dropped
-        self.spent.add(report.spent)
+        self.spend(report.spent, report.by_part)
         self.history.left_out.add(report.left_out)
         if report.magnitudes:
             self.magnitudes[report.worker] = report.magnitudes
@@ -148,8 +167,31 @@ class Tally:
             replicas=self.replicas,
             staleness_median=float(statistics.median(staleness)),
             staleness_max=float(max(staleness)),
-            **self.spent.columns(),
+            **self.seconds_columns(),
         )
+
+    def spend(self, spent: Spent, by_part: Mapping[int, Spent]) -> None:
+        """Add the seconds of a task that has ended, or of the tasks of several parts.
+
+        The first task that worked on minibatches ends the start of the call. What other replicas
+        need longer to set up, and those that come later, they wait.
+        """
+        tasks = list(by_part.values()) or [spent]
+        if any(task.computing for task in tasks):
+            self.call.note_training(max(task.total for task in tasks))
+        for task in tasks:
+            self.spent.add(task)
+            self.spent.waiting += self.call.late(task.setting_up, task.total)
+        for part, task in by_part.items():
+            self.exchanging[part] += task.exchanging
+
+    def seconds_columns(self) -> dict[str, Any]:
+        """Return the seconds of replicas by name of the history's variable."""
+        return {**self.spent.columns(), BY_PART: tuple(self.exchanging)}
+
+    def note_call(self) -> None:
+        """Note in the history how long the call has taken, which ends now."""
+        self.history.call = self.call.seconds(self._first_record)
 
     def _count_work(self, report: PortionReport) -> int:
         """Count a report's steps and examples; return how many steps of the portion counted before.
@@ -182,7 +224,7 @@ class Tally:
         """Note how many replicas train: as many as were asked for, else one a worker."""
         self.replicas = workers if replicas is None else replicas
 
-    def record(self, *, epoch: int, **values: float) -> None:
+    def record(self, *, epoch: int, **values: Any) -> None:
         """Make a record of `values` at the totals of now."""
         values.setdefault("replicas", self.replicas)
         record = Record(
@@ -196,7 +238,7 @@ class Tally:
             dropped=self.dropped,
             refused=self.refused,
             shard_copies=self.shard_copies,
-            **values,  # type: ignore[arg-type]
+            **values,
         )
         self.history.append(record)
         self._emit(record)

@@ -36,6 +36,7 @@ async def train(run: Run) -> Outcome:
         _raise_named(run, error)
         raise
     finally:
+        run.call.enter("releasing")
         await asyncio.shield(asyncio.ensure_future(release(run)))
 
 
@@ -54,16 +55,20 @@ async def _set_up(run: Run) -> None:
 
     Nothing was trained yet, so nothing is lost.
     """
+    run.call.enter("workers")
     count = await begin(run)
     for tries_left in reversed(range(MOST_RECOVERIES + 1)):
         await run.placement.wait()
+        run.call.enter("shards")
         try:
-            return await make_shards(run, count)
+            await make_shards(run, count)
+            break
         except RECOVERABLE as error:
             if not tries_left:
                 raise RunLost(f"{error}; {lost_with(run)}") from error
             logger.warning("setting up again: %s", error)
         await run.check_workers()
+    run.call.enter("first_task")
 
 
 async def _to_the_end(run: Run) -> Outcome:
@@ -73,10 +78,12 @@ async def _to_the_end(run: Run) -> Outcome:
         try:
             while not run.method.has_ended(run):
                 await run.method.advance(run)
+            run.call.enter("concluding")
             parameters = await run.conclude()
             status = run.method.end(run)
             return Outcome(parameters, run.tally.history, status, run.validator.has_best)
         except RunLost:
             raise
         except RECOVERABLE as error:
+            run.call.train_again()
             await recovery.recover(str(error))

@@ -1,20 +1,22 @@
 """A model replica at work on one bundle: Algorithm 1.2 of the paper, from the worker's side."""
 
 import math
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from time import perf_counter
 
 import numpy as np
 
 from dbdask.data.block_provider import gather_blocks
 from dbdask.data.examples import Examples
+from dbdask.data.feed import Minibatch
 from dbdask.data.routes import Blocks, Piece
 from dbdask.metrics.magnitudes import Magnitude
 from dbdask.metrics.time_spent import Spent
 from dbdask.models.cut import Cut
+from dbdask.models.evaluation import Evaluated
 from dbdask.models.model import Model
 from dbdask.models.part_evaluation import ELSEWHERE
 from dbdask.rpc.portable import portable_errors
@@ -27,6 +29,7 @@ from dbdask.worker.link import ServerHandle
 from dbdask.worker.mailbox import GangLeft
 from dbdask.worker.reporting import reported, turn_of
 from dbdask.worker.share import Share, share_of
+from dbdask.worker.timed_minibatches import TimedMinibatches
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,23 @@ class BundleReport:
     refusal: str = ""  # where the last one was
     left_out: LeftOut = field(default_factory=LeftOut)
     magnitudes: tuple[Magnitude, ...] = ()
+    spent: Spent = field(default_factory=Spent)  # `waiting` is left to the pass to find
+    by_part: dict[int, Spent] = field(default_factory=dict)  # of several parts: seconds of each
     part: int = 0  # of a partitioned replica
     gang_ended: str = ""  # why the gang cannot go on, if this task has learnt so
     ended_by: str = ""  # the cause of the gang's end (see `GangEnded`)
-    exchanging: float = 0.0  # seconds of `working` in exchanges with other parts
 
 
 def merged(reports: Sequence[BundleReport]) -> BundleReport:
     """Return one report from those of the parts of a replica; at least one.
 
     Losses and counts of examples are the same in all parts, and are those of the first. The bundle
-    is finished if every part has pushed it.
+    is finished if every part has pushed it. Seconds by activity are added.
     """
     first = min(reports, key=lambda report: report.part)
+    spent = Spent()
+    for report in reports:
+        spent.add(report.spent)
     return replace(
         first,
         finished=all(report.finished for report in reports),
@@ -93,7 +100,8 @@ def merged(reports: Sequence[BundleReport]) -> BundleReport:
         pushing=max(report.pushing for report in reports),
         repeated=any(report.repeated for report in reports),
         refusal=next((r.refusal for r in reports if ELSEWHERE not in r.refusal), first.refusal),
-        exchanging=sum(report.exchanging for report in reports),
+        spent=spent,
+        by_part={report.part: report.spent for report in reports},
     )
 
 
@@ -104,18 +112,21 @@ def accrue_bundle(order: BundleOrder, job: bytes, *blocks: Piece) -> BundleRepor
     Losing a shard, the end of the generation or of the gang, or a copy elsewhere that was faster
     ends the task early with a report; only an error of the model or of the data raises.
     """
+    began = perf_counter()
     context = open_context(order.run, job)
     report = BundleReport(context.worker.address)
     with (
         reported(order.member, report),
         turn_of(context, order.handle, order.member),
-        context.replica_slot(order.replicas),
+        context.replica_slot(order.replicas) as slot,
     ):
-        spent = Spent()
-        share = share_of(context, order.handle, order.member, order.bundle.identity, spent)
+        bundle = order.bundle.identity
+        share = share_of(context, order.handle, order.member, bundle, report.spent)
         report.part = share.index
+        if slot.ended is None:
+            report.spent.set_up_since(began)
         _accrue(context, order, report, share, gather_blocks(blocks))
-        report.exchanging = spent.exchanging
+        slot.ended = perf_counter()
     return report
 
 
@@ -130,16 +141,19 @@ def _accrue(
     if _is_unwanted(context, order):
         return
     handle = share.link.handle
-    with context.point(handle, bundle.evaluation, order.point, share.index) as point:
-        began = time.monotonic()
+    holding = context.point(handle, bundle.evaluation, order.point, share.index)
+    with ExitStack() as held:
+        with report.spent.on("fetching"):
+            point = held.enter_context(holding)
+        began = perf_counter()
         accrued, gradient = context.buffer(size), context.buffer(size)
         whole = _add_up(context, order, report, share, point, accrued, gradient, blocks)
-        report.working = time.monotonic() - began
+        report.working = perf_counter() - began
         if whole:
-            began = time.monotonic()
-            is_new = share.link.contribute(bundle.identity, accrued)
+            with report.spent.on("pushing"):
+                is_new = share.link.contribute(bundle.identity, accrued)
             report.repeated = not is_new
-            report.pushing = time.monotonic() - began
+            report.pushing = report.spent.pushing
             report.finished = True
         context.give_back(accrued, gradient)
 
@@ -159,38 +173,45 @@ def _add_up(
     A bad gradient is left out, and makes the loss infinite. It would be bad in every repeat, so
     that nothing can be said of this point but that it is not to be gone to.
     """
-    job = context.job
+    job, spent = context.job, report.spent
     reader, bundle = context.reader("train"), order.bundle
     is_first = True
     for portion, following in pairwise((*bundle.portions, None)):
         assert portion is not None
         report.rows += portion.rows
-        for batch in reader.minibatches(
-            portion, job.batch_size, blocks=blocks, following=following
-        ):
+        batches = reader.minibatches(portion, job.batch_size, blocks=blocks, following=following)
+        for batch in TimedMinibatches(batches, spent):
             if _is_unwanted(context, order):
                 return False
             target = accrued if is_first else gradient
-            with _naming(portion):
-                place = 0, portion.number
-                found = share.minibatch(point, batch, place, gradient=target, as_mean=False)
-            report.weight += found.weight
-            report.examples += len(batch.inputs)
-            if found.bad:
-                report.loss = math.inf
-                report.refused += 1
-                report.refusal = f"portion {portion.number}, step {batch.step}: {found.bad}"
-            elif found.weight > 0:
-                report.loss += found.loss
-                share.write_change(target, point, found.weight)
-                if not is_first:
-                    np.add(accrued, gradient, out=accrued)
-                is_first = False
+            with spent.on("computing"):
+                with _naming(portion):
+                    place = 0, portion.number
+                    found = share.minibatch(point, batch, place, gradient=target, as_mean=False)
+                if _counts(report, found, portion, batch):
+                    share.write_change(target, point, found.weight)
+                    if not is_first:
+                        np.add(accrued, gradient, out=accrued)
+                    is_first = False
         report.left_out.add(reader.left_out(portion))
         report.magnitudes = reader.magnitudes
     if is_first:
         accrued.fill(0.0)
     return True
+
+
+def _counts(report: BundleReport, found: Evaluated, portion: Portion, batch: Minibatch) -> bool:
+    """Count a minibatch in the report; return whether its gradient is to be added."""
+    report.weight += found.weight
+    report.examples += len(batch.inputs)
+    if found.bad:
+        report.loss = math.inf
+        report.refused += 1
+        report.refusal = f"portion {portion.number}, step {batch.step}: {found.bad}"
+        return False
+    if found.weight > 0:
+        report.loss += found.loss
+    return found.weight > 0
 
 
 def _is_unwanted(context: WorkerContext, order: BundleOrder) -> bool:

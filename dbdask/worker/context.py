@@ -60,7 +60,7 @@ class ReplicaSlot:
 
     rule: LocalRule | None = None  # of its own steps, with their state
     part: int = 0  # of which part the rule is
-    ended: float | None = None  # when its last portion ended, by `perf_counter`
+    ended: float | None = None  # when its last task ended, by `perf_counter`
 
 
 class WorkerContext:

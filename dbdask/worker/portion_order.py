@@ -82,6 +82,7 @@ class PortionReport:
     first_loss: float = math.nan  # of the first minibatch that counts
     magnitudes: tuple[Magnitude, ...] = ()
     spent: Spent = field(default_factory=Spent)
+    by_part: dict[int, Spent] = field(default_factory=dict)  # of several parts: seconds of each
     part: int = 0  # of a partitioned replica
     gang_ended: str = ""  # why the gang cannot go on, if this task has learnt so
     ended_by: str = ""  # the cause of the gang's end (see `GangEnded`)
@@ -102,7 +103,8 @@ def merged(reports: Sequence[PortionReport]) -> PortionReport:
     portion is finished, and a step done, if that is so in every part. Seconds are added.
     """
     first, *others = sorted(reports, key=lambda report: report.part)
-    whole = replace(first, spent=Spent(), staleness=[], refused=[])
+    by_part = {report.part: report.spent for report in (first, *others)}
+    whole = replace(first, spent=Spent(), by_part=by_part, staleness=[], refused=[])
     for report in (first, *others):
         whole.spent.add(report.spent)
         whole.staleness += report.staleness

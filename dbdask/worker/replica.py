@@ -1,6 +1,5 @@
 """A model replica at work on one portion: Algorithm 1.1 of the paper, from the worker's side."""
 
-from collections.abc import Iterable, Iterator
 from time import perf_counter
 from typing import NamedTuple
 
@@ -10,7 +9,6 @@ from dbdask.arrays import Float32Array
 from dbdask.data.block_provider import gather_blocks
 from dbdask.data.feed import Minibatch
 from dbdask.data.routes import Blocks, Piece
-from dbdask.metrics.time_spent import Spent
 from dbdask.optim.gradients import clip
 from dbdask.rpc.portable import portable_errors
 from dbdask.worker.accrual import Accrual, AccruedGradients, Displacement, LocalRule
@@ -20,6 +18,7 @@ from dbdask.worker.portion_order import DownpourJob, PortionOrder, PortionReport
 from dbdask.worker.reporting import reported, turn_of
 from dbdask.worker.shard import Acknowledgement
 from dbdask.worker.share import Beginning, Share, share_of
+from dbdask.worker.timed_minibatches import TimedMinibatches
 
 
 @portable_errors
@@ -49,12 +48,14 @@ def _train(
     blocks: Blocks,
     began: float,
 ) -> None:
-    """Train in a slot, and note how long everything else took."""
+    """Train in a slot, and note how long the set-up and everything else took."""
     portion = order.portion.identity
     share = share_of(context, order.handle, order.member, portion, report.spent)
     report.part = share.index
     try:
         beginning = share.begin(portion)
+        if slot.ended is None:
+            report.spent.set_up_since(began)
         report.first_step = report.next_step = beginning.first
         report.examples_before = beginning.first * context.job.batch_size
         if order.complete_only or not beginning.paused:
@@ -86,29 +87,6 @@ class _Push(NamedTuple):
     vector: Float32Array
 
 
-class _Batches:
-    """The minibatches of a portion; the next one may be read before the loop asks for it."""
-
-    def __init__(self, batches: Iterable[Minibatch], spent: Spent) -> None:
-        self._batches, self._spent = iter(batches), spent
-        self._ahead: list[Minibatch | None] = []  # at most one; None at the end
-
-    def read_ahead(self) -> None:
-        """Read the next minibatch, if it is not there yet."""
-        if not self._ahead:
-            with self._spent.on("reading"):
-                self._ahead.append(next(self._batches, None))
-
-    def __iter__(self) -> Iterator[Minibatch]:
-        """Yield the minibatches, and note how long each was waited for."""
-        while True:
-            self.read_ahead()
-            batch = self._ahead.pop()
-            if batch is None:
-                return
-            yield batch
-
-
 class _Replica:
     """The loop of one portion: fetch, compute, push, with the buffers it runs on."""
 
@@ -130,7 +108,7 @@ class _Replica:
         self.pushing: _Push | None = None  # beside the computation
         self.first, self.paused = beginning.first, beginning.paused
         self.last = beginning.last if order.complete_only else 1 << 62  # step to do, at most
-        self.batches = _Batches((), report.spent)
+        self.batches = TimedMinibatches((), report.spent)
         self.is_fresh = False  # the last push brought the parameters along
         self.step = -1  # the last one done
         self.last_step = order.portion.steps(self.job.batch_size) - 1
@@ -148,7 +126,7 @@ class _Replica:
             blocks=blocks,
             following=self.order.following,
         )
-        self.batches = _Batches(batches, self.report.spent)
+        self.batches = TimedMinibatches(batches, self.report.spent)
         self.report.finished = self._train(self.last)
         self._settle()
         self.report.left_out = reader.left_out(portion)

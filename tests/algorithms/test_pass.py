@@ -16,6 +16,7 @@ import dbdask
 from dbdask.algorithms import gradient_pass
 from dbdask.algorithms.gradient_pass import GradientPass, PassStatistics
 from dbdask.algorithms.sandblaster_method import Sandblaster
+from dbdask.run.tally import Tally
 from dbdask.run.worker_notices import WorkerNotices
 from dbdask.worker.batch_replica import BundleReport
 from dbdask.worker.batch_shard import BatchShard
@@ -337,8 +338,9 @@ def test_a_bundle_that_is_done_gets_no_further_copy_though_its_loser_is_out():
         handle=None, notices=SimpleNamespace(unwant=lambda *what: told.append(what))
     )
     plan = SimpleNamespace(run="run", replicas=None)
+    tally = Tally(None, lambda record: None)
     run = SimpleNamespace(
-        plan=plan, workforce=hands, roster=hands.roster, server=server, clock=clock
+        plan=plan, workforce=hands, roster=hands.roster, server=server, clock=clock, tally=tally
     )
     work = GradientPass(run, portions(3), PassStatistics(), "x")
 

@@ -7,8 +7,9 @@ import pytest
 import xarray as xr
 
 from dbdask.metrics import time_spent
+from dbdask.metrics.bottleneck import ADVICE, bottleneck
 from dbdask.metrics.history import History, Record
-from dbdask.metrics.time_spent import ACTIVITIES, ADVICE, Spent, bottleneck, seconds_by_activity
+from dbdask.metrics.time_spent import ACTIVITIES, Spent, seconds_by_activity
 
 
 class Clock:

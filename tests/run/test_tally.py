@@ -138,3 +138,23 @@ def test_seconds_go_on_from_a_snapshot_with_exchanges_and_without(exchanging):
     first.record(epoch=0, **first.spent.columns())
     again = Tally(first.state() | {"applied": 1}, lambda record: None)
     assert again.spent == first.spent
+
+
+@pytest.mark.parametrize(("parts", "kept"), [(2, [3.0, 1.0]), (3, [0.0, 0.0, 0.0]), (1, [])])
+def test_seconds_by_part_go_on_from_a_snapshot_of_the_same_cut(parts, kept):
+    first = Tally(None, lambda record: None, parts=2)
+    first.spend(Spent(), {0: Spent(exchanging=3.0), 1: Spent(computing=2.0, exchanging=1.0)})
+    first.steps = 1
+    first.record(epoch=0, **first.seconds_columns())
+    state = json.loads(json.dumps(first.state())) | {"applied": 1}
+    again = Tally(state, lambda record: None, parts=parts)
+    assert again.exchanging == kept
+    assert again.spent == Spent(computing=2.0, exchanging=4.0)
+
+
+def test_a_snapshot_of_sandblaster_from_before_keeps_its_exchanges():
+    first = Tally(None, lambda record: None)
+    first.steps = 1
+    first.record(epoch=0, iteration=1, seconds_evaluating=5.0, seconds_exchanging=3.0)
+    again = Tally(first.state() | {"applied": 0}, lambda record: None, parts=2)
+    assert again.spent == Spent(exchanging=3.0) and again.exchanging == [0.0, 0.0]
