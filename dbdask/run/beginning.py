@@ -35,7 +35,8 @@ def _check_memory(run: Run, shards: int, workers: int) -> None:
     run.has_room_for_copies = copied is not None and all(
         replica + copied <= worker.memory_limit or not worker.memory_limit for worker in facts
     )
-    check_memory(facts, replica, needed.shard, plan.name)
+    more = plan.partitions + 1 if plan.can_be_cut else None
+    check_memory(facts, replica, needed.shard, plan.name, more)
 
 
 def _validation_bytes(size: int, facts: list[WorkerFacts]) -> int:

@@ -62,6 +62,8 @@ class Plan:
     shards: int | None = None
     partition: Partition | None = None
     """How replicas are cut over workers; None if they are not."""
+    can_be_cut: bool = False
+    """Whether a replica could be cut over one worker more."""
     shard_copies: int = 1
     workers: tuple[str, ...] | None = None
     shard_workers: tuple[str, ...] | None = None

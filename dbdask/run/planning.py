@@ -14,7 +14,7 @@ from dbdask.data.examples import Examples
 from dbdask.models.buffers import updated_ranges
 from dbdask.models.layout import Layout, as_layout
 from dbdask.models.model import Model
-from dbdask.models.partition import Partition
+from dbdask.models.partition import Partition, can_be_cut
 from dbdask.run import arguments
 from dbdask.run.concluding import blind_loss
 from dbdask.run.fitting import check_fit, targets_for
@@ -148,6 +148,7 @@ def plan_of(
         start=_in_order_of(partition, shared.start),
         target_loss=target_loss,
         partition=partition,
+        can_be_cut=can_be_cut(model, 2 if partition is None else partition.parts + 1),
         replicas=shared.replicas,
         shards=shared.shards,
         shard_copies=shared.shard_copies,
