@@ -1,7 +1,7 @@
 """The plan of a run, made from the arguments that `downpour` and `sandblaster` share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from dbdask.run.shared_arguments import (
     validation_interval,
     worker_names,
 )
+from dbdask.worker.initial import FromStored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,9 @@ class SharedArguments:
     """With targets as the model's loss takes them."""
     validation: Examples | None
     """Scaled and labelled as `examples` are."""
-    start: np.ndarray | None
-    """First parameters, float32 of shape (layout.size,); None asks the model."""
+    start: np.ndarray | FromStored | None
+    """First parameters, float32 of shape (layout.size,), or where they are stored; None asks the
+    model."""
     replicas: int | None
     shards: int | None
     shard_copies: int
@@ -167,8 +169,12 @@ def plan_of(
     )
 
 
-def _in_order_of(partition: Partition | None, start: np.ndarray | None) -> np.ndarray | None:
+def _in_order_of(
+    partition: Partition | None, start: np.ndarray | FromStored | None
+) -> np.ndarray | FromStored | None:
     """Return first parameters in the order of the shards."""
     if partition is None or start is None:
         return start
+    if isinstance(start, FromStored):
+        return replace(start, table=partition.table)
     return partition.table.to_cut(start)
