@@ -2,23 +2,8 @@
 
     python -m benchmarks.paper_image_network [--parts 4] [--batch 2] [--steps 1] [--json F]
 
-The paper (section 5) says: 100 x 100 pixels, three stages of locally connected filtering, pooling
-and contrast normalisation, 10 x 10 patches, 8 to 36 maps, one logistic output for each of 21,000
-categories, 1.7 billion parameters. It does not say how the stages' pools overlap. With three
-colours, 8, 36 and 36 maps, pools of 3 x 3 of which only the last one has a stride of 2, and
-biases, the parameters are as many as it says:
-
-    layer        output           parameters
-    filters 1    91 x 91 x 8      91^2 *  8 * (100 *  3 + 1)  =    19,940,648
-    pool 1       89 x 89 x 8
-    filters 2    80 x 80 x 36     80^2 * 36 * (100 *  8 + 1)  =   184,550,400
-    pool 2       78 x 78 x 36
-    filters 3    69 x 69 x 36     69^2 * 36 * (100 * 36 + 1)  =   617,196,996
-    pool 3       34 x 34 x 36
-    categories   21,000           21,000 * (34^2 * 36 + 1)    =   873,957,000
-                                                       in all   1,695,645,044
-
-A vector of them takes 6.3 GiB in float32. One replica in parts, with plain SGD, holds three: the
+How the paper's words (section 5) lead to 1,695,645,044 parameters is in `docs/benchmarks.md`. A
+vector of them takes 6.3 GiB in float32. One replica in parts, with plain SGD, holds three: the
 shards' parameters, and the replica's parameters and gradient. The program counts the layers, trains
 for `--steps` minibatches with a checkpoint, and prints the seconds and the peak of each process
 (VmHWM) and of the machine's memory in use. It needs about 21 GiB of memory and 14 GiB on disk.
@@ -45,7 +30,7 @@ MAPS, STRIDES = (8, 36, 36), (1, 1, 2)
 
 
 def network() -> dbdask.Network:
-    """Return the network of the table above."""
+    """Return the network of the table in `docs/benchmarks.md`."""
     layers: list[dbdask.Layer] = []
     for maps, stride in zip(MAPS, STRIDES, strict=True):
         layers.append(dbdask.LocallyConnected(maps, PATCH))

@@ -124,6 +124,11 @@ class Result:
             variables[parameter.name] = (parameter.dims, values)
         return xr.Dataset(variables)
 
+    @property
+    def stored(self) -> VectorReference | None:
+        """Where the flat vector is stored; None if this process holds it."""
+        return self._vector if isinstance(self._vector, VectorReference) else None
+
     def vector(self) -> Float32Array:
         """Return the flat vector of all parameters: float32, (parameters,)."""
         return read_parameters(self._vector, as_layout(self.model.layout).size)

@@ -443,7 +443,7 @@ TABLE = [
     Fault("answers lost; copies", Disturb(0.1, 0.1, 0.01), copies=2, checkpoint=False),
 ]
 
-# What replicas of one worker meet: for gangs it is the same.
+# More that replicas meet, of one worker or of several.
 MORE = [
     Fault("cancel what is out", Cancel(), checkpoint=False, times=3, chaos=True),
     Fault("pause the client", PauseClient(6), checkpoint=False, chaos=True),

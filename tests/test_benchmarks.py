@@ -3,9 +3,13 @@
 import argparse
 import json
 import math
+from itertools import groupby
+from pathlib import Path
 
 import pytest
 
+import dbdask
+from benchmarks import paper_image_network
 from benchmarks._figures import shown
 from benchmarks._ratios import Pair, Target, median_ratio
 from benchmarks._side_by_side import Contestant, Report, excluded, interleaved, parser, table
@@ -295,3 +299,26 @@ def test_a_report_with_a_failure_ends_with_an_error(capsys):
     report.compare("a table", [Contestant("broken", lambda: {"rate": 1 / 0})])
     with pytest.raises(SystemExit, match="failed: broken"):
         report.end()
+
+
+def test_the_papers_image_network_has_as_many_parameters_as_the_documents_derive():
+    """By the description of the network, and by that table alone."""
+    network = paper_image_network.network()
+    text = (Path(__file__).parents[1] / "docs" / "benchmarks.md").read_text()
+    start = text.index("| layer | output | parameters | |")
+    rows = [row.strip("|").split("|") for row in text[start:].split("\n\n")[0].split("\n")[2:]]
+    *layers, (_, _, _, in_all) = rows
+    for (name, output, formula, count), shape in zip(layers, filtered(network), strict=True):
+        assert math.prod(shape) == math.prod(map(int, output.replace(",", "").split("x")))
+        python = formula.replace(",", "").replace("x", "*").replace("^", "**").strip()
+        assert eval(python or "0") == int(count.replace(",", "").strip() or 0), name
+    total = sum(int(count.replace(",", "").strip() or 0) for *_, count in layers)
+    assert int(in_all.replace(",", "")) == total == 1_695_645_044
+    again = dbdask.Network.from_description(network.description())
+    assert network.parameter_count == again.parameter_count == total
+
+
+def filtered(network):
+    """The output shape of each row of the table: contrast normalisation keeps that of its pool."""
+    shapes = [stage.output_shape for stage in network.stages]
+    return [shape for shape, _ in groupby(shapes)]

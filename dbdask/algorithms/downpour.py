@@ -75,7 +75,9 @@ def downpour(
     client
         The Dask client; None takes the current one, else a LocalCluster of one process a core.
     parameters
-        Where to start: a `Result`, its `.parameters`, or a flat vector; None asks the model.
+        Where to start: a `Result`, its `.parameters`, or a flat vector; None asks the model. Of a
+        `Result` above 64 MiB that is stored where the workers can read it, each shard reads its
+        slice, and this process nothing.
     optimizer
         `sgd`, `momentum`, `nesterov`, `adagrad` or `adam`, or an object of your own that keeps
         `dbdask.Optimizer`; None is `adagrad(0.01)`.
@@ -108,9 +110,9 @@ def downpour(
     partitions
         Workers that one replica is cut over: each holds a part of the model, and they exchange what
         crosses the cuts. Only a `dbdask.Network` can be cut. With partitions, `replicas` counts
-        such groups of workers, and is the most that work at a time; a cluster that adapts needs
-        `minimum=partitions`. A model that takes more than a quarter of a process's memory is
-        validated, and predicts, with pieces of its parameters; `checkpoint` keeps one above 1 GiB.
+        such groups of workers, and is the most that work at a time. A model that takes more than a
+        quarter of a process's memory is validated, and predicts, with pieces of its parameters;
+        `checkpoint` keeps one above 1 GiB.
     shard_copies
         Copies of every shard, each on another worker. With 2 the loss of a worker loses no update
         that was acknowledged; every push then travels twice.

@@ -73,7 +73,7 @@ def sandblaster(
     client
         The Dask client; None takes the current one, else a LocalCluster of one process a core.
     parameters
-        Where to start: a `Result`, its `.parameters`, or a flat vector; None asks the model.
+        Where to start, as in `downpour`; None asks the model.
     iterations
         Steps of L-BFGS, in all: also those before a `resume`.
     history_length

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from dbdask.models.cut import Cut, check_cut, crossings
 from dbdask.models.exchange import Direction
@@ -14,7 +14,7 @@ class Message(NamedTuple):
     """One message of a step."""
 
     boundary: int
-    direction: Direction
+    direction: Direction | Literal["agree"]
     sender: int
     receiver: int
     size: int
@@ -56,6 +56,15 @@ def messages(network: Network, cut: Cut, examples: int, itemsize: int = 4) -> It
             yield Message(0, "loss", sender, receiver, 2 * examples * itemsize)
     for sender, receiver in _pairs(list(range(cut.parts))):
         yield Message(0, "decision", sender, receiver, 16)
+
+
+def agreement_messages(parts: int) -> Iterator[Message]:
+    """Return the messages of a push of local steps: whether it is finite in every part.
+
+    They come on top of those of the minibatches since the push before.
+    """
+    for sender, receiver in _pairs(list(range(parts))):
+        yield Message(0, "agree", sender, receiver, 1)
 
 
 def _pairs(parts: list[int]) -> Iterator[tuple[int, int]]:

@@ -77,6 +77,41 @@ only dbdask.Network can be cut
     """
     if parts == 1:
         return None
+    network = _network_to_cut(model, parts)
+    try:
+        many = parts > MOST_COMPARED
+        return Partition(
+            network, even_cut(network, parts) if many else best_cut(network, parts, examples)
+        )
+    except ValueError as error:
+        raise ValueError(f"partitions={parts} cannot cut the model: {error}") from error
+
+
+def can_be_cut(model: object, parts: int) -> bool:
+    """Whether a model can be cut into so many parts.
+
+    Examples
+    --------
+    >>> from dbdask.models.layers import Dense
+    >>> network = Network(input_shape=3, layers=[Dense(4)], loss="softmax")
+    >>> can_be_cut(network, 4), can_be_cut(network, 5), can_be_cut("a model", 2)
+    (True, False, False)
+    """
+    try:
+        even_cut(_network_to_cut(model, parts), parts)
+    except ValueError:
+        return False
+    return True
+
+
+def _network_to_cut(model: object, parts: int) -> Network:
+    """Return the model, which is a network that may be cut.
+
+    Raises
+    ------
+    ValueError
+        It is none.
+    """
     if not isinstance(model, Network):
         raise ValueError(
             "partitions must be 1 for a model that cannot be cut into parts, got "
@@ -87,10 +122,4 @@ only dbdask.Network can be cut
             f"partitions must be 1 for a network of layers with buffers, which no part may change "
             f"alone, got {parts}"
         )
-    try:
-        many = parts > MOST_COMPARED
-        return Partition(
-            model, even_cut(model, parts) if many else best_cut(model, parts, examples)
-        )
-    except ValueError as error:
-        raise ValueError(f"partitions={parts} cannot cut the model: {error}") from error
+    return model

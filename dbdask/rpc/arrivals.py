@@ -9,7 +9,8 @@ from distributed import Client, Future
 
 from dbdask.errors import WorkerError
 from dbdask.rpc.deadlines import deadline
-from dbdask.rpc.scheduler import workers_now
+from dbdask.rpc.scheduler import has_scheduler, workers_now
+from dbdask.rpc.tasks import until_heard
 from dbdask.schedule.awake import AwakeClock
 
 logger = logging.getLogger("dbdask")
@@ -17,6 +18,9 @@ logger = logging.getLogger("dbdask")
 LOOK_SECONDS = 0.25
 DEMAND_SECONDS = 1.0
 """How long a task that asks for a worker keeps it busy."""
+
+MOST_DEMANDED = 1024
+"""Tasks that ask for workers at a time, at most."""
 
 
 async def await_workers(client: Client) -> None:
@@ -36,7 +40,7 @@ async def await_workers(client: Client) -> None:
         deadline("arrival"),
     )
     clock = AwakeClock()
-    waiting = ask_for_worker(client)
+    [waiting] = ask_for_workers(client, 1)
     try:
         while not await workers_now(client):
             if clock.seconds() > deadline("arrival"):
@@ -50,12 +54,64 @@ async def await_workers(client: Client) -> None:
         waiting.release()
 
 
-def ask_for_worker(client: Client) -> "Future[None]":
-    """Submit a task that waits for a worker, so that an adaptive cluster starts one.
+def ask_for_workers(client: Client, count: int) -> "list[Future[None]]":
+    """Submit tasks that wait for a worker, so that an adaptive cluster starts some.
 
-    The caller releases it when a worker is there. The task keeps its worker busy for
-    `DEMAND_SECONDS`. It is no function of this library, because the event loop of a new worker
+    The caller releases them when workers are there. Each keeps a thread busy for `DEMAND_SECONDS`,
+    after any other work. It is no function of this library, because the event loop of a new worker
     would have to import the library.
     """
-    key = f"dbdask-arrival-{uuid.uuid4().hex}"
-    return client.submit(time.sleep, DEMAND_SECONDS, key=key, pure=False)
+    keys = [f"dbdask-arrival-{uuid.uuid4().hex}" for _ in range(count)]
+    seconds = [DEMAND_SECONDS] * count
+    tasks: list[Future[None]] = client.map(time.sleep, seconds, key=keys, pure=False, priority=-1)
+    return tasks
+
+
+class Demand:
+    """Tasks that show an adaptive cluster that workers are wanted.
+
+    Such a cluster starts a second worker if the tasks that wait would keep the first one busy for
+    longer than its `target_duration`, which is not known here. So while one is lacking there are
+    twice as many tasks at each renewal.
+
+    Parameters
+    ----------
+    client
+        Submits the tasks.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._tasks: list[Future[None]] = []
+        self._since = 0.0
+        self._was_used = False
+
+    def keep(self, now: float, wanted: int, here: int) -> None:
+        """Ask for workers; ask again if the tasks may have been done by the workers that are there.
+
+        Parameters
+        ----------
+        now
+            Seconds.
+        wanted, here
+            How many workers are wanted in all, and how many there are.
+        """
+        is_over = bool(here) and now - self._since >= DEMAND_SECONDS / 2
+        if self._tasks and not is_over:
+            return
+        count = 2 * len(self._tasks) if self._tasks and here < wanted else wanted
+        tasks = ask_for_workers(self._client, min(count, MOST_DEMANDED))
+        self.drop()
+        self._tasks, self._since, self._was_used = tasks, now, True
+
+    def drop(self) -> None:
+        """Ask for no worker any more."""
+        for task in self._tasks:
+            task.release()
+        self._tasks = []
+
+    async def end(self) -> None:
+        """Ask for no worker any more, and wait until the scheduler knows no task of this object."""
+        self.drop()
+        if self._was_used and has_scheduler(self._client):
+            await until_heard(self._client)

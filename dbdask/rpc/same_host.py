@@ -1,7 +1,8 @@
 """The transport between processes of one host: vectors stay in shared memory, messages are small.
 
-A caller asks a shard, over Dask's connections, to listen for it. The shard makes a Unix socket in a
-private directory, accepts one caller of its own user, and removes both. What follows goes over that
+A caller asks a shard, over Dask's connections, to listen for it. The shard makes a Unix socket of a
+new name, which is in no file system, accepts one caller of its own user, and closes the socket.
+Each side asks the kernel for the other's user before it reads anything. What follows goes over that
 connection: a request names slices of memory whose descriptors were passed along, the shard reads
 and writes there, and answers. Each connection has a thread of its own in the shard's process, and
 carries one request at a time.
@@ -183,7 +184,7 @@ class SameHost:
     Parameters
     ----------
     listen
-        Asks the shard to listen (`ChannelServer.listen`); returns the directory.
+        Asks the shard to listen (`ChannelServer.listen`); returns the name of the socket.
     fallback
         Carries vectors that are not in shared memory, and calls for which no connection is made.
     """
@@ -210,8 +211,7 @@ class SameHost:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             connection.settimeout(deadline("connect"))
-            with socket_address(self._listen()) as address:
-                connection.connect(address)
+            connection.connect(socket_address(self._listen()))
             check_peer(connection)
             connection.settimeout(None)
             channel = Channel(connection)

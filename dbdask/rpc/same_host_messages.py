@@ -1,12 +1,12 @@
 """Messages between processes of one host: packets on a Unix socket, and descriptors of memory."""
 
 import array
-import contextlib
 import os
 import pickle
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dbdask.rpc import shared_memory
@@ -14,7 +14,6 @@ from dbdask.rpc.transport import Request
 
 PACKET = 65_536  # bytes; a message is packets of this length, the last of which is shorter
 DESCRIPTORS = 4  # that travel with a message, at most
-NAME = "socket"  # of the socket in its directory
 
 PROBE = Request("probe", None)
 """Let the shard copy the vector that was sent into the vector that is expected."""
@@ -125,11 +124,15 @@ def check_peer(connection: socket.socket) -> None:
         raise PermissionError(f"the other end belongs to user {user}, not to {os.getuid()}")
 
 
-@contextlib.contextmanager
-def socket_address(directory: str) -> Iterator[str]:
-    """Give an address for the socket in a directory, whose path may be longer than addresses."""
-    held = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{held}/{NAME}"
-    finally:
-        os.close(held)
+def new_socket_name() -> str:
+    """Return a name for a socket that no other socket has."""
+    return f"dbdask-{uuid.uuid4().hex}"
+
+
+def socket_address(name: str) -> str:
+    """Return the address of a socket in the abstract namespace of Linux.
+
+    The name is in no file system: it ends with the socket, and so with the process, however that
+    ends. Any process of the same network namespace can connect, so both sides call `check_peer`.
+    """
+    return f"\0{name}"

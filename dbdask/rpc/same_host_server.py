@@ -2,10 +2,9 @@
 
 import contextlib
 import pickle
-import shutil
 import socket
-import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +24,7 @@ from dbdask.rpc.same_host_messages import (
     check_peer,
     close_all,
     host_identity,
+    new_socket_name,
     receive,
     send,
     socket_address,
@@ -54,7 +54,7 @@ class ChannelServer:
         self._end.atexit = False  # the process closes its sockets by itself
 
     def listen(self, host: str) -> str:
-        """Begin to wait for one caller; return the directory of the socket that it is to connect.
+        """Begin to wait for one caller; return the name of the socket that it is to connect.
 
         Parameters
         ----------
@@ -68,22 +68,17 @@ class ChannelServer:
         """
         if not IS_SUPPORTED or not host or host != host_identity():
             raise OSError("the caller is on another host, or this system shares no memory")
-        directory = tempfile.mkdtemp(prefix="dbdask-")  # of mode 0700
+        name = new_socket_name()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with socket_address(directory) as address:
-                listener.bind(address)
+            listener.bind(socket_address(name))
             listener.listen(1)
-            listener.settimeout(deadline("connect"))
             served = _CallerThread(self._answer, self._sockets, self._lock)
-            threading.Thread(
-                target=served.run, args=(listener, directory), name=THREADS, daemon=True
-            ).start()
+            threading.Thread(target=served.run, args=(listener,), name=THREADS, daemon=True).start()
         except BaseException:
             listener.close()
-            shutil.rmtree(directory, ignore_errors=True)
             raise
-        return directory
+        return name
 
     def close(self) -> None:
         """End every connection, and so its thread."""
@@ -96,6 +91,25 @@ def _shut_down(sockets: set[socket.socket], lock: threading.Lock) -> None:
         for connection in sockets:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+
+def _accepted(listener: socket.socket) -> socket.socket:
+    """Return a connection from a process of this process's user; refuse others that come first.
+
+    Raises
+    ------
+    OSError
+        None came within the deadline `connect`, or the listener was shut down.
+    """
+    until = time.monotonic() + deadline("connect")
+    while True:
+        listener.settimeout(max(0.001, until - time.monotonic()))
+        connection, _ = listener.accept()
+        try:
+            check_peer(connection)
+            return connection
+        except OSError:
+            connection.close()
 
 
 class _CallerThread:
@@ -111,16 +125,12 @@ class _CallerThread:
         self._mapped: dict[int, Float32Array] = {}
         self._buffer = bytearray(PACKET)
 
-    def run(self, listener: socket.socket, directory: str) -> None:
+    def run(self, listener: socket.socket) -> None:
         """Accept the caller, and serve it until one side ends the connection."""
         with contextlib.suppress(OSError, EOFError):
             with self._held(listener):
-                try:
-                    connection, _ = listener.accept()
-                finally:
-                    shutil.rmtree(directory, ignore_errors=True)
+                connection = _accepted(listener)
             with self._held(connection):
-                check_peer(connection)
                 connection.settimeout(None)
                 while self._answer() is not None:
                     self._serve_one(connection)

@@ -4,6 +4,7 @@ Like the rest of `rpc`, it touches the inside of `distributed`; no other package
 """
 
 import asyncio
+import uuid
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +16,7 @@ from dbdask.errors import ShardLost, WorkerError
 from dbdask.rpc.calls import CONNECTION_ERRORS, is_no_answer, run_on, unwrap
 from dbdask.rpc.deadlines import deadline, within
 from dbdask.rpc.portable import is_misread
-from dbdask.rpc.scheduler import scheduler_of
+from dbdask.rpc.scheduler import has_scheduler, scheduler_of
 from dbdask.schedule.awake import AwakeClock
 
 T = TypeVar("T")
@@ -24,7 +25,8 @@ LOOK_SECONDS = 0.5  # a wait that looks about looks so often
 AT_WORK = ("waiting", "constrained", "ready", "executing", "long-running", "resumed")
 ENDED = ("memory", "erred")
 NOT_BEGUN = ("waiting", "constrained", "ready")
-TO_TELL = (*ENDED, "forgotten", None)
+GONE = ("forgotten", None)
+TO_TELL = (*ENDED, *GONE)
 MOST_FETCHES = 20
 
 
@@ -145,6 +147,24 @@ async def status_at_end(client: Client, future: "Future[T]", seconds: float) -> 
     return str(future.status)
 
 
+async def until_heard(client: Client) -> None:
+    """Wait until the scheduler has taken in what the client has sent it, releases among it.
+
+    The client sends everything over one connection and in order. So this sends a task last, which
+    the scheduler then knows, and then does not know any more. The wait ends at `dbdask.connect`, or
+    if there is no scheduler.
+    """
+    marker = client.submit(abs, 0, key=f"dbdask-marker-{uuid.uuid4().hex}", pure=False)
+    key = str(marker.key)
+    with suppress(TimeoutError, *CONNECTION_ERRORS):
+        async with within(deadline("connect")):
+            while has_scheduler(client) and await _at_scheduler(client, key) in GONE:
+                await asyncio.sleep(0.01)
+            marker.release()
+            while has_scheduler(client) and await _at_scheduler(client, key) not in GONE:
+                await asyncio.sleep(0.01)
+
+
 async def is_processed(client: Client, future: "Future[T]") -> bool:
     """Whether a worker has been given a future's task, and has not ended it."""
     try:
@@ -196,7 +216,7 @@ async def _whereabouts(
     return {
         key: Whereabouts(str(at_scheduler[key]), at_worker.get(key, ""))
         for key in _pending(client, asked)
-        if at_scheduler[key] not in ("forgotten", None)  # those may be on their way
+        if at_scheduler[key] not in GONE  # those may be on their way
     }
 
 

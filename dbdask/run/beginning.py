@@ -1,5 +1,7 @@
 """The beginning of a run: it waits for workers, checks their memory, and makes the shards."""
 
+import numpy as np
+
 from dbdask.data.memory import has_room_for_vector
 from dbdask.models.piecewise import ACTIVATION_BYTES, PIECE_BYTES
 from dbdask.rpc.arrivals import await_workers
@@ -7,6 +9,7 @@ from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run.preflight import check_collectable, check_memory
 from dbdask.run.run import Run
 from dbdask.run.shard_placement import most_elements
+from dbdask.run.stored_start import first_parameters
 from dbdask.schedule import policies
 
 
@@ -35,7 +38,8 @@ def _check_memory(run: Run, shards: int, workers: int) -> None:
     run.has_room_for_copies = copied is not None and all(
         replica + copied <= worker.memory_limit or not worker.memory_limit for worker in facts
     )
-    check_memory(facts, replica, needed.shard, plan.name)
+    more = plan.partitions + 1 if plan.can_be_cut else None
+    check_memory(facts, replica, needed.shard, plan.name, more)
 
 
 def _validation_bytes(size: int, facts: list[WorkerFacts]) -> int:
@@ -47,8 +51,9 @@ def _validation_bytes(size: int, facts: list[WorkerFacts]) -> int:
 async def make_shards(run: Run, count: int) -> None:
     """Make every shard for the first time, and write the first snapshot."""
     plan = run.plan
-    await run.placement.place(count, run.initial())
-    if plan.start is not None and plan.last is None:
-        await run.server.assign(plan.start)
+    start = None if plan.last is not None else await first_parameters(run)
+    await run.placement.place(count, run.initial(start))
+    if isinstance(start, np.ndarray):
+        await run.server.assign(start)
     if plan.path is not None and plan.last is None:
         await run.write()

@@ -14,6 +14,7 @@ from dbdask.models.partition import Partition
 from dbdask.run.ownership import Ownership
 from dbdask.schedule.portions import Cut
 from dbdask.storage.checkpoint import Snapshot
+from dbdask.worker.initial import FromStored
 
 SavedState = dict[str, Any]
 """The content of a snapshot besides vectors: anything that JSON can hold, by name."""
@@ -48,8 +49,9 @@ class Plan:
     """The settings that a checkpoint keeps, and compares when a run resumes."""
     run: str = field(default_factory=_new_name)
     """Identity of the run, part of every key and every snapshot."""
-    start: np.ndarray | None = None
-    """First parameters, float32, (size,), in the shards' order; None asks the model."""
+    start: np.ndarray | FromStored | None = None
+    """First parameters, float32, (size,), in the shards' order, or where the shards find them; None
+    asks the model."""
     validation_provider: BlockProvider | None = None
     validation_cut: Cut | None = None
     """Portions of the validation examples; None if there are none."""
@@ -62,6 +64,8 @@ class Plan:
     shards: int | None = None
     partition: Partition | None = None
     """How replicas are cut over workers; None if they are not."""
+    can_be_cut: bool = False
+    """Whether a replica could be cut over one worker more."""
     shard_copies: int = 1
     workers: tuple[str, ...] | None = None
     shard_workers: tuple[str, ...] | None = None

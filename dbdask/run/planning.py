@@ -1,7 +1,7 @@
 """The plan of a run, made from the arguments that `downpour` and `sandblaster` share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from dbdask.data.examples import Examples
 from dbdask.models.buffers import updated_ranges
 from dbdask.models.layout import Layout, as_layout
 from dbdask.models.model import Model
-from dbdask.models.partition import Partition, partition_of
+from dbdask.models.partition import Partition, can_be_cut, partition_of
 from dbdask.rpc.clients import check_client
 from dbdask.run import arguments
 from dbdask.run.concluding import blind_loss
@@ -29,6 +29,7 @@ from dbdask.run.shared_arguments import (
     validation_interval,
     worker_names,
 )
+from dbdask.worker.initial import FromStored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,9 @@ class SharedArguments:
     """With targets as the model's loss takes them."""
     validation: Examples | None
     """Scaled and labelled as `examples` are."""
-    start: np.ndarray | None
-    """First parameters, float32 of shape (layout.size,); None asks the model."""
+    start: np.ndarray | FromStored | None
+    """First parameters, float32 of shape (layout.size,), or where they are stored; None asks the
+    model."""
     replicas: int | None
     shards: int | None
     shard_copies: int
@@ -167,6 +169,7 @@ def plan_of(
         start=_in_order_of(partition, shared.start),
         target_loss=target_loss,
         partition=partition,
+        can_be_cut=can_be_cut(model, 2 if partition is None else partition.parts + 1),
         replicas=shared.replicas,
         shards=shared.shards,
         shard_copies=shared.shard_copies,
@@ -185,8 +188,12 @@ def plan_of(
     )
 
 
-def _in_order_of(partition: Partition | None, start: np.ndarray | None) -> np.ndarray | None:
+def _in_order_of(
+    partition: Partition | None, start: np.ndarray | FromStored | None
+) -> np.ndarray | FromStored | None:
     """Return first parameters in the order of the shards."""
     if partition is None or start is None:
         return start
+    if isinstance(start, FromStored):
+        return replace(start, table=partition.table)
     return partition.table.to_cut(start)

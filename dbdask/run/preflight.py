@@ -143,14 +143,33 @@ def _open_checkpoint(path: str) -> None:
     checkpoint.attributes(path)
 
 
-def check_memory(facts: list[WorkerFacts], replica: int, shard: int, model: str) -> None:
+def check_memory(
+    facts: list[WorkerFacts], replica: int, shard: int, model: str, more_parts: int | None
+) -> None:
     """Compare what a worker must hold with its memory limit.
+
+    Parameters
+    ----------
+    facts
+        The workers.
+    replica, shard
+        Bytes of them that a worker must hold.
+    model
+        The name of the model.
+    more_parts
+        Parts that a replica could be cut into, more than it is; None if there is no such cut.
 
     Raises
     ------
     ValueError
-        Names the worker, the bytes it must hold, and its limit.
+        Names the worker, the bytes it must hold, its limit, and what helps.
     """
+    remedy = "give workers more memory, or use more of them with shards="
+    if more_parts is not None:
+        remedy = (
+            "give workers more memory, use more of them with shards=, or cut a replica over "
+            f"{more_parts} or more of them with partitions="
+        )
     for worker in facts:
         needed = PROCESS_BYTES + replica + shard
         if worker.memory_limit and needed > worker.memory_limit:
@@ -158,8 +177,7 @@ def check_memory(facts: list[WorkerFacts], replica: int, shard: int, model: str)
                 f"{model} does not fit worker {worker.address}: a replica holds "
                 f"{replica / 2**20:.0f} MiB, a shard {shard / 2**20:.0f} MiB, Python and its "
                 f"libraries {PROCESS_BYTES / 2**20:.0f} MiB, and its memory_limit is "
-                f"{worker.memory_limit / 2**20:.0f} MiB: give workers more memory, or use more "
-                "of them with shards="
+                f"{worker.memory_limit / 2**20:.0f} MiB: {remedy}"
             )
 
 

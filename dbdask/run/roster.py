@@ -6,10 +6,10 @@ import time
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from distributed import Client, Future
+from distributed import Client
 
 from dbdask.errors import WorkerError
-from dbdask.rpc.arrivals import DEMAND_SECONDS, ask_for_worker
+from dbdask.rpc.arrivals import DEMAND_SECONDS, Demand
 from dbdask.rpc.calls import worker_answers
 from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.scheduler import WorkerFacts, workers_now
@@ -48,12 +48,14 @@ class Roster:
     _refused: set[str] = field(default_factory=set)
     _refreshed: float = -1e9
     _left: set[str] = field(default_factory=set)  # in the middle of their check
-    _demand: "Future[None] | None" = None  # a task that waits for a worker, or keeps it busy
-    _demanded: float = 0.0  # when it was submitted
-    _lacking_since: float | None = None  # None while a worker works, or could
+    _lacking_since: float | None = None  # or since one came; None while a worker works, or could
+    _most_here: int = 0  # workers that could train, at most, while some are lacking
     _came: float = 0.0  # when the last check began
     _checking: "dict[str, asyncio.Task[None]]" = field(default_factory=dict)
     _asking: dict[str, "asyncio.Task[bool]"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._demand = Demand(self.client)
 
     @property
     def everyone(self) -> list[str]:
@@ -70,6 +72,11 @@ class Roster:
         """The workers that may be given portions now."""
         away = self.away
         return [a for a, facts in self.facts.items() if self._may_train(facts) and a not in away]
+
+    @property
+    def useful(self) -> int:
+        """How many of the workers that a replica needs are there."""
+        return min(len(self.workers), self.least)
 
     @property
     def away(self) -> set[str]:
@@ -126,12 +133,12 @@ class Roster:
         self._refreshed = time.monotonic()
 
     async def close(self) -> None:
-        """Cancel every check and every ping."""
-        self._drop_demand()
+        """Cancel every check and every ping, and ask for no more workers."""
         tasks = [*self._checking.values(), *self._asking.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._demand.end()
 
     # Checks
 
@@ -218,37 +225,30 @@ class Roster:
         return f"no worker of shard_workers={list(self.holders or ())} is left to hold shards"
 
     def note_lack(self, lack: str) -> float:
-        """Return for how many seconds workers have been lacking, as far as is known."""
+        """Return for how many seconds workers have been lacking, as far as is known.
+
+        The time begins anew with each worker that comes, up to as many as a replica needs.
+        """
         now = self.clock.seconds()
         self._keep_demand(lack)
         if not lack:
-            self._lacking_since = None
+            self._lacking_since, self._most_here = None, 0
             self._left.clear()
-        elif self._lacking_since is None:
-            self._lacking_since = now
+        elif self._lacking_since is None or self.useful > self._most_here:
+            self._lacking_since, self._most_here = now, self.useful
         return 0.0 if self._lacking_since is None else now - self._lacking_since
 
     def _keep_demand(self, lack: str) -> None:
-        """While workers are lacking, show an adaptive cluster that one is wanted.
+        """While workers are lacking, show an adaptive cluster that they are wanted.
 
-        If there is none at all a task waits for one: what else the run has submitted is pinned to
-        workers that have left. If one is checked a task keeps it busy: the cluster would take it
-        away again.
+        If there are too few for a replica, tasks wait for more: what else the run has submitted is
+        pinned to workers that have left. If one is checked a task keeps it busy: the cluster would
+        take it away again.
         """
-        if not lack or (self.facts and not self._checking):
-            self._drop_demand()
-            return
-        now = self.clock.seconds()
-        is_over = bool(self.facts) and now - self._demanded >= DEMAND_SECONDS / 2
-        if self._demand is None or is_over:
-            demand = ask_for_worker(self.client)
-            self._drop_demand()
-            self._demand, self._demanded = demand, now
-
-    def _drop_demand(self) -> None:
-        if self._demand is not None:
-            self._demand.release()
-            self._demand = None
+        if lack and (len(self.facts) < self.least or self._checking):
+            self._demand.keep(self.clock.seconds(), self.least, len(self.facts))
+        else:
+            self._demand.drop()
 
     @property
     def is_hopeful(self) -> bool:

@@ -35,7 +35,7 @@ from dbdask.schedule.ledger import Row
 from dbdask.status import Status
 from dbdask.storage.checkpoint import VectorReference
 from dbdask.worker.context import LONG_READ_SECONDS
-from dbdask.worker.initial import FromModel, FromSnapshot
+from dbdask.worker.initial import FromModel, FromSnapshot, FromStored
 from dbdask.worker.shard import ParameterShard
 
 TURN_SECONDS = 0.25
@@ -226,13 +226,18 @@ class Run:
         """Note progress that lasts: the next recovery is then not one in a row."""
         self.progress += 1
 
-    def initial(self) -> Initial:
-        """Return what shards are made from: the last snapshot, else the model's own numbers."""
+    def initial(self, start: np.ndarray | FromStored | None = None) -> Initial:
+        """Return what shards are made from.
+
+        Without a snapshot it is what the run starts from: parameters in a store, or the model's own
+        numbers, which `start`, float32 (size,), replaces afterwards.
+        """
         snapshot, partition = self.snapshots.committed, self.plan.partition
         table = None if partition is None else partition.table
         if snapshot is None:
-            is_given = self.plan.start is not None
-            return FromModel(self.plan.model, self.plan.seed, is_given, table)
+            if isinstance(start, FromStored):
+                return start
+            return FromModel(self.plan.model, self.plan.seed, start is not None, table)
         state = snapshot.state
         rows = tuple(Row(*row) for row in state.get("ledger", ()))
         return FromSnapshot(

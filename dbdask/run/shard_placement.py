@@ -140,16 +140,18 @@ class ShardPlacement:
         return eligible_workers(self.roster.facts, self.names, self.roster.away | self.draining)
 
     async def wait(self) -> None:
-        """Wait until a worker may hold shards and a worker may train.
+        """Wait until a worker may hold shards, and as many may train as a replica needs.
 
         Raises
         ------
         WorkerError
-            No worker came within the deadline `arrival`.
+            No worker came within the deadline `arrival`, which begins anew with each that comes.
         """
-        clock = self.roster.clock
+        clock, most = self.roster.clock, 0
         until = clock.seconds() + deadline("arrival")
         while not self.eligible() or self.roster.lack:
+            if self.roster.useful > most:
+                most, until = self.roster.useful, clock.seconds() + deadline("arrival")
             if clock.seconds() > until and not self.roster.is_hopeful:
                 few = self.roster.lack if self.roster.workers else ""
                 raise WorkerError(

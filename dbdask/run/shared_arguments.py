@@ -23,8 +23,10 @@ from dbdask.rpc.scheduler import workers_now
 from dbdask.run import arguments
 from dbdask.run.fitting import check_contract, layout_size
 from dbdask.run.outcome import Outcome
+from dbdask.run.stored_start import check_parameter, stored_start
 from dbdask.schedule.portions import Cut, suggest_validation_rows
 from dbdask.users_code import UsersCode
+from dbdask.worker.initial import FromStored, check_finite
 
 Parameters = Result | xr.Dataset | np.ndarray
 """Parameters to start from: a result, its `.parameters`, or a flat float32 vector."""
@@ -180,8 +182,8 @@ def check_named(argument: str, names: Sequence[str] | None, client: Client) -> N
 
 def starting_point(
     parameters: Parameters | None, model: Model, layout: Layout
-) -> np.ndarray | None:
-    """Return the vector that training starts from, float32 (parameters,).
+) -> np.ndarray | FromStored | None:
+    """Return the vector that training starts from, float32 (parameters,), or where it is stored.
 
     None: the shards ask the model for their initial numbers.
 
@@ -195,7 +197,7 @@ def starting_point(
     if parameters is None and hasattr(model, "starting_parameters"):
         with UsersCode("model.starting_parameters"):
             parameters = model.starting_parameters()
-    return flat_parameters(parameters, layout)
+    return stored_start(parameters, layout) or flat_parameters(parameters, layout)
 
 
 def flat_parameters(parameters: Parameters | None, layout: Layout) -> np.ndarray | None:
@@ -240,13 +242,8 @@ def _flat_parameters(parameters: Parameters | None, layout: Layout) -> np.ndarra
         )
     vector = np.empty(layout.size, np.float32)
     for name, view in layout.views(vector).items():
-        if name not in parameters:
-            raise ValueError(f"parameters has no {name!r}, which the model needs")
-        if parameters[name].shape != view.shape:
-            raise ValueError(
-                f"parameters[{name!r}] has shape {parameters[name].shape}, "
-                f"the model needs {view.shape}"
-            )
+        shape = parameters[name].shape if name in parameters else None
+        check_parameter(name, shape, view.shape)
         view[...] = _numbers(f"parameters[{name!r}]", parameters[name].values)
     return _finite(vector, layout)
 
@@ -259,9 +256,5 @@ def _numbers(name: str, values: np.ndarray) -> np.ndarray:
 
 def _finite(vector: np.ndarray, layout: Layout) -> np.ndarray:
     for name, view in layout.views(vector).items():
-        if not np.isfinite(view).all():
-            raise ValueError(
-                f"parameters must be finite, but {name!r} holds NaN or infinity: "
-                "give those of an earlier snapshot, or None to start anew"
-            )
+        check_finite(name, view)
     return vector

@@ -152,7 +152,7 @@ class ServedActor:
         return self.generation
 
     async def open_channel(self, host: str) -> str:
-        """Listen for one caller on this host; return the directory of the socket.
+        """Listen for one caller on this host; return the name of the socket.
 
         Raises
         ------

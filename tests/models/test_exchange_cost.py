@@ -4,7 +4,7 @@ import pytest
 
 import dbdask
 from dbdask.models.cut import even_cut
-from dbdask.models.exchange_cost import exchange_cost, messages
+from dbdask.models.exchange_cost import agreement_messages, exchange_cost, messages
 
 
 def speech(units=2560, classes=8192):
@@ -46,3 +46,10 @@ def test_a_local_net_sends_the_halo_whatever_the_size_of_the_image():
 
 def test_one_part_sends_nothing():
     assert exchange_cost(speech(), even_cut(speech(), 1), 256) == (0, 0)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_a_push_of_local_steps_asks_each_part_of_every_other(parts):
+    found = list(agreement_messages(parts))
+    assert len(found) == parts * (parts - 1)
+    assert {(m.direction, m.size) for m in found} <= {("agree", 1)}

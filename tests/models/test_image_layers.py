@@ -86,17 +86,39 @@ def gradient_at(layer, parameters, inputs, upstream):
     return below, into
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_gradients_equal_finite_differences(layer):
-    parameters, inputs = parameters_of(layer, SHAPE), images(4, examples=2)
+NORMS = [layer for layer in LAYERS if isinstance(layer, dbdask.LocalContrastNorm)]
+FAINT = {"all below the floor": 0.003, "some below the floor": 0.01}
+"""Scales of images at which the divisor is the constant floor, everywhere or in some places."""
+
+SCALED = [
+    *[pytest.param(layer, 1.0, id=str(layer)) for layer in LAYERS],
+    *[pytest.param(n, scale, id=f"{n}, {name}") for n in NORMS for name, scale in FAINT.items()],
+]
+
+
+@pytest.mark.parametrize("layer", NORMS, ids=str)
+@pytest.mark.parametrize(("name", "scale"), FAINT.items())
+@pytest.mark.parametrize(("seed", "shape"), [(4, SHAPE), (9, (20, 17, 3))])
+def test_faint_images_are_where_they_are_meant_to_be(layer, name, scale, seed, shape):
+    """A division by the floor shows as values that grow in proportion to the image."""
+    inputs = scale * images(seed, shape, examples=2)
+    values, larger = (layer.forward({}, factor * inputs)[0] for factor in (1.0, 1.0 + 1e-3))
+    below = np.isclose(larger, values * (1 + 1e-3), rtol=1e-9).all(axis=-1)
+    assert below.all() if name == "all below the floor" else 0.1 < below.mean() < 0.9
+
+
+@pytest.mark.parametrize(("layer", "scale"), SCALED)
+def test_gradients_equal_finite_differences(layer, scale):
+    parameters, inputs = parameters_of(layer, SHAPE), scale * images(4, examples=2)
     upstream = images(5, layer.output_shape(SHAPE), examples=2)
 
     def value(at, **changed):
         return (layer.forward({**parameters, **changed}, at)[0] * upstream).sum()
 
     below, into = gradient_at(layer, parameters, inputs, upstream)
-    expected = by_differences(lambda point: value(point.reshape(inputs.shape)), inputs.ravel())
-    np.testing.assert_allclose(below.ravel(), expected, rtol=1e-6, atol=1e-8)
+    step = 1e-6 * scale
+    slopes = by_differences(lambda at: value(at.reshape(inputs.shape)), inputs.ravel(), step)
+    np.testing.assert_allclose(scale * below.ravel(), scale * slopes, rtol=1e-6, atol=1e-8)
     for name, given in parameters.items():
         expected = by_differences(
             lambda point, name=name, given=given: value(
@@ -177,19 +199,28 @@ def by_torch(torch, layer, parameters, inputs, upstream):
     return outputs.detach().numpy(), x.grad.numpy(), slopes
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_layers_equal_pytorch(layer):
+def test_the_gradient_at_a_constant_image_is_that_of_a_division_by_the_floor():
+    """The deviation is 0 there, where its square root has no slope."""
+    layer, inputs = dbdask.LocalContrastNorm(3), np.full((1, 5, 6, 2), 40.0)
+    upstream = images(6, (5, 6, 2), examples=1)
+    below, _ = gradient_at(layer, {}, inputs, upstream)
+    linear, _ = gradient_at(layer, {}, 1e-3 * images(7, (5, 6, 2), examples=1), upstream)
+    np.testing.assert_allclose(below, linear, atol=1e-9)
+
+
+@pytest.mark.parametrize(("layer", "scale"), SCALED)
+def test_layers_equal_pytorch(layer, scale):
     torch = pytest.importorskip("torch")
     shape = (20, 17, 3)
     if layer.output_shape(SHAPE)[:2] == (1, 1):
         shape = SHAPE
-    parameters, inputs = parameters_of(layer, shape), images(9, shape, examples=5)
+    parameters, inputs = parameters_of(layer, shape), scale * images(9, shape, examples=5)
     upstream = images(10, layer.output_shape(shape), examples=5)
     outputs, _ = layer.forward(parameters, inputs)
     below, into = gradient_at(layer, parameters, inputs, upstream)
     theirs, their_below, their_into = by_torch(torch, layer, parameters, inputs, upstream)
     np.testing.assert_allclose(outputs, theirs, atol=1e-10)
-    np.testing.assert_allclose(below, their_below, atol=1e-10)
+    np.testing.assert_allclose(scale * below, scale * their_below, atol=1e-10)
     for name, slopes in their_into.items():
         np.testing.assert_allclose(into[name], slopes, atol=1e-10)
 

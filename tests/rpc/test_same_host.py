@@ -4,9 +4,9 @@ import gc
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import threading
 
 import dask
@@ -17,6 +17,7 @@ from routing import finish
 from search_path import SEARCH_PATH
 from test_downpour import assert_nothing_left, flat, train, write_store
 from test_leaving import wait_until
+from test_sandblaster import train as minimise
 from test_transport import SIZE, make_shard
 
 from dbdask.errors import Stale
@@ -25,7 +26,7 @@ from dbdask.rpc import same_host_messages, shared_memory
 from dbdask.rpc.calls import MethodRaised
 from dbdask.rpc.deadlines import DEFAULTS
 from dbdask.rpc.same_host import SameHost
-from dbdask.rpc.same_host_messages import PACKET, host_identity
+from dbdask.rpc.same_host_messages import PACKET, host_identity, socket_address
 from dbdask.rpc.same_host_server import THREADS, ChannelServer
 from dbdask.rpc.shared_memory import map_vector, memory_of, shared_vector
 from dbdask.rpc.transport import Request
@@ -56,6 +57,16 @@ def held():
         mapped = [line for line in maps if "/memfd:dbdask" in line]
     ours = [f for f in files if f.startswith(("socket:", "/memfd:dbdask"))]
     return len(ours), len(mapped), held_threads()
+
+
+ACCEPTS = "00010000"
+
+
+def listening(name):
+    """Whether a socket of a name in the abstract namespace accepts callers, by the kernel."""
+    with open("/proc/net/unix") as sockets:
+        found = [line.split() for line in sockets]
+    return any(path == [f"@{name}"] and flags == ACCEPTS for _, _, _, flags, _, _, *path in found)
 
 
 def held_threads():
@@ -104,21 +115,21 @@ def test_a_shard_reads_and_writes_the_callers_memory(way, shard):
     assert finish(way.start(Request("progress", 0, (0, 0)))).last_step == 1
 
 
-def test_the_socket_is_private_and_gone_when_it_is_connected(shard, tmp_path, monkeypatch):
-    deep = tmp_path / ("x" * 120)  # a socket's own path may have 107 bytes
-    deep.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    server, seen = ChannelServer(shard), []
+def test_the_name_is_used_once_and_is_gone_when_it_is_connected(shard):
+    server, names = ChannelServer(shard), []
 
     def listen():
-        directory = server.listen(host_identity())
-        seen.append(os.stat(directory).st_mode & 0o777)
-        return directory
+        names.append(server.listen(host_identity()))
+        assert listening(names[-1])
+        return names[-1]
 
-    way = SameHost(listen, NoOther())
-    way.prove()
-    assert seen == [0o700] and not list(deep.iterdir())
-    way.close()
+    ways = [SameHost(listen, NoOther()) for _ in range(2)]
+    for way in ways:
+        way.prove()
+    assert len(set(names)) == 2
+    assert not any(map(listening, names))
+    for way in ways:
+        way.close()
     server.close()
 
 
@@ -250,16 +261,33 @@ def test_a_socket_of_another_user_is_refused(shard, monkeypatch):
         SameHost(partial_listen(ChannelServer(shard)), NoOther()).prove()
 
 
-def test_a_directory_that_is_not_here_is_refused():
-    with pytest.raises(OSError):
-        SameHost(lambda: "/nowhere/at/all", NoOther()).prove()
+def test_a_stranger_that_comes_first_is_refused_and_the_caller_is_served(shard, monkeypatch):
+    """The names of sockets are no secret on a host."""
+    server, peer = ChannelServer(shard), same_host_messages._peer
+    users = [os.getuid() + 1]
+    monkeypatch.setattr(
+        same_host_messages, "_peer", lambda connection: users.pop() if users else peer(connection)
+    )
+    name = server.listen(host_identity())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+        stranger.connect(socket_address(name))
+        assert stranger.recv(1) == b""
+    way = SameHost(lambda: name, NoOther())
+    way.prove()
+    assert finish(push(way, 0, ones())).version == 1
+    way.close()
+    server.close()
 
 
-def test_nobody_waits_for_ever_for_a_caller_that_does_not_come(shard, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_a_name_on_which_no_process_listens_is_refused():
+    with pytest.raises(ConnectionRefusedError):
+        SameHost(lambda: "dbdask-nowhere-at-all", NoOther()).prove()
+
+
+def test_no_thread_waits_for_ever_for_a_caller_that_does_not_come(shard):
     with dask.config.set({"dbdask.connect": "50ms"}):
-        ChannelServer(shard).listen(host_identity())
-    wait_until(lambda: not list(tmp_path.iterdir()) and held()[2] == 0)
+        name = ChannelServer(shard).listen(host_identity())
+        wait_until(lambda: not listening(name) and held_threads() == 0)
 
 
 def test_memory_that_could_be_cut_short_is_refused():
@@ -303,21 +331,39 @@ for host in sys.stdin:
 """
 
 
-def test_a_killed_shard_ends_the_call_at_once_and_leaves_nothing(tmp_path):
-    before = held()
-    holder = subprocess.Popen(
+@pytest.fixture
+def holder(tmp_path):
+    """A process with a shard; its temporary folder is `tmp_path`."""
+    process = subprocess.Popen(
         [sys.executable, "-c", HOLDER.format(paths=PATHS)],
         env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONWARNINGS": "ignore"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    yield process
+    process.kill()
+    process.communicate()
 
-    def listen():
-        print(host_identity(), file=holder.stdin, flush=True)
-        return holder.stdout.readline().strip()
 
-    way = SameHost(listen, NoOther())
+def listen_in(holder):
+    print(host_identity(), file=holder.stdin, flush=True)
+    return holder.stdout.readline().strip()
+
+
+def test_a_shard_that_is_killed_before_its_caller_comes_leaves_nothing(holder, tmp_path):
+    name = listen_in(holder)
+    assert listening(name)
+    holder.kill()
+    holder.wait()
+    assert not listening(name) and not list(tmp_path.iterdir())
+    with pytest.raises(ConnectionRefusedError):
+        SameHost(lambda: name, NoOther()).prove()
+
+
+def test_a_killed_shard_ends_the_call_at_once_and_leaves_nothing(holder, tmp_path):
+    before = held()
+    way = SameHost(lambda: listen_in(holder), NoOther())
     way.prove()
     finish(push(way, 0, ones()))
     call = push(way, 1, ones(), shared_vector(SIZE))
@@ -327,7 +373,6 @@ def test_a_killed_shard_ends_the_call_at_once_and_leaves_nothing(tmp_path):
     assert call.wait(120)
     with pytest.raises(ConnectionResetError):
         call.result()
-    holder.communicate()
     way.close()
     del call
     assert held() == before
@@ -338,7 +383,7 @@ CALLER = """
 from dbdask.rpc.same_host import SameHost
 from routing import finish
 from test_same_host import ones, push
-way = SameHost(lambda: {directory!r}, None)
+way = SameHost(lambda: {name!r}, None)
 way.prove()
 gradient = ones()
 finish(push(way, 0, gradient))
@@ -351,8 +396,8 @@ for step in range(1, 10**9):
 def test_a_killed_caller_ends_its_thread_and_its_mappings(shard):
     before = held()
     with dask.config.set({"dbdask.connect": "60s"}):
-        directory = ChannelServer(shard).listen(host_identity())
-    caller = fork_script(CALLER.format(directory=directory))
+        name = ChannelServer(shard).listen(host_identity())
+        caller = fork_script(CALLER.format(name=name))
     read_until(caller, "going")
     assert held()[1] > before[1]
     caller.kill()
@@ -416,6 +461,37 @@ def test_one_replica_comes_to_the_same_bits_by_every_way(threads_client, store, 
         np.testing.assert_array_equal(found_losses, losses)
     assert taken.count(name) > 100 and set(taken) == {name}
     assert_nothing_left(threads_client)
+
+
+@pytest.fixture(scope="module")
+def minimum(threads_client, store):
+    """What L-BFGS with one replica makes of the store over Dask's connections."""
+    with dask.config.set({"dbdask.transport": "dask"}):
+        return minimum_of(threads_client, store)
+
+
+def minimum_of(client, store):
+    result = minimise(client, store, replicas=1, shards=3, iterations=5, tolerance=0.0)
+    return flat(result), result.history["loss"].values
+
+
+def test_passes_of_one_replica_come_to_the_same_bits_by_every_way(
+    threads_client, store, chosen, minimum
+):
+    name, taken = chosen
+    found, losses = minimum_of(threads_client, store)
+    np.testing.assert_array_equal(found, minimum[0])
+    np.testing.assert_array_equal(losses, minimum[1])
+    assert taken.count(name) > 10 and set(taken) == {name}
+    assert_nothing_left(threads_client)
+
+
+def test_passes_in_processes_come_to_the_same_bits(process_client, store, minimum):
+    """By themselves they share memory."""
+    found, losses = minimum_of(process_client, store)
+    np.testing.assert_array_equal(found, minimum[0])
+    np.testing.assert_array_equal(losses, minimum[1])
+    wait_until(lambda: not any(process_client.run(mapped).values()))
 
 
 def mapped():

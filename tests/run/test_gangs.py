@@ -15,12 +15,14 @@ from test_giving_up import portion
 import dbdask
 from dbdask.errors import WorkerError
 from dbdask.rpc.calls import ActorPlace
+from dbdask.rpc.deadlines import DEFAULTS, deadline
 from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run import gangs as gangs_module
 from dbdask.run.failures import MOST_ATTEMPTS
 from dbdask.run.gangs import Gangs
 from dbdask.run.joint_work import ByParts, JointWork
-from dbdask.run.roster import Roster
+from dbdask.run.roster import REFRESH_SECONDS, Roster
+from dbdask.run.run import TURN_SECONDS
 from dbdask.run.shard_placement import ShardPlacement
 from dbdask.run.workforce import Workforce
 from dbdask.worker.link import ServerHandle, ShardPlace
@@ -289,6 +291,82 @@ def test_work_that_is_given_up_at_one_member_is_handed_back_once(monkeypatch):
         workers.force.give_up_on({"a2"})
         assert taken == ["back"] and workers.ended == [(("a1", "a2"), 0)]
         assert not workers.force.outstanding and workers.force.late_pushes_possible
+
+    live(story())
+
+
+# How long a member is missed: `benchmarks.recovery` measures it
+
+
+class Patient(Workers):
+    """Gangs under the deadlines as they are by default, at times that a test sets.
+
+    A ping of a worker in `stopped` passes unanswered when `dbdask.ping` is over.
+    """
+
+    def __init__(self, monkeypatch, *names):
+        super().__init__(monkeypatch, *names)
+        self.now, self.stopped, self.pinged = 0.0, set(), {}
+        clock = types.SimpleNamespace(seconds=lambda: self.now)
+        monkeypatch.setattr(self.roster, "clock", clock)
+        monkeypatch.setattr(self.roster, "ask", self.ask)
+        monkeypatch.setattr(self.force, "refresh", nothing)
+        monkeypatch.setattr(self.force.lost_tasks, "look", lambda *task: None)
+
+    def ask(self, workers=()):
+        for worker in workers:
+            self.pinged.setdefault(worker, self.now)
+        unanswered = {
+            worker
+            for worker in self.stopped & self.pinged.keys()
+            if self.now - self.pinged[worker] >= deadline("ping")
+        }
+        self.roster.silent |= unanswered
+        return set(workers) - self.stopped
+
+    async def live_until(self, gangs, step):
+        """Look on, every `step` seconds, until these gangs are the places; returns the time."""
+        while self.gangs.places != gangs:
+            self.now += step
+            assert await self.force.turn(0.0) == ""
+            await self.form()
+            assert self.now < 100
+        return self.now
+
+
+LOOK = TURN_SECONDS + REFRESH_SECONDS
+"""Seconds from one look at all workers to the next, at most."""
+
+
+def test_a_member_that_stops_is_missed_no_longer_than_the_deadlines_say(monkeypatch):
+    """The longest of all losses: no connection is closed, and nothing comes."""
+
+    async def story():
+        workers, taken = Patient(monkeypatch, "a1", "a2", "b1"), []
+        await workers.form()
+        await workers.give(0, "a1, a2", taken)
+        workers.stopped.add("a2")
+        seconds = await workers.live_until(["a1, b1"], LOOK)
+        assert taken == ["back"] and workers.ended == [(("a1", "a2"), 0)]
+        assert seconds <= deadline("silence") + deadline("ping") + 3 * LOOK
+        assert seconds + deadline("connect") <= 30  # by which its workers have joined the new gang
+        await workers.force.close()
+
+    assert [DEFAULTS[name] for name in ("silence", "ping", "connect")] == ["10s", "10s", "5s"]
+    live(story())
+
+
+def test_a_member_that_was_killed_is_missed_until_the_next_look(monkeypatch):
+    """The scheduler notices at once that the connection was closed, and forgets the worker."""
+
+    async def story():
+        workers, taken = Patient(monkeypatch, "a1", "a2", "b1"), []
+        await workers.form()
+        await workers.give(0, "a1, a2", taken)
+        workers.leave("a2")
+        assert await workers.live_until(["a1, b1"], LOOK) == LOOK
+        assert taken == ["back"]
+        await workers.force.close()
 
     live(story())
 

@@ -7,7 +7,7 @@ from asking import workers_of
 from counting import missing_updates
 from counting_parts import COUNTS, SlowDense, counted_pairs, counting_network
 from distributed import Client, LocalCluster
-from faults import TABLE, Stop, assert_felt
+from faults import MORE, TABLE, RaisesOnce, Stop, assert_felt
 from lag import no_loop_waits
 from test_batch_faults import for_passes
 from test_downpour import assert_nothing_left, labelled, write_store
@@ -25,7 +25,7 @@ SHARDS = 2  # each has one row of counts, which is a part
 QUICK = ("kill a shard's worker",)
 CASES = [
     pytest.param(fault, marks=() if fault.name in QUICK else pytest.mark.chaos, id=fault.name)
-    for fault in TABLE
+    for fault in TABLE + MORE
 ]
 
 
@@ -45,27 +45,61 @@ def client(request):
         yield client
 
 
+class RaisesInPredict(dbdask.Network):
+    """A network that raises once when it predicts, as a validation does and no part."""
+
+    path = ""
+
+    @classmethod
+    def of(cls, network, path):
+        """Return such a network; the file at a path derived from `path` says that it has raised."""
+        found = cls(input_shape=network.input_shape, layers=network.layers, loss=network.loss)
+        object.__setattr__(found, "path", path)
+        return found
+
+    def predict(self, parameters, inputs):
+        return RaisesOnce(super(), "predict", self.path).predict(parameters, inputs)
+
+
+def validated(network, fault, path):
+    """The network, or one that raises where the fault says so."""
+    return RaisesInPredict.of(network, path) if fault.raises == "predict" else network
+
+
 @pytest.mark.parametrize("fault", CASES)
 def test_each_example_counts_in_every_part_as_often_as_the_history_says(
     client, store, tmp_path, fault
 ):
     path = str(tmp_path / "run.zarr")
-    trouble = Trouble(client, fault, 7, path + "-happened", path=path)
-    result = dbdask.downpour(
-        counting_network(ROWS, SHARDS, trouble.until),
-        counted_pairs(store),
-        client=client,
-        optimizer=dbdask.sgd(float(BATCH)),
-        batch_size=BATCH,
-        epochs=EPOCHS,
-        partitions=2,
-        shards=SHARDS,
-        shard_copies=fault.copies,
-        checkpoint=path if fault.checkpoint else None,
-        snapshot_every="300ms",
-        callbacks=[trouble],
-        progress=False,
-    )
+    trouble = Trouble(client, fault, 7, path + "-happened", path=path, data=store)
+    network = validated(counting_network(ROWS, SHARDS, trouble.until), fault, path)
+    optimizer = dbdask.sgd(float(BATCH))
+    if fault.raises == "update":
+        optimizer = RaisesOnce(optimizer, "update", path)
+
+    def train(resume):
+        return dbdask.downpour(
+            network,
+            counted_pairs(store),
+            client=client,
+            optimizer=optimizer,
+            batch_size=BATCH,
+            epochs=EPOCHS,
+            partitions=2,
+            shards=SHARDS,
+            shard_copies=fault.copies,
+            validation=counted_pairs(store) if fault.raises == "predict" else None,
+            checkpoint=path if fault.checkpoint else None,
+            snapshot_every="300ms",
+            resume=resume,
+            callbacks=[trouble],
+            progress=False,
+        )
+
+    if fault.ends is not None:
+        with pytest.raises(fault.ends):
+            train(False)
+    result = train(fault.ends is not None)
     assert trouble.is_over or isinstance(fault.act, Stop), "the run was over before"
     trouble.settle()
     assert_felt(result, fault.act)
@@ -87,7 +121,8 @@ def test_each_example_counts_in_every_part_as_often_as_the_history_says(
 PASSES = ("kill two at once; copies",)
 PASS_CASES = [
     pytest.param(fault, marks=pytest.mark.slow if fault.name in PASSES else pytest.mark.chaos)
-    for fault in map(for_passes, TABLE)
+    for fault in map(for_passes, TABLE + MORE)
+    if fault.raises != "update"  # the rule by which these shards go is none of the user's
 ]
 
 
@@ -109,10 +144,11 @@ def accepted(monkeypatch):
 @pytest.mark.parametrize("fault", PASS_CASES, ids=lambda fault: fault.name)
 def test_every_step_of_parts_is_one_of_a_single_process(client, store, tmp_path, accepted, fault):
     path = str(tmp_path / "run.zarr")
-    trouble = Trouble(client, fault, 7, path + "-happened", apart=2, path=path)
+    trouble = Trouble(client, fault, 7, path + "-happened", apart=2, path=path, data=store)
     layers = [SlowDense.of(8, "tanh", trouble.until), dbdask.Dense(3)]
+    network = dbdask.Network(input_shape=(6,), layers=layers, loss="softmax")
     result = dbdask.sandblaster(
-        dbdask.Network(input_shape=(6,), layers=layers, loss="softmax"),
+        validated(network, fault, path),
         labelled(store),
         client=client,
         l2=1e-3,
@@ -122,6 +158,7 @@ def test_every_step_of_parts_is_one_of_a_single_process(client, store, tmp_path,
         partitions=2,
         shards=SHARDS,
         shard_copies=fault.copies,
+        validation=labelled(store) if fault.raises == "predict" else None,
         checkpoint=path if fault.checkpoint else None,
         snapshot_every="300ms",
         callbacks=[trouble],

@@ -186,9 +186,13 @@ def test_a_worker_with_another_dbdask_is_named_with_the_remedy(
 
 def test_a_model_that_does_not_fit_a_workers_memory_is_named_before_it_is_placed():
     worker = WorkerFacts("tcp://10.0.0.1:1", "0", "10.0.0.1", 512 * 2**20)
-    check_memory([worker], 100 * 2**20, 100 * 2**20, "model of 9 parameters")
-    with pytest.raises(ValueError, match=r"tcp://10\.0\.0\.1:1: a replica holds 300 MiB.*512 MiB"):
-        check_memory([worker], 300 * 2**20, 100 * 2**20, "model of 9 parameters")
+    check_memory([worker], 100 * 2**20, 100 * 2**20, "model of 9 parameters", None)
+    named = r"tcp://10\.0\.0\.1:1: a replica holds 300 MiB.*512 MiB.* of them with shards=$"
+    with pytest.raises(ValueError, match=named):
+        check_memory([worker], 300 * 2**20, 100 * 2**20, "model of 9 parameters", None)
+    named = r"shards=, or cut a replica over 3 or more of them with partitions=$"
+    with pytest.raises(ValueError, match=named):
+        check_memory([worker], 300 * 2**20, 100 * 2**20, "model of 9 parameters", 3)
 
 
 def test_examples_of_no_weight_are_passed_over(threads_client, store):

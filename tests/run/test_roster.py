@@ -8,6 +8,9 @@ import dask
 import pytest
 
 from dbdask.errors import WorkerError
+from dbdask.rpc import arrivals
+from dbdask.rpc.arrivals import DEMAND_SECONDS, MOST_DEMANDED
+from dbdask.rpc.deadlines import deadline
 from dbdask.rpc.scheduler import WorkerFacts
 from dbdask.run import preflight
 from dbdask.run import roster as roster_module
@@ -35,11 +38,12 @@ class Cluster:
             rpc=None,
             futures={},
             scheduler_comm=types.SimpleNamespace(closed=lambda: False),
-            submit=self.submit,
+            map=self.map,
         )
         self.asked = []
         self.demand = self.submitted = 0
         self.clock = types.SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr(arrivals, "until_heard", self.until_heard)
         monkeypatch.setattr(roster_module, "time", self.clock)
         monkeypatch.setattr(roster_module, "REFRESH_SECONDS", 0.0)
         monkeypatch.setattr(roster_module, "workers_now", self.workers_now)
@@ -51,15 +55,18 @@ class Cluster:
         clock = types.SimpleNamespace(seconds=lambda: self.now)
         return Roster(self.client, b"job", None, only, holders, clock=clock)
 
-    def submit(self, function, *arguments, **options):
-        """What waits for a worker; `demand` is how many such tasks are held."""
-        self.demand += 1
-        self.submitted += 1
+    def map(self, function, seconds, **options):
+        """What waits for workers; `demand` is how many such tasks are held."""
+        self.demand += len(seconds)
+        self.submitted += len(seconds)
 
         def release():
             self.demand -= 1
 
-        return types.SimpleNamespace(release=release)
+        return [types.SimpleNamespace(release=release) for _ in seconds]
+
+    async def until_heard(self, client):
+        assert client is self.client
 
     async def workers_now(self, client):
         self.now += 0.1
@@ -141,6 +148,59 @@ def test_while_there_is_no_worker_or_one_is_checked_a_task_wants_it(monkeypatch)
         assert cluster.demand == 1
         await roster.close()
         assert cluster.demand == 0
+
+    live(story())
+
+
+def test_for_a_replica_of_several_workers_ever_more_tasks_want_them(monkeypatch):
+    """An adaptive cluster starts a second worker only for much work that waits."""
+    cluster = Cluster(monkeypatch, "first")
+
+    async def story():
+        roster = cluster.roster()
+        roster.least = 3
+        await until(roster, lambda: roster.workers == ["first"])
+        seen = []
+        for _ in range(12):
+            roster.note_lack(roster.lack)
+            roster.note_lack(roster.lack)  # at once: the tasks that there are have not ended
+            seen.append(cluster.demand)
+            cluster.now += DEMAND_SECONDS
+        assert seen[:4] == [3, 6, 12, 24] and seen[-2:] == [MOST_DEMANDED] * 2
+        cluster.names = ["first", "second", "third"]
+        await until(roster, lambda: len(roster.workers) == 3)
+        roster.note_lack(roster.lack)
+        assert cluster.demand == 0
+        cluster.names = []
+        await roster.refresh(now=True)
+        for _ in range(3):
+            roster.note_lack(roster.lack)
+            cluster.now += DEMAND_SECONDS
+            assert cluster.demand == 3
+
+    live(story())
+
+
+def test_the_wait_for_a_gang_begins_anew_with_each_worker_that_comes(monkeypatch):
+    cluster, seconds = Cluster(monkeypatch), deadline("arrival") - 1
+
+    async def story():
+        roster = cluster.roster()
+        roster.least = 3
+        for count in (0, 1, 2):
+            cluster.names = list("abc")[:count]
+            await until(roster, lambda count=count: len(roster.workers) == count)
+            roster.check_arrival(roster.lack)
+            cluster.now += seconds
+            roster.check_arrival(roster.lack)
+        cluster.names = ["a"]  # one that goes and comes again is no progress
+        await until(roster, lambda: len(roster.workers) == 1)
+        cluster.names = ["a", "d"]
+        await until(roster, lambda: len(roster.workers) == 2)
+        roster.check_arrival(roster.lack)
+        cluster.now += 2.0
+        with pytest.raises(WorkerError, match="partitions=3 needs 3 workers .* 2 can train now"):
+            roster.check_arrival(roster.lack)
 
     live(story())
 
@@ -422,6 +482,7 @@ def test_a_newcomer_in_its_check_is_waited_for_as_a_home(monkeypatch):
     roster = types.SimpleNamespace(
         is_hopeful=True,
         workers=[],
+        useful=0,
         lack="no worker is left to train on",
         facts={"new": new},
         away={"new"},
