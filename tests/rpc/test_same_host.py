@@ -66,7 +66,9 @@ def listening(name):
     """Whether a socket of a name in the abstract namespace accepts callers, by the kernel."""
     with open("/proc/net/unix") as sockets:
         found = [line.split() for line in sockets]
-    return any(path == [f"@{name}"] and flags == ACCEPTS for _, _, _, flags, _, _, *path in found)
+    return any(
+        path == [f"@{name}"] and flags == ACCEPTS for _, _, _, flags, _, _, _, *path in found
+    )
 
 
 def held_threads():
