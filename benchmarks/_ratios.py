@@ -50,7 +50,7 @@ class Pair:
     Parameters
     ----------
     over, under
-        Their names. Of several names, the one with the best median takes part.
+        Their names. Of several that were measured, the one with the best median takes part.
     wanted
         The least that the median of the ratios should be, or the most if less is better. None:
         the ratio is only shown.
@@ -78,7 +78,10 @@ class Pair:
         """
         sides = [_names(side) for side in (self.over, self.under)]
         best = [self._best(results, names) for names in sides]
-        title = " / ".join(_titled(*side) for side in zip(sides, best, strict=True))
+        title = " / ".join(
+            _titled(names, one, sum(bool(results.get(name)) for name in names))
+            for names, one in zip(sides, best, strict=True)
+        )
         over, under = best
         if over is None or under is None:
             lacking = [n for names, one in zip(sides, best, strict=True) if not one for n in names]
@@ -140,11 +143,11 @@ def _names(side: str | tuple[str, ...]) -> tuple[str, ...]:
     return (side,) if isinstance(side, str) else side
 
 
-def _titled(names: tuple[str, ...], best: str | None) -> str:
-    """Return how one side of a pair is called."""
+def _titled(names: tuple[str, ...], best: str | None, measured: int) -> str:
+    """Return how one side of a pair is called, of which so many contestants were measured."""
     if len(names) == 1:
         return names[0]
-    return f"{best} (the best of {len(names)})" if best else " or ".join(names)
+    return f"{best} (the best of {measured})" if best else " or ".join(names)
 
 
 def _column(results: Results, name: str, figure: str) -> list[float]:

@@ -79,7 +79,9 @@ def run(program, arguments, folder):
     return json.loads(path.read_text()), done.stdout
 
 
-@pytest.mark.parametrize(("program", "arguments", "expected"), [(n, *c) for n, c in CASES.items()])
+@pytest.mark.parametrize(
+    ("program", "arguments", "expected"), [(n, *c) for n, c in CASES.items()], ids=CASES
+)
 def test_a_program_writes_what_it_prints(program, arguments, expected, tmp_path):
     if program == "torch_speed" and find_spec("torch") is None:
         pytest.skip("needs PyTorch: dbdask[torch]")

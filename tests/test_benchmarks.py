@@ -187,7 +187,7 @@ def test_of_several_contestants_the_best_takes_part(less, best):
     pair = Pair(("slow", "quick", "away"), "theirs", less_is_better=less)
     answer = pair.answer(results, {"away": "failed"})
     assert answer.values["over"] == best
-    assert answer.line.startswith(f"{best} (the best of 3) / theirs: ")
+    assert answer.line.startswith(f"{best} (the best of 2) / theirs: ")
 
 
 def test_a_pair_may_divide_another_figure_than_the_first():
