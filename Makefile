@@ -70,7 +70,7 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) -e '.[speech,http,test]'
 	@touch $@
 
-# Without a GPU of NVIDIA the CPU build will do: most of the 4.6 GB of the ordinary one are for CUDA.
+# Without an NVIDIA GPU the CPU build will do: most of the 4.6 GB of the ordinary one are for CUDA.
 $(VENV)/.torch: $(VENV)/.made pyproject.toml constraints.txt
 	@index=; \
 	if test -e /dev/nvidiactl -o -e /dev/dxg; then \
