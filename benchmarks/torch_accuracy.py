@@ -31,7 +31,7 @@ from torch import nn
 
 import dbdask
 from benchmarks._clusters import cluster_of
-from benchmarks._labelled import arrays_in, digits, fashion_mnist, keep_arrays
+from benchmarks._labelled import arrays_in, fashion_mnist, keep_arrays, scaled_digits
 from benchmarks._processes import together
 from benchmarks._side_by_side import Contestant, Figures, Report, Results, interleaved
 from dbdask.torch import TorchModel
@@ -113,7 +113,7 @@ def task_in(folder: Path, options: argparse.Namespace) -> Task:
     """Put the images into a folder, as arrays and as Zarr stores."""
     parts, name = None if options.digits else fashion_mnist(), "Fashion-MNIST"
     if parts is None:
-        parts, name = digits(), "digits scaled to 28 x 28"
+        parts, name = scaled_digits(), "digits scaled to 28 x 28"
     rows = min(options.rows, len(parts["train"][0]))
     for part, (inputs, labels) in parts.items():
         count = rows if part == "train" else len(inputs)

@@ -164,9 +164,11 @@ def test_parts_of_an_image_network_go_where_one_goes_with_the_messages_that_were
     assert len({boundary for boundary, *_ in expected if boundary}) >= 2  # a halo, and all of it
     steps = len(counted.minibatches) // parts
     assert steps >= ROWS * 2 // batch_size
-    cost = exchange_cost(network(), partition_of(network(), parts, batch_size).cut, batch_size)
-    assert counted.carried.total() == steps * cost.messages
-    assert sum(size * times for (*_, size), times in counted.carried.items()) == steps * cost.size
+    cut = partition_of(network(), parts, batch_size).cut
+    costs = [exchange_cost(network(), cut, count) for count in counted.minibatches]
+    assert parts * counted.carried.total() == sum(cost.messages for cost in costs)
+    carried = sum(size * times for (*_, size), times in counted.carried.items())
+    assert parts * carried == sum(cost.size for cost in costs)
     assert counted.begun % (parts - 1) == 0 and counted.begun < steps * (parts - 1)
     assert_nothing_left(three)
 

@@ -122,7 +122,7 @@ def test_no_worker_reads_a_block_twice_in_a_run(threads_client, store, monkeypat
     assert set(reads.values()) == {1}
 
 
-WIDE, MOST_BYTES = 2000, 4096
+WIDE, MOST_BYTES = 3000, 6000
 
 
 def test_an_iteration_is_two_rounds_beside_its_search_and_no_vector_comes_to_the_client(
