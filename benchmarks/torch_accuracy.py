@@ -37,7 +37,7 @@ from benchmarks._side_by_side import Contestant, Figures, Report, Results, inter
 from dbdask.torch import TorchModel
 from pipelines.schedules import Falling
 
-RATE = 0.003
+RATE = 0.003  # at first, of Adam
 THREADS = 2  # of all processes of a contestant together
 PLAIN = "plain"
 POINTS = 1.0
@@ -53,6 +53,7 @@ class Task:
     rows: int
     batch: int
     epochs: int
+    first_rate: float
 
     def examples(self, part: str) -> dbdask.Examples:
         """Return the examples of "train" or "held_out", of which dbdask reads the stores."""
@@ -62,7 +63,7 @@ class Task:
     @property
     def rate(self) -> Falling:
         """Return the rate of a step, which falls until the last one."""
-        return Falling(RATE, self.epochs * math.ceil(self.rows / self.batch))
+        return Falling(self.first_rate, self.epochs * math.ceil(self.rows / self.batch))
 
 
 class Block(nn.Module):
@@ -123,7 +124,7 @@ def task_in(folder: Path, options: argparse.Namespace) -> Task:
             {"image": (("row", "y", "x"), images), "label": ("row", labels[:count].astype("i4"))}
         )
         data.chunk(row=1024).to_zarr(folder / f"{part}.zarr", consolidated=False)
-    return Task(name, folder, rows, options.batch, options.epochs)
+    return Task(name, folder, rows, options.batch, options.epochs, options.rate)
 
 
 def _plain(number: int, task: Task, seed: int) -> float:
@@ -218,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     found.add_argument("--epochs", type=int, default=5)
     found.add_argument("--batch", type=int, default=128, help="examples of a minibatch")
+    found.add_argument("--rate", type=float, default=RATE, help="of Adam, from which it falls")
     found.add_argument("--rows", type=int, default=60_000, help="examples to train on, at most")
     found.add_argument("--digits", action="store_true", help="scikit-learn's digits in any case")
     found.add_argument("--json", type=Path, help="write every figure there")
