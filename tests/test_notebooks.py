@@ -76,6 +76,7 @@ def pictures(cells):
     return [sum("image/png" in o.get("data", {}) for o in cell.outputs) for cell in notebook.cells]
 
 
+@pytest.mark.slow
 def test_a_learning_curve_shows_itself_once_in_a_notebook():
     cells = [MADE + "result.plot()", "result.plot();", "figure = result.plot()\n1", "figure"]
     assert pictures(cells) == [1, 1, 1, 1]

@@ -151,7 +151,7 @@ def counted(request, monkeypatch):
 BATCH_SIZES = {"downpour": BATCH, "sandblaster": 60}
 
 
-@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("parts", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_parts_of_an_image_network_go_where_one_goes_with_the_messages_that_were_counted(
     three, store, in_one_part, counted, algorithm, parts

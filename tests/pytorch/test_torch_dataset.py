@@ -45,7 +45,8 @@ def test_an_epoch_can_be_chosen():
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("persistent", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("persistent", [False, True])
 def test_workers_share_an_epoch_without_overlap(tmp_path, persistent):
     data().to_zarr(tmp_path / "store.zarr", consolidated=False)
     given = dbdask.Examples(str(tmp_path / "store.zarr"), inputs="x", targets="label", along="t")

@@ -65,6 +65,7 @@ def test_a_run_gets_the_workers_of_a_gang_from_a_cluster_that_has_none(
     assert result.history["replicas"].values[-1] >= 1
 
 
+@pytest.mark.slow
 def test_passes_get_the_workers_of_a_gang_from_a_cluster_that_has_none(cluster, store, tmp_path):
     local, client = cluster
     local.adapt(minimum=0, maximum=4, **QUICK)
@@ -100,6 +101,7 @@ class Adapting(After):
         wait_until(lambda: self.gangs[-1] == gangs)
 
 
+@pytest.mark.slow
 def test_gangs_come_with_the_workers_and_go_with_them(cluster, store, tmp_path):
     local, client = cluster
 
