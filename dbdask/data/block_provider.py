@@ -79,6 +79,9 @@ def leave_thread() -> bool:
 class Readable(Protocol):
     """Examples, as a provider uses them: every read that serving a block of the grid makes."""
 
+    @property
+    def variables(self) -> Sequence[Variable]: ...
+
     def reads(self, block: int) -> Iterable[tuple[Variable, Mapping[str, slice]]]: ...
 
 
@@ -107,9 +110,15 @@ class BlockProvider:
         The examples, as the client holds them.
     client
         The client; its arrays go to the workers directly.
+
+    Attributes
+    ----------
+    has_values
+        Whether there are values that must be brought; if not, no portion has futures.
     """
 
     def __init__(self, examples: Readable, client: Client) -> None:
+        self.has_values = any(variable.needs_blocks for variable in examples.variables)
         self._examples = examples
         self._client = client
         self._groups: dict[_Name, _Group] = {}
@@ -125,6 +134,8 @@ class BlockProvider:
 
         A second call for a portion brings its values again, so a lost worker loses nothing.
         """
+        if not self.has_values:
+            return []
         holder = (portion.epoch, portion.number)
         with self._lock:
             group, is_new = self._group(_name(portion), holder)
@@ -163,6 +174,8 @@ class BlockProvider:
         self, blocks: Iterable[int], workers: Sequence[str] | None = None
     ) -> list[Future[Piece]]:
         """Return futures of the values that blocks of the grid need; the caller holds them."""
+        if not self.has_values:
+            return []
         held: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Piece] = {}
         wanted: dict[_Graph, dict[tuple[int, ...], None]] = {}
         for block in blocks:

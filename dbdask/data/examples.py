@@ -25,7 +25,7 @@ from dbdask.data.opening import Given, open_recipe
 from dbdask.data.pickling import pack, unpack
 from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection
-from dbdask.data.sources import Data, Source, Variable, open_source
+from dbdask.data.sources import Data, Source, open_source
 from dbdask.data.splits import (
     check_fractions,
     check_overlap,
@@ -321,10 +321,6 @@ class Examples:
             volumes = np.multiply.outer(volumes, count)
         held = (volumes.reshape(-1) * recipe.row_bytes).astype(np.int64)
         return Cut(recipe.block_rows, held, portion_rows, MIX_BYTES)
-
-    def reads(self, block: int) -> list[tuple[Variable, dict[str, slice]]]:
-        """Return every (variable, box) that a worker reads to serve a block."""
-        return list(self.recipe.reads(block))
 
     def worker_side(self) -> "Examples":
         """Return the examples that travel in a task: without values, small when pickled."""

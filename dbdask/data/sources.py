@@ -28,9 +28,9 @@ What `read` returns may be read-only and may be a view: never write to it.
 
 `blocks` is one mapping for all variables of a task, from `variable.key` to pieces; it may hold
 keys that are not needed, and variables that read for themselves ignore it: pass it to every
-`read`. `dbdask.data.block_provider` makes the pieces. It asks examples for::
+`read`. `dbdask.data.block_provider` makes the pieces. It asks the recipe of the examples for::
 
-    examples.reads(block) -> Iterable[tuple[Variable, dict[str, slice]]]
+    recipe.reads(block) -> Iterable[tuple[Variable, dict[str, slice]]]
 
 every (client-side variable, box) that the worker will `read` to serve this block of the grid,
 halo of the window included. The boxes that the worker reads must lie within these.

@@ -15,7 +15,7 @@ import numpy as np
 from dbdask.arrays import Float32Array
 from dbdask.json_types import JsonObject
 
-BLOCK = 32_768  # floats
+BLOCK = 65_536  # floats: with its slots a block stays in the cache, and each costs ten calls
 
 Rate = float | Callable[[int], float]
 Slots = dict[str, Float32Array]

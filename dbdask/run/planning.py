@@ -164,8 +164,10 @@ def plan_of(
         trained=shared.layout.trained,
         buffers=updated_ranges(model, shared.layout),
         validation_cut=validation_cut(validation, shared.layout.size, batch_size),
-        provider=BlockProvider(examples, client),
-        validation_provider=BlockProvider(validation, client) if validation is not None else None,
+        provider=BlockProvider(examples.recipe, client),
+        validation_provider=(
+            BlockProvider(validation.recipe, client) if validation is not None else None
+        ),
         start=_in_order_of(partition, shared.start),
         target_loss=target_loss,
         partition=partition,

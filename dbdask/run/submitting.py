@@ -1,7 +1,7 @@
 """Submitting work as a Dask task, together with the blocks of data that it needs."""
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from distributed import Client, Future
 
@@ -31,20 +31,30 @@ class TaskSubmitter:
 
     def __init__(self, client: Client, job: bytes, providers: Mapping[str, BlockProvider]) -> None:
         self.client, self.job, self.providers = client, job, providers
+        self._ended: list[Future[Any]] = []
+
+    def close(self) -> None:
+        """Let go of the tasks that have ended."""
+        for future in self._ended:
+            future.release()
+        self._ended.clear()
 
     async def do(
         self, work: Work, function: Callable[..., R], order: object, worker: str, key: str
     ) -> R:
         """Run `function(order, job, *blocks)` on a worker as the task `key`; return its result.
 
-        If the caller is cancelled the task is released, and so are its blocks.
+        If the caller is cancelled the task is released, and so are its blocks. A task that has
+        ended is released behind the next one: what a client sends within 10 ms after a message
+        waits for their end, and the worker would wait with it.
         """
         provider = self.providers[work.examples]
         blocks: list[Future[Piece]] = []
         future: Future[R] | None = None
         try:
-            for portion in work.portions:
-                blocks += await beside_loop(provider.futures, portion, [worker])
+            if provider.has_values:
+                for portion in work.portions:
+                    blocks += await beside_loop(provider.futures, portion, [worker])
             future = self.client.submit(
                 function,
                 order,
@@ -56,7 +66,11 @@ class TaskSubmitter:
                 # Nowhere else: Dask would steal it for a worker that is silent, and looks idle.
                 workers=[worker],
             )
-            return await result_of(self.client, future)
+            self.close()
+            result = await result_of(self.client, future)
+            self._ended.append(future)
+            future = None
+            return result
         finally:
             blocks.clear()  # the traceback of an error may keep the list for ever
             if future is not None:

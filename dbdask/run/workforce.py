@@ -95,6 +95,7 @@ class Workforce(ReplicaPlaces):
             task.cancel()
         closing = (self.roster.close(), self.lost_tasks.close())
         await asyncio.gather(*closing, *tasks, return_exceptions=True)
+        self._tasks.close()
 
     @property
     def training(self) -> list[Outstanding[Any]]:

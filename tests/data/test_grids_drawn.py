@@ -276,7 +276,7 @@ def pieces(examples, portion, data):
     """The values that a worker's side of the examples needs for a portion, and no others."""
     found = {}
     for block in portion.blocks:
-        for variable, box in examples.reads(block):
+        for variable, box in examples.recipe.reads(block):
             index = variable.index(box)
             values = data[variable.name].to_numpy()[index]
             piece = Piece(variable.key, tuple(cut.start for cut in index), values)
