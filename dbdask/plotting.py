@@ -1,4 +1,4 @@
-"""Pictures of a run, with matplotlib where it is installed."""
+"""Pictures of a run, with matplotlib, if it is installed."""
 
 import io
 import sys
@@ -56,7 +56,7 @@ def time_spent(history: xr.Dataset) -> "Figure":
     """Draw the share of each activity in the time of a run; return the figure.
 
     The title names what takes most time. Below are the stages of the call, and the seconds that
-    each part of a partitioned replica has exchanged, where the history has them.
+    each part of a partitioned replica has exchanged, if the history has them.
 
     Raises
     ------

@@ -51,7 +51,13 @@ class Predictor:
         self.__dict__.update(state, _open=None, _error=None, _lock=Lock())
 
     def opened(self) -> "tuple[Reader, Model | PiecewiseNetwork, Float32Array]":
-        """Return a reader, and the model with its vector (see `model_with`), once a process."""
+        """Return a reader, and the model with its vector (see `model_with`), once a process.
+
+        Raises
+        ------
+        Exception
+            The error with which data or parameters could not be opened or read.
+        """
         before = self._error
         with self._lock:
             if self._open is None:

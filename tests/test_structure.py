@@ -13,34 +13,34 @@ import dbdask
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dbdask"
 LEVELS = {
-    "version": 0,
-    "errors": 0,
     "arrays": 0,
+    "errors": 0,
     "json_types": 0,
-    "users_code": 0,
-    "schedule": 1,
+    "status": 0,
+    "version": 0,
     "optim": 1,
-    "daemon_threads": 1,
-    "storage": 1,
+    "schedule": 1,
+    "users_code": 1,
+    "daemon_threads": 2,
     "models": 2,
+    "storage": 2,
     "metrics": 3,
+    "rpc": 3,
     "data": 4,
-    "rpc": 4,
+    "plotting": 4,
+    "progress": 4,
+    "meanings": 5,
+    "stored_parameters": 5,
     "worker": 5,
-    "result": 6,
     "prediction": 6,
     "saving": 6,
-    "progress": 6,
-    "plotting": 6,
-    "status": 6,
-    "stored_parameters": 6,
-    "meanings": 6,
-    "run": 7,
-    "algorithms": 8,
-    "torch": 9,
-    "sklearn": 9,
+    "result": 7,
+    "run": 8,
+    "algorithms": 9,
+    "torch": 10,
+    "sklearn": 10,
 }
-ROOT_LEVEL = 10  # `dbdask` itself, which names the whole public API
+ROOT_LEVEL = 11  # `dbdask` itself, which names the whole public API
 ADAPTERS = {"torch", "sklearn"}
 KNOWS_DASK = {"dbdask.data.block_provider", "dbdask.data.cluster_sweeps"}
 
@@ -118,7 +118,8 @@ def circles(package):
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_down_only(name):
     for module in imported_modules(MODULES[name], MODULES):
-        assert level_of(module) <= level_of(name), f"{name} imports {module}, a level above"
+        if part_of(module) != part_of(name):
+            assert level_of(module) < level_of(name), f"{name} imports {module}, not a level below"
 
 
 @pytest.mark.parametrize("name", MODULES)

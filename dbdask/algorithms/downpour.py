@@ -89,7 +89,7 @@ def downpour(
         Minibatches between two fetches, and between two pushes of the accrued gradient.
     local_learning_rate
         Rate of the replica's own steps between two fetches; None is the optimiser's rate for
-        `sgd` (of a schedule, its first one) and none for the others. Without effect where
+        `sgd` (of a schedule, its first one) and none for the others. Without effect if
         `n_fetch` is 1.
     local_optimizer
         None: replicas push accrued gradients, as the paper does. A rule such as `adam(1e-3)`:
@@ -139,7 +139,7 @@ def downpour(
         Called with each `Record`, on the client; a callback that returns True stops the run.
     progress
         None: a bar on a terminal or in a notebook, else a line each 20 s to the logger `dbdask`,
-        or to standard error where the program has not configured logging.
+        or to standard error if the program has not configured logging.
     seed
         Decides initial parameters, the order of portions, and every minibatch.
 

@@ -25,7 +25,7 @@ from dbdask.run.slow_callbacks import Callback
 from dbdask.run.training import train
 from dbdask.worker.batch_replica import SandblasterJob
 
-PORTIONS = 64  # of a pass, where portion_size is not given: much less than 1/N of it each
+PORTIONS = 64  # of a pass, if portion_size is not given: much less than 1/N of it each
 LEAST_ROWS = 256  # of a portion: with fewer, adding up the gradients of a large model shows
 MOST_ROWS = 1024  # of a minibatch: what the model sees at once
 PORTION_BYTES = 32 * 2**20  # most stored bytes of a suggested portion
@@ -114,7 +114,7 @@ def sandblaster(
         Called with each `Record`, on the client; a callback that returns True stops the run.
     progress
         None: a bar on a terminal or in a notebook, else a line each 20 s to the logger `dbdask`,
-        or to standard error where the program has not configured logging.
+        or to standard error if the program has not configured logging.
     seed
         Decides the initial parameters, and all that is random in the model.
 

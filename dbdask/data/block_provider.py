@@ -4,7 +4,7 @@ Workers read stores on their own. The blocks of a dask-backed Dataset are comput
 workers that need them; values in the client's memory are scattered to the workers, past the
 scheduler. Both are futures, which the task that needs them takes as arguments::
 
-    provider = BlockProvider(examples, client)
+    provider = BlockProvider(examples.recipe, client)
     futures = provider.futures(portion, workers=[address])
     client.submit(train, portion, futures, workers=[address])
     ...

@@ -122,7 +122,7 @@ def _one_chunk(array: ZarrArray, index: tuple[slice, ...]) -> tuple[int, ...] | 
 
 
 async def _decode_chunk(array: ZarrArray, place: tuple[int, ...]) -> np.ndarray | None:
-    """Return the chunk, or None where the store holds none (all of it is the fill value)."""
+    """Return the chunk, or None if the store holds none (all of it is the fill value)."""
     inner = array.async_array
     prototype = default_buffer_prototype()
     stored = await (inner.store_path / inner.metadata.encode_chunk_key(place)).get(prototype)

@@ -155,7 +155,11 @@ class _Sweep(Generic[T]):
             self._submit(batch)
 
     def _attempt(self, batch: _Batch[T]) -> list[T] | _Unread:
-        """Wait for a batch; an error that may pass, of blocks that Dask computes, is returned."""
+        """Return the results of a batch, or `_Unread` if a read failed that may succeed later.
+
+        An error that is raised here comes from the tasks with which Dask computes blocks. They get
+        new names for the next try, and no worker is to blame.
+        """
         assert batch.future is not None
         try:
             return _awaited(self.client, _result(self.client, batch.future))

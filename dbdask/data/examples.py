@@ -455,10 +455,15 @@ class Examples:
         return Examples._of(self.source, scalings_of(known, variables, targets, per, client))
 
     def fit_categories(self, client: "Client | None" = None) -> "Examples":
-        """Find the labels of every input that is a category, in one pass over these examples.
+        """Return examples that know the labels of every categorical input, found in one pass.
 
-        Call it on the examples to train on: labels that only others have are shown as all zeros, or
-        as the code 0, and so are missing ones if `missing` masks them.
+        Call it on the examples to train on. A label that occurs only in other examples becomes all
+        zeros, or the code 0; so does a missing label if `missing` masks it.
+
+        Parameters
+        ----------
+        client
+            Runs the pass; None: the current client, else this process.
 
         Raises
         ------

@@ -67,6 +67,11 @@ def guarded(variable: xr.Variable) -> tuple[xr.Variable, ReopenedArray | None]:
 
 
 def _replaced(data: Any) -> tuple[Any, ReopenedArray | None]:
+    """Return a copy of xarray's lazy array in which the Zarr array is opened again, and that array.
+
+    xarray nests wrappers, each of which holds the next as `array`. If one of them is not xarray's
+    own, the data come back as they are, with None.
+    """
     if not type(data).__module__.startswith("xarray."):
         return data, None
     if type(data).__name__ == "ZarrArrayWrapper":

@@ -72,7 +72,7 @@ class Reads:
 
     @contextmanager
     def _waiting(self) -> Iterator[Future[None]]:
-        """Yield what is done where the wait is to end."""
+        """Yield what is done if the wait is to end."""
         ending: Future[None] = Future()
         with self._lock:
             if self._is_closed:

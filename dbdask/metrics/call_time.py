@@ -19,7 +19,7 @@ class CallSeconds:
     checking: float = 0.0
     """Checking the arguments, and opening the checkpoint."""
     cluster: float = 0.0
-    """Starting a cluster of the call's own, where there was no client."""
+    """Starting a cluster of the call's own, if there was no client."""
     workers: float = 0.0
     """Waiting for workers, and for each to import what it needs and to open the data."""
     shards: float = 0.0

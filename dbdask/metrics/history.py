@@ -84,7 +84,7 @@ class Record:
     """Updates that shards lost with their workers, so far: counted once for each such shard. In
     Sandblaster iterations."""
     shard_copies: float = math.nan
-    """Copies of the shard that has the fewest, where `shard_copies` is above 1."""
+    """Copies of the shard that has the fewest, if `shard_copies` is above 1."""
     dropped: int = 0
     """Examples left out so far, in every epoch and pass again: missing, or cut by a group."""
     refused: int = 0

@@ -151,7 +151,6 @@ class Evaluator:
         assert batch.targets is not None  # a run refuses examples without targets
         if self._is_first:
             mark_unwritten(gradient)
-        assert batch.targets is not None
         with UsersCode("model.loss_and_gradient"):
             loss = self.model.loss_and_gradient(
                 parameters,

@@ -37,7 +37,7 @@ def messages(network: Network, cut: Cut, examples: int, itemsize: int = 4) -> It
     network, cut
         The network, and a cut of it.
     examples
-        Of the minibatch.
+        How many examples the minibatch has.
     itemsize
         Bytes of a number: 4 for float32.
     """
@@ -53,8 +53,10 @@ def messages(network: Network, cut: Cut, examples: int, itemsize: int = 4) -> It
             part for part, (first, last) in enumerate(pairwise(cut.edges[-1])) if first < last
         ]
         for sender, receiver in _pairs(with_outputs):
+            # The maximum of each row, and its sum.
             yield Message(0, "loss", sender, receiver, 2 * examples * itemsize)
     for sender, receiver in _pairs(list(range(cut.parts))):
+        # Loss and squared norm, float64.
         yield Message(0, "decision", sender, receiver, 16)
 
 

@@ -138,7 +138,8 @@ class Model(Protocol):
             again, elsewhere, is the same.
         gradient
             float32, of the layout's size, with arbitrary content: it must be overwritten in
-            place, `gradient[:] = ...`. Elements of buffers are 0, and need not be written.
+            place, `gradient[:] = ...`. Elements of buffers need not be
+            written: the library sets them to 0 afterwards.
         """
         ...
 

@@ -47,7 +47,7 @@ async def await_workers(client: Client) -> None:
                 raise WorkerError(
                     "the cluster has no worker: start one (`dask worker ADDRESS`, or "
                     f"cluster.scale(2)); none came in {deadline('arrival'):g} s, set "
-                    "dbdask.arrival where new ones take longer to come"
+                    "dbdask.arrival if new ones take longer to come"
                 )
             await asyncio.sleep(LOOK_SECONDS)
     finally:

@@ -17,7 +17,7 @@ class WorkerFacts:
     address: str
     name: str
     host: str
-    memory_limit: int  # bytes; 0 where there is none
+    memory_limit: int  # bytes; 0 if there is none
     is_closing: bool = False  # it still answers, and gets no new work
     is_paused: bool = False  # its memory is nearly full: Dask lets it begin no task for now
 

@@ -107,12 +107,12 @@ async def result_of(client: Client, future: "Future[T]") -> T:
             if found:
                 result: T = found[0]
                 return result
-        await asyncio.sleep(LOOK_SECONDS)  # where it is lost, the scheduler has yet to notice
+        await asyncio.sleep(LOOK_SECONDS)  # if it is lost, the scheduler has yet to notice
     raise RuntimeError(f"no worker hands over the result of {future.key}")
 
 
 async def _fetched(client: Client, key: str) -> list[Any]:
-    """Return a task's result, or nothing where the workers that held it are gone."""
+    """Return a task's result, or nothing if the workers that held it are gone."""
     holders = await scheduler_of(client).who_has(keys=[key])
     data, _, unreadable, _ = await gather_from_workers(holders, rpc=client.rpc)
     if unreadable:

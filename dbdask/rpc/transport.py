@@ -47,7 +47,7 @@ def permitted() -> tuple[str, ...]:
 
 
 class Request(NamedTuple):
-    """A call of a shard without its vectors: small, and pickled where it has to be."""
+    """A call of a shard without its vectors: small, and pickled if it has to be."""
 
     method: str
     """One of the shard's `requests`."""
@@ -100,6 +100,9 @@ class Transport(Protocol):
             A vector, float32 (n,), that takes the vector of the answer. It is filled when the call
             has ended, and must not be used again after a call that was cancelled.
         """
+
+    def close(self) -> None:
+        """Let go of connections, if it has any of its own. No call follows."""
 
 
 class Answering(Protocol):
@@ -192,6 +195,9 @@ class InProcess:
         call.wait(0.0)
         return call
 
+    def close(self) -> None:
+        """Do nothing: there is no connection."""
+
 
 class DaskCall:
     """A call over Dask's connections, carried out on the event loop of the caller's worker."""
@@ -247,3 +253,6 @@ class DaskConnection:
             self._pool, self._place, "serve", tuple(request), sent, into is not None
         )
         return DaskCall(start_on(self._loop, work), into)
+
+    def close(self) -> None:
+        """Do nothing: the connections are those of the worker."""

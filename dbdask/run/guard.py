@@ -29,7 +29,7 @@ async def guarded(
 ) -> T:
     """Await a run's work to its end, or until the cluster is lost.
 
-    Beside the work somebody looks at `clock`, the one by which the run judges others.
+    Beside the work a task looks at `clock`, by which the run judges others.
 
     Raises
     ------
@@ -111,7 +111,7 @@ class Guard:
         if unseen > deadline("arrival"):
             return WorkerError(
                 f"every worker has left, and none came in {deadline('arrival'):g} s: see that "
-                "workers run, or set dbdask.arrival where new ones take longer to come; "
+                "workers run, or set dbdask.arrival if new ones take longer to come; "
                 f"{self.snapshots.resume_hint()}"
             )
         return None

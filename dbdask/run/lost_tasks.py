@@ -102,7 +102,7 @@ class LostTaskDetector:
             return
         self._missed[key] += 1
         if self._missed[key] >= MOST_MISSED:
-            logger.warning("nobody is at work on %s: %s", key, found)
+            logger.warning("no worker runs the task %s: %s", key, found)
 
     async def close(self) -> None:
         """Cancel every look."""

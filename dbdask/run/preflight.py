@@ -25,7 +25,7 @@ USED = (
     "dbdask.worker.batch_shard",
     "dbdask.worker.drain_on_close",
 )
-"""Modules of what a worker is sent: where it comes unimported, the event loop has to import it."""
+"""Modules of what a worker is sent. What is not imported before, its event loop has to import."""
 
 PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
 LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in the client
@@ -40,7 +40,7 @@ class WorkerSilent(Exception):
 async def check_worker(
     pool: ConnectionPool, address: str, job: bytes, path: str | None, *, trains: bool = True
 ) -> None:
-    """Let a worker open the run's checkpoint and, where it is to train, the data.
+    """Let a worker open the run's checkpoint and, if it is to train, the data.
 
     It may take as long as the deadline `preflight` allows, while it answers pings.
 
@@ -191,5 +191,5 @@ def check_collectable(model: str, size: int, path: str | None) -> None:
     """
     if path is None and 4 * size > LARGEST_WITHOUT_CHECKPOINT:
         raise ValueError(
-            f"{model} is larger than 1 GiB: give checkpoint=, where the shards write it"
+            f"{model} is larger than 1 GiB: give checkpoint=, to which the shards write it"
         )

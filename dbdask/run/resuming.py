@@ -114,7 +114,7 @@ def check_can_begin(path: str | None, resume: bool | str) -> None:
 
 
 def _find(path: str, resume: bool | str, settings: dict[str, Any]) -> Snapshot | None:
-    """Return the snapshot to go on from; None where the run is to begin."""
+    """Return the snapshot to go on from; None if the run is to begin."""
     there, last = _latest(path, resume)
     if last is not None:
         _check_same(path, there, settings)

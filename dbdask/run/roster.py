@@ -282,7 +282,7 @@ class Roster:
             why = f" ({', '.join(reasons)})" if reasons else ""
             raise WorkerError(
                 f"{lack}, and none came in {deadline('arrival'):g} s{why}: see that workers run "
-                "and can be reached, or set dbdask.arrival where new ones take longer to come"
+                "and can be reached, or set dbdask.arrival if new ones take longer to come"
             )
 
     # Pings

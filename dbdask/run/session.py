@@ -40,7 +40,7 @@ class Watched(Protocol):
 
     @property
     def clock(self) -> AwakeClock:
-        """By which the run judges others."""
+        """The clock by which the run judges workers."""
 
     def request_stop(self, reason: str) -> None: ...
 

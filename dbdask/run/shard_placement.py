@@ -1,4 +1,4 @@
-"""Where the shards of a run live: set-up, copies, moving, loss."""
+"""Which workers hold the shards of a run: they are made, copied, moved, and given up if lost."""
 
 import asyncio
 import logging
@@ -156,7 +156,7 @@ class ShardPlacement:
                 few = self.roster.lack if self.roster.workers else ""
                 raise WorkerError(
                     f"{few or 'no worker is left to go on with'}, and none came in "
-                    f"{deadline('arrival'):g} s: see that workers run, or set dbdask.arrival where "
+                    f"{deadline('arrival'):g} s: see that workers run, or set dbdask.arrival if "
                     f"new ones take longer to come; {self.snapshots.resume_hint()}"
                 )
             await asyncio.sleep(TURN_SECONDS)

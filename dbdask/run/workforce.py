@@ -74,7 +74,7 @@ class Workforce(ReplicaPlaces):
 
     @property
     def clock(self) -> AwakeClock:
-        """By which workers are judged."""
+        """The clock by which workers are judged."""
         return self.roster.clock
 
     async def refresh(self, *, first: bool = False, now: bool = False) -> None:
@@ -247,14 +247,17 @@ class Workforce(ReplicaPlaces):
         return None
 
     def _blame(self, workers: set[str]) -> None:
-        """Count a failure of the work that lost or paused workers were at."""
+        """Count a failure of the oldest training and validation work on lost or paused workers.
+
+        Which work a worker had begun is not known. The work of a gang counts once.
+        """
         for out in suspects(self.outstanding, workers):
             if out.joint is None or out.joint.is_first_failure():
                 why = f"because {why_unreachable(out.worker, self.roster)}"
                 self.failures.note(out.work, out.worker, why)
 
     def _restart_clocks(self, workers: Collection[str]) -> None:
-        """Workers have answered, or ended a task: the work that waited behind it begins now."""
+        """Restart the time limit of all work on workers that have answered or ended a task."""
         now = self.clock.seconds()
         for out in self.outstanding:
             if out.worker in workers:
@@ -264,8 +267,8 @@ class Workforce(ReplicaPlaces):
         """Ping the workers of overdue work, and ask them for the task.
 
         Returns the work that is given up, after its `take_back` was called. Work is given up if its
-        worker is silent, has left, or closes (Dask ends the tasks of a closing worker without a
-        word); if it is overdue on a worker that Dask has paused, where it may never begin; and if
+        worker is silent, has left, or closes (Dask ends the tasks of a closing worker without an
+        event); if it is overdue on a worker that Dask has paused, where it may never begin; and if
         scheduler and worker both say that no worker runs its task.
 
         Raises

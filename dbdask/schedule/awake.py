@@ -1,4 +1,7 @@
-"""Time in which this process ran: what it slept through says nothing of others."""
+"""A clock that counts only the time in which this process ran.
+
+Time in which it was stopped does not show that other processes are silent.
+"""
 
 import time
 from collections.abc import Callable

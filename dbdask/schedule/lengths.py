@@ -1,4 +1,8 @@
-"""Lengths of blocks along one dimension: two numbers if they are regular, else their edges."""
+"""The lengths of the blocks along one dimension.
+
+Regular blocks are two numbers, the length of a block and the sum; others are the positions of their
+edges.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import SupportsIndex, overload

@@ -108,7 +108,7 @@ def exists(path: Place) -> bool:
 
 
 def create(path: Place, attributes: dict[str, Any]) -> None:
-    """Begin a checkpoint, where there is none: a group that says what it is of."""
+    """Begin a checkpoint, if there is none: a group that says what it is of."""
     with writing(path):
         sealed.write(path, "", KIND, attributes)
 
@@ -237,7 +237,7 @@ def commit(path: Place, group: str, state: dict[str, Any]) -> None:
 
 
 def latest(path: Place) -> Snapshot | None:
-    """Return the committed snapshot of the highest number; None where none was committed yet.
+    """Return the committed snapshot of the highest number; None if none was committed yet.
 
     Raises
     ------
@@ -266,7 +266,7 @@ def latest(path: Place) -> Snapshot | None:
 
 
 def _state_of(path: Place, group: str) -> dict[str, Any] | None:
-    """The state that a snapshot was committed with; None where it was not committed."""
+    """The state that a snapshot was committed with; None if it was not committed."""
     try:
         state = sealed.read(path, f"{group}/commit", COMMIT)
     except FileNotFoundError:

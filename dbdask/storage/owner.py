@@ -100,7 +100,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """Return when a process started; "" where that cannot be read."""
+    """Return when a process started; "" if that cannot be read."""
     try:
         with open(f"/proc/{process}/stat") as file:
             return file.read().rpartition(")")[2].split()[19]
@@ -109,7 +109,7 @@ def _started(process: int) -> str:
 
 
 def read(place: Place) -> Owner | None:
-    """Return the owner that a store names; None where it names none.
+    """Return the owner that a store names; None if it names none.
 
     An owner that cannot be read, because it was changed or is being written, counts as an unknown
     owner that may change.
@@ -135,7 +135,7 @@ def write(place: Place, owner: Owner) -> None:
 
 
 def write_first(place: Place, owner: Owner) -> None:
-    """Name the owner where the store names none; on a file system, of several only one is."""
+    """Name the owner if the store names none; on a file system, of several only one is."""
     sync(sealed.open_store(place).set_if_not_exists(KEY, _buffer(owner)))
 
 

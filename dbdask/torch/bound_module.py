@@ -35,7 +35,7 @@ class BoundModule:
         self._sizes = [int(np.prod(slot.shape)) for slot in self._slots]
         tensors = [_placeholder(slot, device) for slot in self._slots]
         self.module, self.loss = skeleton.build(tensors)
-        self._bring_the_others(device)
+        self._move_other_buffers(device)
         self._parameters = [
             (place, tensor)
             for place, tensor in enumerate(tensors)
@@ -48,8 +48,11 @@ class BoundModule:
         self._forward = {mode: SeededForward(device) for mode in (True, False)}
         self._flat: tuple[torch.Tensor, torch.Tensor] | None = None  # on another device
 
-    def _bring_the_others(self, device: torch.device) -> None:
-        """Bring to the device the tensors that travel with the module and not in the vector."""
+    def _move_other_buffers(self, device: torch.device) -> None:
+        """Move to the device the buffers that are not in the flat vector.
+
+        They are pickled with the module or the loss.
+        """
         loss = self.loss.modules() if isinstance(self.loss, torch.nn.Module) else ()
         for part in (*self.module.modules(), *loss):
             for name, buffer in part._buffers.items():

@@ -69,7 +69,7 @@ class AccruedGradients:
     buffers
         Gives vectors.
     gradient
-        The replica's gradient: the vector pushed where every minibatch is pushed by itself.
+        The replica's gradient: the vector pushed if every minibatch is pushed by itself.
     every_step
         Whether every minibatch is pushed by itself.
     local_rate

@@ -52,7 +52,7 @@ class BatchShard(ParameterShard):
         return await self._serve(self._obey, commands)
 
     def _obey(self, commands: Sequence[Command]) -> list[Any]:
-        """Do commands; `Stale` where the shard was made anew without a vector of theirs."""
+        """Do commands; `Stale` if the shard was made anew without a vector of theirs."""
         try:
             answers = carry_out(commands, self.state.vectors)
         except KeyError as error:

@@ -61,7 +61,7 @@ def _let_this_thread_set() -> None:
     """Make threadpoolctl heed this thread.
 
     From 3.8 on it heeds one thread of a process at a time, the first one to set a number, and
-    ignores what all others set, without a word.
+    silently ignores what all others set.
     """
     clear = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", None)
     if clear is not None:

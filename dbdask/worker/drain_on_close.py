@@ -36,7 +36,7 @@ class DrainOnClose(WorkerPlugin):
         return actor_keys(worker, shard_prefix(self.run))
 
     async def _watch(self, worker: Worker) -> None:
-        """Take the plugin away when the shards are gone without a word (the client died)."""
+        """Take the plugin away when the shards are gone without a notice (the client died)."""
         while worker.status in (Status.running, Status.paused):
             await asyncio.sleep(deadline("lease"))
             if not self._shards(worker):
@@ -58,7 +58,7 @@ class DrainOnClose(WorkerPlugin):
             leave_signals()
 
     def _is_awaited(self, worker: Worker) -> bool:
-        """Whether there are shards here, and somebody who can make them anew elsewhere."""
+        """Whether there are shards here, and a run that can make them anew elsewhere."""
         return not self.is_dismissed and is_registered(worker) and bool(self._shards(worker))
 
 

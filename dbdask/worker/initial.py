@@ -172,7 +172,13 @@ class FromStored:
 
 
 def check_finite(name: str, values: np.ndarray) -> None:
-    """Raise ValueError if a parameter to start from holds a number that is not finite."""
+    """Check that a parameter to start from, float of any shape, is finite.
+
+    Raises
+    ------
+    ValueError
+        It holds NaN or infinity.
+    """
     if not np.isfinite(values).all():
         raise ValueError(
             f"parameters must be finite, but {name!r} holds NaN or infinity: "

@@ -23,7 +23,7 @@ class Ending(Protocol):
 
 @contextmanager
 def reported(member: Member | None, report: Ending) -> Iterator[None]:
-    """Report what ends a task early, where that is no error of the model or of the data.
+    """Report what ends a task early, if that is no error of the model or of the data.
 
     That is the loss of a shard or the end of the generation, a read that is given up, and the end
     of the gang.

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Coroutine, Iterable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from distributed import Worker
 
@@ -17,6 +17,8 @@ from dbdask.rpc.loops import start_on, worker_loop
 from dbdask.rpc.same_host import SameHost
 from dbdask.rpc.same_host_messages import host_identity
 from dbdask.rpc.transport import DaskConnection, InProcess, Transport, permitted
+
+T = TypeVar("T")
 
 logger = logging.getLogger("dbdask")
 
@@ -163,21 +165,20 @@ class WorkerRoutes:
 
     def answers(self, place: ActorPlace, generation: int) -> bool:
         """Ask the worker by a ping over Dask's connections, for every transport."""
-        return bool(self._on_loop(answers_ping(self._worker.rpc, place), generation))
+        return self._on_loop(answers_ping(self._worker.rpc, place), generation)
 
     def asks(
         self, place: ActorPlace, generation: int, method: str, *arguments: object
     ) -> bool | None:
         """Ask over Dask's connections, for every transport."""
         asked = answers_yes(self._worker.rpc, place, method, *arguments)
-        answer: bool | None = self._on_loop(asked, generation)
-        return answer
+        return self._on_loop(asked, generation)
 
     def lost(self, place: ActorPlace, error: BaseException) -> ShardLost:
         """Name the certificate if that is why."""
         return shard_loss(self._worker.rpc, place, error)
 
-    def _on_loop(self, work: Coroutine[Any, Any, Any], generation: int) -> Any:
+    def _on_loop(self, work: Coroutine[Any, Any, T], generation: int) -> T:
         """Run a coroutine on the worker's loop, for as long as the generation lasts."""
         future = start_on(self._loop, work)
         self._calls.add(future, generation)
@@ -193,5 +194,5 @@ class WorkerRoutes:
         for key in list(self._transports):
             if key[1] <= generation:
                 transport = self._transports.pop(key, None)
-                if isinstance(transport, SameHost):
+                if transport is not None:
                     transport.close()

@@ -84,7 +84,7 @@ class Share(Protocol):
         """Note whether a shard of this share has asked for a pause."""
 
     def is_pausing(self, seen: bool) -> bool:
-        """Whether the replica is to pause, where this share has `seen` a request or not.
+        """Whether the replica is to pause, if this share has `seen` a request or not.
 
         After the decision of a step the answer is the same in all parts.
         """

@@ -1,4 +1,4 @@
-"""The vectors of a run on one worker, which its tasks use one after the other."""
+"""A pool of vectors for one run on one worker: a task takes some, and gives them back for later."""
 
 import threading
 

@@ -137,7 +137,7 @@ def test_blocks_brought_to_a_task_feed_the_same(store, threads_client):
     wanted = _batches(_examples(store))
     for data in list(_routes(store))[1:]:
         examples = _examples(data)
-        provider = BlockProvider(examples, threads_client)
+        provider = BlockProvider(examples.recipe, threads_client)
         fed = []
         with examples.worker_side().reader() as reader:
             for portion in examples.cut(4 * BATCH, BATCH).portions(0, 0):

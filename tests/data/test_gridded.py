@@ -71,7 +71,7 @@ def described(data, client):
 
 def minibatches(examples, client):
     """Every minibatch of an epoch, as the bytes that a replica would see."""
-    provider, cut = BlockProvider(examples, client), examples.cut(400, 50)
+    provider, cut = BlockProvider(examples.recipe, client), examples.cut(400, 50)
     with examples.reader(prefetch=False) as reader:
         for portion in cut.portions(5, 0):
             for batch in reader.minibatches(portion, 50):

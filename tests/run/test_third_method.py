@@ -143,7 +143,7 @@ def trained(client, model, examples, settings, opened, callbacks, options):
         model=cloudpickle.dumps(model),
         size=model.layout.size,
         trained=model.layout.trained,
-        provider=BlockProvider(examples, client),
+        provider=BlockProvider(examples.recipe, client),
         seed=0,
         settings=settings,
         path=opened.path,
