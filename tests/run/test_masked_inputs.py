@@ -9,7 +9,7 @@ import dbdask
 from dbdask.data import examples as module
 from dbdask.data.moments import measured_means
 
-VERBS = {
+FUNCTIONS = {
     "downpour": lambda *given, **more: dbdask.downpour(*given, batch_size=10, **more),
     "sandblaster": lambda *given, **more: dbdask.sandblaster(*given, iterations=1, **more),
 }
@@ -51,7 +51,7 @@ def masked():
     return examples, np.nanmean(inputs)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", FUNCTIONS)
 @pytest.mark.parametrize("validated", [False, True])
 def test_the_means_are_found_once_by_the_given_client(client, monkeypatch, verb, validated):
     examples, mean = masked()
@@ -62,7 +62,7 @@ def test_the_means_are_found_once_by_the_given_client(client, monkeypatch, verb,
         return measured_means(recipe, by)
 
     monkeypatch.setattr(module, "measured_means", measure)
-    result = VERBS[verb](
+    result = FUNCTIONS[verb](
         Line(),
         examples,
         client=client,
@@ -74,7 +74,7 @@ def test_the_means_are_found_once_by_the_given_client(client, monkeypatch, verb,
     np.testing.assert_allclose(kept.mean, mean, rtol=1e-6)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", FUNCTIONS)
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
@@ -89,7 +89,7 @@ def test_the_means_are_found_once_by_the_given_client(client, monkeypatch, verb,
 def test_what_is_wrong_is_said_before_the_means_are_looked_for(
     client, monkeypatch, tmp_path, verb, wrong, error, words
 ):
-    train = VERBS[verb]
+    train = FUNCTIONS[verb]
     if wrong.get("checkpoint") == "there":
         train(Line(), masked()[0], client=client, progress=False, checkpoint=tmp_path / "there")
     monkeypatch.setattr(module, "measured_means", lambda *_: pytest.fail("values were read"))
