@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future as Promise
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -90,6 +90,8 @@ class _Group:
     """The futures of one shuffle group, shared by the portions that are cut from it."""
 
     holders: set[tuple[int, int]]
+    workers: frozenset[str]
+    """To which its values were brought; none if to any."""
     brought: Promise[list[Future[Piece]]] = field(default_factory=Promise)
 
     def has(self, *states: str) -> bool:
@@ -138,7 +140,7 @@ class BlockProvider:
             return []
         holder = (portion.epoch, portion.number)
         with self._lock:
-            group, is_new = self._group(_name(portion), holder)
+            group, is_new = self._group(_name(portion), holder, frozenset(workers or ()))
         # The lock is not held while values travel: `release` may be called on the event loop
         # that moves them.
         if is_new:
@@ -162,6 +164,24 @@ class BlockProvider:
             group.holders.discard((portion.epoch, portion.number))
             if not group.holders:
                 del self._groups[_name(portion)]
+
+    def lies_on(self, portion: Portion, workers: Collection[str]) -> bool:
+        """Whether the portion's values were brought to some of these workers."""
+        with self._lock:
+            group = self._groups.get(_name(portion))
+            return group is not None and not group.workers.isdisjoint(workers)
+
+    def forget(self, workers: Collection[str]) -> None:
+        """Bring values anew, when they are asked for again, that were brought to these workers.
+
+        Tasks that compute them get new names: under the old ones they stay where they are.
+        """
+        with self._lock:
+            names = [n for n, g in self._groups.items() if not g.workers.isdisjoint(workers)]
+            for name in names:
+                del self._groups[name]
+            if names:
+                self.rename()
 
     def close(self) -> None:
         """Drop everything."""
@@ -192,7 +212,9 @@ class BlockProvider:
         computed = [self._compute(graph, list(at), workers) for graph, at in wanted.items()]
         return self._scatter(list(held.values()), workers) + list(itertools.chain(*computed))
 
-    def _group(self, name: _Name, holder: tuple[int, int]) -> tuple[_Group, bool]:
+    def _group(
+        self, name: _Name, holder: tuple[int, int], workers: frozenset[str]
+    ) -> tuple[_Group, bool]:
         """Return the group of a portion, and whether its values must be brought."""
         group = self._groups.get(name)
         if group is not None:
@@ -201,7 +223,7 @@ class BlockProvider:
                 group.holders.add(holder)
                 return group, False
         holders = group.holders if group is not None else set()
-        self._groups[name] = group = _Group(holders | {holder})
+        self._groups[name] = group = _Group(holders | {holder}, workers)
         return group, True
 
     def _note_failures(self, group: _Group) -> None:

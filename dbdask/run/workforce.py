@@ -294,8 +294,26 @@ class Workforce(ReplicaPlaces):
         lost = unreachable(self.outstanding, self.roster, self._late)
         self._blame(lost - self.roster.closing)
         given_up = self.give_up_on(lost | self.roster.closing)
+        given_up += self._give_up_values_on(lost & self.roster.silent)
         self._search_long_tasks()
         return given_up + self._give_up(self._lost())
+
+    def _give_up_values_on(self, lost: set[str]) -> list[Work]:
+        """Give up work whose values lie on a worker that answers no ping; return it.
+
+        Its own worker answers, and waits until Dask gives the other up, which takes minutes. The
+        values are brought again with the next task. Of a worker that has left, Dask knows.
+        """
+        if not lost:
+            return []
+        given_up = self._give_up([out for out in self.outstanding if self._lies_on(out, lost)])
+        for provider in self.providers.values():
+            provider.forget(lost)
+        return given_up
+
+    def _lies_on(self, out: Outstanding[Any], workers: set[str]) -> bool:
+        provider = self.providers[out.work.examples]
+        return any(provider.lies_on(portion, workers) for portion in out.work.portions)
 
     @property
     def _late(self) -> set[str]:

@@ -10,7 +10,7 @@ from counting import missing_updates
 from counting_parts import Counting, Silent, counted_pairs
 from distributed import Client, LocalCluster
 from test_downpour import assert_nothing_left, labelled, network, write_store
-from test_giving_up import portion
+from test_giving_up import PROVIDERS, portion
 
 import dbdask
 from dbdask.errors import WorkerError
@@ -45,7 +45,7 @@ class Workers:
         ranges = [(10 * part, 10 * part + 10) for part in range(size)] if size > 1 else ()
         self.held_by = []  # the worker of each shard, one shard a part
         self.gangs = Gangs(client, "run", b"", self.roster, notices, self.handle, ranges, most)
-        self.force = Workforce(client, "run", b"", None, self.roster, gangs=self.gangs)
+        self.force = Workforce(client, "run", b"", PROVIDERS, self.roster, gangs=self.gangs)
         monkeypatch.setattr(gangs_module, "run_on", self.run_on)
         monkeypatch.setattr(self.roster, "ask", lambda workers=(): set())
         self.given = []

@@ -40,6 +40,21 @@ ENDLESS = 20  # what happens so often would have no end
 # Work that fails, as the workforce counts it
 
 
+class BringsNothing:
+    """Stands for a provider of examples that all workers can read."""
+
+    has_values = False
+
+    def lies_on(self, portion, workers):
+        return False
+
+    def forget(self, workers):
+        pass
+
+
+PROVIDERS = dict.fromkeys(("train", "validation"), BringsNothing())
+
+
 def portion(number):
     return Portion(0, number, 0, (number,), 0, 10, ())
 
@@ -60,7 +75,7 @@ def workforce(*workers):
     connected = types.SimpleNamespace(closed=lambda: False)
     client = types.SimpleNamespace(scheduler_comm=connected)
     facts = {w: WorkerFacts(w, w, "here", 0) for w in workers}
-    return Workforce(client, "run", b"", None, Roster(client, b"", None, None, facts=facts))
+    return Workforce(client, "run", b"", PROVIDERS, Roster(client, b"", None, None, facts=facts))
 
 
 async def lose(force, *held):

@@ -7,6 +7,7 @@ import threading
 import dask
 import numpy as np
 import pytest
+import xarray as xr
 from acting import After
 from asking import workers_of
 from distributed import Client, LocalCluster, Status
@@ -15,6 +16,7 @@ from test_leaving import addresses, shard_workers, wait_until
 from test_recovery import assert_workers_run_tasks, train
 
 import dbdask.run.preflight
+from dbdask.data.block_provider import BlockProvider
 
 SHORT = {
     "dbdask.silence": "500ms",
@@ -92,6 +94,34 @@ def test_a_stopped_replica_is_done_without_and_its_late_pushes_count_once(client
     assert stopped.records_after >= 12
     np.testing.assert_array_equal(result.parameters["count"].values, 8)
     assert_nothing_left(client)
+    assert_workers_run_tasks(client)
+
+
+@pytest.mark.parametrize("route", ["memory", "dask"])
+def test_values_that_lie_on_a_stopped_worker_are_brought_again(client, store, route, monkeypatch):
+    """All portions share one group of blocks, which was brought to the worker that stops."""
+    monkeypatch.setattr("dbdask.data.routes.INLINE_BYTES", 0)
+    data = xr.open_zarr(store, consolidated=False).load()
+    data = data.chunk(row=100) if route == "dask" else data
+    stopped, stayed = sorted(addresses(client))[:2]
+    process = client.run(os.getpid, workers=[stopped])[stopped]
+    futures, brought = BlockProvider.futures, threading.Event()
+
+    def and_stop(provider, portion, workers=None):
+        found = futures(provider, portion, workers)
+        if list(workers) == [stopped] and not brought.is_set():
+            wait_until(lambda: all(future.done() for future in found))
+            os.kill(process, signal.SIGSTOP)
+            brought.set()
+        return found
+
+    monkeypatch.setattr(BlockProvider, "futures", and_stop)
+    try:
+        result = train(client, data, workers=[stopped, stayed], shard_workers=[stayed], epochs=2)
+    finally:
+        os.kill(process, signal.SIGCONT)
+    assert brought.is_set()
+    np.testing.assert_array_equal(result.parameters["count"].values, 2)
     assert_workers_run_tasks(client)
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError
 import pytest
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
-from test_giving_up import outstanding, portion, report
+from test_giving_up import PROVIDERS, outstanding, portion, report
 from test_roster import Cluster, live
 
 from dbdask.errors import RaisedInShard, ShardLost, WorkerError
@@ -15,7 +15,7 @@ from dbdask.run.workforce import Workforce
 
 
 def workforce(cluster, only=None):
-    return Workforce(cluster.client, "run", b"job", None, cluster.roster(only))
+    return Workforce(cluster.client, "run", b"job", PROVIDERS, cluster.roster(only))
 
 
 # The wait for a worker
