@@ -128,6 +128,38 @@ def test_an_adapter_is_imported_by_itself_only(name):
     assert not (used & ADAPTERS) - {part_of(name)}
 
 
+INSIDE = {
+    "actor_execute",
+    "actors",
+    "batched_stream",
+    "memory_manager",
+    "plugin_add",
+    "plugin_remove",
+    "scheduler_comm",
+    "_instances",
+    "_send_to_scheduler",
+}
+"""Attributes of clients, workers and schedulers that their documentation does not promise."""
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if part_of(name) != "rpc"])
+def test_rpc_alone_touches_the_inside_of_distributed(name):
+    tree = ast.parse(MODULES[name].read_text())
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not used & INSIDE
+    private = [module for module in names_imported(tree) if module.startswith("distributed._")]
+    assert not private
+
+
+def names_imported(tree):
+    """Every module that a file imports, of this package or of another."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 def test_no_imports_form_a_circle():
     assert circles(PACKAGE) == []
 

@@ -80,12 +80,9 @@ def _of_address_space() -> int | None:
 def _of_worker() -> int | None:
     if "distributed" not in sys.modules:
         return None
-    from distributed import get_worker
+    from dbdask.rpc.local_workers import memory_limit_here
 
-    try:
-        return get_worker().memory_manager.memory_limit
-    except (ValueError, AttributeError):
-        return None
+    return memory_limit_here()
 
 
 def has_room_for_vector(size: int, limit: int | None) -> bool:

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from distributed import Status, Worker
+from distributed import Status, Worker, WorkerPlugin
 from distributed.worker import get_worker
 
 from dbdask.daemon_threads import beside_loop
@@ -53,6 +53,56 @@ def local_actor(worker: Worker, key: str) -> Any:
 def actor_keys(worker: Worker, prefix: str) -> list[str]:
     """List the keys of a worker's actors that begin with a prefix."""
     return [str(key) for key in worker.state.actors if str(key).startswith(prefix)]
+
+
+def memory_limit(worker: Worker) -> int | None:
+    """Return the bytes that a worker may hold; None if it has no limit."""
+    limit: int | None = worker.memory_manager.memory_limit
+    return limit
+
+
+def memory_limit_here() -> int | None:
+    """Return the limit of the worker that runs the calling task; None if there is no such limit."""
+    try:
+        return memory_limit(this_worker())
+    except (ValueError, AttributeError):
+        return None
+
+
+def threads_of(worker: Worker) -> int:
+    """Return how many tasks a worker runs at once."""
+    return int(worker.state.nthreads)
+
+
+def is_running(worker: Worker) -> bool:
+    """Whether a worker runs, paused or not, and does not close."""
+    return worker.status in (Status.running, Status.paused)
+
+
+def is_paused(worker: Worker) -> bool:
+    """Whether Dask has paused a worker, because its memory is nearly full."""
+    return bool(worker.status == Status.paused)
+
+
+def stay_closing(worker: Worker) -> None:
+    """Let a worker that closes say so on, though its scheduler has told it to go on running."""
+    if worker.status is not Status.closing:
+        worker.status = Status.closing
+
+
+async def add_plugin(worker: Worker, name: str, plugin: WorkerPlugin) -> None:
+    """Give a worker a plugin; called on its event loop."""
+    await worker.plugin_add(plugin, name=name)
+
+
+async def remove_plugin(worker: Worker, name: str) -> None:
+    """Take a plugin from a worker; called on its event loop."""
+    await worker.plugin_remove(name)
+
+
+def is_handler_of_dask(handler: object) -> bool:
+    """Whether `dask worker` has set a handler of signals, to end its event loop at once."""
+    return getattr(handler, "__module__", "") == "distributed._signals"
 
 
 def is_registered(worker: Worker) -> bool:

@@ -26,7 +26,13 @@ from dbdask.models.network import Network, flops_of
 from dbdask.models.part import Part
 from dbdask.rpc.calls import ActorPlace, answers_ping
 from dbdask.rpc.deadlines import deadline
-from dbdask.rpc.local_workers import add_local_actor, drop_local_actor, this_worker
+from dbdask.rpc.local_workers import (
+    add_local_actor,
+    drop_local_actor,
+    memory_limit,
+    this_worker,
+    threads_of,
+)
 from dbdask.rpc.loops import worker_loop
 from dbdask.schedule.policies import blas_threads, cache_bytes
 from dbdask.worker.accrual import LocalRule
@@ -91,7 +97,7 @@ class WorkerContext:
         self._condition = threading.Condition()
         self._watching: list[asyncio.Task[None]] = []  # on the worker's loop
         self._until_closed = ExitStack()
-        limit = worker.memory_manager.memory_limit
+        limit = memory_limit(worker)
         self._until_closed.enter_context(kept_heap.kept(limit))  # between two portions, too
         worker_loop(worker).call_soon_threadsafe(self._begin_watching)
 
@@ -181,7 +187,7 @@ class WorkerContext:
                 self._condition.notify()
 
     def _blas_threads(self, replicas: int) -> int:
-        share = max(1, self.worker.state.nthreads // replicas)
+        share = max(1, threads_of(self.worker) // replicas)
         flops, parts = flops_of(self.job.model, self.job.batch_size), self.job.cut
         if flops is not None and parts is not None:
             flops //= parts.parts
@@ -234,7 +240,7 @@ class WorkerContext:
             if self.closed:
                 raise Stale(f"run {self.run} has ended")
             if name not in self.readers:
-                budget = cache_bytes(name, self.worker.memory_manager.memory_limit)
+                budget = cache_bytes(name, memory_limit(self.worker))
                 self.readers[name] = examples.reader(budget)
             return self.readers[name]
 

@@ -5,10 +5,19 @@ import signal
 import threading
 from typing import Any
 
-from distributed import Status, Worker, WorkerPlugin
+from distributed import Worker, WorkerPlugin
 
 from dbdask.rpc.deadlines import deadline
-from dbdask.rpc.local_workers import actor_keys, drop_local_actor, is_registered
+from dbdask.rpc.local_workers import (
+    actor_keys,
+    add_plugin,
+    drop_local_actor,
+    is_handler_of_dask,
+    is_registered,
+    is_running,
+    remove_plugin,
+    stay_closing,
+)
 from dbdask.schedule.awake import AwakeClock
 
 LOOK_SECONDS = 0.02
@@ -37,7 +46,7 @@ class DrainOnClose(WorkerPlugin):
 
     async def _watch(self, worker: Worker) -> None:
         """Take the plugin away when the shards are gone without a notice (the client died)."""
-        while worker.status in (Status.running, Status.paused):
+        while is_running(worker):
             await asyncio.sleep(deadline("lease"))
             if not self._shards(worker):
                 await forget_drain(self.run, worker)
@@ -46,9 +55,7 @@ class DrainOnClose(WorkerPlugin):
         """Wait, where the worker closes, until its shards have moved or the deadline has passed."""
         clock = AwakeClock(asyncio.get_running_loop().time)
         while self._is_awaited(worker) and clock.seconds() < deadline("hand-on"):
-            # A scheduler that has refused to retire the worker tells it to go on running.
-            if worker.status is not Status.closing:
-                worker.status = Status.closing
+            stay_closing(worker)  # a scheduler that has refused to retire it tells it to run
             await asyncio.sleep(LOOK_SECONDS)
         if self._lease is not None:
             self._lease.cancel()
@@ -75,7 +82,7 @@ def plugin_name(run: str) -> str:
 async def add_drain(run: str, dask_worker: Worker) -> None:
     """Let a worker wait for the shards of a run when it closes."""
     if plugin_name(run) not in dask_worker.plugins:
-        await dask_worker.plugin_add(DrainOnClose(run), name=plugin_name(run))
+        await add_plugin(dask_worker, plugin_name(run), DrainOnClose(run))
 
 
 async def forget_drain(run: str, dask_worker: Worker) -> None:
@@ -83,7 +90,7 @@ async def forget_drain(run: str, dask_worker: Worker) -> None:
     plugin = dask_worker.plugins.get(plugin_name(run))
     if isinstance(plugin, DrainOnClose):
         plugin.is_dismissed = True
-        await dask_worker.plugin_remove(plugin_name(run))
+        await remove_plugin(dask_worker, plugin_name(run))
 
 
 _replaced: dict[int, Any] = {}  # the handlers that were there before, by signal
@@ -116,11 +123,10 @@ def close_on_signals(worker: Worker) -> None:
 def _ends_at_once(handler: Any, has_nanny: bool) -> bool:
     """Whether a handler is what `dask worker`, or the process of a nanny's worker, has."""
     function = getattr(handler, "func", handler)
-    module = getattr(function, "__module__", "")
     if has_nanny:
         python_own = (signal.SIG_DFL, signal.default_int_handler)
-        return handler in python_own or module == "asyncio.runners"
-    return module == "distributed._signals"
+        return handler in python_own or getattr(function, "__module__", "") == "asyncio.runners"
+    return is_handler_of_dask(function)
 
 
 def _ignore_signal(*_: object) -> None:

@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
-from distributed import Status, Worker
+from distributed import Worker
 
 from dbdask.daemon_threads import beside_loop
+from dbdask.rpc.local_workers import is_paused
 
 SECONDS = 0.5  # between two looks whether the worker is paused
 
@@ -19,7 +20,7 @@ async def make_room_in_pauses(worker: Worker, make_room: Callable[[bool], None])
     was_paused = False
     while True:
         await asyncio.sleep(SECONDS)
-        is_paused = worker.status == Status.paused
-        if is_paused:
+        is_paused_now = is_paused(worker)
+        if is_paused_now:
             await beside_loop(make_room, not was_paused)
-        was_paused = is_paused
+        was_paused = is_paused_now
