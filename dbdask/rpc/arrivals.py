@@ -1,11 +1,15 @@
-"""Wait for a first worker. A task that waits makes an adaptive cluster start one."""
+"""Wait for a first worker, or for one that is named.
+
+A task that waits makes an adaptive cluster start one.
+"""
 
 import asyncio
 import logging
 import time
 import uuid
+from collections.abc import Collection, Sequence
 
-from distributed import Client, Future
+from distributed import Client, Future, SpecCluster
 
 from dbdask.errors import WorkerError
 from dbdask.rpc.deadlines import deadline
@@ -52,6 +56,64 @@ async def await_workers(client: Client) -> None:
             await asyncio.sleep(LOOK_SECONDS)
     finally:
         waiting.release()
+
+
+async def await_named(client: Client, argument: str, names: Sequence[str]) -> None:
+    """Wait until a running worker has one of the names.
+
+    One that a cluster has just been asked for, or that its nanny starts again, may be on its way.
+    A name is refused at once only if the client's cluster has every worker that it is to have.
+
+    Parameters
+    ----------
+    client
+        The Dask client.
+    argument
+        What gave the names, for the error.
+    names
+        Names, hosts or addresses of workers.
+
+    Raises
+    ------
+    WorkerError
+        None has one of them within the deadline `arrival`, which begins anew with each worker that
+        comes. The error says which workers there are.
+    """
+    await await_workers(client)
+    clock, most, until = AwakeClock(), 0, -1.0
+    missing = f"{argument}={list(names)} names no running worker"
+    while True:
+        facts = await workers_now(client)
+        if any(worker.is_called(name) for worker in facts.values() for name in names):
+            return
+        if facts and has_every_worker(client, [worker.name for worker in facts.values()]):
+            raise WorkerError(f"{missing}; there are: {', '.join(facts)}")
+        if until < 0:
+            allowed = f"up to {deadline('arrival'):g} s (dbdask.arrival)"
+            logger.warning("%s: one is waited for, %s", missing, allowed)
+        if len(facts) > most:
+            most, until = len(facts), clock.seconds() + deadline("arrival")
+        if clock.seconds() > until:
+            raise WorkerError(
+                f"{missing}, and none came in {deadline('arrival'):g} s (dbdask.arrival); there "
+                f"are: {', '.join(facts) or 'none'}"
+            )
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def has_every_worker(client: Client, names: Collection[str]) -> bool:
+    """Whether it is known that no worker is on its way besides those with these names.
+
+    A cluster that starts its workers itself knows which it is to have, unless it is adaptive. A
+    client that was given an address knows nothing of what may come.
+    """
+    cluster = client.cluster
+    if not isinstance(cluster, SpecCluster):
+        return False
+    adaptive = cluster._adaptive
+    if adaptive is not None and adaptive.periodic_callback is not None:
+        return False
+    return {str(name) for name in cluster.plan} <= set(names)
 
 
 def ask_for_workers(client: Client, count: int) -> "list[Future[None]]":

@@ -143,8 +143,7 @@ class Roster:
     # Checks
 
     async def _begin(self) -> None:
-        """Wait for the checks; if no worker passes, wait for one to come or to answer again."""
-        is_possible = not (self._lack_to_train(()) or self._lack_of_workers(()))
+        """Wait for the checks, and then for workers that are missing to come or to answer again."""
         pending = set(self._checking.values())
         while pending:
             _, pending = await asyncio.wait(
@@ -153,7 +152,7 @@ class Roster:
             await self._look()  # a worker that fails its check may have left
             self._take_checks(at_start=True)
             self._keep_demand(self.lack)
-        while is_possible and (lack := self.lack or self._lack_of_workers(self.away)):
+        while lack := self.lack or self._lack_of_workers(self.away):
             self.check_arrival(lack)
             await asyncio.sleep(REFRESH_SECONDS)
             await self._look()

@@ -36,19 +36,18 @@ def eligible_workers(
     avoided
         Workers that are silent, paused, leaving, refused or not checked yet.
 
-    Raises
-    ------
-    WorkerError
-        No running worker has one of the names.
+    Returns
+    -------
+    list of str
+        Addresses; empty while no such worker runs, for instance until its nanny has started it
+        again.
     """
-    named = [
+    return [
         address
         for address, worker in facts.items()
-        if wanted is None or any(worker.is_called(name) for name in wanted)
+        if address not in avoided
+        and (wanted is None or any(worker.is_called(name) for name in wanted))
     ]
-    if not named and wanted is not None:
-        raise WorkerError(f"shard_workers={list(wanted)} names no running worker")
-    return [address for address in named if address not in avoided]
 
 
 def most_elements(size: int, shards: int, workers: int, copies: int = 1) -> int:
@@ -149,19 +148,31 @@ class ShardPlacement:
         """
         clock, most = self.roster.clock, 0
         until = clock.seconds() + deadline("arrival")
-        while not self.eligible() or self.roster.lack:
+        if lack := self._lack():
+            allowed = f"up to {deadline('arrival'):g} s (dbdask.arrival)"
+            logger.warning("%s: one is waited for, %s", lack, allowed)
+        while lack := self._lack():
             if self.roster.useful > most:
                 most, until = self.roster.useful, clock.seconds() + deadline("arrival")
             if clock.seconds() > until and not self.roster.is_hopeful:
-                few = self.roster.lack if self.roster.workers else ""
                 raise WorkerError(
-                    f"{few or 'no worker is left to go on with'}, and none came in "
-                    f"{deadline('arrival'):g} s: see that workers run, or set dbdask.arrival if "
-                    f"new ones take longer to come; {self.snapshots.resume_hint()}"
+                    f"{lack}, and none came in {deadline('arrival'):g} s: see that workers run, or "
+                    "set dbdask.arrival if new ones take longer to come; "
+                    f"{self.snapshots.resume_hint()}"
                 )
             await asyncio.sleep(TURN_SECONDS)
             await self.workforce.refresh()
             await self.workforce.watch_silence()
+
+    def _lack(self) -> str:
+        """Return which workers are missing to hold shards or to train, in words; '' if none is."""
+        homes = bool(self.eligible())
+        if homes and not self.roster.lack:
+            return ""
+        if not homes and self.names is not None:
+            return f"no worker of shard_workers={list(self.names)} is left to hold shards"
+        few = self.roster.lack if self.roster.workers or self.roster.only is not None else ""
+        return few or "no worker is left to go on with"
 
     # Making shards
 

@@ -13,13 +13,13 @@ from dbdask.daemon_threads import DeadlinePassed, call_within
 from dbdask.data.checks import drop_warning
 from dbdask.data.examples import Examples
 from dbdask.data.fills import fill_warnings
-from dbdask.errors import CheckpointError, DataError, ResultError, WorkerError
+from dbdask.errors import CheckpointError, DataError, ResultError
 from dbdask.metrics.scores import NOTHING
 from dbdask.models.layout import Layout, as_layout, check_dims
 from dbdask.models.model import Model
 from dbdask.result import Result
+from dbdask.rpc.arrivals import await_named
 from dbdask.rpc.deadlines import deadline
-from dbdask.rpc.scheduler import workers_now
 from dbdask.run import arguments
 from dbdask.run.fitting import check_contract, layout_size
 from dbdask.run.outcome import Outcome
@@ -164,20 +164,15 @@ def worker_names(argument: str, given: Sequence[str] | str | None) -> tuple[str,
 
 
 def check_named(argument: str, names: Sequence[str] | None, client: Client) -> None:
-    """Raise if no running worker has one of the names.
+    """Raise if no running worker has one of the names; wait for one that may be on its way.
 
     Raises
     ------
     WorkerError
         Says which workers there are.
     """
-    facts = client.sync(workers_now, client)
-    if names is None or not facts:
-        return
-    if not any(worker.is_called(name) for worker in facts.values() for name in names):
-        raise WorkerError(
-            f"{argument}={list(names)} names no running worker; there are: {', '.join(facts)}"
-        )
+    if names is not None:
+        client.sync(await_named, client, argument, names)
 
 
 def starting_point(

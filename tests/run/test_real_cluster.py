@@ -103,6 +103,35 @@ def test_workers_without_what_the_run_needs_are_named_with_the_remedy(tmp_path, 
         assert_client_is_idle(client)
 
 
+@pytest.mark.parametrize("copies", [1, pytest.param(2, marks=pytest.mark.chaos)])
+def test_named_homes_that_all_die_are_waited_for(
+    cluster, store, algorithm, tmp_path, caplog, copies
+):
+    """What starts them again takes a while, in which no running worker has such a name."""
+    train, after = algorithm
+    client, (_, *homes) = cluster.start_workers(1 + copies)
+
+    def start_again():
+        for home in homes:
+            cluster.kill(home)
+        wait_until(lambda: "to hold shards: one is waited for" in caplog.text, 30)
+        for home in homes:
+            cluster.start_worker("--name", home)
+
+    act = after(start_again)
+    with dask.config.set({"dbdask.arrival": "60s"}):
+        train(
+            client,
+            store,
+            shard_workers=homes,
+            shard_copies=copies,
+            callbacks=[act],
+            **kept(tmp_path),
+        )
+    act.done()
+    assert_nothing_left(client)
+
+
 # TLS
 
 

@@ -362,6 +362,20 @@ def test_an_error_names_the_shard_workers_where_all_are_silent(monkeypatch):
         live(cluster.roster(["trains"], ["holds"]).refresh(first=True))
 
 
+@pytest.mark.parametrize(("only", "holders"), [(["1"], None), (None, ["1"])])
+def test_the_start_waits_for_a_named_worker_that_is_not_there(monkeypatch, only, holders):
+    cluster = Cluster(monkeypatch, "0")
+
+    async def story():
+        roster = cluster.roster(only, holders)
+        asyncio.get_running_loop().call_later(0.05, cluster.names.append, "1")
+        with dask.config.set({"dbdask.arrival": "1h"}):  # of the cluster's clock
+            await roster.refresh(first=True)
+        assert "1" in roster.workers
+
+    live(story())
+
+
 # Homes of shards
 
 
@@ -487,6 +501,7 @@ def test_a_newcomer_in_its_check_is_waited_for_as_a_home(monkeypatch):
         facts={"new": new},
         away={"new"},
         closing=set(),
+        only=None,
         clock=AwakeClock(),
     )
     workforce = types.SimpleNamespace(refresh=refresh, watch_silence=watch_silence, roster=roster)
@@ -500,3 +515,41 @@ def test_a_newcomer_in_its_check_is_waited_for_as_a_home(monkeypatch):
         with pytest.raises(WorkerError, match="no worker is left to go on with"):
             asyncio.run(placement.wait())
     assert len(looks) >= 5
+
+
+def test_a_named_home_that_comes_back_is_waited_for(monkeypatch, caplog):
+    cluster = Cluster(monkeypatch, "0", "1")
+    monkeypatch.setattr(places, "TURN_SECONDS", 0.0)
+
+    async def story():
+        roster = cluster.roster(["0"], ["1"])
+        await roster.refresh(first=True)
+
+        async def refresh():
+            await roster.refresh()
+            cluster.now += 1.0
+
+        async def watch_silence():
+            return []
+
+        workforce = types.SimpleNamespace(
+            refresh=refresh, watch_silence=watch_silence, roster=roster
+        )
+        snapshots = types.SimpleNamespace(resume_hint=lambda: "resume=True goes on")
+        placement = ShardPlacement(None, None, workforce, snapshots, None, ["1"])
+        cluster.names.remove("1")  # its nanny starts it again
+        await roster.refresh(now=True)
+        assert placement.eligible() == []
+        asyncio.get_running_loop().call_later(0.05, cluster.names.append, "1")
+        with dask.config.set({"dbdask.arrival": "100 days"}):  # of the cluster's clock
+            await placement.wait()
+        assert placement.eligible() == ["1"]
+        assert caplog.text.count("no worker of shard_workers=['1'] is left to hold shards") == 1
+        cluster.names.remove("1")
+        roster._checked.discard("1")
+        await roster.refresh(now=True)
+        lasting = r"no worker of shard_workers=\['1'\] is left.* none came in 15 s.*resume=True"
+        with pytest.raises(WorkerError, match=lasting):
+            await placement.wait()
+
+    live(story())
