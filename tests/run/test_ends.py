@@ -403,6 +403,32 @@ def test_a_run_that_diverged_goes_on_with_a_smaller_rate(
 
 
 @pytest.mark.filterwarnings("ignore::dbdask.TrainingWarning")
+@pytest.mark.parametrize("end", [refused, exploding])
+def test_a_run_without_a_snapshot_after_its_checkpoint_was_deleted_promises_none(
+    threads_client, store, tmp_path, whole, end
+):
+    path = str(tmp_path / "run.zarr")
+
+    def delete_once(loss, gradient):
+        if not Spoiled.interrupted:
+            Spoiled.interrupted = True
+            sealed.clear(path)
+        return end(loss, gradient)
+
+    options = {"checkpoint": path, "snapshot_every": "1h", "max_refused": 4}
+    result = downpour(threads_client, store, Spoiled(delete_once), **options)
+    assert result.status.reason == ("bad_gradients" if end is refused else "diverged")
+    assert np.isfinite(result.vector()).all()
+    assert checkpoint.snapshots(path) == []
+    said = str(result.status)
+    assert "lower the learning rate" in said and "resume=True" not in said
+    assert f'holds no snapshot: begin anew with checkpoint={path!r}, resume="auto"' in said
+    Spoiled.mended = True
+    again = downpour(threads_client, store, checkpoint=path, resume="auto")
+    np.testing.assert_array_equal(flat(again), whole["downpour"])
+
+
+@pytest.mark.filterwarnings("ignore::dbdask.TrainingWarning")
 def test_the_best_parameters_come_home_where_the_last_have_diverged(
     threads_client, store, tmp_path
 ):
