@@ -27,7 +27,7 @@ from dbdask.models.layout import as_layout
 from dbdask.models.model import Model
 from dbdask.models.piecewise import PiecewiseNetwork
 from dbdask.prediction import Predictor, chunks_of, may_have_gaps, predict_array
-from dbdask.saving import Parts, save
+from dbdask.saving import Parts, SavedVector, save
 from dbdask.saving import load as load_parts
 from dbdask.status import Status
 from dbdask.storage.checkpoint import VectorReference
@@ -272,6 +272,8 @@ class Result:
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Save the result as a Zarr group: parameters, layers, the description of the examples.
 
+        A result that was loaded from `path` reads its parameters from the new group afterwards.
+
         Raises
         ------
         FileExistsError
@@ -280,7 +282,9 @@ class Result:
             `path` cannot be written, or its store hangs (then it is a `TimeoutError`).
         """
         parts = Parts(self.model, self.examples, self._vector, self._history, self.status)
-        save(parts, path, overwrite=overwrite)
+        saved = save(parts, path, overwrite=overwrite)
+        if isinstance(self._vector, SavedVector) and self._vector.is_beside(saved):
+            self._vector = saved  # what it was loaded from is deleted
 
 
 def load(path: str | os.PathLike[str], *, model: Model | None = None) -> Result:

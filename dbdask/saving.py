@@ -67,6 +67,16 @@ class SavedVector(VectorReference):
         with _reading(str(self.path)):
             return self._read(start, stop)
 
+    def is_beside(self, other: "SavedVector") -> bool:
+        """Whether another one is at the same path, however that is spelled."""
+        return _place_of(str(self.path)) == _place_of(str(other.path))
+
+
+def _place_of(path: str) -> str:
+    """Return one name for all names of a folder; any other URL as it is."""
+    local = sealed.local_path(path)
+    return path if local is None else os.path.realpath(local)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -106,8 +116,10 @@ def _reading(path: str) -> Iterator[None]:
         ) from error
 
 
-def save(parts: Parts, path: Any, *, overwrite: bool) -> None:
+def save(parts: Parts, path: Any, *, overwrite: bool) -> SavedVector:
     """Write the parts of a result. What it replaces is deleted when all of it is written.
+
+    Returns where the parameters are now.
 
     Raises
     ------
@@ -123,9 +135,11 @@ def save(parts: Parts, path: Any, *, overwrite: bool) -> None:
     description = sealed.as_json(_describe(parts))
     saving = _Saving(path)
     if saving.ask("it was looked at", _is_free, path, overwrite):
-        saving.write("", vector, size, description)
+        group = ""
+        saving.write(group, vector, size, description)
     else:
-        saving.replace(vector, size, description)
+        group = saving.replace(vector, size, description)
+    return SavedVector(path, group)
 
 
 class _Saving:
@@ -161,8 +175,11 @@ class _Saving:
 
     def replace(
         self, vector: Float32Array | VectorReference, size: int, description: dict[str, Any]
-    ) -> None:
-        """Write a result beside another one, and then delete all that is not its."""
+    ) -> str:
+        """Write a result beside another one, and then delete all that is not its.
+
+        Returns the group that it is in.
+        """
         before = set(self.ask("it was listed", sealed.children, self.path)) - {ROOT}
         number = 1 + max((_number(name) for name in before if LATER.fullmatch(name)), default=0)
         group = f"{number:08d}-{uuid.uuid4().hex[:12]}"
@@ -172,6 +189,7 @@ class _Saving:
             self._delete({group})
             raise
         self._delete(before)
+        return group
 
     def _delete(self, names: set[str]) -> None:
         """Delete what no result needs: at once, or when the store that hangs has answered."""

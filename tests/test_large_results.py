@@ -69,6 +69,23 @@ def test_a_large_model_predicts_scores_and_is_saved_in_pieces(result, data, tmp_
     np.testing.assert_array_equal(loaded.vector(), result.vector())
 
 
+@pytest.mark.parametrize("spelled", ["as loaded", "URL", "link"])
+def test_a_result_that_replaces_itself_reads_what_it_has_written(
+    result, data, tmp_path, longest, spelled
+):
+    path = tmp_path / "one.zarr"
+    result.save(path)
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    again = {"as loaded": path, "URL": path.as_uri(), "link": tmp_path / "link" / "one.zarr"}
+    loaded = dbdask.load(path)
+    for _ in range(2):
+        loaded.save(again[spelled], overwrite=True)
+        np.testing.assert_array_equal(loaded.vector(), result.vector())
+        np.testing.assert_array_equal(loaded.predict(data).values, result.predict(data).values)
+    loaded.save(tmp_path / "two.zarr")
+    assert loaded.stored.path == dbdask.load(again[spelled]).stored.path  # the other is a copy
+
+
 def test_workers_with_little_memory_predict_in_pieces(
     result, data, tmp_path, longest, threads_client
 ):

@@ -240,7 +240,11 @@ def downpour(
         watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
         outcome = watch(connected, run, train(run), watched, shown)
     check_what_was_left_out(outcome)
-    outcome = conclude(outcome, setting_of("downpour", model, examples, run.tally, plan.path, keep))
+    has_snapshot = run.snapshots.committed is not None
+    outcome = conclude(
+        outcome,
+        setting_of("downpour", model, examples, run.tally, plan.path, keep, has_snapshot),
+    )
     run.tally.note_call()
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)
 

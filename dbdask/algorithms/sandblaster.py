@@ -193,8 +193,10 @@ def sandblaster(
         watched: Sequence[Callback] = (ScaleNotice(run.tally), *callbacks)
         outcome = watch(connected, run, train(run), watched, shown)
     check_what_was_left_out(outcome)
+    has_snapshot = run.snapshots.committed is not None
     outcome = conclude(
-        outcome, setting_of("sandblaster", model, examples, run.tally, plan.path, keep)
+        outcome,
+        setting_of("sandblaster", model, examples, run.tally, plan.path, keep, has_snapshot),
     )
     run.tally.note_call()
     return Result(model, examples, outcome.parameters, outcome.history, outcome.status)

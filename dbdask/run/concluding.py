@@ -46,16 +46,24 @@ class Setting:
     keeps_best: bool
     blind_loss: float
     """The loss of a blind model, which knows only the mean, or the number of classes."""
+    has_snapshot: bool = True
+    """Whether the checkpoint, if there is one, holds a snapshot to go on from."""
 
 
 def setting_of(
-    algorithm: str, model: Model, examples: Examples, tally: Tally, path: str | None, keep: str
+    algorithm: str,
+    model: Model,
+    examples: Examples,
+    tally: Tally,
+    path: str | None,
+    keep: str,
+    has_snapshot: bool,
 ) -> Setting:
     """Return the settings that decide on the advice after a run."""
     inputs = examples.recipe.inputs
     is_scaled = any(inputs.is_scaled(number) for number in range(len(inputs.variables)))
     blind = blind_loss(model, examples, merged(list(tally.magnitudes.values())))
-    return Setting(algorithm, is_scaled, path, keep == "best", blind)
+    return Setting(algorithm, is_scaled, path, keep == "best", blind, has_snapshot)
 
 
 def blind_loss(model: Model, examples: Examples, magnitudes: Sequence[Magnitude]) -> float:
@@ -171,6 +179,11 @@ def what_to_change(reason: str, setting: Setting) -> str:
     change = f"{why}lower the learning rate of optimizer=, or give clip_norm=1.0{scale}"
     if setting.path is None:
         return change
+    if not setting.has_snapshot:
+        return (
+            f"{change}; the checkpoint was deleted during the run and holds no snapshot: begin "
+            f'anew with checkpoint={setting.path!r}, resume="auto"'
+        )
     return (
         f"{change}; the checkpoint keeps the last good snapshot: go on from it with "
         f"checkpoint={setting.path!r}, resume=True"

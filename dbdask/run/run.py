@@ -429,6 +429,6 @@ class Run:
         if plan.last is None or self.progress or self.stop_reason:
             group = await self.write_end()
         parameters = await read_if_small(VectorReference(plan.path, group, name), plan.size)
-        if group != self.snapshots.committed.group and isinstance(parameters, np.ndarray):
-            await self.snapshots.forget(group)
+        if isinstance(parameters, np.ndarray):
+            await self.snapshots.forget_bad(group)
         return parameters

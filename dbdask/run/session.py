@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from traceback import format_exception_only
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -110,8 +111,8 @@ def watch(
     """Drive the work of a run to its end, and return its result.
 
     A callback that returns True stops the run. If a callback raises, the run stops, and the error
-    is raised when the run has come to rest. Ctrl-C stops the run as a callback would; a second
-    Ctrl-C abandons it.
+    is raised when the run has come to rest; if the run fails too, a note on it says so. Ctrl-C
+    stops the run as a callback would; a second Ctrl-C abandons it.
 
     Raises
     ------
@@ -137,21 +138,30 @@ def watch(
                 run.request_stop("interrupted")
                 _drain_until(is_over, run, callbacks, progress, raised)
             _drain(run, callbacks, progress, raised, wait=0.0)
-    except BaseException:
+    except BaseException as error:
+        for before in raised:
+            _add(error, "before this error a callback raised", before)
         future.cancel()
         if loop.is_running():
             run.at_rest.wait(deadline("portion-end"))
         raise
     finally:
         progress.close()
-    if future.cancelled() or not future.done():
-        raise client_closed(run.snapshots)
-    result = future.result()
+    over = future.done() and not future.cancelled()
+    result = future.result() if over else _Failure(client_closed(run.snapshots))
+    if raised:
+        if isinstance(result, _Failure):
+            _add(raised[0], "the run failed too", result.error)
+        raise raised[0]
     if isinstance(result, _Failure):
         raise result.error
-    if raised:
-        raise raised[0]
     return result
+
+
+def _add(error: BaseException, what: str, other: BaseException) -> None:
+    """Name another error in a note on one that is raised instead of it."""
+    described = "".join(format_exception_only(other)).strip()
+    error.add_note(f"{what}: {described}")
 
 
 @dataclass

@@ -3,7 +3,8 @@
 A snapshot is *good* if its parameters are finite, no replica refused a gradient since the one
 before, and the loss has not grown as that of a run that has diverged. A good one takes the place of
 all before it. A finite snapshot that is not good is kept beside the last good one, for the case
-that the run is lost; if the run ends badly it goes, and the last good one is what is left.
+that the run is lost; if the run ends badly it goes, and the last good one is what is left. If the
+last good one was deleted meanwhile, the next that is committed takes its place, good or not.
 """
 
 import asyncio
@@ -105,27 +106,28 @@ class Snapshots:
         self, number: int, names: list[str], state: dict[str, Any], doubt: str = ""
     ) -> None:
         """Write a copy, and commit it; `doubt` says why it is not a good one."""
-        await self._forget_bad(await self._write(number, names, state, "write", number, doubt))
+        await self.forget_bad(await self._write(number, names, state, "write", number, doubt))
         await self.drop(number)
 
     async def write_live(self, names: list[str], state: dict[str, Any], doubt: str = "") -> None:
         """Write vectors that nothing changes meanwhile: without a copy of them."""
         self.number += 1
         group = await self._write(self.number, names, state, "write_vectors", names, doubt)
-        await self._forget_bad(group)
+        await self.forget_bad(group)
         self._since = time.monotonic()
 
     async def write_end(self, names: list[str], state: dict[str, Any], bad: str) -> str:
         """Write the vectors that a run ends with; returns their group.
 
         `bad` says why they are no state to go on from, if so: then they are not committed, and the
-        last good snapshot is all that a reader finds. So too if they are not finite.
+        last good snapshot is all that a reader finds. So too if they are not finite. If no snapshot
+        is left, because the checkpoint was deleted, `committed` is None afterwards.
         """
         self.number += 1
         group = await self._write(self.number, names, state, "write_vectors", names, "", bad)
         assert self.committed is not None
         if group != self.committed.group:
-            await self._keep_last_good(group)
+            await self._keep_last_good(group, self.committed)
         return group
 
     async def _write(
@@ -155,8 +157,7 @@ class Snapshots:
                         self._say(number, bad, "it is not kept")
                         return group
                     good = self.last_good if doubt else group
-                    state = {**state, checkpoint.LAST_GOOD: good}
-                    await writing.commit(state)
+                    state = await writing.commit(state, good)
                     break
             except TimeoutError as error:
                 raise CheckpointError(
@@ -170,9 +171,12 @@ class Snapshots:
                 self.number = number = self.number + 1
             except CheckpointError as error:
                 raise CheckpointError(f"{error}; {self.resume_hint()}") from error
+        self.committed = Snapshot(self.path, group, number, state)
         if doubt:
-            self._say(number, doubt, "the last good one is kept beside it")
-        self.committed, self.last_good = Snapshot(self.path, group, number, state), good
+            is_gone = self.committed.last_good != good
+            so = "is gone, and it takes its place" if is_gone else "is kept beside it"
+            self._say(number, doubt, f"the last good one {so}")
+        self.last_good = self.committed.last_good
         await self._delete_older(number)
         return group
 
@@ -185,39 +189,67 @@ class Snapshots:
         """Delete what the snapshot of a number replaces; what stays behind only costs space."""
         await self._delete("older", lambda group: checkpoint.is_older(group, number))
 
-    async def _keep_last_good(self, ended: str) -> None:
-        """Delete every snapshot but the last good one, and what the run ended with."""
-        assert self.path is not None
-        await self._delete("other", lambda group: group != ended)
-        number = checkpoint.number_of(self.last_good)
-        self.committed = Snapshot(self.path, self.last_good, number, {})
+    async def _keep_last_good(self, ended: str, last: Snapshot) -> None:
+        """Delete every snapshot but the last good one, and what the run ended with.
+
+        If the last good one is gone, the last committed one is kept in its place.
+        """
+        good = self.last_good
+
+        def keep(path: str) -> str:
+            there = [group for group in (good, last.group) if checkpoint.is_committed(path, group)]
+            kept = {ended, *there[:1]}
+            checkpoint.delete_all(path, [g for g in checkpoint.snapshots(path) if g not in kept])
+            return there[0] if there else ""
+
+        found = await self._tidy("other", keep)
+        kept = good if found is None else found
+        if kept != good:
+            so = f"{kept} is kept in its place" if kept else "no snapshot is left"
+            logger.warning("snapshot %s of checkpoint=%r is gone: %s", good, self.path, so)
+        self.last_good = kept
+        number = checkpoint.number_of(kept) if kept else 0
+        self.committed = Snapshot(self.path, kept, number, {}) if kept else None
 
     async def forget(self, group: str) -> None:
         """Delete vectors that were written and not committed, once they were read."""
         await self._delete("read", group.__eq__)
 
-    async def _forget_bad(self, group: str) -> None:
+    async def forget_bad(self, group: str) -> None:
+        """Delete vectors that were not committed, once they were read; leave any others."""
         if self.committed is None or group != self.committed.group:
             await self.forget(group)
 
     async def _delete(self, which: str, is_unwanted: Callable[[str], bool]) -> None:
-        """Delete snapshots, never the last good one; what stays behind only costs space."""
+        """Delete snapshots, never the last good one."""
         good = self.last_good
 
-        def delete() -> None:
+        def delete(path: str) -> None:
+            groups = [g for g in checkpoint.snapshots(path) if g != good and is_unwanted(g)]
+            checkpoint.delete_all(path, groups)
+
+        await self._tidy(which, delete)
+
+    async def _tidy(self, which: str, delete: Callable[[str], T]) -> T | None:
+        """Call a function that deletes snapshots; what stays behind only costs space.
+
+        Returns what it does, or None if it fails.
+        """
+
+        def owned() -> T:
             assert self.path is not None
             if self.ownership is not None:
                 self.ownership.confirm()
-            groups = [g for g in checkpoint.snapshots(self.path) if g != good and is_unwanted(g)]
-            checkpoint.delete_all(self.path, groups)
+            return delete(self.path)
 
         try:
             async with within(deadline("store")):
                 what = f"checkpoint={self.path!r} to delete {which} snapshots"
-                await self._store.do(delete, what=what)
+                return await self._store.do(owned, what=what)
         except Exception as error:
             logger.warning("%s snapshots could not be deleted: %r", which, error)
             self._store = DaemonThreadRunner()  # nothing waits for a deletion that hangs
+            return None
 
     def resume_hint(self, *, copies_help: bool = True) -> str:
         """Name the last snapshot and the line that resumes it, or what would have helped."""
@@ -314,8 +346,10 @@ class _Writing:
         self._unwritten.discard(index)
         return bool(is_finite)
 
-    async def commit(self, state: dict[str, Any]) -> None:
-        """Put the commit, when all else is there.
+    async def commit(self, state: dict[str, Any], good: str) -> dict[str, Any]:
+        """Put the commit, when all else is there; returns the state that it holds.
+
+        The state names `good`, the last good snapshot; if that is gone, the one that is committed.
 
         Raises
         ------
@@ -325,13 +359,13 @@ class _Writing:
             Another run has taken the checkpoint.
         """
         self._step = "committing"
-        await self._do(self._commit, state)
+        return await self._do(self._commit, state, good)
 
     async def _do(self, function: Callable[..., T], *arguments: Any) -> T:
         what = f"an answer of checkpoint={self.path!r} while {self.step}"
         return await self.store.do(function, *arguments, what=what)
 
-    def _commit(self, state: dict[str, Any]) -> None:
+    def _commit(self, state: dict[str, Any], good: str) -> dict[str, Any]:
         order = self.server.vector_order
         if order is None:
             chunks = -(-self.server.size // stored_chunk(self.server.chunk))
@@ -341,7 +375,11 @@ class _Writing:
             self.ownership.confirm()
         if not checkpoint.is_whole(self.path, self.group, self.names, chunks):
             raise self._deleted()
+        if good != self.group and not checkpoint.is_committed(self.path, good):
+            good = self.group
+        state = {**state, checkpoint.LAST_GOOD: good}
         checkpoint.commit(self.path, self.group, state)
+        return state
 
     def _deleted(self) -> Deleted:
         return Deleted(

@@ -265,6 +265,16 @@ def latest(path: Place) -> Snapshot | None:
         return None
 
 
+def is_committed(path: Place, group: str) -> bool:
+    """Whether a snapshot is there, with a commit that can be read."""
+    with _reading(path):
+        try:
+            return _state_of(path, group) is not None
+        except ValueError as error:
+            logger.warning("the commit of snapshot %s cannot be read: %s", group, error)
+            return False
+
+
 def _state_of(path: Place, group: str) -> dict[str, Any] | None:
     """The state that a snapshot was committed with; None if it was not committed."""
     try:

@@ -12,11 +12,13 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from distributed import Client, LocalCluster
 from test_downpour import assert_nothing_left, flat, labelled, network, write_store
 
 import dbdask
 from dbdask.algorithms.downpour_method import Downpour
 from dbdask.errors import CheckpointError, DataError, ShardLost, WorkerError
+from dbdask.run import session
 from dbdask.run.run import Run
 from dbdask.storage import checkpoint, owner, sealed
 
@@ -244,6 +246,68 @@ def test_a_downpour_that_ended_in_an_error_goes_on_as_if_it_had_not(
 
 
 @mostly_downpour
+def test_a_callbacks_error_comes_out_though_the_run_cannot_write_its_end(
+    threads_client, store, tmp_path, whole, algorithm, monkeypatch
+):
+    path = str(tmp_path / "run.zarr")
+    begin = checkpoint.begin
+
+    def begin_once(path, *arguments):
+        if checkpoint.snapshots(path):
+            raise CheckpointError(f"checkpoint={path!r} cannot be written: no space left")
+        begin(path, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "begin", begin_once)
+        with pytest.raises(ArithmeticError, match="a callback's") as caught:
+            ALGORITHMS[algorithm](threads_client, store, checkpoint=path, callbacks=[fail])
+    (note,) = caught.value.__notes__
+    assert note.startswith("the run failed too: dbdask.errors.CheckpointError: checkpoint=")
+    assert "no space left" in note
+    assert f"checkpoint={path!r}, resume=True" in note
+    goes_on(threads_client, store, algorithm, path, whole)
+    assert_nothing_left(threads_client)
+
+
+@mostly_downpour
+def test_a_callbacks_error_comes_out_though_it_closed_the_client(store, algorithm):
+    def fail_and_close(record):
+        try:
+            fail(record)
+        except ArithmeticError:
+            own.close()
+            raise
+
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
+    with (
+        LocalCluster(dashboard_address=":0", **options) as cluster,
+        Client(cluster, set_as_default=False) as own,
+        pytest.raises(ArithmeticError, match="a callback's") as caught,
+    ):
+        ALGORITHMS[algorithm](own, store, callbacks=[fail_and_close])
+    (note,) = caught.value.__notes__
+    assert "ShardLost: the client was closed while the run was under way" in note
+
+
+def test_a_run_that_is_abandoned_names_the_error_of_its_callback(
+    threads_client, store, monkeypatch
+):
+    drain = session._drain
+
+    def drain_and_interrupt(run, callbacks, progress, raised, wait):
+        drain(run, callbacks, progress, raised, wait)
+        if raised:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "_drain", drain_and_interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        downpour(threads_client, store, callbacks=[fail])
+    (note,) = caught.value.__notes__
+    assert note == "before this error a callback raised: ArithmeticError: a callback's"
+    assert_nothing_left(threads_client)
+
+
+@mostly_downpour
 def test_a_run_whose_shards_are_lost_for_good_goes_on(
     threads_client, store, tmp_path, whole, algorithm, monkeypatch
 ):
@@ -400,6 +464,32 @@ def test_a_run_that_diverged_goes_on_with_a_smaller_rate(
         assert "gradients were refused, the last in epoch 0, portion" in result.status.message
     result = linear(threads_client, store, tmp_path, 0.1, epochs=3, **options)
     assert result.status.ok and result.history["loss"].dropna("record").values[-1] < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::dbdask.TrainingWarning")
+@pytest.mark.parametrize("end", [refused, exploding])
+def test_a_run_without_a_snapshot_after_its_checkpoint_was_deleted_promises_none(
+    threads_client, store, tmp_path, whole, end
+):
+    path = str(tmp_path / "run.zarr")
+
+    def delete_once(loss, gradient):
+        if not Spoiled.interrupted:
+            Spoiled.interrupted = True
+            sealed.clear(path)
+        return end(loss, gradient)
+
+    options = {"checkpoint": path, "snapshot_every": "1h", "max_refused": 4}
+    result = downpour(threads_client, store, Spoiled(delete_once), **options)
+    assert result.status.reason == ("bad_gradients" if end is refused else "diverged")
+    assert np.isfinite(result.vector()).all()
+    assert checkpoint.snapshots(path) == []
+    said = str(result.status)
+    assert "lower the learning rate" in said and "resume=True" not in said
+    assert f'holds no snapshot: begin anew with checkpoint={path!r}, resume="auto"' in said
+    Spoiled.mended = True
+    again = downpour(threads_client, store, checkpoint=path, resume="auto")
+    np.testing.assert_array_equal(flat(again), whole["downpour"])
 
 
 @pytest.mark.filterwarnings("ignore::dbdask.TrainingWarning")

@@ -199,14 +199,19 @@ class Refusing(Server):
 
 
 def left_of(path, *steps, last=None):
-    """What lies in a checkpoint after some snapshots, each good, doubtful, bad, or a bad end."""
+    """What lies in a checkpoint after some snapshots, each good, doubtful, bad, or a bad end.
+
+    A step may also delete the checkpoint, all of its snapshots, or the commit of the last good one.
+    """
 
     async def live():
         server = Refusing()
         snapshots = Snapshots(server, path, 0.0, last)
         for step in steps:
             server.bad = step == "not finite"
-            if step == "bad end":
+            if step in DELETIONS:
+                DELETIONS[step](path, snapshots.last_good)
+            elif step == "bad end":
                 group = await snapshots.write_end(NAMES, {}, "it has diverged")
                 assert numbers(path)[-1] == snapshots.number == int(group[:8])
                 await snapshots.forget(group)
@@ -219,9 +224,20 @@ def left_of(path, *steps, last=None):
 
     snapshots = asyncio.run(live())
     last = checkpoint.latest(path)
-    assert snapshots.committed.group == last.group
-    assert snapshots.last_good == last.last_good
+    assert (snapshots.committed and snapshots.committed.group) == (last and last.group)
+    assert snapshots.last_good == (last.last_good if last else "")
     return numbers(path)
+
+
+def delete_snapshots(path, good):
+    checkpoint.delete_all(path, checkpoint.snapshots(path))
+
+
+DELETIONS = {
+    "checkpoint gone": lambda path, good: sealed.clear(path),
+    "snapshots gone": delete_snapshots,
+    "commit gone": lambda path, good: sealed.delete(path, f"{good}/commit"),
+}
 
 
 @pytest.mark.parametrize(
@@ -254,6 +270,64 @@ def test_a_run_that_goes_on_from_a_doubtful_snapshot_knows_the_good_one(path, st
 
 
 # A checkpoint that is deleted
+
+
+@pytest.mark.parametrize("gone", DELETIONS)
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        (["doubtful", "bad end"], [2]),
+        (["doubtful", "doubtful", "bad end"], [2]),
+        (["doubtful", "good", "bad end"], [3]),
+        (["doubtful"], [2]),
+        (["doubtful", "end"], [3]),
+        (["not finite", "doubtful", "bad end"], [3]),
+        (["bad end"], []),
+    ],
+)
+def test_where_the_last_good_snapshot_was_deleted_the_next_one_takes_its_place(
+    path, gone, steps, left, caplog
+):
+    assert left_of(path, "good", gone, *steps) == left
+    if "bad end" in steps and not left:
+        assert "no snapshot is left" in caplog.text
+
+
+def test_a_run_that_goes_on_without_the_good_snapshot_leaves_the_one_it_began_with(path, caplog):
+    assert left_of(path, "good", "doubtful") == [1, 2]
+    last = checkpoint.latest(path)
+    checkpoint.delete(path, last.last_good)
+
+    async def live():
+        snapshots = Snapshots(Server(), path, 0.0, last)
+        await snapshots.forget(await snapshots.write_end(NAMES, {}, "it has diverged"))
+        return snapshots
+
+    snapshots = asyncio.run(live())
+    assert snapshots.committed.group == snapshots.last_good == last.group
+    assert numbers(path) == [2]
+    assert f"{last.last_good} of checkpoint={path!r}" in caplog.text
+
+
+def test_a_store_that_hangs_as_a_run_ends_badly_deletes_nothing(path, monkeypatch, caplog):
+    released = threading.Event()
+
+    async def live():
+        snapshots = Snapshots(Server(), path, 0.0, None)
+        await snapshots.write_live(NAMES, {})
+        await snapshots.write_live(NAMES, {}, "of refusals")
+        monkeypatch.setattr(checkpoint, "is_committed", lambda *_: released.wait(60))
+        with dask.config.set({"dbdask.store": "3s"}):
+            await asyncio.wait_for(snapshots.write_end(NAMES, {}, "it has diverged"), 60)
+        return snapshots
+
+    monkeypatch.setattr(checkpoint, "delete_all", lambda path, groups: None)
+    try:
+        snapshots = asyncio.run(live())
+    finally:
+        released.set()
+    assert snapshots.committed.number == 1
+    assert "other snapshots could not be deleted: TimeoutError" in caplog.text
 
 
 @pytest.mark.parametrize("step", ["begin", "commit"])
