@@ -414,6 +414,41 @@ def test_what_an_optimiser_raises_ends_the_run_with_it(
     assert_nothing_left(threads_client)
 
 
+class FirstSlot(Rule):
+    """An update rule that raises when it is to fill its slot for a model's parameters."""
+
+    slots = ("velocity",)
+
+    def initial_slot(self, name, size):
+        if size > 8:  # those of the trial before a run
+            raise self.make()
+        return np.zeros(size, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("give", "make"),
+    [
+        (Rule, SIGNALS["lost"]),
+        (scheduled, SIGNALS["stale"]),
+        (FirstSlot, SIGNALS["lost"]),
+        (Rule, SIGNALS["exit"]),
+        (FirstSlot, SIGNALS["iteration"]),
+        (scheduled, ORDINARY["key"]),
+    ],
+)
+def test_what_a_local_optimiser_raises_is_counted_and_named(
+    threads_client, store, give, make, caplog
+):
+    options = {"optimizer": dbdask.sgd(1.0), "local_optimizer": give(make)}
+    words = f"failed 5 times, the last time .*{re.escape(repr(make()))}"
+    with pytest.raises(WorkerError, match=words) as caught:
+        train("downpour", threads_client, store, CountingModel(ROWS), **options)
+    is_signal = any(make is signal for signal in SIGNALS.values())
+    assert ("local_optimizer raised" in str(caught.value)) == is_signal
+    assert "recovering" not in caplog.text
+    assert_nothing_left(threads_client)
+
+
 def test_an_optimiser_in_another_process_ends_the_run_too(process_client, store, caplog):
     with pytest.raises(KeyError, match="mine"):
         options = {"optimizer": Rule(ORDINARY["key"])}
