@@ -18,7 +18,7 @@ from distributed.core import clean_exception, error_message
 from test_downpour import assert_nothing_left, counted, network, write_store
 
 import dbdask
-from dbdask.errors import RaisedInShard, ShardLost, Stale, WorkerError
+from dbdask.errors import ModelError, RaisedInShard, ShardLost, Stale, WorkerError
 from dbdask.rpc.portable import MOST_BYTES, MOST_ERRORS, MOST_FRAMES, portable, portable_errors
 from dbdask.users_code import UsersCode
 
@@ -464,3 +464,39 @@ def test_a_run_that_ends_in_an_error_can_be_gone_on_with(threads_client, store, 
         train("downpour", threads_client, store, model, optimizer=raising, **options)
     again = train("downpour", threads_client, store, model, resume=True, **options)
     np.testing.assert_array_equal(again.parameters["count"].values, 2)
+
+
+class OwnDataError(dbdask.DataError):
+    """A data error of a user's own, made of two arguments."""
+
+    def __init__(self, row, why):
+        super().__init__(f"row {row}: {why}")
+        self.row, self.why = row, why
+
+    def __reduce__(self):
+        return OwnDataError, (self.row, self.why)
+
+
+@pytest.mark.parametrize(
+    ("make", "is_own"),
+    [
+        (lambda: OwnDataError(3, "odd"), True),
+        (lambda: dbdask.DataError("row 3: odd"), False),
+        (lambda: ModelError("row 3: odd"), False),
+    ],
+)
+def test_an_error_of_a_users_type_comes_out_as_it_is_and_a_note_names_the_snapshot(
+    threads_client, store, tmp_path, make, is_own
+):
+    path = str(tmp_path / "run.zarr")
+    options = {"checkpoint": path, "epochs": 2}
+    train("downpour", threads_client, store, CountingModel(ROWS), **(options | {"epochs": 1}))
+    model = Raising(make, "loss_and_gradient")
+    with pytest.raises(type(make()), match="row 3: odd") as caught:
+        train("downpour", threads_client, store, model, resume=True, **options)
+    hint = f"checkpoint={path!r}, resume=True"
+    if is_own:
+        assert caught.value.row == 3 and hint in caught.value.__notes__[-1]
+    else:
+        assert hint in str(caught.value) and str(caught.value.__cause__) == "row 3: odd"
+    assert_nothing_left(threads_client)
