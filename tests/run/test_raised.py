@@ -500,3 +500,64 @@ def test_an_error_of_a_users_type_comes_out_as_it_is_and_a_note_names_the_snapsh
     else:
         assert hint in str(caught.value) and str(caught.value.__cause__) == "row 3: odd"
     assert_nothing_left(threads_client)
+
+
+PARSES = "import argparse\nargparse.ArgumentParser().parse_args(['--rate', '1'])\n"
+
+
+def opened_as(text, name):
+    """What a model is pickled as: on any thread but the main one a module is imported with it."""
+    if threading.current_thread() is not threading.main_thread():
+        exec(compile(text, name, "exec"), {"__name__": "mine"})
+    return CountingModel(ROWS)
+
+
+class OfAModule(CountingModel):
+    """A model whose module is imported by the workers, of which no main thread imports it."""
+
+    def __init__(self, text, name):
+        super().__init__(ROWS)
+        self.text, self.name = text, name
+
+    def __reduce__(self):
+        return opened_as, (self.text, self.name)
+
+
+@pytest.mark.parametrize("cluster", ["threads_client", "process_client"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (PARSES, r"SystemExit\(2\) was raised in mine.py, line 2.*if __name__ == \"__main__\""),
+        ("\n\nraise KeyboardInterrupt", r"KeyboardInterrupt\(\) was raised in mine.py, line 3"),
+    ],
+    ids=["exit", "keyboard"],
+)
+def test_a_module_that_ends_its_process_when_it_is_imported_is_named(
+    request, store, cluster, text, words
+):
+    client = request.getfixturevalue(cluster)
+    before = set(client.nthreads())
+    with pytest.raises(WorkerError, match=rf"^worker \S+ cannot take part: {words}"):
+        train("downpour", client, store, OfAModule(text, "mine.py"))
+    assert set(client.run(int)) == before  # each of their loops answers
+    assert_nothing_left(client)
+
+
+def opened_in_no_task():
+    if "Dask-Default" in threading.current_thread().name:
+        raise ShardLost("mine")
+    return CountingModel(ROWS)
+
+
+class OpenedInNoTask(CountingModel):
+    def __reduce__(self):
+        return opened_in_no_task, ()
+
+
+def test_what_unpickling_raises_in_a_task_is_counted_and_named(threads_client, store, caplog):
+    words = r"failed 5 times, .*unpickling the model or the data raised ShardLost\('mine'\)"
+    with pytest.raises(WorkerError, match=words):
+        start = xr.Dataset({"count": ("example", np.zeros(ROWS, np.float32))})
+        train("downpour", threads_client, store, OpenedInNoTask(ROWS), parameters=start)
+    assert "recovering" not in caplog.text
+    assert_nothing_left(threads_client)
