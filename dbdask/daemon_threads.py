@@ -13,6 +13,7 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from dbdask.schedule.awake import LOOK_SECONDS, AwakeClock
+from dbdask.users_code import fit_for_loops
 
 T = TypeVar("T")
 
@@ -30,6 +31,8 @@ def start_call(
     function: Callable[..., T], *arguments: object, after: threading.Thread | None = None
 ) -> tuple[threading.Thread, "Future[T]"]:
     """Start a call on a daemon thread; return the thread and the future of its result.
+
+    What it raises comes out as an `Exception`, so that nothing of it ends an event loop.
 
     Parameters
     ----------
@@ -59,7 +62,7 @@ def _call(
     try:
         done.set_result(function(*arguments))
     except BaseException as error:
-        done.set_exception(error)
+        done.set_exception(fit_for_loops(error))
     finally:
         del done  # the traceback of an error holds this frame
 

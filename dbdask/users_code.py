@@ -1,6 +1,7 @@
 """Errors of users' code, kept apart from the exceptions that are signals in Python and Dask."""
 
 import threading
+import traceback as tracebacks
 from concurrent.futures import CancelledError
 from types import TracebackType
 
@@ -43,10 +44,45 @@ class UsersCode:
         traceback: TracebackType | None,
     ) -> None:
         if error is not None and _is_signal(error):
-            raise RuntimeError(f"{self.name} raised {error!r}") from error
+            raise RuntimeError(f"{self.name} raised {described(error)}") from error
 
 
 def _is_signal(error: BaseException) -> bool:
     if isinstance(error, KeyboardInterrupt):  # Python raises it in the main thread only
         return threading.current_thread() is not threading.main_thread()
     return isinstance(error, SIGNALS) or not isinstance(error, Exception)
+
+
+def described(error: BaseException) -> str:
+    """Return an error's `repr`, or its type's name if that raises."""
+    try:
+        return repr(error)
+    except BaseException:
+        return f"{type(error).__name__}, of which no text can be had"
+
+
+def fit_for_loops(error: BaseException) -> Exception:
+    """Return what a call on a thread of its own raised, as an error that ends no event loop.
+
+    There it is no signal: no Ctrl-C comes to such a thread, and no task of asyncio is cancelled on
+    it. A `SystemExit` that was raised again in a coroutine would end the loop, and with it the
+    worker; a `CancelledError` would pass for a cancelled task, and after a `StopIteration` a task
+    would wait for ever. Dask's own subclass of `CancelledError`, for tasks that it has cancelled,
+    passes for neither, and stays as it is.
+    """
+    is_signal = isinstance(error, StopIteration) or type(error) is CancelledError
+    if isinstance(error, Exception) and not is_signal:
+        return error
+    failure = RuntimeError(f"{described(error)} was raised in {_place_of(error)}")
+    failure.__cause__ = error
+    return failure
+
+
+def _place_of(error: BaseException) -> str:
+    """Name the line that raised an error: the last one of a module under import, if there is one.
+
+    A module that parses arguments ends deep in `argparse`.
+    """
+    frames = tracebacks.extract_tb(error.__traceback__)
+    place = next((f for f in reversed(frames) if f.name == "<module>"), frames[-1])
+    return f"{place.filename}, line {place.lineno}"

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import weakref
+from concurrent.futures import CancelledError
 
 import pytest
 
 from dbdask import daemon_threads
-from dbdask.daemon_threads import DaemonThreadRunner, call_within, start_call
+from dbdask.daemon_threads import DaemonThreadRunner, beside_loop, call_within, start_call
 
 
 def test_what_was_given_up_before_it_began_is_not_done_and_an_error_comes_out():
@@ -94,6 +95,42 @@ def test_a_long_call_says_what_is_waited_for(monkeypatch):
 def test_an_error_of_a_call_comes_out():
     with pytest.raises(ZeroDivisionError):
         call_within(30.0, divmod, 1, 0)
+
+
+class Unspeakable(BaseException):
+    def __repr__(self):
+        raise SystemExit
+
+
+SIGNALS = [
+    SystemExit,
+    KeyboardInterrupt,
+    GeneratorExit,
+    StopIteration,
+    asyncio.CancelledError,
+    CancelledError,
+    Unspeakable,
+]
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_a_call_ends_no_loop_and_passes_for_no_cancellation(kind):
+    """On its thread it is no signal: there is no Ctrl-C, and no caller that it would end."""
+
+    def fail():
+        raise kind
+
+    async def beside():
+        words = f"{kind.__name__}.* was raised in .*test_daemon_threads.py, line "
+        for waiting in (beside_loop(fail), DaemonThreadRunner().do(fail)):
+            with pytest.raises(RuntimeError, match=words) as caught:
+                await asyncio.wait_for(waiting, 60)
+            assert isinstance(caught.value.__cause__, kind)
+        return 1
+
+    assert asyncio.run(beside()) == 1
+    with pytest.raises(RuntimeError, match="was raised in"):
+        call_within(60.0, fail)
 
 
 def test_a_call_that_fails_leaves_no_cycle():

@@ -15,7 +15,10 @@ from dbdask.data.recipe import Recipe
 from dbdask.data.selection import Selection
 from dbdask.data.sources import Source, Variable
 from dbdask.data.windows import WindowGiven, windows_by_name, windows_of
+from dbdask.errors import DataError
 from dbdask.schedule.lengths import Lengths
+
+MADE_ANEW = (ValueError, TypeError, DataError)  # to name the argument; exactly these types
 
 Given = str | xr.DataArray
 Known = Given | Variable
@@ -183,7 +186,10 @@ def _variable(argument: str, given: Any, source: Source, name: str = "") -> Vari
         _check_dims_differ(variable)
         return variable
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{argument}: {error}") from error
+        if type(error) in MADE_ANEW:
+            raise type(error)(f"{argument}: {error}") from error
+        error.add_note(f"in the argument {argument}")  # other types take other arguments
+        raise
 
 
 def _check_dims_differ(variable: Variable) -> None:

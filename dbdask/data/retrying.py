@@ -18,6 +18,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from dbdask.schedule.retries import MOST_TRIES, pause_after
+from dbdask.users_code import fit_for_loops
 
 logger = logging.getLogger("dbdask")
 
@@ -117,6 +118,8 @@ async def tried_again_on_loop(read: Callable[[], Awaitable[T]], what: str, store
     while True:
         try:
             return await read()
+        except (SystemExit, KeyboardInterrupt) as error:  # of a user's store: it would end the loop
+            raise fit_for_loops(error) from error
         except Exception as error:
             if not may_pass(error):
                 raise

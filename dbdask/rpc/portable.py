@@ -15,6 +15,8 @@ from typing import ParamSpec, TypeVar
 import cloudpickle
 from distributed import Reschedule
 
+from dbdask.users_code import described
+
 MOST_ERRORS = 16  # in a chain of causes
 MOST_FRAMES = 20  # at each end of a traceback
 MOST_BYTES = 2**20  # of an error without its traceback
@@ -46,7 +48,7 @@ def portable(error: BaseException) -> Exception:
     shorten(error)  # first: an error that was sent before is pickled with its traceback
     if isinstance(error, Exception) and not is_misread(error) and _travels(error):
         return error
-    return RuntimeError(_described(error)).with_traceback(error.__traceback__)
+    return RuntimeError(described(error)[:MOST_TEXT]).with_traceback(error.__traceback__)
 
 
 def is_misread(error: BaseException | None) -> bool:
@@ -76,13 +78,6 @@ class _Written:
             raise OverflowError(f"an error of more than {MOST_BYTES} bytes")
         self.content += bytes(part)
         return len(part)
-
-
-def _described(error: BaseException) -> str:
-    try:
-        return repr(error)[:MOST_TEXT]
-    except BaseException:
-        return f"{type(error).__name__}, of which no text can be had"
 
 
 def shorten(error: BaseException) -> None:

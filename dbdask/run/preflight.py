@@ -27,6 +27,11 @@ USED = (
 )
 """Modules of what a worker is sent. What is not imported before, its event loop has to import."""
 
+AT_IMPORT = (
+    "in a module that workers import, keep what parses arguments or calls sys.exit under "
+    'if __name__ == "__main__"'
+)
+
 PROCESS_BYTES = 150 * 2**20  # a worker's process before it trains, as measured
 LARGEST_WITHOUT_CHECKPOINT = 2**30  # bytes of parameters that are collected in the client
 
@@ -119,6 +124,8 @@ async def open_all(job: bytes, path: str | None, trains: bool) -> str:
             "install the same packages there as on the client"
         )
     except Exception as error:
+        if isinstance(error.__cause__, SystemExit):
+            return f"cannot take part: {error}, while it opened what the run needs ({AT_IMPORT})"
         return (
             f"cannot take part: {error} (give paths or URLs that every worker can open, "
             "or start the workers where the data is)"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from dbdask.daemon_threads import DaemonThreadRunner
-from dbdask.errors import CheckpointError
+from dbdask.errors import CheckpointError, DataError, ModelError, StoreFailed, WorkerError
 from dbdask.rpc.deadlines import deadline, within
 from dbdask.run.outcome import resume_hint
 from dbdask.run.ownership import Ownership
@@ -28,6 +28,7 @@ T = TypeVar("T")
 logger = logging.getLogger("dbdask")
 
 MOST_NAMED = 3  # shards, in an error
+MADE_ANEW = (DataError, StoreFailed, ModelError, WorkerError)  # to say more; exactly these types
 
 
 class Deleted(CheckpointError):
@@ -256,11 +257,18 @@ class Snapshots:
         return resume_hint(self.path, self.committed, copies_help=copies_help)
 
     def named_in(self, error: Exception) -> Exception:
-        """Return an error that names the last snapshot, if there is one to go on from."""
+        """Return an error that names the last snapshot, if there is one to go on from.
+
+        One of dbdask's own is made anew with a longer message. Any other gets a note: a type of a
+        user's own may be made of other arguments than its message.
+        """
         stands = self.resume_hint()
         if self.committed is None or stands in str(error):
             return error
-        return type(error)(f"{error}; {stands}")
+        if type(error) in MADE_ANEW:
+            return type(error)(f"{error}; {stands}")
+        error.add_note(stands)
+        return error
 
     async def check(self) -> None:
         """Let an error of a writing that has ended come out."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from dbdask.errors import RECOVERABLE, DataError, ModelError, ShardLost, WorkerError
+from dbdask.errors import RECOVERABLE, ShardLost
 from dbdask.run.beginning import begin, make_shards
 from dbdask.run.outcome import Outcome
 from dbdask.run.recovery import MOST_RECOVERIES, Recovery, RunLost, lost_with
@@ -42,12 +42,9 @@ async def train(run: Run) -> Outcome:
 
 def _raise_named(run: Run, error: Exception) -> None:
     """Name the last snapshot in an error: in the message of our own errors, else in a note."""
-    if isinstance(error, (DataError, ModelError, WorkerError)):
-        named = run.snapshots.named_in(error)
-        if named is not error:  # an error that is its own cause can never be pickled
-            raise named from error
-    elif run.snapshots.committed is not None and run.snapshots.resume_hint() not in str(error):
-        error.add_note(run.snapshots.resume_hint())
+    named = run.snapshots.named_in(error)
+    if named is not error:  # an error that is its own cause can never be pickled
+        raise named from error
 
 
 async def _set_up(run: Run) -> None:

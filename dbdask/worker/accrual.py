@@ -13,6 +13,7 @@ import numpy as np
 from dbdask.arrays import Float32Array
 from dbdask.optim.optimizer_checks import initial_slots, prepared_update
 from dbdask.optim.optimizers import Optimizer
+from dbdask.users_code import UsersCode
 
 
 class Buffers(Protocol):
@@ -135,18 +136,23 @@ class LocalRule:
     """
 
     def __init__(self, optimizer: Optimizer, size: int, trained: Sequence[tuple[int, int]]) -> None:
-        self._optimizer = copy.deepcopy(optimizer)
-        self._slots = initial_slots(self._optimizer, size)
+        with UsersCode("local_optimizer"):
+            self._optimizer = copy.deepcopy(optimizer)
+            self._slots = initial_slots(self._optimizer, size)
         self._trained = [slice(start, stop) for start, stop in trained]
         self._step = 0
 
     def update(self, parameters: Float32Array, gradient: Float32Array) -> None:
         """Apply one update in place: float32 vectors of shape (size,)."""
+        with UsersCode("local_optimizer"):
+            self._apply(parameters, gradient)
+        self._step += 1
+
+    def _apply(self, parameters: Float32Array, gradient: Float32Array) -> None:
         update = prepared_update(self._optimizer, self._step)
         for part in self._trained:
             slots = {name: vector[part] for name, vector in self._slots.items()}
             update(parameters[part], gradient[part], slots)
-        self._step += 1
 
 
 class Displacement:

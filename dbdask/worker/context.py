@@ -35,6 +35,7 @@ from dbdask.rpc.local_workers import (
 )
 from dbdask.rpc.loops import worker_loop
 from dbdask.schedule.policies import blas_threads, cache_bytes
+from dbdask.users_code import UsersCode
 from dbdask.worker.accrual import LocalRule
 from dbdask.worker.blas_limit import blas_limit
 from dbdask.worker.job import Job
@@ -110,7 +111,8 @@ class WorkerContext:
         """
         with self._job_lock:
             if self._job is None:
-                self._job = pickle.loads(self._pickled)
+                with UsersCode("unpickling the model or the data"):
+                    self._job = pickle.loads(self._pickled)
                 blas_limit.look_again()
             return self._job
 

@@ -656,6 +656,24 @@ def test_what_was_not_trained_on_is_named():
         centred.prepared_like(past)
 
 
+class Undecodable(xr.DataArray):
+    """A variable whose labels raise an error that is made of five arguments."""
+
+    __slots__ = ()
+
+    @property
+    def indexes(self):
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+
+def test_an_error_of_any_type_comes_out_as_it_is_and_a_note_names_the_argument():
+    data = xr.Dataset({"x": ("row", np.zeros(4)), "y": ("row", np.zeros(4))})
+    given = Undecodable(np.zeros(4), dims="row", name="z")
+    with pytest.raises(UnicodeDecodeError, match="invalid start byte") as caught:
+        Examples(data, inputs=given, targets="y", along="row")
+    assert caught.value.__notes__ == ["in the argument inputs"]
+
+
 def _labelled_field():
     rng = np.random.default_rng(8)
     days = np.datetime64("2001-01-01", "ns") + np.arange(6) * np.timedelta64(1, "D")

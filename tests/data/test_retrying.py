@@ -205,6 +205,16 @@ def test_a_read_that_is_refused_is_tried_once(path, tmp_path):
     assert fault.left == 2
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_a_store_that_would_end_the_loop_of_zarr_is_named(path, kind):
+    with dask.config.set({"dbdask.read": "20s"}):
+        failing = examples_of(FailingStore(path, "x/c/3", Always(), kind))
+        with pytest.raises(DataError, match=rf"{kind.__name__}\('503 slow down'\) was raised in"):
+            all_inputs(failing)
+        whole = all_inputs(examples_of(FailingStore(path, "x/c/3", Times(f"{path}-none"))))
+    np.testing.assert_array_equal(whole, values()["x"])
+
+
 @pytest.mark.parametrize("part", ["zarr.json", "x/zarr.json"])
 def test_metadata_are_tried_again(path, tmp_path, part):
     fault = Times(tmp_path / "left", 3)

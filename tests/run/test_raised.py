@@ -18,7 +18,7 @@ from distributed.core import clean_exception, error_message
 from test_downpour import assert_nothing_left, counted, network, write_store
 
 import dbdask
-from dbdask.errors import RaisedInShard, ShardLost, Stale, WorkerError
+from dbdask.errors import ModelError, RaisedInShard, ShardLost, Stale, WorkerError
 from dbdask.rpc.portable import MOST_BYTES, MOST_ERRORS, MOST_FRAMES, portable, portable_errors
 from dbdask.users_code import UsersCode
 
@@ -414,6 +414,41 @@ def test_what_an_optimiser_raises_ends_the_run_with_it(
     assert_nothing_left(threads_client)
 
 
+class FirstSlot(Rule):
+    """An update rule that raises when it is to fill its slot for a model's parameters."""
+
+    slots = ("velocity",)
+
+    def initial_slot(self, name, size):
+        if size > 8:  # those of the trial before a run
+            raise self.make()
+        return np.zeros(size, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("give", "make"),
+    [
+        (Rule, SIGNALS["lost"]),
+        (scheduled, SIGNALS["stale"]),
+        (FirstSlot, SIGNALS["lost"]),
+        (Rule, SIGNALS["exit"]),
+        (FirstSlot, SIGNALS["iteration"]),
+        (scheduled, ORDINARY["key"]),
+    ],
+)
+def test_what_a_local_optimiser_raises_is_counted_and_named(
+    threads_client, store, give, make, caplog
+):
+    options = {"optimizer": dbdask.sgd(1.0), "local_optimizer": give(make)}
+    words = f"failed 5 times, the last time .*{re.escape(repr(make()))}"
+    with pytest.raises(WorkerError, match=words) as caught:
+        train("downpour", threads_client, store, CountingModel(ROWS), **options)
+    is_signal = any(make is signal for signal in SIGNALS.values())
+    assert ("local_optimizer raised" in str(caught.value)) == is_signal
+    assert "recovering" not in caplog.text
+    assert_nothing_left(threads_client)
+
+
 def test_an_optimiser_in_another_process_ends_the_run_too(process_client, store, caplog):
     with pytest.raises(KeyError, match="mine"):
         options = {"optimizer": Rule(ORDINARY["key"])}
@@ -429,3 +464,100 @@ def test_a_run_that_ends_in_an_error_can_be_gone_on_with(threads_client, store, 
         train("downpour", threads_client, store, model, optimizer=raising, **options)
     again = train("downpour", threads_client, store, model, resume=True, **options)
     np.testing.assert_array_equal(again.parameters["count"].values, 2)
+
+
+class OwnDataError(dbdask.DataError):
+    """A data error of a user's own, made of two arguments."""
+
+    def __init__(self, row, why):
+        super().__init__(f"row {row}: {why}")
+        self.row, self.why = row, why
+
+    def __reduce__(self):
+        return OwnDataError, (self.row, self.why)
+
+
+@pytest.mark.parametrize(
+    ("make", "is_own"),
+    [
+        (lambda: OwnDataError(3, "odd"), True),
+        (lambda: dbdask.DataError("row 3: odd"), False),
+        (lambda: ModelError("row 3: odd"), False),
+    ],
+)
+def test_an_error_of_a_users_type_comes_out_as_it_is_and_a_note_names_the_snapshot(
+    threads_client, store, tmp_path, make, is_own
+):
+    path = str(tmp_path / "run.zarr")
+    options = {"checkpoint": path, "epochs": 2}
+    train("downpour", threads_client, store, CountingModel(ROWS), **(options | {"epochs": 1}))
+    model = Raising(make, "loss_and_gradient")
+    with pytest.raises(type(make()), match="row 3: odd") as caught:
+        train("downpour", threads_client, store, model, resume=True, **options)
+    hint = f"checkpoint={path!r}, resume=True"
+    if is_own:
+        assert caught.value.row == 3 and hint in caught.value.__notes__[-1]
+    else:
+        assert hint in str(caught.value) and str(caught.value.__cause__) == "row 3: odd"
+    assert_nothing_left(threads_client)
+
+
+PARSES = "import argparse\nargparse.ArgumentParser().parse_args(['--rate', '1'])\n"
+
+
+def opened_as(text, name):
+    """What a model is pickled as: on any thread but the main one a module is imported with it."""
+    if threading.current_thread() is not threading.main_thread():
+        exec(compile(text, name, "exec"), {"__name__": "mine"})
+    return CountingModel(ROWS)
+
+
+class OfAModule(CountingModel):
+    """A model whose module is imported by the workers, of which no main thread imports it."""
+
+    def __init__(self, text, name):
+        super().__init__(ROWS)
+        self.text, self.name = text, name
+
+    def __reduce__(self):
+        return opened_as, (self.text, self.name)
+
+
+@pytest.mark.parametrize("cluster", ["threads_client", "process_client"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (PARSES, r"SystemExit\(2\) was raised in mine.py, line 2.*if __name__ == \"__main__\""),
+        ("\n\nraise KeyboardInterrupt", r"KeyboardInterrupt\(\) was raised in mine.py, line 3"),
+    ],
+    ids=["exit", "keyboard"],
+)
+def test_a_module_that_ends_its_process_when_it_is_imported_is_named(
+    request, store, cluster, text, words
+):
+    client = request.getfixturevalue(cluster)
+    before = set(client.nthreads())
+    with pytest.raises(WorkerError, match=rf"^worker \S+ cannot take part: {words}"):
+        train("downpour", client, store, OfAModule(text, "mine.py"))
+    assert set(client.run(int)) == before  # each of their loops answers
+    assert_nothing_left(client)
+
+
+def opened_in_no_task():
+    if "Dask-Default" in threading.current_thread().name:
+        raise ShardLost("mine")
+    return CountingModel(ROWS)
+
+
+class OpenedInNoTask(CountingModel):
+    def __reduce__(self):
+        return opened_in_no_task, ()
+
+
+def test_what_unpickling_raises_in_a_task_is_counted_and_named(threads_client, store, caplog):
+    words = r"failed 5 times, .*unpickling the model or the data raised ShardLost\('mine'\)"
+    with pytest.raises(WorkerError, match=words):
+        start = xr.Dataset({"count": ("example", np.zeros(ROWS, np.float32))})
+        train("downpour", threads_client, store, OpenedInNoTask(ROWS), parameters=start)
+    assert "recovering" not in caplog.text
+    assert_nothing_left(threads_client)
