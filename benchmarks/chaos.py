@@ -46,9 +46,13 @@ from dbdask.rpc.transport import WAYS
 ROWS, FEATURES, CLASSES, BATCH, WORKERS = 20_000, 32, 10, 100, 4
 RATE = 0.5
 SNAPSHOT_SECONDS = 2.0
-# LocalCluster closes the nanny of a worker that is away 15 s after it was lost, though it may
-# have come back and been killed again.
-KEEP_NANNIES = {"distributed.deploy.lost-worker-timeout": "1h"}
+CONFIG = {
+    # LocalCluster closes the nanny of a worker that is away 15 s after it was lost, though it may
+    # have come back and been killed again.
+    "distributed.deploy.lost-worker-timeout": "1h",
+    # Every start of a worker is a new interpreter, which takes long on a busy machine.
+    "dbdask.arrival": "40s",
+}
 LONGEST_WAIT = 30.0
 LEAST_SECONDS = 180.0
 HANGS = 900.0  # seconds of a run
@@ -211,7 +215,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.epochs = options.epochs or EPOCHS[options.partitions]
-    dask.config.set(KEEP_NANNIES | {"dbdask.transport": options.transport})
+    dask.config.set(CONFIG | {"dbdask.transport": options.transport})
     print(f"transport {options.transport}, partitions {options.partitions}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         store = f"{folder}/store.zarr"
