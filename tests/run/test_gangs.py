@@ -23,7 +23,6 @@ from dbdask.run.gangs import Gangs
 from dbdask.run.joint_work import ByParts, JointWork
 from dbdask.run.roster import REFRESH_SECONDS, Roster
 from dbdask.run.run import TURN_SECONDS
-from dbdask.run.shard_placement import ShardPlacement
 from dbdask.run.workforce import Workforce
 from dbdask.worker.link import ServerHandle, ShardPlace
 
@@ -533,15 +532,15 @@ def test_a_worker_that_comes_completes_a_gang(store, monkeypatch):
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        wait, coming = ShardPlacement.wait, []
+        check_arrival, coming = Roster.check_arrival, []
 
-        async def wait_and_come(placement):
+        def check_and_come(roster, lack):
             if not coming:
                 coming.append(threading.Thread(target=cluster.scale, args=(2,)))
                 coming[0].start()
-            await wait(placement)
+            check_arrival(roster, lack)
 
-        monkeypatch.setattr(ShardPlacement, "wait", wait_and_come)
+        monkeypatch.setattr(Roster, "check_arrival", check_and_come)
         result = train(client, store, partitions=2, replicas=1)
         assert result.status.reason == "epochs"
         assert_nothing_left(client)
