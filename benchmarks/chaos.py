@@ -2,13 +2,13 @@
 
     python -m benchmarks.chaos [--transport auto] [--partitions 1] [--epochs 34] [--pace 0.1]
 
-Four workers, a snapshot every 2 s; every 5 to 10 s the process of a random worker is killed, and
-its nanny starts another one. The model is a softmax regression on labels that no model can
-predict, run to its plateau, and beside it counts how often each example was applied, once for
-each of two shards. It runs undisturbed five times (without the pause `--pace` of each minibatch,
-which changes no number), then disturbed with a checkpoint, then disturbed with `shard_copies=2`.
-Each line of the result is checked: the program fails where one does not hold, and ends a run that
-takes more than 15 minutes.
+Four workers, a snapshot every 2 s; every 5 to 10 s (10 to 20 s with partitions) the process of a
+random worker is killed, and its nanny starts another one. The model is a softmax regression on
+labels that no model can predict, run to its plateau, and beside it counts how often each example
+was applied, once for each of two shards. It runs undisturbed five times (without the pause `--pace`
+of each minibatch, which changes no number), then disturbed with a checkpoint, then disturbed with
+`shard_copies=2`. Each line of the result is checked: the program fails where one does not hold, and
+ends a run that takes more than 15 minutes.
 
 `--transport` is `dbdask.transport` of every process. With "in-process" a replica calls the shards
 of its own worker directly, and the others over Dask's connections.
@@ -57,6 +57,9 @@ LONGEST_WAIT = 30.0
 LEAST_SECONDS = 180.0
 HANGS = 900.0  # seconds of a run
 EPOCHS = {1: 34, 2: 17}  # by partitions: four replicas, or two
+# Seconds between kills. Every second kill hits a gang, which must make a step before the next:
+# three recoveries in a row without one end a run.
+PAUSES = {1: (5.0, 10.0), 2: (10.0, 20.0)}
 
 
 def model_of(partitions: int, pace: float) -> dbdask.Model:
@@ -83,18 +86,28 @@ def make_store(path: str) -> None:
 
 
 class Killer(threading.Thread):
-    """Kills a random worker every 5 to 10 s until it is told to end; a callback takes the time."""
+    """Kills random workers until it is told to end; a callback takes the time.
 
-    def __init__(self, client: Client, seed: int) -> None:
+    Parameters
+    ----------
+    client
+        The Dask client.
+    seed
+        Decides when and whom.
+    pauses
+        The least and the most seconds from one kill to the next.
+    """
+
+    def __init__(self, client: Client, seed: int, pauses: tuple[float, float]) -> None:
         super().__init__(daemon=True)
-        self.client, self.random = client, random.Random(seed)
+        self.client, self.random, self.pauses = client, random.Random(seed), pauses
         self.over = threading.Event()
         self.kills: list[tuple[float, bool]] = []  # when, and whether it held a shard
         self.seen: list[tuple[float, int]] = []  # when a record came, and shards lost by then
         self.marks: list[float] = []  # when the algorithm was called, and when it returned
 
     def run(self) -> None:
-        while not self.over.wait(self.random.uniform(5.0, 10.0)):
+        while not self.over.wait(self.random.uniform(*self.pauses)):
             try:
                 self.kill()
             except Exception as error:  # the worker that was chosen is gone already
@@ -164,7 +177,7 @@ def disturbed(store: str, options: argparse.Namespace, what: str, **more) -> flo
         LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        killer = Killer(client, options.seed)
+        killer = Killer(client, options.seed, PAUSES[options.partitions])
         killer.start()
         began = time.monotonic()
         killer.mark()
