@@ -26,7 +26,12 @@ from dbdask.rpc import same_host_messages, shared_memory
 from dbdask.rpc.calls import MethodRaised
 from dbdask.rpc.deadlines import DEFAULTS
 from dbdask.rpc.same_host import SameHost
-from dbdask.rpc.same_host_messages import PACKET, host_identity, socket_address
+from dbdask.rpc.same_host_messages import (
+    PACKET,
+    host_identity,
+    new_socket_name,
+    socket_address,
+)
 from dbdask.rpc.same_host_server import THREADS, ChannelServer
 from dbdask.rpc.shared_memory import map_vector, memory_of, shared_vector
 from dbdask.rpc.transport import Request
@@ -266,12 +271,16 @@ def test_a_socket_of_another_user_is_refused(shard, monkeypatch):
 def test_a_stranger_that_comes_first_is_refused_and_the_caller_is_served(shard, monkeypatch):
     """The names of sockets are no secret on a host."""
     server, peer = ChannelServer(shard), same_host_messages._peer
-    users = [os.getuid() + 1]
-    monkeypatch.setattr(
-        same_host_messages, "_peer", lambda connection: users.pop() if users else peer(connection)
-    )
+    strange = socket_address(new_socket_name())
+
+    def of_another_user(connection):
+        """Only this connection: a thread of an earlier test may ask as well."""
+        return os.getuid() + 1 if connection.getpeername() == strange.encode() else peer(connection)
+
+    monkeypatch.setattr(same_host_messages, "_peer", of_another_user)
     name = server.listen(host_identity())
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+        stranger.bind(strange)
         stranger.connect(socket_address(name))
         assert stranger.recv(1) == b""
     way = SameHost(lambda: name, NoOther())
