@@ -61,7 +61,7 @@ async def await_workers(client: Client) -> None:
 async def await_named(client: Client, argument: str, names: Sequence[str]) -> None:
     """Wait until a running worker has one of the names.
 
-    One that a cluster has just been asked for, or that its nanny starts again, may be on its way.
+    A worker may be about to come: its cluster has just been asked for it, or its nanny restarts it.
     A name is refused at once only if the client's cluster has every worker that it is to have.
 
     Parameters

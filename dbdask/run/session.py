@@ -159,7 +159,7 @@ def watch(
 
 
 def _add(error: BaseException, what: str, other: BaseException) -> None:
-    """Name another error in a note on one that is raised instead of it."""
+    """Add a note to the error that is raised, which names another error."""
     described = "".join(format_exception_only(other)).strip()
     error.add_note(f"{what}: {described}")
 

@@ -164,7 +164,7 @@ def worker_names(argument: str, given: Sequence[str] | str | None) -> tuple[str,
 
 
 def check_named(argument: str, names: Sequence[str] | None, client: Client) -> None:
-    """Raise if no running worker has one of the names; wait for one that may be on its way.
+    """Check that a running worker has one of the names; wait for one that may be about to come.
 
     Raises
     ------
