@@ -357,7 +357,7 @@ class _Writing:
     async def commit(self, state: dict[str, Any], good: str) -> dict[str, Any]:
         """Put the commit, when all else is there; returns the state that it holds.
 
-        The state names `good`, the last good snapshot; if that is gone, the one that is committed.
+        The state names the last good snapshot: `good`, or this one if `good` was deleted.
 
         Raises
         ------
